@@ -99,9 +99,8 @@ def _read(stream: BinaryIO, where: str, max_pixels: int) -> Picture:
             image = Image.open(stream, formats=READABLE)
     except Exception as error:  # Pillow's parsers raise whatever a broken header trips them into
         formats = ", ".join(READABLE[:8])
-        raise InputError(
-            "this isn't a picture that can be read, or its start is damaged", where=where, hint=f"formats: {formats}"
-        ) from error
+        what = "this isn't a picture that can be read, or its start is damaged"
+        raise InputError(what, where=where, hint=f"formats: {formats}") from error
     pixels = image.width * image.height
     if pixels > max_pixels:
         size = f"{pixels:,} pixels ({image.width} x {image.height})"
