@@ -1,0 +1,74 @@
+# Everything a newcomer or a CI machine types. `make` alone lists the targets.
+PYTHON      ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV        ?= .venv
+TORCH       ?= torch==2.13.0
+OUT         ?= out
+PHOTO       ?= $(firstword $(sort $(wildcard docs/photos/*.jpg docs/photos/*.png)))
+INSTRUCTION ?= make it snowy
+SEED        ?= 7
+WORKERS     ?= 2
+
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
+BASE := $(VENV)/.installed
+DEV  := $(VENV)/.installed-dev
+export OMP_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check check-fast lint types bench gpu-check embedded-model
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  No GPU and no model hub is needed. Variables: PYTHON VENV TORCH PHOTO INSTRUCTION SEED OUT WORKERS."
+	@echo "  A small torch on Linux without a GPU: make demo TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'"
+
+$(BASE): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: Python 3.11 or newer is needed; name it with PYTHON=..." >&2; exit 2; }
+	@echo "[1/3] environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[2/3] $(firstword $(TORCH)) (the largest part)"
+	@$(PIP) install $(TORCH)
+	@echo "[3/3] earl and what it needs"
+	@$(PIP) install -e . -c constraints.txt
+	@touch $@
+
+$(DEV): $(BASE)
+	@echo "[dev] tools for tests and checks"
+	@$(PIP) install -e ".[dev]" -c constraints.txt
+	@touch $@
+
+demo: $(BASE) ## set up and edit a photo: one command on a fresh machine
+	@mkdir -p $(OUT)
+	@$(BIN)/earl edit "$(PHOTO)" "$(INSTRUCTION)" -o $(OUT)/demo.jpg --compare --seed $(SEED) --force
+	@echo
+	@echo "Before and after: $(OUT)/demo.compare.jpg"
+	@echo "Your turn:        $(BIN)/earl edit PHOTO.jpg \"make it a rainy night\""
+
+test: check ## set up and run everything that CI runs
+
+check: lint types ## every check, and every test that needs no GPU
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not gpu"
+
+check-fast: lint types ## the checks, and the tests that take no more than seconds
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not gpu and not slow" --ignore=tests/end_to_end
+
+lint: $(DEV) ## style, formatting, and which module may import which
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+types: $(DEV) ## mypy, strict
+	@$(BIN)/mypy
+
+bench: $(DEV) ## every speed claim: both sides and their ratio
+	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program; done
+
+gpu-check: $(DEV) ## on a machine with a GPU: the tests marked gpu, and the doctor
+	@$(BIN)/python -m pytest -m gpu
+	@$(BIN)/earl doctor
+
+embedded-model: $(DEV) ## build the model that ships with the package again (hours)
+	@$(BIN)/python -m earl_cli.recipes.embedded

@@ -1,0 +1,190 @@
+"""The command line ``earl``: a command is registered by name, and imported only to run or to show its own help.
+
+Every failure ends here: one message on stderr, a documented exit code, and no traceback without ``--debug``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from earl_cli.console import console
+from earl_cli.errors import DeviceError, EarlError, OutputError, UsageError
+from earl_cli.version import version as earl_version
+
+COMMANDS = {
+    "edit": "Edit pictures by an instruction in plain words.",
+    "tokenize": "Turn pairs of pictures and instructions into a token store.",
+    "sft": "Train a model on a token store, and resume where it stopped.",
+    "doctor": "Check this installation: versions, devices, memory, the model that ships with it.",
+}
+
+EXIT_CODES = {
+    0: "done",
+    1: "unexpected failure; --debug shows where",
+    2: "an option or argument that can't be used",
+    3: "a picture, table or text that can't be read",
+    4: "a model that can't be loaded",
+    5: "a device that is missing, broken or too small",
+    6: "an optional package is missing",
+    7: "some of several inputs failed, the others are done",
+    8: "a result that can't be written",
+    130: "stopped by Ctrl-C",
+    141: "whoever read the output stopped reading",
+    143: "stopped by SIGTERM",
+}
+STOPPED, PIPE_CLOSED, TERMINATED = 130, 141, 143
+
+_GLOBAL_OPTIONS = ("--json", "--quiet", "--debug")
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file gets too large",
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists the commands of ``COMMANDS``; a command's module is imported when its own arguments are to be parsed."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """As in Typer, with the placeholder replaced by the real command, which takes the global options as well."""
+        name, placeholder, rest = super().resolve_command(ctx, args)
+        if name is None:
+            return name, placeholder, rest
+        single = typer.Typer(add_completion=False, rich_markup_mode=self.rich_markup_mode)
+        single.command(name)(getattr(import_module(f"earl_cli.commands.{name}"), name))
+        command = typer.main.get_command(single)
+        command.params += [param for param in self.params if param.opts[0] in _GLOBAL_OPTIONS]
+        return name, command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """As in Typer; a reader that went away ends the program quietly."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise typer.Exit(PIPE_CLOSED) from None
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"earl {earl_version()}")
+        raise typer.Exit
+
+
+def _set(name: str) -> Any:
+    def callback(value: bool) -> None:
+        if value:
+            setattr(console, name, True)
+
+    return callback
+
+
+def _option(name: str, text: str) -> Any:
+    return typer.Option(f"--{name}", help=text, callback=_set(name), expose_value=False, rich_help_panel="Output")
+
+
+def _root(
+    ctx: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    _json: Annotated[bool, _option("json", "Print one JSON document on stdout.")] = False,
+    _quiet: Annotated[bool, _option("quiet", "Print errors only.")] = False,
+    _debug: Annotated[bool, _option("debug", "Show tracebacks.")] = False,
+) -> None:
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def _placeholder() -> None:
+    """Stands in the list of commands until the real one is needed."""
+
+
+def build_app() -> typer.Typer:
+    """The Typer app. Nothing but Typer and this module is imported for it; help is drawn by rich on terminals only."""
+    drawn = sys.stdout.isatty()
+    codes = "\n".join(f"{code:>3}  {text}" for code, text in EXIT_CODES.items())
+    app = typer.Typer(
+        cls=LazyGroup,
+        name="earl",
+        help='Edit pictures by instruction, and train the models that do it. Try: earl edit photo.jpg "make it snowy"',
+        epilog=f"Exit codes:\n{codes}"
+        if drawn
+        else f"\b\nExit codes:\n{codes}",  # \b: Typer keeps the lines as they are
+        invoke_without_command=True,
+        rich_markup_mode="rich" if drawn else None,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    app.callback()(_root)
+    for name, text in COMMANDS.items():
+        app.command(name, help=text)(_placeholder)
+    return app
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line and return its exit code; messages and results are on stderr and stdout by then."""
+    console.reset()
+    console.json = "--json" in args  # also for a complaint about the options themselves
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = typer.main.get_command(build_app()).main(list(args), prog_name="earl", standalone_mode=False)
+        if code == STOPPED:
+            console.note("stopped")
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        console.note("stopped")
+        return STOPPED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as failure:  # every failure becomes one message: this is the last line of defence
+        error = as_earl_error(failure)
+        if console.debug:
+            traceback.print_exception(failure)
+        console.fail(error)
+        return error.exit_code
+
+
+def as_earl_error(failure: Exception) -> EarlError:
+    """What a person should read about ``failure``: its own message if it has one, else what kind of thing happened."""
+    if isinstance(failure, EarlError):
+        return failure
+    if hasattr(failure, "format_message"):  # Typer's own complaints about options and arguments
+        context = getattr(failure, "ctx", None)
+        command = context.command_path if context else "earl"
+        return UsageError(failure.format_message().replace("\n\t", " "), hint=f"{command} --help lists what there is")
+    if isinstance(failure, OSError) and failure.errno in _DISK_ERRORS:
+        return OutputError(
+            _DISK_ERRORS[failure.errno], where=failure.filename, hint="make room or choose another place with -o"
+        )
+    if isinstance(failure, OSError) and failure.filename is not None:
+        return EarlError(failure.strerror or str(failure), where=str(failure.filename))
+    if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
+        return DeviceError("not enough memory", hint="fewer variants (-n), a smaller --image-area, or another --device")
+    text = str(failure).strip().splitlines()
+    what = f"unexpected {type(failure).__name__}" + (f": {text[0]}" if text else "")
+    return EarlError(what, hint="run again with --debug for the traceback")
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+def main() -> NoReturn:
+    """The executable ``earl``."""
+    signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed on the way out
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,193 @@
+"""The shell around the commands: what it imports, what it says, and how every failure ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from earl_cli import app
+from earl_cli.console import console
+from earl_cli.errors import DeviceError, EarlError, InputError, OutputError, PartialFailure, UsageError
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "numpy",
+    "datasets",
+    "PIL",
+    "pyarrow",
+    "pydantic",
+    "tokenizers",
+    "safetensors",
+    "rich",
+}
+
+
+def imported_by(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(' '.join(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["edit", "--help"], ["doctor", "--help"]])
+def test_help_imports_nothing_heavy(args: list[str]) -> None:
+    modules = imported_by(f"from earl_cli.app import run\nassert run({args!r}) == 0")
+    assert not modules & HEAVY
+    imported = {name for name in modules if name.startswith("earl_cli.")}
+    allowed = {"app", "console", "errors", "version", "commands"}
+    if args[0] in app.COMMANDS:
+        allowed |= {"commands.edit_files", f"commands.{args[0]}"}
+    assert imported <= {f"earl_cli.{name}" for name in allowed}
+
+
+def test_help_comes_at_once() -> None:
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "earl_cli", "--help"], stdout=subprocess.DEVNULL, check=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) <= 0.3
+
+
+def test_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in app.COMMANDS:
+        assert f"\n  {name} " in text
+    for code, meaning in app.EXIT_CODES.items():
+        assert f"{code}  {meaning}" in text
+
+
+def test_every_error_class_has_a_documented_exit_code() -> None:
+    classes = EarlError.__subclasses__()
+    assert classes
+    assert {error.exit_code for error in classes} <= set(app.EXIT_CODES)
+
+
+def test_no_arguments_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run([]) == 0
+    assert "Usage: earl" in capsys.readouterr().out
+
+
+def test_version_is_the_package_metadata(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["--version"]) == 0
+    declared = Path(app.__file__).parents[1] / "pyproject.toml"
+    assert f'version = "{capsys.readouterr().out.split()[1]}"' in declared.read_text()
+
+
+def test_a_mistyped_command_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["edti", "a.png", "x"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "'edit'" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_global_options_stand_before_or_after_the_command(before: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["edit", "missing.png", "make it snowy"]
+    assert app.run(["--json", *command] if before else [*command, "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["error"]["where"] == "missing.png"
+    assert document["error"]["exit_code"] == 3
+
+
+def test_json_reports_a_wrong_option_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["edit", "--nonsense", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert "--nonsense" in json.loads(captured.out)["error"]["what"]
+    assert "--nonsense" in captured.err
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    app.run(["edit", "missing.png", "make it snowy", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
+    app.run(["edit", "missing.png", "make it snowy"])
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_quiet_still_shows_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["edit", "missing.png", "make it snowy", "--quiet"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "missing.png" in captured.err
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names its own."""
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "said"),
+    [
+        (InputError("broken", where="a.png"), InputError, "broken"),
+        (OSError(errno.ENOSPC, "No space left on device", "out.png"), OutputError, "disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "out.png"), OutputError, "quota"),
+        (PermissionError(errno.EACCES, "Permission denied", "secret.png"), EarlError, "Permission denied"),
+        (MemoryError(), DeviceError, "memory"),
+        (OutOfMemoryError("CUDA out of memory"), DeviceError, "memory"),
+        (ZeroDivisionError("division by zero\nmore"), EarlError, "unexpected ZeroDivisionError: division by zero"),
+    ],
+)
+def test_every_failure_becomes_one_message(failure: Exception, kind: type[EarlError], said: str) -> None:
+    error = app.as_earl_error(failure)
+    assert type(error) is kind
+    assert said in error.what
+    assert "\n" not in error.what
+
+
+def test_partial_failure_and_usage_have_their_codes() -> None:
+    assert (UsageError.exit_code, PartialFailure.exit_code) == (2, 7)
+
+
+def test_completion_script_and_completion_of_commands() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", "from earl_cli.app import main; main()"],
+        env={**os.environ, "_EARL_COMPLETE": "complete_bash", "COMP_WORDS": "earl e", "COMP_CWORD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "edit" in shown.stdout.split()
+    assert "doctor" not in shown.stdout.split()
+
+
+def test_a_reader_that_goes_away_is_no_failure() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "earl_cli", "--help"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert done.returncode == app.PIPE_CLOSED
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, app.STOPPED), (signal.SIGTERM, app.TERMINATED)])
+def test_signals_end_with_their_codes(number: signal.Signals, code: int) -> None:
+    waits = "a.build_app = lambda: (print('up', flush=True), time.sleep(60))"
+    script = f"import time, earl_cli.app as a\n{waits}\na.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(number)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert "Traceback" not in error
+    assert ("stopped" in error) == (number == signal.SIGINT)
+
+
+def test_each_run_starts_with_a_fresh_console(capsys: pytest.CaptureFixture[str]) -> None:
+    app.run(["--json", "--quiet", "--debug", "--version"])
+    app.run(["--version"])
+    assert not (console.json or console.quiet or console.debug)

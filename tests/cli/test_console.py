@@ -1,0 +1,80 @@
+"""What reaches stdout and stderr in each way of talking."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from earl_cli import console as module
+from earl_cli.console import Console
+from earl_cli.errors import InputError
+
+
+def test_results_go_to_stdout_and_remarks_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.say("result")
+    console.note("remark")
+    console.warn("careful")
+    console.document({"not": "asked for"})
+    captured = capsys.readouterr()
+    assert captured.out == "result\n"
+    assert captured.err == "remark\nwarning: careful\n"
+
+
+def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.json = True
+    console.say("for people")
+    console.table(["a"], [["b"]])
+    console.document({"path": "caf\u00e9 \udcff", "n": 1})
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"path": "caf\u00e9 \udcff", "n": 1}
+    assert "for people" in captured.err
+
+
+def test_quiet_leaves_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.quiet = True
+    console.say("a")
+    console.note("b")
+    console.warn("c")
+    console.table(["d"], [["e"]])
+    with console.progress("f", 1) as task:
+        task.advance()
+    console.fail(InputError("unreadable", where="x.png", hint="get another"))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: x.png: unreadable\nhint: get another\n"
+
+
+def test_a_table_is_aligned_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().table(["name", "size"], [["a", "1"], ["longer", "22"]], title="Files")
+    assert capsys.readouterr().out == "Files\nname    size\na       1\nlonger  22\n"
+
+
+def test_plain_progress_is_rate_limited(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Console().progress("training", 1000, unit="steps") as task:
+        for _ in range(1000):
+            now[0] += 1 / 64  # 15.6 s in all
+            task.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "training: 320/1000 steps (32%), 5 s"
+
+
+def test_a_terminal_gets_drawn_tables_and_bars(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_is_terminal", lambda _: True)
+    console = Console()
+    console.table(["name"], [["[bold]not markup"]])
+    with console.progress("drawing", 2) as task:
+        task.advance()
+        task.update(2, 2)
+    console.fail(InputError("[red]literally"))
+    captured = capsys.readouterr()
+    assert "[bold]not markup" in captured.out
+    assert "[red]literally" in captured.err
