@@ -5,7 +5,6 @@ Every failure ends here: one message on stderr, a documented exit code, and no t
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -17,9 +16,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from earl_cli.console import console
-from earl_cli.errors import DeviceError, EarlError, OutputError, UsageError
+from earl_cli.errors import UsageError, explain
 from earl_cli.version import version as earl_version
 
 COMMANDS = {
@@ -46,11 +46,6 @@ EXIT_CODES = {
 STOPPED, PIPE_CLOSED, TERMINATED = 130, 141, 143
 
 _GLOBAL_OPTIONS = ("--json", "--quiet", "--debug")
-_DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file gets too large",
-}
 
 
 class LazyGroup(TyperGroup):
@@ -152,32 +147,18 @@ def run(args: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except Exception as failure:  # every failure becomes one message: this is the last line of defence
-        error = as_earl_error(failure)
+        error = _usage(failure) if isinstance(failure, TyperException) else explain(failure)
         if console.debug:
-            traceback.print_exception(failure)
+            traceback.print_exception(error)
         console.fail(error)
         return error.exit_code
 
 
-def as_earl_error(failure: Exception) -> EarlError:
-    """What a person should read about ``failure``: its own message if it has one, else what kind of thing happened."""
-    if isinstance(failure, EarlError):
-        return failure
-    if hasattr(failure, "format_message"):  # Typer's own complaints about options and arguments
-        context = getattr(failure, "ctx", None)
-        command = context.command_path if context else "earl"
-        return UsageError(failure.format_message().replace("\n\t", " "), hint=f"{command} --help lists what there is")
-    if isinstance(failure, OSError) and failure.errno in _DISK_ERRORS:
-        return OutputError(
-            _DISK_ERRORS[failure.errno], where=failure.filename, hint="make room or choose another place with -o"
-        )
-    if isinstance(failure, OSError) and failure.filename is not None:
-        return EarlError(failure.strerror or str(failure), where=str(failure.filename))
-    if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
-        return DeviceError("not enough memory", hint="fewer variants (-n), a smaller --image-area, or another --device")
-    text = str(failure).strip().splitlines()
-    what = f"unexpected {type(failure).__name__}" + (f": {text[0]}" if text else "")
-    return EarlError(what, hint="run again with --debug for the traceback")
+def _usage(complaint: TyperException) -> UsageError:
+    """Typer's own complaint about options and arguments, as one of ours."""
+    context = getattr(complaint, "ctx", None)
+    command = context.command_path if context else "earl"
+    return UsageError(complaint.format_message().replace("\n\t", " "), hint=f"{command} --help lists what there is")
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:

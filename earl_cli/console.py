@@ -61,13 +61,13 @@ class Console:
         if not self.quiet:
             self._line(f"warning: {text}", sys.stderr, style="yellow")
 
-    def fail(self, error: EarlError) -> None:
-        """The message of an error on stderr, and its JSON document on stdout when one is asked for."""
+    def fail(self, error: EarlError, beside: Mapping[str, Any] | None = None) -> None:
+        """The message of an error on stderr, and with ``json`` its document, among what else there is to report."""
         where = f"{error.where}: " if error.where else ""
         self._line(f"error: {where}{error.what}", sys.stderr, style="red")
         if error.hint:
             self._line(f"hint: {error.hint}", sys.stderr)
-        self.document({"error": error_document(error)})
+        self.document({**(beside or {}), "error": error_document(error)})
 
     def document(self, data: Mapping[str, Any]) -> None:
         """The one JSON document of ``--json``; nothing otherwise."""

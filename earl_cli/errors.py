@@ -1,6 +1,8 @@
-"""Errors for the person at the keyboard: what went wrong, where, and what to do about it. Each class has its exit code."""
+"""Errors for the person at the keyboard: what went wrong, where, what to do about it; each class has its exit code."""
 
 from __future__ import annotations
+
+import errno
 
 
 class EarlError(Exception):
@@ -50,7 +52,7 @@ class MissingExtraError(EarlError):
     exit_code = 6
 
 
-class PartialFailure(EarlError):
+class PartialFailureError(EarlError):
     """Some of the inputs failed and the others were done."""
 
     exit_code = 7
@@ -60,3 +62,33 @@ class OutputError(EarlError):
     """A result that can't be written: it exists already, or the disk is full."""
 
     exit_code = 8
+
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file gets too large for this disk",
+}
+
+
+def explain(failure: Exception) -> EarlError:
+    """What a person should read about ``failure``: its own message if it has one, else what kind of thing happened."""
+    if isinstance(failure, EarlError):
+        return failure
+    error = _explanation(failure)
+    error.__cause__ = failure
+    return error
+
+
+def _explanation(failure: Exception) -> EarlError:
+    if isinstance(failure, OSError) and failure.errno in _DISK_ERRORS:
+        return OutputError(
+            _DISK_ERRORS[failure.errno], where=failure.filename, hint="make room, or choose another place"
+        )
+    if isinstance(failure, OSError) and failure.filename is not None:
+        return EarlError(failure.strerror or str(failure), where=str(failure.filename))
+    if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
+        return DeviceError("not enough memory", hint="fewer variants (-n), a smaller --image-area, or another --device")
+    text = str(failure).strip().splitlines()
+    what = f"unexpected {type(failure).__name__}" + (f": {text[0]}" if text else "")
+    return EarlError(what, hint="run again with --debug for the traceback")

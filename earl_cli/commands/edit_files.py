@@ -127,9 +127,9 @@ class Targets:
     def __post_init__(self) -> None:
         if self.output is not None and not self.output.strip():
             raise UsageError("the name is empty", where="-o")
-        if self.output is None or self.output == STREAM or self.is_folder:
+        path = self._chosen
+        if path is None:
             return
-        path = Path(self.output)
         if path.suffix.lower() not in WRITABLE:
             raise UsageError("the name needs .png, .jpg or .webp", where=f"-o {path}", hint="a folder's name ends in /")
         if not path.parent.is_dir():
@@ -148,7 +148,7 @@ class Targets:
         """Whether the one result goes to stdout. UsageError where there is more than one, or stdout is a terminal."""
         piped = self.output is None and len(sources) == 1 and sources[0].path is None
         if not piped and self.output != STREAM:
-            if self.output is not None and not self.is_folder and len(sources) > 1:
+            if self._chosen is not None and len(sources) > 1:
                 raise UsageError("one name for several pictures", where=f"-o {self.output}", hint="-o FOLDER/")
             return False
         if len(sources) > 1 or pictures > 1:
@@ -157,27 +157,33 @@ class Targets:
             raise UsageError("a picture can't be shown on a terminal", where="stdout", hint="-o FILE, or pipe it on")
         return True
 
-    def path(self, source: Source, kind: str, mark: str = "") -> Path:
-        """Where the next result of ``source`` goes. ``kind`` is its format where the name is chosen here.
+    def path(self, source: Source, kind: str) -> Path:
+        """Where the next result of ``source`` goes. ``kind`` is its format where the name is chosen here."""
+        if self._chosen is not None:
+            return self._give(self._chosen)
+        folder = Path(self.output) if self.output else source.path.parent if source.path else Path()
+        folder.mkdir(parents=True, exist_ok=True)
+        stem, suffix = (source.path.stem, source.path.suffix) if source.path else ("stdin", "")
+        if suffix.lower() not in WRITABLE:
+            suffix = EXTENSIONS.get(kind, ".png")
+        return self._give(folder / f"{stem}{MARK}{suffix}")
 
-        ``mark`` is a further part of the name, as in photo.edited.compare.jpg.
-        """
-        if self.output is not None and not self.is_folder:
-            wanted = Path(self.output)
-            wanted = wanted.with_name(f"{wanted.stem}{mark}{wanted.suffix}")
-        else:
-            folder = Path(self.output) if self.output else source.path.parent if source.path else Path()
-            folder.mkdir(parents=True, exist_ok=True)
-            stem = source.path.stem if source.path else "stdin"
-            suffix = source.path.suffix if source.path else ""
-            keeps = suffix.lower() in WRITABLE
-            wanted = folder / f"{stem}{MARK}{mark}{suffix if keeps else EXTENSIONS.get(kind, '.png')}"
-        chosen = next(path for path in _numbered(wanted) if path not in self.given and self._may_use(path))
-        self.given.add(chosen)
-        return chosen
+    def beside(self, result: Path, mark: str) -> Path:
+        """Where a further picture about ``result`` goes: photo.edited.compare.jpg for photo.edited.jpg."""
+        return self._give(result.with_name(f"{result.stem}.{mark}{result.suffix}"))
+
+    @property
+    def _chosen(self) -> Path | None:
+        """The file that the person named."""
+        return None if self.output is None or self.output == STREAM or self.is_folder else Path(self.output)
+
+    def _give(self, wanted: Path) -> Path:
+        path = next(each for each in _numbered(wanted) if each not in self.given and self._may_use(each))
+        self.given.add(path)
+        return path
 
     def _may_use(self, path: Path) -> bool:
-        if self.output is not None and not self.is_folder:
+        if self._chosen is not None:
             self._refuse_existing(path)
             return True
         return self.force or not (path.exists() or path.is_symlink())
@@ -185,7 +191,7 @@ class Targets:
     def _refuse_existing(self, path: Path) -> None:
         if path.is_dir():
             raise OutputError("this is a folder", where=str(path))
-        if path.exists() and not self.force and path.is_file():
+        if path.is_file() and not self.force:
             raise OutputError("the file exists already", where=str(path), hint="--force overwrites it")
 
 

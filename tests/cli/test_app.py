@@ -15,7 +15,7 @@ import pytest
 
 from earl_cli import app
 from earl_cli.console import console
-from earl_cli.errors import DeviceError, EarlError, InputError, OutputError, PartialFailure, UsageError
+from earl_cli.errors import DeviceError, EarlError, InputError, OutputError, PartialFailureError, UsageError, explain
 
 HEAVY = {
     "torch",
@@ -138,14 +138,14 @@ class OutOfMemoryError(RuntimeError):
     ],
 )
 def test_every_failure_becomes_one_message(failure: Exception, kind: type[EarlError], said: str) -> None:
-    error = app.as_earl_error(failure)
+    error = explain(failure)
     assert type(error) is kind
     assert said in error.what
     assert "\n" not in error.what
 
 
 def test_partial_failure_and_usage_have_their_codes() -> None:
-    assert (UsageError.exit_code, PartialFailure.exit_code) == (2, 7)
+    assert (UsageError.exit_code, PartialFailureError.exit_code) == (2, 7)
 
 
 def test_completion_script_and_completion_of_commands() -> None:

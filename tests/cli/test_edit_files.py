@@ -107,7 +107,7 @@ def test_default_names_lie_beside_the_original_and_take_the_next_free_number(fol
     assert targets.path(source, "PNG") == folder / "a.edited-3.png"
     assert targets.path(source, "PNG") == folder / "a.edited-4.png"
     assert targets.path(Source(folder / "sub/c.webp"), "WEBP") == folder / "sub/c.edited.webp"
-    assert targets.path(source, "PNG", mark=".compare") == folder / "a.edited.compare.png"
+    assert targets.beside(folder / "a.edited-3.png", "compare") == folder / "a.edited-3.compare.png"
 
 
 def test_force_takes_the_first_name_but_never_twice_in_a_run(folder: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_chosen_file_must_be_free(folder: Path) -> None:
     variants = Targets("new.png", False, False)
     assert [variants.path(Source(Path("a.png")), "PNG").name for _ in range(2)] == ["new.png", "new-2.png"]
     taken = Targets("a.png", True, False)
-    assert taken.path(Source(Path("b.jpg")), "JPEG", mark=".compare").name == "a.compare.png"
+    assert taken.beside(taken.path(Source(Path("b.jpg")), "JPEG"), "compare").name == "a.compare.png"
 
 
 @pytest.mark.parametrize(

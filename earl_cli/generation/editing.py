@@ -1,0 +1,130 @@
+"""An edit from picture to picture: encode, prompt, sample, parse, decode, and bring the change to the photo's size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from earl_cli.errors import ModelError
+from earl_cli.generation.engine import Engine, Request, Sampling
+from earl_cli.images.area import resize_to_area
+from earl_cli.images.compose import compose
+from earl_cli.images.picture import Picture
+from earl_cli.tokens.layout import Grid, Mode, Parsed
+
+if TYPE_CHECKING:
+    from earl_cli.models.bundle import EarlModel
+
+Size = Literal["source", "model"]
+SHEET_SIDE = 8192
+SHEET_GAP = 8
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """What all pictures of one run share. One variant is sampled for each seed, and depends on nothing but it."""
+
+    instruction: str
+    seeds: tuple[int, ...]
+    sampling: Sampling
+    mode: Mode = "edit"
+    image_area: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A variant as the model wrote it: ``source`` int64[h, w] are the codes it was given, ``answer`` what came back."""
+
+    source: NDArray[np.int64]
+    seed: int
+    answer: Parsed
+
+
+def draft(
+    model: EarlModel,
+    engine: Engine,
+    pictures: Sequence[Picture],
+    settings: EditSettings,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[list[Draft]]:
+    """Sample every variant of every picture in one batch: for each picture a draft for each seed."""
+    sources = [encoded(model, picture, settings.image_area) for picture in pictures]
+    grids = [Grid(*codes.shape) if settings.mode == "edit" else None for codes in sources]
+    requests = []
+    for codes, grid in zip(sources, grids, strict=True):
+        prompt = model.layout.prompt(codes, settings.instruction, settings.mode, grid)
+        requests.append(Request(tuple(prompt.tolist()), settings.mode, grid, settings.seeds))
+    completions = engine.generate(requests, settings.sampling, on_progress)
+    return [
+        [
+            Draft(codes, seed, model.layout.parse_completion(each.ids, settings.mode, grid))
+            for seed, each in zip(settings.seeds, group, strict=True)
+        ]
+        for codes, grid, group in zip(sources, grids, completions, strict=True)
+    ]
+
+
+def encoded(model: EarlModel, picture: Picture, image_area: int | None = None) -> NDArray[np.int64]:
+    """The picture's codes int64[h, w], at ``image_area`` pixels or the model's own area.
+
+    One picture at a time, so that its codes don't depend on what else is edited.
+    """
+    from earl_cli.models.vision import encode, pixels_of
+
+    small = resize_to_area(picture.rgb, image_area or model.image_area)
+    codes = encode(model.vision, pixels_of([small], model.vision.device, model.vision.dtype))
+    return codes[0].cpu().numpy().astype(np.int64)
+
+
+def decoded(model: EarlModel, codes: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The small picture that codes [h, w] stand for: float32[8h, 8w, 3] in 0…1."""
+    import torch
+
+    from earl_cli.models.vision import decode
+
+    pixels = decode(model.vision, torch.from_numpy(codes[None]))[0].float().clamp(-1, 1)
+    return ((pixels.permute(1, 2, 0) + 1) / 2).cpu().numpy().astype(np.float32)
+
+
+def render(model: EarlModel, picture: Picture, before: NDArray[np.float32], variant: Draft, size: Size) -> Image.Image:
+    """The edited picture: what the model drew, or its change brought to the photo at the photo's own size.
+
+    ``before`` is what :func:`decoded` makes of the draft's source. Raises ModelError if the model drew no picture.
+    """
+    answer = variant.answer
+    if answer.codes is None:
+        raise ModelError(f"the model drew no picture: {answer.problem}", hint=f"try another --seed than {variant.seed}")
+    after = decoded(model, answer.codes)
+    if size == "model":
+        return Image.fromarray(np.round(after * 255).astype(np.uint8))
+    if after.shape != before.shape:  # a model that thinks may choose its own grid
+        after = _resized(after, before.shape[1], before.shape[0])
+    return Image.fromarray(compose(np.asarray(picture.rgb), before, after))
+
+
+def sheet(tiles: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Pictures side by side on white, in a square by default, each as large as the first; at most 8192 pixels a side."""
+    columns = columns or ceil(len(tiles) ** 0.5)
+    rows = ceil(len(tiles) / columns)
+    width, height = tiles[0].size
+    scale = min(1.0, SHEET_SIDE / ((width + SHEET_GAP) * columns), SHEET_SIDE / ((height + SHEET_GAP) * rows))
+    cell = max(1, int(width * scale)), max(1, int(height * scale))
+    steps = cell[0] + SHEET_GAP, cell[1] + SHEET_GAP
+    whole = Image.new("RGB", (steps[0] * columns - SHEET_GAP, steps[1] * rows - SHEET_GAP), "white")
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        place = tile if tile.size == cell else tile.resize(cell, Image.Resampling.LANCZOS)
+        whole.paste(place, (column * steps[0], row * steps[1]))
+    return whole
+
+
+def _resized(image: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+    channels = [Image.fromarray(image[..., i]).resize((width, height), Image.Resampling.BICUBIC) for i in range(3)]
+    stacked = np.stack([np.asarray(channel, dtype=np.float32) for channel in channels], axis=-1)
+    return stacked.clip(0, 1)

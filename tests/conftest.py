@@ -1,0 +1,79 @@
+"""What tests of several rooms share: a tiny model folder with random weights, in the format of the embedded model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+TINY_AREA = 32 * 32
+TINY_ABILITIES = {
+    "snow": {"words": [["snowy"], ["snow"]]},
+    "night": {"words": [["night"]]},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model folder: hidden 64, 2 layers, 512 codes, 8 pixels a code, 32 x 32 pixels. Don't write into it.
+
+    Its weights are random, so it draws noise, but every picture of codes that it draws is finished.
+    """
+    import torch
+    from transformers.models.emu3.configuration_emu3 import Emu3TextConfig, Emu3VQVAEConfig
+    from transformers.models.emu3.modeling_emu3 import Emu3VQVAE, Emu3ForCausalLM
+
+    from earl_cli.models.language import save_language
+    from earl_cli.tokens.text import train_byte_bpe
+    from earl_cli.tokens.vocabulary import small_vocabulary
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    text = train_byte_bpe(["make it snowy", "turn it into night", "32*32"], size=280)
+    vocabulary = small_vocabulary(text.size, codes=512)
+    text.save(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        language = Emu3ForCausalLM(
+            Emu3TextConfig(
+                vocab_size=vocabulary.size,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=4096,
+                rope_theta=10000.0,
+                attention_dropout=0.0,
+                pad_token_id=vocabulary.pad,
+                bos_token_id=vocabulary.bos,
+                eos_token_id=vocabulary.eos,
+                tie_word_embeddings=False,
+            )
+        )
+        vision = Emu3VQVAE(
+            Emu3VQVAEConfig(
+                codebook_size=vocabulary.codes,
+                embed_dim=4,
+                latent_channels=4,
+                temporal_downsample_factor=1,
+                base_channels=32,
+                channel_multiplier=[1, 1, 2, 2],
+                num_res_blocks=1,
+                hidden_size=64,
+                attn_resolutions=[3],
+                num_attention_heads=1,
+            )
+        )
+    save_language(language, folder)
+    vision.save_pretrained(folder / "vision")
+    description = {
+        "vocabulary": vocabulary.to_dict(),
+        "image_area": TINY_AREA,
+        "vision": "vision",
+        "sampling": {"temperature": 1.0, "top_k": 64, "top_p": 1.0},
+        "abilities": TINY_ABILITIES,
+    }
+    (folder / "earl.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
+    return folder
