@@ -21,6 +21,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from earl_cli.errors import InputError
+from earl_cli.models import names
+from earl_cli.models.checkpoint import build, load_weights, open_checkpoint, write_checkpoint
+from earl_cli.models.hub import locate
+from earl_cli.models.names import Layout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -179,13 +183,28 @@ def load_vision(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Emu3VQVAE:
-    """The tokenizer in a folder or at a Hub id, in eval mode and without gradients. Raises ModelError if it isn't one."""
-    from transformers import Emu3VQVAE
+    """The tokenizer in a folder or at a Hub id ``org/name[@revision]``, in eval mode and without gradients.
 
-    model = Emu3VQVAE.from_pretrained(source, revision=revision, dtype=dtype).to(device)
+    Reads the original layout, the native one, and the vision half of a combined native model. Raises ModelError if the
+    folder holds something else or is damaged.
+    """
+    checkpoint = open_checkpoint(locate(source, revision), "vision")
+    from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
+    from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
+
+    model = build(checkpoint, Emu3VQVAEConfig, Emu3VQVAE)
+    load_weights(model, checkpoint, device, dtype)
+    model.config.dtype = dtype
     return model.eval().requires_grad_(False)
 
 
-def save_vision(model: Emu3VQVAE, folder: Path) -> None:
-    """Writes config.json and model.safetensors in the transformers-native layout."""
-    model.save_pretrained(folder)
+def save_vision(model: Emu3VQVAE, folder: Path, layout: Layout = "native") -> None:
+    """Writes config.json and model.safetensors. Raises OutputError if the disk doesn't take it."""
+    state = model.state_dict()
+    config = {**model.config.to_dict(), "architectures": ["Emu3VQVAE"]}
+    if layout == "original":
+        shaped = {name: w[:, :, None, None] if names.is_projection(name) else w for name, w in state.items()}
+        state = {names.original_vision_name(name): weight for name, weight in shaped.items()}
+        config = names.original_vision_config(config)
+    config["dtype" if layout == "native" else "torch_dtype"] = str(model.dtype).removeprefix("torch.")
+    write_checkpoint(folder, config, state)

@@ -1,0 +1,79 @@
+"""From what a user calls a model (a folder, or a Hub id with a revision) to a folder on disk; no code is fetched."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from earl_cli.errors import ModelError
+
+HUB_ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
+
+CONFIGS_AND_WEIGHTS = ("*.json", "*.safetensors", "*.tiktoken", "emu3_vision_tokens.txt")
+TOKENIZER_FILES = ("*.tiktoken", "emu3_vision_tokens.txt", "tokenizer.json")
+
+
+def locate(
+    source: str | Path,
+    revision: str | None = None,
+    *,
+    allow: tuple[str, ...] = CONFIGS_AND_WEIGHTS,
+    subfolder: str | None = None,
+) -> Path:
+    """The folder of a model: ``source`` itself, or the Hub's cache filled with the files of ``org/name[@revision]``.
+
+    Of a Hub repository only files matching ``allow`` are fetched, from its root or from ``subfolder``; the path is the
+    root's. An existing folder wins over a Hub id of the same spelling. Raises ModelError for a path that
+    isn't there, a repository that can't be reached, isn't cached while offline, or doesn't exist.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(
+            "this is a file; a model is a folder", where=str(source), hint="name the folder that holds config.json"
+        )
+    match = HUB_ID.fullmatch(str(source))
+    if isinstance(source, Path) or match is None:
+        raise ModelError("there is no such folder", where=str(source), hint="a model is a folder or a Hub id org/name")
+    found = _snapshot(match["repo"], revision or match["revision"], allow, subfolder)
+    if subfolder is None and allow == CONFIGS_AND_WEIGHTS and not any(found.glob("*.safetensors")):
+        found = _snapshot(match["repo"], revision or match["revision"], ("*.json", "pytorch_model*.bin"), None)
+    return found
+
+
+def _snapshot(repo: str, revision: str | None, allow: tuple[str, ...], subfolder: str | None) -> Path:
+    from huggingface_hub import constants, errors, snapshot_download
+
+    name = f"{repo}@{revision}" if revision else repo
+    patterns = [f"{subfolder}/{pattern}" for pattern in allow] if subfolder else list(allow)
+    try:
+        folder = snapshot_download(
+            repo, revision=revision, allow_patterns=patterns, ignore_patterns=None if subfolder else ["*/*"]
+        )
+    except errors.GatedRepoError:
+        raise ModelError("the Hub asks for consent before it gives this model out", where=name, hint=_LOG_IN) from None
+    except errors.RevisionNotFoundError:
+        raise ModelError(f"the Hub has no revision {revision!r} of this model", where=name) from None
+    except errors.RepositoryNotFoundError:
+        raise ModelError(
+            "no such folder here and no such public model on the Hub", where=name, hint=f"check the spelling; {_LOG_IN}"
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        offline = constants.HF_HUB_OFFLINE
+        reason = "HF_HUB_OFFLINE is set" if offline else "the Hub can't be reached"
+        raise ModelError(
+            f"no such folder here, and the model isn't in the Hub's cache while {reason}",
+            where=name,
+            hint="unset HF_HUB_OFFLINE once to fetch it" if offline else "check the network, or give a local folder",
+        ) from None
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise ModelError(f"the Hub didn't give this model out: {_first_line(error)}", where=name) from None
+    return Path(folder)
+
+
+_LOG_IN = "for a private or gated model, accept its terms on its page and log in with `hf auth login`"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,208 @@
+"""Weight files: safetensors, sharded or not, and PyTorch's `.bin` read as plain tensors. No pickled code ever runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from earl_cli.errors import ModelError
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+_WHOLE_FILE_BYTES = 256_000_000
+_STEMS = (("model", "safetensors"), ("pytorch_model", "bin"))
+_AGAIN = "copy or download it again"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight as the file's header describes it: shape and dtype (as safetensors spells it, for instance "BF16")."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return int(torch.Size(self.shape).numel())
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files that hold a folder's weights, safetensors before `.bin`. Raises ModelError if any is missing."""
+    for stem, suffix in _STEMS:
+        index = folder / f"{stem}.{suffix}.index.json"
+        if index.is_file():
+            places = read_json(index).get("weight_map")
+            if not isinstance(places, dict) or not all(_plain_name(file) for file in places.values()):
+                raise ModelError("the index doesn't list weight files", where=str(index), hint=_AGAIN)
+            files = sorted(set(places.values()))
+            missing = [file for file in files if not (folder / file).is_file()]
+            if missing:
+                what = f"{len(missing)} of {len(files)} weight files are missing: {listed(missing)}"
+                raise ModelError(what, where=str(folder), hint=_AGAIN)
+            return tuple(folder / file for file in files)
+        if (folder / f"{stem}.{suffix}").is_file():
+            return (folder / f"{stem}.{suffix}",)
+    raise ModelError("there are no weights: neither model.safetensors nor pytorch_model.bin", where=str(folder))
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """Names, shapes and types in a safetensors file. Raises ModelError if it is no such file, or cut short."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        text = stream.read(length) if 0 < length <= min(size, 100_000_000) else b""
+    if size < 1024 and b"git-lfs" in file.read_bytes():
+        raise ModelError("this is a Git LFS pointer, not the weights", where=str(file), hint="run `git lfs pull`")
+    if len(text) < max(length, 1):
+        raise ModelError("this is no complete safetensors file", where=str(file), hint=_AGAIN)
+    try:
+        entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        stored = {name: Stored(tuple(entry["shape"]), str(entry["dtype"])) for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        raise ModelError("the header of this safetensors file can't be read", where=str(file), hint=_AGAIN) from None
+    if size < end:
+        raise ModelError(f"the file is cut short: {size:,} of {end:,} bytes are there", where=str(file), hint=_AGAIN)
+    return stored
+
+
+@contextmanager
+def open_weights(file: Path, device: str = "cpu") -> Iterator[tuple[dict[str, Stored], Callable[[str], Tensor]]]:
+    """What a weight file holds, and a function that reads one weight by its name, safetensors straight to ``device``.
+
+    Raises ModelError for a damaged file, or a `.bin` with anything but tensors in it.
+    """
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        stored = read_header(file)
+        try:
+            with safe_open(file, framework="pt", device=device) as handle:
+                yield stored, handle.get_tensor
+        except SafetensorError as error:
+            raise ModelError(f"the weights can't be read: {error}", where=str(file), hint=_AGAIN) from None
+        return
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError:
+        what = "the file holds more than tensors, and reading it would run code"
+        raise ModelError(what, where=str(file), hint="ask its author for safetensors") from None
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"the weights can't be read: {reason}", where=str(file), hint=_AGAIN) from None
+    if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
+        raise ModelError("this file holds no state dict of tensors", where=str(file))
+    yield {name: Stored(tuple(w.shape), str(w.dtype)) for name, w in state.items()}, state.__getitem__
+
+
+def write_weights(folder: Path, state: Mapping[str, Tensor], max_shard_bytes: int = MAX_SHARD_BYTES) -> tuple[str, ...]:
+    """Writes model.safetensors, or numbered shards and their index if it is larger than one; returns the file names.
+
+    Each file is written aside and renamed. Shared or non-contiguous tensors are written as copies. May raise OSError.
+    """
+    shards = _shards(state, max_shard_bytes)
+    count = len(shards)
+    files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else [_PLAIN]
+    for file, shard in zip(files, shards, strict=True):
+        _write_safetensors(folder / file, {name: state[name] for name in shard})
+    if count == 1:
+        return tuple(files)
+    places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    total = sum(weight.nbytes for weight in state.values())
+    write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+    return (*files, _INDEX)
+
+
+def fingerprint(files: Iterable[Path], *, extra: Iterable[str] = ()) -> str:
+    """16 hexadecimal digits that name the exact contents of ``files`` and the texts ``extra``.
+
+    Of a file above 256 MB only the size, the first and the last megabyte count, so that 16 GB need not be read.
+    """
+    digest = hashlib.sha256()
+    for text in extra:
+        digest.update(text.encode() + b"\0")
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_WHOLE_FILE_BYTES if size <= _WHOLE_FILE_BYTES else 1 << 20))
+            if size > _WHOLE_FILE_BYTES:
+                stream.seek(-(1 << 20), os.SEEK_END)
+                digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises ModelError if the file holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"this JSON can't be read: {error}", where=str(file), hint=_AGAIN) from None
+    if not isinstance(content, dict):
+        raise ModelError("this JSON is no object", where=str(file))
+    return content
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Writes an object, indented, aside and then under its name."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(file)
+
+
+def listed(items: Iterable[str], shown: int = 3) -> str:
+    """The first few of many names: "a, b, c and 4 more"."""
+    rows = list(items)
+    more = len(rows) - shown
+    return ", ".join(rows[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+_PLAIN, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def _plain_name(file: object) -> bool:
+    return isinstance(file, str) and Path(file).name == file
+
+
+def _shards(state: Mapping[str, Tensor], max_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    room = max_bytes
+    for name, weight in state.items():
+        if weight.nbytes > room and shards[-1]:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(name)
+        room -= weight.nbytes
+    return shards
+
+
+def _write_safetensors(file: Path, state: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        plain = {
+            name: weight.detach().cpu().clone(memory_format=torch.contiguous_format) for name, weight in state.items()
+        }
+        save_file(plain, aside, metadata={"format": "pt"})
+        with aside.open("rb") as stream:
+            os.fsync(stream.fileno())
+        aside.replace(file)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
