@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -13,23 +13,31 @@ from earl_cli.errors import InputError
 
 def tokenize(
     data: Annotated[
-        Path, typer.Argument(metavar="PAIRS", help="A folder with pictures and a .jsonl list of pairs, or the list itself.")
+        Path,
+        typer.Argument(metavar="PAIRS", help="A folder with pictures and a .jsonl list of pairs, or the list itself."),
     ],
     *,
     output: Annotated[Path, typer.Option("--output-path", "--output", "-o", help="The store to write or go on with.")],
     model: Annotated[
         str | None, typer.Option("--model", help="Whose vision tokenizer to use; the embedded model's by default.")
     ] = None,
-    source: Annotated[Literal["local"], typer.Option("--source", help="Where the pairs are.")] = "local",
-    source_column: Annotated[str | None, typer.Option("--original-image-key", help="Column of the source picture.")] = None,
+    source_column: Annotated[
+        str | None, typer.Option("--original-image-key", help="Column of the source picture.")
+    ] = None,
     target_column: Annotated[str | None, typer.Option("--edited-image", help="Column of the edited picture.")] = None,
-    instruction_column: Annotated[str | None, typer.Option("--edit-instruction", help="Column of the instruction.")] = None,
+    instruction_column: Annotated[
+        str | None, typer.Option("--edit-instruction", help="Column of the instruction.")
+    ] = None,
     thought_columns: Annotated[
         list[str] | None, typer.Option("--CoT-keys", help="Columns of the chain of thought; may be repeated.")
     ] = None,
-    id_column: Annotated[str | None, typer.Option("--id-key", help="Column of the id; the line number by default.")] = None,
+    id_column: Annotated[
+        str | None, typer.Option("--id-key", help="Column of the id; the line number by default.")
+    ] = None,
     dataset_name: Annotated[str | None, typer.Option("--dataset-name", help="A name to remember the data by.")] = None,
-    image_area: Annotated[int | None, typer.Option("--image-area", min=64, help="Pixels of a picture; the model's own by default.")] = None,
+    image_area: Annotated[
+        int | None, typer.Option("--image-area", min=64, help="Pixels of a picture; the model's own by default.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--random-seed", help="Shuffle the pairs before the pass.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take so many pairs at most.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",

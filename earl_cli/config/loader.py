@@ -1,0 +1,97 @@
+"""Read a config: a file in Jsonnet, JSON or YAML, then single values from the command line, then validation."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from earl_cli.errors import UsageError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def load_config(
+    kind: type[Config],
+    name: str | None,
+    sets: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+) -> Config:
+    """The config of this kind: its defaults, then the file or recipe ``name``, ``given`` values, and ``key=value`` sets.
+
+    Raises UsageError for a file that can't be read, an unknown key (with the nearest known one), and a wrong value.
+    """
+    values: dict[str, Any] = read_config(name) if name else {}
+    values |= {key: value for key, value in (given or {}).items() if value is not None}
+    for item in sets:
+        key, sign, text = item.partition("=")
+        if not sign or not key:
+            raise UsageError(f"--set {item!r} is not of the form key=value")
+        values[key] = _plain(text)
+    known = list(kind.model_fields)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise UsageError(
+                f"unknown key {key!r}",
+                where=name,
+                hint=f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}",
+            )
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "config"
+        raise UsageError(f"{key}: {first['msg']}", where=name, hint=f"it is {first['input']!r}") from None
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The values in a config file (by its suffix), or in the recipe of that name that ships with the package."""
+    path = Path(name)
+    if not path.is_file():
+        recipe = Path(str(resources.files("earl_cli.recipes"))) / f"{name}.jsonnet"
+        if not recipe.is_file():
+            raise UsageError("no such config file or recipe", where=name, hint=f"recipes are {', '.join(recipes())}")
+        path = recipe
+    try:
+        values = _read(path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"the config can't be read: {str(error).strip().splitlines()[0]}", where=str(path)) from None
+    if not isinstance(values, dict):
+        raise UsageError("a config must be an object with keys and values", where=str(path))
+    return values
+
+
+def recipes() -> list[str]:
+    """Names of the recipes in the package, such as ``embedded/sft``."""
+    root = Path(str(resources.files("earl_cli.recipes")))
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.jsonnet"))
+
+
+def _read(path: Path) -> Any:
+    if path.suffix in {".jsonnet", ".libsonnet"}:
+        import rjsonnet
+
+        return json.loads(rjsonnet.evaluate_file(str(path)))
+    text = path.read_text(encoding="utf-8")
+    if path.suffix in {".yaml", ".yml"}:
+        import yaml
+
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from None
+    return json.loads(text)
+
+
+def _plain(text: str) -> Any:
+    """A value from the command line: JSON where it is JSON, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

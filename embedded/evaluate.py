@@ -1,0 +1,95 @@
+"""Held-out figures of an embedded model: for each kind of edit, the share of the error that it removes,
+1 − MSE(edit, target) / MSE(source, target), at the photo's own size, on photos it never saw.
+
+``python embedded/evaluate.py WORK MODEL [PHOTOS]`` writes WORK/evaluation.json and a picture for each kind: rows of
+source, edit and true edit. Beside the share stands that of the true edit's own codes: the ceiling of the tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from earl_cli.generation.engine import Sampling
+from earl_cli.generation.transformers_engine import TransformersEngine
+from earl_cli.images.compose import compose
+from earl_cli.models.bundle import load_model
+from edits import Edit, Pixels, catalogue, to_bytes
+from PIL import Image, ImageFilter
+
+from earl_cli.generation.editing import EditSettings, decoded, draft, encoded, render, sheet
+from earl_cli.images.picture import open_picture
+
+RANDOM_KINDS = ("snow", "rain")  # compared after a blur that forgives the place of a flake
+EDITS_OF_KIND = {"tint": 1, "circle": 1, "square": 1}
+
+
+def removed(edited: Pixels, source: Pixels, target: Pixels, kind: str) -> float:
+    """1 − MSE(edited, target) / MSE(source, target)."""
+    if kind in RANDOM_KINDS:
+        edited, source, target = (softened(pixels) for pixels in (edited, source, target))
+    return float(1 - np.square(edited - target).mean() / np.square(source - target).mean())
+
+
+def softened(pixels: Pixels) -> Pixels:
+    image = Image.fromarray(to_bytes(pixels))
+    return as_floats(image.filter(ImageFilter.GaussianBlur(0.03 * min(image.size))))
+
+
+def as_floats(image: Image.Image) -> Pixels:
+    return np.asarray(image, dtype=np.float32) / 255
+
+
+def evaluate(work: Path, folder: Path, count: int) -> None:
+    model = load_model(str(folder), device="cpu")
+    engine = TransformersEngine(model.language, model.layout)
+    described = json.loads((folder / "earl.json").read_text())
+    sampling = Sampling(**described["sampling"])
+    paths = sorted((work / "photos/heldout").glob("*.png"))
+    by_kind: dict[str, list[Edit]] = {}
+    for edit in catalogue():
+        by_kind.setdefault(edit.kind, []).append(edit)
+    (work / "evaluation").mkdir(exist_ok=True)
+    table: dict[str, dict[str, float]] = {}
+    for kind, edits in by_kind.items():
+        rows, shares, ceilings = [], [], []
+        for index, path in enumerate(paths[:count]):
+            rng = np.random.default_rng((99, index, len(kind)))
+            edit = edits[rng.integers(len(edits))]
+            phrase = edit.phrases[rng.integers(len(edit.phrases))]
+            picture = open_picture(path)
+            source = as_floats(picture.rgb)
+            target = as_floats(Image.fromarray(to_bytes(edit.apply(source, rng))))
+            variant = draft(model, engine, [picture], EditSettings(phrase, (index,), sampling))[0][0]
+            before = decoded(model, variant.source)
+            edited = as_floats(render(model, picture, before, variant, "source"))
+            true_codes = encoded(model, open_picture_of(target))
+            ceiling = as_floats(Image.fromarray(compose(np.asarray(picture.rgb), before, decoded(model, true_codes))))
+            shares.append(removed(edited, source, target, kind))
+            ceilings.append(removed(ceiling, source, target, kind))
+            drawn = render(model, picture, before, variant, "model").resize(picture.rgb.size)
+            rows += [picture.rgb, drawn, *(Image.fromarray(to_bytes(p)) for p in (edited, ceiling, target))]
+        table[kind] = {"share": float(np.mean(shares)), "ceiling": float(np.mean(ceilings)), "worst": min(shares)}
+        print(
+            f"{kind:16s} {table[kind]['share']:6.2f} (ceiling {table[kind]['ceiling']:5.2f}, worst {min(shares):5.2f})",
+            flush=True,
+        )
+        sheet([row.resize((300, 200)) for row in rows], 5).save(work / "evaluation" / f"{kind.replace(' ', '-')}.png")
+    (work / "evaluation.json").write_text(json.dumps(table, indent=1))
+    easy = [row["share"] for kind, row in table.items() if kind not in ("mirror", "circle", "square")]
+    print(f"mean of the {len(easy)} global kinds {np.mean(easy):.3f}")
+
+
+def open_picture_of(pixels: Pixels):
+    """The picture that a file with these pixels would give."""
+    import io
+
+    content = io.BytesIO()
+    Image.fromarray(to_bytes(pixels)).save(content, "PNG")
+    return open_picture(content.getvalue(), name="target")
+
+
+if __name__ == "__main__":
+    evaluate(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 8)

@@ -1,0 +1,81 @@
+"""Configs: files in three formats, recipes, single values, and messages that name the key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from earl_cli.config.loader import load_config, recipes
+from earl_cli.config.sft import SftConfig
+from earl_cli.errors import UsageError
+
+NEEDED = {"data": ["store"], "output": "out"}
+
+
+def test_the_defaults_are_the_published_values(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(NEEDED))
+    config = load_config(SftConfig, str(path))
+    assert (config.epochs, config.batch_size, config.accumulation) == (10, 2, 8)
+    assert (config.learning_rate, config.min_learning_rate, config.warmup_steps) == (1e-4, 1e-5, 30)
+    assert (config.weight_decay, config.clip, config.betas, config.epsilon) == (0.1, 5.0, (0.9, 0.95), 1e-6)
+    assert (config.max_length, config.checkpoint_every, config.keep, config.validation_rows) == (3000, 100, 50, 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run.json", '{"data": ["a"], "output": "o", "epochs": 3}'),
+        ("run.yaml", "data: [a]\noutput: o\nepochs: 3\n"),
+        ("run.jsonnet", 'local n = 2; {data: ["a"], output: "o", epochs: n + 1}'),
+    ],
+)
+def test_three_formats_say_the_same(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    config = load_config(SftConfig, str(tmp_path / name))
+    assert (config.epochs, config.data) == (3, (Path("a"),))
+
+
+def test_the_command_line_wins_over_the_file_and_sets_over_both(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**NEEDED, "model": "file", "seed": 1}))
+    config = load_config(SftConfig, str(path), ["seed=3", "betas=[0.8, 0.9]"], {"model": "flag", "seed": 2, "data": None})
+    assert (config.model, config.seed, config.betas) == ("flag", 3, (0.8, 0.9))
+
+
+def test_every_recipe_validates() -> None:
+    assert "embedded/sft" in recipes()
+    for name in recipes():
+        load_config(SftConfig, name, given=NEEDED)
+
+
+@pytest.mark.parametrize(
+    ("values", "sets", "message"),
+    [
+        ({**NEEDED, "learning_rat": 1}, [], "did you mean 'learning_rate'"),
+        ({**NEEDED, "epochs": 0}, [], "epochs: Input should be greater than 0"),
+        ({**NEEDED, "batch_size": "many"}, [], "it is 'many'"),
+        ({"output": "o"}, [], "data: Field required"),
+        (NEEDED, ["epochs"], "not of the form key=value"),
+        ([1], [], "must be an object"),
+    ],
+)
+def test_a_wrong_config_is_one_clear_error(tmp_path: Path, values: object, sets: list[str], message: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=message):
+        load_config(SftConfig, str(path), sets)
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.json", "{"), ("a.yaml", "a: [1"), ("a.jsonnet", "{a: }")])
+def test_a_file_that_does_not_parse_is_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=f"{name}: the config can't be read"):
+        load_config(SftConfig, str(tmp_path / name))
+
+
+def test_a_missing_file_lists_the_recipes() -> None:
+    with pytest.raises(UsageError, match="embedded/sft"):
+        load_config(SftConfig, "nowhere.json")
