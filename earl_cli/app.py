@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -62,12 +63,29 @@ class LazyGroup(TyperGroup):
         command.params += [param for param in self.params if param.opts[0] in _GLOBAL_OPTIONS]
         return name, command, rest
 
+    def make_context(self, *args: Any, **settings: Any) -> Any:
+        """As in Typer; a reader that went away, of the help for instance, ends the program quietly."""
+        with _quiet_end():
+            return super().make_context(*args, **settings)
+
     def invoke(self, ctx: Any) -> Any:
         """As in Typer; a reader that went away ends the program quietly."""
-        try:
+        with _quiet_end():
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise typer.Exit(PIPE_CLOSED) from None
+
+
+@contextmanager
+def _quiet_end() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise typer.Exit(_discard_stdout()) from None
+
+
+def _discard_stdout() -> int:
+    """Nobody reads stdout any more: what Python still has to flush goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return PIPE_CLOSED
 
 
 def _show_version(value: bool) -> None:
@@ -143,9 +161,8 @@ def run(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.note("stopped")
         return STOPPED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+    except BrokenPipeError:  # in the last flush
+        return _discard_stdout()
     except Exception as failure:  # every failure becomes one message: this is the last line of defence
         error = _usage(failure) if isinstance(failure, TyperException) else explain(failure)
         if console.debug:

@@ -9,8 +9,11 @@ import pytest
 
 TINY_AREA = 32 * 32
 TINY_ABILITIES = {
-    "snow": {"words": [["snowy"], ["snow"]]},
-    "night": {"words": [["night"]]},
+    "kinds": {
+        "snow": {"cues": ["snowy", "snow"], "example": "make it snowy"},
+        "night": {"cues": ["night"], "example": "turn it into night"},
+    },
+    "words": ["snowy", "snow", "night", "turn", "into"],
 }
 
 
@@ -22,7 +25,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import torch
     from transformers.models.emu3.configuration_emu3 import Emu3TextConfig, Emu3VQVAEConfig
-    from transformers.models.emu3.modeling_emu3 import Emu3VQVAE, Emu3ForCausalLM
+    from transformers.models.emu3.modeling_emu3 import Emu3ForCausalLM, Emu3VQVAE
 
     from earl_cli.models.language import save_language
     from earl_cli.tokens.text import train_byte_bpe

@@ -57,8 +57,8 @@ def doctor() -> None:
     A real computation runs on every device and between two processes. Exit code 1 if something needed is broken.
     """
     checks: list[Check] = []
-    with console.progress("checking", unit="checks") as progress:
-        for run in (packages, extras, memory, devices, plan, collective, embedded_model):
+    with console.progress("checking", len(GROUPS), unit="checks") as progress:
+        for run in GROUPS:
             checks += _guarded(run)
             progress.advance()
     console.table(["", "what", "found"], [[_MARKS[each.state], each.name, each.detail] for each in checks])
@@ -244,3 +244,14 @@ def _installed(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+GROUPS: tuple[Callable[[], Iterator[Check]], ...] = (
+    packages,
+    extras,
+    memory,
+    devices,
+    plan,
+    collective,
+    embedded_model,
+)

@@ -18,7 +18,7 @@ from earl_cli.errors import PartialFailureError, UsageError
 from earl_cli.version import version
 
 SEEDS = 2**31
-ABILITIES_SHOWN = 12
+EXAMPLES_SHOWN = 8
 OWN = "The model's own by default."
 
 
@@ -138,15 +138,19 @@ def _report(order: Order, outcome: Outcome, named: int, seconds: float) -> None:
 
 
 def _abilities(instruction: str, abilities: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What the model recognises in the instruction, said aloud where that is nothing or not all of it."""
+    """What the model recognises in the instruction; said aloud where that isn't one edit in words it was trained on."""
     if not abilities:
         return None
-    from earl_cli.models.abilities import recognise
+    from earl_cli.models.abilities import examples, recognise
 
-    found = recognise(instruction, abilities)
-    some = ", ".join(list(abilities)[:ABILITIES_SHOWN])
-    if not found.kinds:
-        console.warn(f'this model has not learned "{instruction}", so don\'t expect it. It can do: {some}')
-    elif found.unknown_words:
-        console.warn(f"this model does not know {', '.join(found.unknown_words)}. It can do: {some}")
-    return {"recognised": found.kinds, "unknown_words": found.unknown_words, "known": list(abilities)}
+    found, known = recognise(instruction, abilities), examples(abilities)
+    if not found.in_range:
+        if not found.kinds:
+            reason = f'was not trained for "{instruction}"'
+        elif found.unknown_words:
+            reason = f"does not know {', '.join(found.unknown_words)}"
+        else:
+            reason = f"was trained for one edit at a time, not for {' and '.join(found.kinds)} at once"
+        some = "; ".join(known[:EXAMPLES_SHOWN])
+        console.warn(f"this model {reason}, so the result is a guess. It can, for instance: {some}")
+    return {"in_range": found.in_range, "kinds": found.kinds, "unknown_words": found.unknown_words, "examples": known}
