@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from earl_cli.errors import InputError, ModelError, UsageError
+from earl_cli.errors import InputError, ModelError, OutputError, UsageError
 from earl_cli.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -30,6 +29,9 @@ SPLIT_PATTERN = (
 )
 EMU3_SPELLINGS = frozenset(("<|extra_203|>", "<|image start|>", "<|image token|>"))
 LONGEST_TEXT = 100_000
+
+_JSON_HINT = "is this folder an Emu3 or EARL model?"
+_PROBE = "Make it 3 times\n as SNOWY:  <|image start|>\x00\U0001f600"
 
 
 class TextTokenizer(Protocol):
@@ -55,7 +57,7 @@ class TextTokenizer(Protocol):
 class RanksTokenizer:
     """Emu3's original tokenizer: tiktoken over a ranks file, after bringing the text to Unicode NFC as it does."""
 
-    encoding: tiktoken.Encoding = field(repr=False)
+    encoding: tiktoken.Encoding = field(repr=False, compare=False)
     ranks: dict[bytes, int] = field(repr=False, compare=False)
     fingerprint: str
 
@@ -186,7 +188,7 @@ def _load_ranks(path: Path, expected: Vocabulary | None) -> RanksTokenizer:
 def _check_vision_tokens(path: Path, expected: Vocabulary | None) -> None:
     if not path.is_file():
         return
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     wanted = ["<|image token|>", "<|image start|>", "<|image end|>"]
     wanted += [f"<|visual token {code:06d}|>" for code in range(expected.codes if expected else max(len(lines) - 3, 0))]
     if lines != wanted:
@@ -201,7 +203,7 @@ def _load_json(path: Path) -> JsonTokenizer:
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ModelError("not a text file", where=str(path)) from None
+        raise ModelError("not a text file", where=str(path), hint=_JSON_HINT) from None
     return _json_tokenizer(content, where=str(path))
 
 
@@ -218,14 +220,12 @@ def _json_tokenizer(content: str, *, where: str) -> JsonTokenizer:
         model = described["model"]
         vocabulary: dict[str, int] = dict(model["vocab"])
         merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+        added = {token["content"] for token in described.get("added_tokens") or []}
     except (ValueError, KeyError, TypeError):
-        raise ModelError("not the description of a byte-level BPE tokenizer", where=where) from None
+        raise ModelError("not the description of a byte-level BPE tokenizer", where=where, hint=_JSON_HINT) from None
     alphabet = set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     if not alphabet <= vocabulary.keys() or model.get("type", "BPE") != "BPE":
-        raise ModelError(
-            "this tokenizer isn't a byte-level BPE", where=where, hint="is this folder an Emu3 or EARL model?"
-        )
-    added = {token["content"] for token in described.get("added_tokens") or []}
+        raise ModelError("this tokenizer isn't a byte-level BPE", where=where, hint=_JSON_HINT)
     text = alphabet | {"".join(merge) for merge in merges}
     if model.get("ignore_merges"):
         text |= vocabulary.keys() - added
@@ -235,6 +235,7 @@ def _json_tokenizer(content: str, *, where: str) -> JsonTokenizer:
     model["vocab"] = {token: index for token, index in vocabulary.items() if token in text}
     model["dropout"] = None
     described |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    described["decoder"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(described))
     except Exception as error:  # the library raises bare Exception for any description it can't build
@@ -242,7 +243,10 @@ def _json_tokenizer(content: str, *, where: str) -> JsonTokenizer:
     fingerprint = _digest(
         sorted(model["vocab"].items()), merges, described.get("pre_tokenizer"), described.get("normalizer")
     )
-    return JsonTokenizer(tokenizer, max(model["vocab"].values()) + 1, fingerprint)
+    loaded = JsonTokenizer(tokenizer, max(model["vocab"].values()) + 1, fingerprint)
+    if loaded.decode(loaded.encode(_PROBE)) != _PROBE:
+        raise ModelError("this tokenizer doesn't give text back as it was", where=where, hint=_JSON_HINT)
+    return loaded
 
 
 def _qwen_split() -> dict[str, Any]:
@@ -256,9 +260,13 @@ def _digest(*parts: object) -> str:
 
 
 def _write(path: Path, content: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(content)
-    Path(temporary).replace(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(content, encoding="utf-8", newline="\n")
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OutputError(f"the tokenizer can't be written: {error.strerror}", where=str(path)) from None
     return path

@@ -1,0 +1,182 @@
+"""Which ids may come next, as a function of the position alone: O(1) a step, without scanning what is there already.
+
+Every completion that obeys a `GrammarState` to its end is read without loss by `Layout.parse_completion`, unless the
+model closed it with eos before its picture.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from earl_cli.errors import InputError
+from earl_cli.tokens.layout import Grid, Layout, Mode
+from earl_cli.tokens.vocabulary import Vocabulary
+
+_HEADER_SO_FAR = re.compile(r"[1-9][0-9]{0,3}(\*([1-9][0-9]{0,3})?)?")
+_LONGEST_HEADER = len("9999*9999")
+
+
+@dataclass(frozen=True)
+class ImageGrammar:
+    """What may follow `img` in an image of ``height`` x ``width`` codes: rows closed by eol, then eof, eoi, eos."""
+
+    vocabulary: Vocabulary
+    height: int
+    width: int
+
+    @property
+    def length(self) -> int:
+        """Number of tokens after `img`, up to and including eos."""
+        return self.height * (self.width + 1) + 3
+
+    def forced(self, offset: int) -> int | None:
+        """The only id allowed ``offset`` tokens after `img`, or None where any visual id is."""
+        row, column = divmod(offset, self.width + 1)
+        if row < self.height:
+            return self.vocabulary.eol if column == self.width else None
+        return self.vocabulary.closing[min(offset - self.height * (self.width + 1), 3)]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Ids allowed next: ``forced`` alone, or where that is None any of the half-open range ``[start, stop)``."""
+
+    forced: int | None
+    start: int
+    stop: int
+
+    def __contains__(self, token: int) -> bool:
+        return self.start <= token < self.stop
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What stays the same during one completion; ``opening`` is boi, ``height*width`` and img of ``image``."""
+
+    layout: Layout
+    image: ImageGrammar
+    opening: tuple[int, ...]
+    max_text_tokens: int
+    max_grid_codes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarState:
+    """Where a completion stands; `advance` returns the next state and leaves this one as it is.
+
+    In edit mode the rows of the picture come at once. In the other modes any id that is no code may come first:
+
+    - eos ends the completion, without a picture; pad follows for ever.
+    - boi opens the header: digits, ``*``, digits. img after a grid of at most ``max_grid_codes`` codes opens its rows.
+      As soon as the header can't be read any more, or is too large, the opening of the default grid is forced.
+    - img without boi, and the text's ``max_text_tokens``-th token, are followed by that same forced opening.
+
+    So the last boi before the first code always stands before a readable header.
+    """
+
+    rules: Rules
+    image: ImageGrammar | None = None  # set once the rows have begun
+    offset: int = 0  # tokens after img if the rows have begun, else tokens of text
+    header: tuple[int, ...] | None = None  # ids after boi
+    opened: int | None = None  # how much of the forced opening is out
+    ended: bool = False  # eos came before any picture
+
+    @property
+    def done(self) -> bool:
+        """Whether eos is out, so that only pad may follow."""
+        return self.ended or (self.image is not None and self.offset >= self.image.length)
+
+    @property
+    def longest(self) -> int:
+        """An upper bound for the tokens still to come, eos included: what a key-value cache must have room for."""
+        if self.done:
+            return 0
+        if self.image is not None:
+            return self.image.length - self.offset
+        default = len(self.rules.opening) + self.rules.image.length
+        if self.opened is not None:
+            return default - self.opened
+        header = _LONGEST_HEADER - len(self.header or ())
+        largest = 2 * self.rules.max_grid_codes + 3
+        ahead = header + 1 + max(default, largest)
+        return ahead if self.header is not None else ahead + self.rules.max_text_tokens - self.offset + 1
+
+    def choices(self) -> Choices:
+        """The ids that `advance` accepts."""
+        vocabulary = self.rules.layout.vocabulary
+        forced = None
+        if self.ended:
+            forced = vocabulary.pad
+        elif self.image is not None:
+            forced = self.image.forced(self.offset)
+            if forced is None:
+                return Choices(None, vocabulary.visual_start, vocabulary.size)
+        elif self.opened is not None:
+            forced = self.rules.opening[self.opened]
+        if forced is None:
+            return Choices(None, 0, vocabulary.visual_start)
+        return Choices(forced, forced, forced + 1)
+
+    def advance(self, token: int) -> GrammarState:
+        """The state after ``token``. Raises InputError for an id that `choices` doesn't allow."""
+        if token not in self.choices():
+            name = self.rules.layout.vocabulary.describe(token)
+            raise InputError(f"{name} can't come at this position", where="grammar")
+        if self.ended:
+            return self
+        if self.image is not None:
+            return GrammarState(self.rules, self.image, self.offset + 1)
+        if self.opened is not None:
+            return _force(self.rules, self.opened + 1)
+        if token == self.rules.layout.vocabulary.eos:
+            return GrammarState(self.rules, ended=True)
+        return self._after_header_token(token) if self.header is not None else self._after_text_token(token)
+
+    def _after_text_token(self, token: int) -> GrammarState:
+        vocabulary = self.rules.layout.vocabulary
+        if token == vocabulary.boi:
+            return GrammarState(self.rules, header=())
+        if token == vocabulary.img or self.offset + 1 >= self.rules.max_text_tokens:
+            return _force(self.rules, 0)
+        return GrammarState(self.rules, offset=self.offset + 1)
+
+    def _after_header_token(self, token: int) -> GrammarState:
+        layout, header = self.rules.layout, self.header or ()
+        if token == layout.vocabulary.img:
+            grid = Grid.read(layout.text.decode(header))
+            if grid is None or grid.codes > self.rules.max_grid_codes:
+                return _force(self.rules, 0)
+            return GrammarState(self.rules, ImageGrammar(layout.vocabulary, grid.height, grid.width))
+        longer = (*header, token)
+        if len(longer) > _LONGEST_HEADER or token >= layout.text.size:
+            return _force(self.rules, 0)
+        readable = _HEADER_SO_FAR.fullmatch(layout.text.decode(longer))
+        return GrammarState(self.rules, header=longer) if readable else _force(self.rules, 0)
+
+
+def _force(rules: Rules, opened: int) -> GrammarState:
+    done = opened == len(rules.opening)
+    return GrammarState(rules, rules.image) if done else GrammarState(rules, opened=opened)
+
+
+def start_state(
+    layout: Layout, mode: Mode, grid: Grid | None, max_text_tokens: int = 1024, max_grid_codes: int = 9216
+) -> GrammarState:
+    """The state right after `Layout.prompt` of this mode and grid.
+
+    ``grid`` is the edited picture's in edit mode, and in the other modes the one to fall back on. ``max_text_tokens``
+    limits what comes before boi (0: the picture at once), ``max_grid_codes`` the picture that the model may ask for.
+    Raises InputError without a grid or for an unknown mode.
+    """
+    if grid is None:
+        raise InputError(
+            "sampling needs a grid: the edited picture's, or the one to fall back on", where=f"mode {mode}"
+        )
+    image = ImageGrammar(layout.vocabulary, grid.height, grid.width)
+    rules = Rules(layout, image, tuple(layout.opening(grid).tolist()), max_text_tokens, max_grid_codes)
+    if mode == "edit":
+        return GrammarState(rules, image)
+    if mode not in ("reasoning", "mixed"):
+        raise InputError(f"mode {mode!r} is none of edit, reasoning and mixed")
+    return GrammarState(rules) if max_text_tokens > 0 else _force(rules, 0)

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from earl_cli.errors import InputError
+from earl_cli.tokens.grammar import Choices, GrammarState, ImageGrammar, start_state
+from earl_cli.tokens.layout import THINKING_END, Grid, Layout, Mode
+from earl_cli.tokens.vocabulary import EMU3
+
+Codes = NDArray[np.int64]
+
+sides = st.integers(1, 6)
+grids = st.builds(Grid, sides, sides)
+tables = st.tuples(sides, sides).flatmap(lambda shape: arrays(np.int64, shape, elements=st.integers(0, 63)))
+modes: st.SearchStrategy[Mode] = st.sampled_from(["edit", "reasoning", "mixed"])
+thinking: st.SearchStrategy[Mode] = st.sampled_from(["reasoning", "mixed"])
+
+
+def follow(state: GrammarState, ids: list[int]) -> GrammarState:
+    for token in ids:
+        state = state.advance(token)
+    return state
+
+
+def body(state: GrammarState) -> list[int]:
+    """Take the first allowed id until eos is out."""
+    ids = []
+    while not state.done:
+        token = state.choices().start
+        ids.append(token)
+        state = state.advance(token)
+    return ids
+
+
+@given(codes=tables)
+def test_the_grammar_is_the_layout_of_an_image(layout: Layout, codes: Codes) -> None:
+    vocabulary = layout.vocabulary
+    ids = [*layout.image(codes).tolist(), vocabulary.eos, vocabulary.pad, vocabulary.pad]
+    after = ids[ids.index(vocabulary.img) + 1 :]
+    grammar = ImageGrammar(vocabulary, *codes.shape)
+    assert grammar.length == len(after) - 2
+    for offset, token in enumerate(after):
+        forced = grammar.forced(offset)
+        assert forced == token if token < vocabulary.visual_start else forced is None
+
+
+def test_the_grammar_of_a_large_picture_depends_on_the_position_alone() -> None:
+    grammar = ImageGrammar(EMU3, 32, 32)
+    assert [grammar.forced(o) for o in (0, 31, 33)] == [None, None, None]
+    assert [grammar.forced(o) for o in (32, 65, 32 * 33 - 1)] == [EMU3.eol] * 3
+    assert [grammar.forced(32 * 33 + o) for o in range(5)] == [EMU3.eof, EMU3.eoi, EMU3.eos, EMU3.pad, EMU3.pad]
+    assert grammar.forced(10**12) == EMU3.pad
+    assert grammar.length == 32 * 33 + 3
+
+
+@given(target=tables, thoughts=st.none() | st.text(max_size=40), mode=modes)
+def test_whatever_training_shows_may_be_sampled(
+    layout: Layout, target: Codes, thoughts: str | None, mode: Mode
+) -> None:
+    grid = Grid(*target.shape)
+    thoughts = None if mode == "edit" else "" if thoughts is None and mode == "reasoning" else thoughts
+    example = layout.example([[1]], "make it snowy", target, thoughts)
+    completion = example.ids[len(layout.prompt([[1]], "make it snowy", mode, grid)) :].tolist()
+    fallback = grid if mode == "edit" else Grid(2, 2)
+    state = start_state(layout, mode, fallback)
+    for token in completion:
+        assert not state.done
+        state = state.advance(token)
+    assert state.done
+    assert state.choices().forced == layout.vocabulary.pad
+
+
+@settings(max_examples=200)
+@given(mode=modes, grid=grids, limit=st.integers(0, 8), codes=st.integers(1, 30), data=st.data())
+def test_whatever_may_be_sampled_is_read_back(
+    layout: Layout, *, mode: Mode, grid: Grid, limit: int, codes: int, data: st.DataObject
+) -> None:
+    vocabulary = layout.vocabulary
+    likely = [vocabulary.boi, vocabulary.img, vocabulary.eol, *layout.text.encode("123*")]
+    state, ids = start_state(layout, mode, grid, limit, codes), []
+    longest = state.longest
+    while not state.done:
+        choices = state.choices()
+        token = choices.forced
+        if token is None:
+            some = st.integers(choices.start, choices.stop - 1)
+            likely_here = [i for i in likely if i in choices]
+            token = data.draw(some | st.sampled_from(likely_here) if likely_here else some)
+        if token == vocabulary.eos and state.image is None:
+            token = vocabulary.boi
+        ids.append(token)
+        state = state.advance(token)
+        assert len(ids) + state.longest <= longest
+    found = layout.parse_completion(np.array(ids, dtype=np.int64), mode, grid)
+    assert found.finished
+    assert found.codes is not None
+    assert found.grid is not None
+    assert found.grid == grid or (mode != "edit" and found.grid.codes <= codes)
+    assert [vocabulary.visual_start + c for c in found.codes.ravel().tolist()] == [
+        i for i in ids if i >= vocabulary.visual_start
+    ]
+
+
+@given(mode=modes, grid=grids)
+def test_choices_are_one_id_or_the_visual_or_the_other_ones(layout: Layout, mode: Mode, grid: Grid) -> None:
+    vocabulary = layout.vocabulary
+    visual, other = (vocabulary.visual_start, vocabulary.size), (0, vocabulary.visual_start)
+    state = start_state(layout, mode, grid, 3)
+    for token in [*body(state), vocabulary.pad]:
+        choices = state.choices()
+        if choices.forced is None:
+            assert (choices.start, choices.stop) == (other if state.image is None else visual)
+        else:
+            assert choices == Choices(token, token, token + 1)
+        state = state.advance(token)
+
+
+@given(mode=thinking)
+def test_the_model_may_choose_its_own_grid(layout: Layout, mode: Mode) -> None:
+    vocabulary = layout.vocabulary
+    start = start_state(layout, mode, Grid(2, 2), 20, 12)
+    state = follow(start, [*layout.text.encode(f" a{THINKING_END}"), vocabulary.boi, *layout.text.encode("3*4")])
+    assert state.image is None
+    assert state.advance(vocabulary.img).image == ImageGrammar(vocabulary, 3, 4)
+
+
+@pytest.mark.parametrize("header", ["3*5", "9999*1", "4*4", "2", "2*", ""])
+def test_a_grid_too_large_or_incomplete_is_replaced_at_img(layout: Layout, header: str) -> None:
+    vocabulary = layout.vocabulary
+    start = start_state(layout, "mixed", Grid(2, 2), 20, 12)
+    state = follow(start, [vocabulary.boi, *layout.text.encode(header), vocabulary.img])
+    opening = layout.opening(Grid(2, 2)).tolist()
+    assert body(state)[: len(opening)] == opening
+    assert follow(state, opening).image == ImageGrammar(vocabulary, 2, 2)
+
+
+@pytest.mark.parametrize("header", ["x", "*", "0", "2**", "2*0", "12345", " ", "2*3*"])
+def test_a_header_gone_wrong_is_replaced_at_once(layout: Layout, header: str) -> None:
+    state = start_state(layout, "reasoning", Grid(2, 2), 20, 12).advance(layout.vocabulary.boi)
+    for token in layout.text.encode(header):
+        assert state.choices().forced is None
+        state = state.advance(token)
+    assert state.choices().forced == layout.vocabulary.boi
+
+
+@pytest.mark.parametrize("control", ["pad", "eol", "eof", "bos", "boi", "eoi"])
+def test_a_control_id_in_the_header_is_replaced_at_once(layout: Layout, control: str) -> None:
+    state = start_state(layout, "reasoning", Grid(2, 2)).advance(layout.vocabulary.boi)
+    assert state.advance(getattr(layout.vocabulary, control)).choices().forced == layout.vocabulary.boi
+
+
+def test_img_without_boi_gets_the_default_opening(layout: Layout) -> None:
+    state = start_state(layout, "mixed", Grid(2, 2)).advance(layout.vocabulary.img)
+    assert state.choices().forced == layout.vocabulary.boi
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5])
+def test_text_ends_at_its_limit(layout: Layout, limit: int) -> None:
+    ids = body(start_state(layout, "reasoning", Grid(2, 2), limit))
+    opening = layout.opening(Grid(2, 2)).tolist()
+    assert ids[: limit + len(opening)] == [0] * limit + opening
+    assert len(ids) == limit + len(opening) + ImageGrammar(layout.vocabulary, 2, 2).length
+
+
+@pytest.mark.parametrize("begun", [[], ["boi"]])
+def test_eos_before_the_picture_ends_without_one(layout: Layout, begun: list[str]) -> None:
+    vocabulary = layout.vocabulary
+    state = follow(start_state(layout, "mixed", Grid(2, 2)), [getattr(vocabulary, name) for name in begun])
+    state = state.advance(vocabulary.eos)
+    assert state.done
+    assert state.longest == 0
+    assert state.choices().forced == vocabulary.pad
+    assert state.advance(vocabulary.pad) == state
+
+
+def test_an_id_that_is_not_allowed_is_refused_and_named(layout: Layout) -> None:
+    vocabulary = layout.vocabulary
+    with pytest.raises(InputError, match="eos can't come at this position"):
+        start_state(layout, "edit", Grid(2, 2)).advance(vocabulary.eos)
+    with pytest.raises(InputError, match="code 3 can't come"):
+        start_state(layout, "mixed", Grid(2, 2)).advance(vocabulary.visual_start + 3)
+    with pytest.raises(InputError, match="unknown id -1"):
+        start_state(layout, "mixed", Grid(2, 2)).advance(-1)
+
+
+def test_ids_from_numpy_are_ids(layout: Layout) -> None:
+    assert start_state(layout, "edit", Grid(2, 2)).advance(np.int64(layout.vocabulary.visual_start)).offset == 1  # type: ignore[arg-type]
+
+
+def test_a_state_stays_what_it_is(layout: Layout) -> None:
+    state = start_state(layout, "edit", Grid(1, 2))
+    one, two = state.advance(layout.vocabulary.visual_start), state.advance(layout.vocabulary.visual_start + 1)
+    assert one == two
+    assert state.offset == 0
+
+
+def test_a_start_needs_a_mode_and_a_grid(layout: Layout) -> None:
+    wrong: Literal["edit"] = "draw"  # type: ignore[assignment]
+    with pytest.raises(InputError, match="none of edit, reasoning and mixed"):
+        start_state(layout, wrong, Grid(2, 2))
+    for mode in ("edit", "reasoning", "mixed"):
+        with pytest.raises(InputError, match="needs a grid"):
+            start_state(layout, mode, None)
+
+
+def test_a_step_costs_the_same_at_the_end_of_a_picture_as_at_its_start(layout: Layout) -> None:
+    state = start_state(layout, "edit", Grid(900, 900))
+    late = GrammarState(state.rules, state.image, offset=900 * 901 - 2)
+    token = layout.vocabulary.visual_start
+
+    def seconds(state: GrammarState) -> float:
+        start = time.perf_counter()
+        for _ in range(100):
+            state.advance(token)
+        return time.perf_counter() - start
+
+    assert min(seconds(late) for _ in range(20)) < 5 * min(seconds(state) for _ in range(20))

@@ -1,0 +1,444 @@
+from __future__ import annotations
+
+import pickle
+import time
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import ArrayLike, NDArray
+
+from earl_cli.errors import InputError, ModelError
+from earl_cli.tokens.layout import (
+    THINKING_END,
+    THINKING_PREFIX,
+    THINKING_START,
+    Grid,
+    Layout,
+    Mode,
+    Parsed,
+    thoughts_text,
+)
+from earl_cli.tokens.text import TextTokenizer, train_byte_bpe
+from earl_cli.tokens.vocabulary import EMU3, small_vocabulary
+
+Codes = NDArray[np.int64]
+
+HOSTILE = [
+    "<|image start|>", "<|image token|>", "<|image end|>", "<|extra_204|>", "<|visual token 000001|>", "<|endoftext|>",
+    "2*3", " ", "\n", "\0", "👩\u200d👧", THINKING_START, THINKING_END, THINKING_PREFIX,
+    f"{THINKING_PREFIX} x{THINKING_END}",
+]  # fmt: skip
+sides = st.integers(1, 6)
+tables = st.tuples(sides, sides).flatmap(lambda shape: arrays(np.int64, shape, elements=st.integers(0, 63)))
+texts = st.one_of(
+    st.text(), st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=5)), max_size=6).map("".join)
+)
+modes: st.SearchStrategy[Mode] = st.sampled_from(["edit", "reasoning", "mixed"])
+SOURCE, TARGET = np.arange(6).reshape(2, 3), np.arange(12).reshape(3, 4)
+
+
+def mode_thoughts(mode: Mode, thoughts: str) -> str | None:
+    return None if mode == "edit" else thoughts
+
+
+# --- building -------------------------------------------------------------------------------------------------------
+
+
+def test_an_example_is_the_published_sequence(tokenizer: TextTokenizer) -> None:
+    layout, text = Layout(EMU3, tokenizer), tokenizer.encode
+    source = [151849, 151852, *text("1*2"), 151851, 151854, 151855, 151846, 151847, 151853]
+    target = [151852, *text("2*1"), 151851, 184621, 151846, 151856, 151846, 151847, 151853, 151850]
+    thinking = [*text(" Let's think step by step. <|start thinking|>"), *text(" add: snow<|end thinking|>")]
+
+    plain = layout.example([[0, 1]], "make it snowy", [[32767], [2]])
+    assert plain.ids.tolist() == [*source, *text("make it snowy"), *target]
+    assert plain.loss_from == len(source) + len(text("make it snowy"))
+
+    thoughtful = layout.example([[0, 1]], "make it snowy", [[32767], [2]], "add: snow")
+    assert thoughtful.ids.tolist() == [*source, *text("make it snowy"), *thinking, *target]
+    assert thoughtful.loss_from == plain.loss_from
+
+
+def test_prompts_end_where_the_model_takes_over(tokenizer: TextTokenizer) -> None:
+    layout, text = Layout(EMU3, tokenizer), tokenizer.encode
+    mixed = layout.prompt([[0, 1]], "make it snowy", "mixed").tolist()
+    assert mixed[-len(text("make it snowy")) :] == text("make it snowy")
+    assert layout.prompt([[0, 1]], "make it snowy").tolist() == [*mixed, 151852, *text("1*2"), 151851]
+    wide = layout.prompt([[0, 1]], "make it snowy", "edit", Grid(3, 40)).tolist()
+    assert wide == [*mixed, 151852, *text("3*40"), 151851]
+    reasoning = layout.prompt([[0, 1]], "make it snowy", "reasoning").tolist()
+    assert reasoning == [*mixed, *text(" Let's think step by step. <|start thinking|>")]
+
+
+@given(codes=tables)
+def test_an_image_is_its_rows_between_its_marks(layout: Layout, codes: Codes) -> None:
+    vocabulary, (height, width) = layout.vocabulary, codes.shape
+    rows = [[*(vocabulary.visual_start + row).tolist(), vocabulary.eol] for row in codes]
+    head = [vocabulary.boi, *layout.text.encode(f"{height}*{width}"), vocabulary.img]
+    assert layout.image(codes).tolist() == [*head, *chain(*rows), vocabulary.eof, vocabulary.eoi]
+    assert len(layout.image(codes)) == len(head) + Grid(height, width).tokens
+
+
+@given(source=tables, instruction=texts, target=tables, thoughts=texts, mode=modes)
+def test_a_prompt_is_a_strict_prefix_of_the_example(
+    layout: Layout, *, source: Codes, instruction: str, target: Codes, thoughts: str, mode: Mode
+) -> None:
+    example = layout.example(source, instruction, target, mode_thoughts(mode, thoughts))
+    prompt = layout.prompt(source, instruction, mode, Grid(*target.shape))
+    assert prompt.dtype == example.ids.dtype == np.int64
+    assert len(prompt) < len(example.ids)
+    assert (example.ids[: len(prompt)] == prompt).all()
+    assert example.loss_from == len(layout.prompt(source, instruction, "mixed"))
+    assert example.ids[-1] == layout.vocabulary.eos
+
+
+@given(source=tables, instruction=texts, target=tables, thoughts=st.none() | texts)
+def test_text_never_adds_a_control_or_visual_id(
+    layout: Layout, source: Codes, instruction: str, target: Codes, thoughts: str | None
+) -> None:
+    hostile = layout.example(source, instruction, target, thoughts).ids
+    plain = layout.example(source, "", target).ids
+    first = layout.vocabulary.text_size
+    assert hostile[hostile >= first].tolist() == plain[plain >= first].tolist()
+
+
+@pytest.mark.parametrize(
+    "codes", [np.zeros(3, int), np.zeros((0, 3), int), np.zeros((2, 0), int), [[1.5]], [[64]], [[-1]]]
+)
+def test_what_is_no_table_of_codes_is_refused(layout: Layout, codes: ArrayLike) -> None:
+    for build in (layout.image, lambda c: layout.prompt(c, "x"), lambda c: layout.example([[1]], "x", c)):
+        with pytest.raises(InputError):
+            build(codes)
+
+
+def test_unknown_modes_and_missing_grids_are_refused(layout: Layout) -> None:
+    wrong: Literal["edit"] = "draw"  # type: ignore[assignment]
+    with pytest.raises(InputError, match="none of edit, reasoning and mixed"):
+        layout.prompt(SOURCE, "x", wrong)
+    with pytest.raises(InputError, match="none of edit, reasoning and mixed"):
+        layout.parse_completion([1], wrong)
+    with pytest.raises(InputError, match="pass the grid of its prompt"):
+        layout.parse_completion([1], "edit")
+
+
+@pytest.mark.parametrize("ids", [[[1]], [1.0], ["x"], 3])
+def test_what_is_no_row_of_ids_is_refused(layout: Layout, ids: ArrayLike) -> None:
+    with pytest.raises(InputError, match="row of integer ids"):
+        layout.parse(ids)
+    with pytest.raises(InputError, match="row of integer ids"):
+        layout.parse_completion(ids, "mixed")
+
+
+def test_the_tokenizer_must_fit_the_vocabulary(tokenizer: TextTokenizer) -> None:
+    assert Layout(small_vocabulary(tokenizer.size, 64), tokenizer).text is tokenizer
+    with pytest.raises(
+        ModelError, match=f"{tokenizer.size} tokens, but the model has only {tokenizer.size - 1} text ids"
+    ):
+        Layout(small_vocabulary(tokenizer.size - 1, 64), tokenizer)
+
+
+@given(height=st.integers(1, 9999), width=st.integers(1, 9999))
+def test_grids_are_spelled_and_read(height: int, width: int) -> None:
+    grid = Grid(height, width)
+    assert str(grid) == f"{height}*{width}"
+    assert Grid.read(str(grid)) == grid
+    assert grid.tokens == grid.codes + height + 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "*", "3*", "*3", "0*3", "3*0", "03*3", " 3*3", "3*3\n", "3x3", "3*3*3", "-3*3", "10000*1", "٣*٣"]
+)
+def test_what_spells_no_grid_is_not_read(text: str) -> None:
+    assert Grid.read(text) is None
+
+
+@pytest.mark.parametrize("shape", [(0, 1), (1, 0), (-1, 1), (10000, 1), (1, 10000)])
+def test_impossible_grids_are_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match="1 to 9999"):
+        Grid(*shape)
+
+
+def test_thoughts_are_the_chosen_keys_in_order_cut_to_the_published_length() -> None:
+    cot = {"objects": "a dog", "plan": "add snow", "boxes": "[1, 2, 3, 4]"}
+    assert thoughts_text(cot, ["plan", "objects"]) == "plan: add snow objects: a dog"
+    assert thoughts_text(cot, ["plan", "missing"]) == "plan: add snow"
+    assert thoughts_text({}, ["plan"]) == ""
+    assert thoughts_text({"plan": "x" * 3000}, ["plan"]) == "plan: " + "x" * 1744
+
+
+def test_a_layout_goes_to_worker_processes(layout: Layout) -> None:
+    again = pickle.loads(pickle.dumps(layout))
+    assert again == layout
+    assert (
+        again.prompt(SOURCE, "make it snowy", "reasoning") == layout.prompt(SOURCE, "make it snowy", "reasoning")
+    ).all()
+
+
+def test_an_example_of_a_training_pair_takes_well_under_a_millisecond(layout: Layout) -> None:
+    codes = np.random.default_rng(0).integers(0, 64, (32, 32))
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        layout.example(codes, "make it snowy, but leave the two dogs alone", codes, "plan: add snow to the roof")
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(50)) < 0.5e-3
+
+
+# --- reading what is right ------------------------------------------------------------------------------------------
+
+
+@given(source=tables, instruction=texts, target=tables, thoughts=texts, mode=modes)
+def test_a_completion_is_read_back(
+    layout: Layout, *, source: Codes, instruction: str, target: Codes, thoughts: str, mode: Mode
+) -> None:
+    grid = Grid(*target.shape)
+    example = layout.example(source, instruction, target, mode_thoughts(mode, thoughts))
+    completion = example.ids[len(layout.prompt(source, instruction, mode, grid)) :]
+    found = layout.parse_completion(completion, mode, grid if mode == "edit" else None)
+    assert (found.problem, found.finished, found.grid) == (None, True, grid)
+    assert found.thoughts == mode_thoughts(mode, thoughts)
+    assert found.codes is not None
+    assert (found.codes == target).all()
+
+
+@given(source=tables, instruction=texts, target=tables, thoughts=st.none() | texts)
+def test_an_example_is_read_back_whatever_its_texts_spell(
+    layout: Layout, source: Codes, instruction: str, target: Codes, thoughts: str | None
+) -> None:
+    example = layout.example(source, instruction, target, thoughts)
+    found = layout.parse(example.ids, example.loss_from)
+    assert (found.problem, found.finished) == (None, True)
+    assert (found.instruction, found.thoughts) == (instruction, thoughts)
+    assert found.source is not None
+    assert found.target is not None
+    assert (found.source == source).all()
+    assert (found.target == target).all()
+
+
+@given(instruction=texts.filter(lambda text: THINKING_PREFIX not in text), thoughts=st.none() | texts)
+def test_the_ids_alone_tell_instruction_and_thoughts_apart(
+    layout: Layout, instruction: str, thoughts: str | None
+) -> None:
+    found = layout.parse(layout.example(SOURCE, instruction, TARGET, thoughts).ids)
+    assert (found.instruction, found.thoughts, found.problem) == (instruction, thoughts, None)
+
+
+@given(instruction=texts, thoughts=texts)
+def test_round_trips_hold_for_a_tokenizer_of_bare_bytes(instruction: str, thoughts: str) -> None:
+    layout = Layout(small_vocabulary(256, 64), train_byte_bpe([], 256))
+    example = layout.example(SOURCE, instruction, TARGET, thoughts)
+    found = layout.parse(example.ids, example.loss_from)
+    assert (found.instruction, found.thoughts, found.problem) == (instruction, thoughts, None)
+
+
+def test_a_mixed_completion_may_think_or_not(layout: Layout) -> None:
+    prompt = len(layout.prompt(SOURCE, "make it snowy", "mixed"))
+    silent = layout.parse_completion(layout.example(SOURCE, "make it snowy", TARGET).ids[prompt:], "mixed")
+    loud = layout.parse_completion(layout.example(SOURCE, "make it snowy", TARGET, "hm").ids[prompt:], "mixed")
+    assert (silent.thoughts, silent.problem) == (None, None)
+    assert (loud.thoughts, loud.problem) == ("hm", None)
+
+
+def test_padding_after_eos_is_no_problem(layout: Layout) -> None:
+    ids = layout.example(SOURCE, "make it snowy", TARGET).ids
+    padded = np.append(ids, [layout.vocabulary.pad] * 5)
+    assert layout.parse(padded).problem is None
+    assert layout.parse(padded).finished
+    assert layout.parse(np.append(padded, layout.vocabulary.eol)).problem == "eol follows eos"
+
+
+# --- reading what is wrong ------------------------------------------------------------------------------------------
+
+
+def edited(layout: Layout, ids: list[int | str]) -> Parsed:
+    """Parse an edit completion of a 3*4 picture; names stand for control ids, integers for codes."""
+    vocabulary = layout.vocabulary
+    resolved = [getattr(vocabulary, i) if isinstance(i, str) else vocabulary.visual_start + i for i in ids]
+    return layout.parse_completion(np.array(resolved, dtype=np.int64), "edit", Grid(3, 4))
+
+
+ROW: list[int | str] = [0, 1, 2, 3, "eol"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "problem"),
+    [
+        ([], "stops after 0 of 12 codes"),
+        ([0, 1], "stops after 2 of 12 codes"),
+        ([*ROW, 0], "stops after 5 of 12 codes"),
+        ([*ROW, *ROW[:4]], "stops after 8 of 12 codes"),
+        ([*ROW, *ROW, *ROW[:4]], "stops after 12 of 12 codes"),
+        ([*ROW, 0, "eos"], "stops after 5 of 12 codes"),
+        ([*ROW, "pad", "pad"], "stops after 4 of 12 codes"),
+        ([*ROW, *ROW, 0, 1, "eol"], "row 3 has 2 codes instead of 4"),
+        (["eol", *ROW], "row 1 has 0 codes instead of 4"),
+        ([*ROW, 0, 1, 2, 3, 4, 5, "eol"], "row 2 has 6 codes instead of 4"),
+        ([0, 1, 2, 3, 4], "row 1 has 5 codes instead of 4"),
+        ([*ROW, "eof", "eoi", "eos"], "the picture ends after 4 of 12 codes"),
+        ([*ROW, 0, 1, "boi"], "boi stands in row 2 after 2 codes"),
+        ([*ROW, 0, 1, 2, 3, "img"], "img stands in row 2 after 4 codes"),
+    ],
+)
+def test_damaged_rows_are_named(layout: Layout, ids: list[int | str], problem: str) -> None:
+    found = edited(layout, ids)
+    assert (found.codes, found.finished, found.problem) == (None, False, problem)
+
+
+@pytest.mark.parametrize(
+    ("tail", "problem"),
+    [
+        ([], "stops before eof"),
+        (["eof"], "stops before eoi"),
+        (["eof", "eoi"], "stops before eos"),
+        (["eos"], "eos stands where eof should close the picture"),
+        (["eof", "eos"], "eos stands where eoi should close the picture"),
+        (["eof", "eoi", 7], "code 7 stands where eos should close the picture"),
+        (["eof", "eoi", "pad"], "pad stands where eos should close the picture"),
+    ],
+)
+def test_a_picture_with_all_its_codes_is_kept_and_the_rest_named(
+    layout: Layout, tail: list[int | str], problem: str
+) -> None:
+    found = edited(layout, [*ROW, *ROW, *ROW, *tail])
+    assert (found.finished, found.problem) == (False, problem)
+    assert found.codes is not None
+    assert found.codes.tolist() == [[0, 1, 2, 3]] * 3
+
+
+def test_what_follows_the_end_is_named(layout: Layout) -> None:
+    found = edited(layout, [*ROW, *ROW, *ROW, "eof", "eoi", "eos", "pad", 5])
+    assert (found.finished, found.problem) == (True, "code 5 follows eos")
+
+
+def answer(layout: Layout, *parts: str | int | list[int], mode: Mode = "reasoning") -> Parsed:
+    """Parse a completion of text and control ids; a string is text unless it names a control id as ``:name``."""
+    ids: list[int] = []
+    for part in parts:
+        if isinstance(part, str):
+            ids += [getattr(layout.vocabulary, part[1:])] if part.startswith(":") else layout.text.encode(part)
+        else:
+            ids += [part] if isinstance(part, int) else part
+    return layout.parse_completion(np.array(ids, dtype=np.int64), mode)
+
+
+def rows(layout: Layout, codes: Codes = TARGET) -> list[int]:
+    """All of an image after img, and eos."""
+    ids = [*layout.image(codes).tolist(), layout.vocabulary.eos]
+    return ids[ids.index(layout.vocabulary.img) + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("parts", "thoughts", "problem"),
+    [
+        ([], "", "stops before the picture begins"),
+        ([" let me"], "let me", "stops before the picture begins"),
+        ([f" a{THINKING_END}", ":eos"], "a", "ends without a picture"),
+        ([f" a{THINKING_END}", ":boi", "3*"], "a", "the height*width header can't be read"),
+        ([f" a{THINKING_END}", ":boi", "3*four", ":img"], "a", "the height*width header can't be read"),
+        ([f" a{THINKING_END}", ":boi", "3*4", ":eol", ":img"], "a", "the height*width header can't be read"),
+        ([f" a{THINKING_END}", ":boi", "3*44444444444", ":img"], "a", "the height*width header can't be read"),
+        ([f" a{THINKING_END}", 408], "a", "the picture has no boi and no height*width header"),
+        ([f" a{THINKING_END}", ":boi", "3*4", ":img"], "a", "stops after 0 of 12 codes"),
+    ],
+)
+def test_an_answer_without_picture_says_why(
+    layout: Layout, parts: list[str | int], thoughts: str, problem: str
+) -> None:
+    found = answer(layout, *parts)
+    assert (found.codes, found.finished, found.thoughts, found.problem) == (None, False, thoughts, problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "thoughts", "problem"),
+    [
+        (" no end", "reasoning", "no end", f"the thinking isn't closed by {THINKING_END}"),
+        (f" a{THINKING_END} and more", "reasoning", "a", None),
+        (f"{THINKING_PREFIX} no end", "mixed", "no end", f"the thinking isn't closed by {THINKING_END}"),
+        (f"Let's go {THINKING_START}a{THINKING_END}", "mixed", "a", None),
+        (" just words", "mixed", " just words", f"text before the picture without {THINKING_START}"),
+    ],
+)
+def test_odd_thinking_is_named_and_the_picture_kept(
+    layout: Layout, text: str, mode: Mode, thoughts: str, problem: str | None
+) -> None:
+    found = answer(layout, text, ":boi", "3*4", ":img", rows(layout), mode=mode)
+    assert (found.thoughts, found.problem, found.finished) == (thoughts, problem, True)
+    assert found.codes is not None
+    assert (found.codes == TARGET).all()
+
+
+def test_the_picture_opens_at_the_last_boi_before_its_codes(layout: Layout) -> None:
+    found = answer(layout, f" a{THINKING_END}", ":boi", "0*0", ":img", ":boi", "3*4", ":img", rows(layout))
+    assert found.codes is not None
+    assert (found.codes == TARGET).all()
+    assert (found.thoughts, found.problem) == ("a", "boi stands inside the text")
+
+
+@pytest.mark.parametrize(
+    ("cut", "problem"),
+    [
+        (0, "no ids at all"),
+        (1, "source image: boi doesn't follow bos"),
+        (3, "source image: the height*width header can't be read"),
+        (8, "source image: stops after 2 of 6 codes"),
+        (14, "source image: eof and eoi don't follow the last row"),
+        (16, "nothing after the instruction"),
+        (17, "nothing after the instruction"),
+    ],
+)
+def test_a_sequence_cut_short_says_where(layout: Layout, cut: int, problem: str) -> None:
+    ids = layout.example(SOURCE, "make it", TARGET).ids
+    assert len(layout.image(SOURCE)) == 15
+    assert layout.parse(ids[:cut]).problem == problem
+
+
+def test_a_sequence_that_begins_or_reads_wrong_is_named(layout: Layout) -> None:
+    example = layout.example(SOURCE, "make it", TARGET)
+    ids, vocabulary = example.ids, layout.vocabulary
+    assert layout.parse(ids[1:]).problem == "starts with boi instead of bos"
+    assert layout.parse(np.append(ids, vocabulary.size)).problem == (
+        f"id {vocabulary.size} at position {len(ids)} is outside the vocabulary of {vocabulary.size}"
+    )
+    assert "id -100 at position 0 is outside" in str(layout.parse_completion([-100], "mixed").problem)
+    stray = np.insert(ids, example.loss_from, vocabulary.eol)
+    assert layout.parse(stray).problem == "instruction: eol stands inside the text"
+    assert layout.parse(np.append(ids[: example.loss_from], vocabulary.eos)).problem == "ends without a picture"
+
+
+@given(thoughts=st.none() | texts, data=st.data())
+def test_every_cut_sequence_has_a_problem(layout: Layout, thoughts: str | None, data: st.DataObject) -> None:
+    example = layout.example(SOURCE, "make it snowy", TARGET, thoughts)
+    cut = data.draw(st.integers(0, len(example.ids) - 1))
+    found = layout.parse(example.ids[:cut], example.loss_from)
+    assert found.problem
+    assert not found.finished
+    assert (found.target is not None) == (cut >= len(example.ids) - 3)
+
+
+@given(ids=st.lists(st.integers(0, 471) | st.sampled_from(range(400, 412)), max_size=60), mode=modes)
+def test_no_ids_whatever_make_the_reader_fail(layout: Layout, ids: list[int], mode: Mode) -> None:
+    array = np.array(ids, dtype=np.int64)
+    found = layout.parse_completion(array, mode, Grid(2, 2))
+    assert found.codes is not None or found.problem
+    assert found.problem or found.finished
+    assert layout.parse(array).problem
+    assert layout.parse(np.concatenate([[layout.vocabulary.bos], layout.image(SOURCE), array])).source is not None
+
+
+@given(source=tables, target=tables, thoughts=st.none() | texts, data=st.data())
+def test_a_changed_id_is_never_taken_for_a_flawless_sequence_with_other_codes(
+    layout: Layout, source: Codes, target: Codes, thoughts: str | None, data: st.DataObject
+) -> None:
+    """Whatever single control id is overwritten, either a problem is named or the pictures stay what they are."""
+    ids = layout.example(source, "make it snowy", target, thoughts).ids
+    controls = np.flatnonzero((ids >= 400) & (ids < 408))
+    place = data.draw(st.sampled_from(controls.tolist()))
+    changed = ids.copy()
+    changed[place] = data.draw(st.integers(0, 471).filter(lambda token: token != ids[place]))
+    assert layout.parse(changed).problem
