@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from earl_cli.console import console
-from earl_cli.errors import EarlError, explain
+from earl_cli.errors import DeviceError, EarlError, explain
 from earl_cli.version import version
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 State = Literal["ok", "missing", "broken"]
+MARKS: dict[State, str] = {"ok": "ok", "missing": "-", "broken": "BROKEN"}
 
+MODELS = {"small models run on": 50_000_000, "8 B models run on": 34_000_000_000}  # bytes in float32
 COLLECTIVE_SECONDS = 120
 COLLECTIVE = """
 import sys, torch, torch.distributed as dist
@@ -43,7 +45,7 @@ sys.exit(value.tolist() != [1, 3, 5, 7])
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. Only "broken" makes the doctor fail; "missing" is an extra that isn't installed."""
+    """One line of the report. Only "broken" makes the doctor fail; what is "missing" isn't needed."""
 
     name: str
     state: State
@@ -61,7 +63,7 @@ def doctor() -> None:
         for run in GROUPS:
             checks += _guarded(run)
             progress.advance()
-    console.table(["", "what", "found"], [[_MARKS[each.state], each.name, each.detail] for each in checks])
+    console.table(["", "what", "found"], [[MARKS[each.state], each.name, each.detail] for each in checks])
     broken = [each for each in checks if each.state == "broken"]
     document = {"version": version(), "healthy": not broken, "checks": [asdict(each) for each in checks]}
     if not broken:
@@ -72,9 +74,6 @@ def doctor() -> None:
     error = EarlError(f"broken: {names}", hint="; ".join(each.hint for each in broken if each.hint) or None)
     console.fail(error, beside=document)
     raise typer.Exit(error.exit_code)
-
-
-_MARKS: dict[State, str] = {"ok": "ok", "missing": "-", "broken": "BROKEN"}
 
 
 def _guarded(run: Callable[[], Iterator[Check]]) -> list[Check]:
@@ -129,11 +128,14 @@ def _requirements() -> Iterator[tuple[Requirement, str | None]]:
 
 def memory() -> Iterator[Check]:
     """The machine's own memory and cores."""
-    import psutil
+    import torch
 
-    now = psutil.virtual_memory()
+    from earl_cli.models.device import free_memory
+
+    free = free_memory(torch.device("cpu"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Check("memory", "ok", f"{now.available / 1e9:.1f} GB free of {now.total / 1e9:.1f} GB, {cores} cores")
+    amount = "unknown" if free is None else f"{free / 1e9:.1f} GB free"
+    yield Check("memory", "ok", f"{amount}, {cores} cores")
 
 
 def devices() -> Iterator[Check]:
@@ -180,11 +182,15 @@ def _describe(device: torch.device) -> str:
     return "Apple GPU" if device.type == "mps" else f"{torch.get_num_threads()} threads"
 
 
-def plan() -> Iterator[Check]:
-    """Where a model would run by default, and how."""
-    from earl_cli.models.device import plan as plan_device
+def plans() -> Iterator[Check]:
+    """Where models of both sizes would run by default, and how."""
+    from earl_cli.models.device import plan
 
-    yield Check("by default", "ok", str(plan_device("auto", needed_bytes=0)))
+    for name, size in MODELS.items():
+        try:
+            yield Check(name, "ok", str(plan("auto", size)))
+        except DeviceError as error:  # not every machine has to hold a large model
+            yield Check(name, "missing", error.what, error.hint)
 
 
 def collective() -> Iterator[Check]:
@@ -251,7 +257,7 @@ GROUPS: tuple[Callable[[], Iterator[Check]], ...] = (
     extras,
     memory,
     devices,
-    plan,
+    plans,
     collective,
     embedded_model,
 )

@@ -134,6 +134,7 @@ def _load(order: Order) -> Editor:
     from earl_cli.models.bundle import load_model
 
     model = load_model(order.model, device=order.device)
+    console.note(f"{model.name}: {model.plan}")
     sampling = Sampling(**{**(model.sampling or {}), **order.sampling})
     settings = EditSettings(order.instruction, order.seeds, sampling, order.mode, order.image_area)
     return Editor(model, TransformersEngine(model.language, model.layout), settings)

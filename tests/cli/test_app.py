@@ -193,3 +193,9 @@ def test_each_run_starts_with_a_fresh_console(capsys: pytest.CaptureFixture[str]
     app.run(["--json", "--quiet", "--debug", "--version"])
     app.run(["--version"])
     assert not (console.json or console.quiet or console.debug)
+
+
+def test_the_documented_exit_codes_are_the_real_ones() -> None:
+    table = (Path(app.__file__).parents[1] / "docs" / "COMMANDS.md").read_text(encoding="utf-8")
+    for code, meaning in app.EXIT_CODES.items():
+        assert f"| {code} | {meaning} |" in table

@@ -261,7 +261,7 @@ def test_json_and_a_picture_do_not_share_stdout(earl) -> None:
         (["a.png", "night", "-n", "0"], 2, "-n"),
         (["a.png", "night", "--top-p", "1.5"], 2, "--top-p"),
         (["a.png", "night", "--temperature", "-1"], 2, "--temperature"),
-        (["a.png", "night", "--device", "toaster"], 5, "toaster"),
+        (["a.png", "night", "--device", "toaster"], 2, "toaster"),
         (["a.png", "night", "--model", "no/such/folder/here"], 4, "no/such/folder/here"),
     ],
 )
