@@ -22,7 +22,7 @@ def load_config(
     sets: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The config of this kind: its defaults, then the file or recipe ``name``, ``given`` values, and ``key=value`` sets.
+    """The config of this kind: its defaults, then the file or recipe ``name``, ``given``, and ``key=value`` sets.
 
     Raises UsageError for a file that can't be read, an unknown key (with the nearest known one), and a wrong value.
     """

@@ -49,6 +49,8 @@ def fine_tune(config: SftConfig, language: Emu3ForCausalLM, layout: Layout, on_s
     train = example_data([open_store(path) for path in config.data], layout, config.thought_keys)
     check_lengths(train, config.max_length)
     validation = _validation(config, layout)
+    if language.device.type == "cpu":
+        language.set_attn_implementation("eager")  # torch's fused attention is up to four times slower here, backwards
     folder = config.output / CHECKPOINTS
     start = newest(folder)
     trainer = SftTrainer(

@@ -41,7 +41,9 @@ def test_three_formats_say_the_same(tmp_path: Path, name: str, text: str) -> Non
 def test_the_command_line_wins_over_the_file_and_sets_over_both(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(json.dumps({**NEEDED, "model": "file", "seed": 1}))
-    config = load_config(SftConfig, str(path), ["seed=3", "betas=[0.8, 0.9]"], {"model": "flag", "seed": 2, "data": None})
+    config = load_config(
+        SftConfig, str(path), ["seed=3", "betas=[0.8, 0.9]"], {"model": "flag", "seed": 2, "data": None}
+    )
     assert (config.model, config.seed, config.betas) == ("flag", 3, (0.8, 0.9))
 
 

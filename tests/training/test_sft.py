@@ -1,0 +1,113 @@
+"""Fine-tuning a tiny model for real: it learns, resumes to the bit, and its folder edits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from earl_cli.config.loader import load_config
+from earl_cli.config.sft import SftConfig
+from earl_cli.data.store import Manifest, TokenizedPair, create_or_resume, write_shard
+from earl_cli.errors import EarlError, InputError
+from earl_cli.models.bundle import load_for_training, load_model, save_trained
+from earl_cli.training.sft import CHECKPOINTS, LOG, SftResult, fine_tune
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty pairs in which every edited code is the source's plus one."""
+    folder = tmp_path_factory.mktemp("sft") / "store"
+    create_or_resume(folder, Manifest(512, "vq", 1024, "test", 20, 512, None, "data"))
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(20):
+        source = rng.integers(0, 8, (3, 2 + index % 3)).astype(np.uint16)
+        rows.append(TokenizedPair(str(index), "make it snowy", source, source + np.uint16(1), {"plan": "whiten"}, "h"))
+    write_shard(folder, 0, rows, [])
+    return folder
+
+
+def config(store: Path, output: Path, **values: object) -> SftConfig:
+    base = {
+        "data": [store],
+        "output": output,
+        "max_steps": 6,
+        "batch_size": 2,
+        "accumulation": 2,
+        "warmup_steps": 2,
+        "learning_rate": 3e-3,
+        "checkpoint_every": 3,
+        "log_every": 1,
+        "precision": "float32",
+        "device": "cpu",
+        "gradient_checkpointing": False,
+    }
+    return load_config(SftConfig, None, given={**base, **values})
+
+
+def train(model: Path, settings: SftConfig, stop_at: int | None = None) -> tuple[SftResult, dict[str, torch.Tensor]]:
+    class Stopped(Exception):
+        pass
+
+    def on_step(step: int, _steps: int, figures: Mapping[str, float]) -> None:
+        if step == stop_at and "loss" in figures:
+            raise Stopped
+
+    trainee = load_for_training(str(model), device="cpu")
+    settings.output.mkdir(parents=True, exist_ok=True)
+    try:
+        result = fine_tune(settings, trainee.language, trainee.layout, on_step)
+    except Stopped:
+        return SftResult(stop_at or 0, None, 0), {}
+    save_trained(trainee, settings.output)
+    return result, {name: weight.clone() for name, weight in trainee.language.state_dict().items()}
+
+
+def test_resumed_training_ends_in_the_same_bits(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    _, whole = train(tiny_model_dir, config(store, tmp_path / "whole"))
+    train(tiny_model_dir, config(store, tmp_path / "torn"), stop_at=5)
+    (tmp_path / "torn" / CHECKPOINTS / "checkpoint-5").mkdir()  # half-written when it was killed
+    result, resumed = train(tiny_model_dir, config(store, tmp_path / "torn"))
+    assert result.resumed_from == 3
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_it_learns_and_the_folder_edits(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    settings = config(store, tmp_path / "out", max_steps=60, validation=[store], validate_every=60, checkpoint_every=60)
+    result, _ = train(tiny_model_dir, settings)
+    log = [json.loads(line) for line in (tmp_path / "out" / LOG).read_text().splitlines()]
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert losses[0] > 4
+    assert result.validation_loss is not None
+    assert result.validation_loss < 0.5 * losses[0]
+    assert [row["learning_rate"] for row in log if "loss" in row][-1] == pytest.approx(1e-5, rel=0.3)
+    model = load_model(str(tmp_path / "out"), device="cpu")
+    assert model.image_area == 32 * 32
+
+
+def test_thoughts_are_trained_when_their_keys_are_named(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    from earl_cli.data.batches import example_data
+    from earl_cli.data.store import open_store
+
+    layout = load_for_training(str(tiny_model_dir), device="cpu").layout
+    data = example_data([open_store(store)], layout, ["plan"])
+    assert layout.parse(data[0].ids).thoughts == "plan: whiten"
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
+    store: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    settings = config(store, tmp_path / "out", learning_rate=1e30, clip=1e30, checkpoint_every=1, warmup_steps=0)
+    with pytest.raises(EarlError, match="the loss is nan"):
+        train(tiny_model_dir, settings)
+    assert list((tmp_path / "out" / CHECKPOINTS).glob("*/complete"))
+
+
+def test_sequences_that_are_too_long_are_named(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="20 of 20 sequences are longer than 10 tokens, the first is '0'"):
+        train(tiny_model_dir, config(store, tmp_path / "out", max_length=10))
