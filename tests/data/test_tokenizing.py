@@ -64,14 +64,14 @@ def test_the_codes_are_those_of_the_resized_pictures(pairs: list[Pair], tiny_mod
 def test_an_interrupted_pass_ends_in_the_same_store(pairs: list[Pair], tiny_model_dir: Path, tmp_path: Path) -> None:
     whole = tokenized(pairs, tiny_model_dir, tmp_path / "whole")
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     def stop(_rows: int) -> None:
-        raise Stopped
+        raise StoppedError
 
     vision = load_vision(tiny_model_dir / "vision")
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         tokenize_pairs(pairs, vision, "vq", tmp_path / "torn", SETTINGS, "test", stop)
     assert len(open_store(tmp_path / "torn").shards) == 1
     (tmp_path / "torn/.shard-000001.parquet.1.partial").write_bytes(b"half a shard")

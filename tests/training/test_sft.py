@@ -51,18 +51,18 @@ def config(store: Path, output: Path, **values: object) -> SftConfig:
 
 
 def train(model: Path, settings: SftConfig, stop_at: int | None = None) -> tuple[SftResult, dict[str, torch.Tensor]]:
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     def on_step(step: int, _steps: int, figures: Mapping[str, float]) -> None:
         if step == stop_at and "loss" in figures:
-            raise Stopped
+            raise StoppedError
 
     trainee = load_for_training(str(model), device="cpu")
     settings.output.mkdir(parents=True, exist_ok=True)
     try:
         result = fine_tune(settings, trainee.language, trainee.layout, on_step)
-    except Stopped:
+    except StoppedError:
         return SftResult(stop_at or 0, None, 0), {}
     save_trained(trainee, settings.output)
     return result, {name: weight.clone() for name, weight in trainee.language.state_dict().items()}
