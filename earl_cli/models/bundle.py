@@ -1,0 +1,271 @@
+"""A whole model as commands use it: language model, vision tokenizer, layout, and what they were made for.
+
+A model folder holds config.json and model*.safetensors (the language model), tokenizer.json or emu3.tiktoken, vision/
+(the tokenizer's config.json and model.safetensors) and earl.json. Folders without earl.json are Emu3's own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from earl_cli.errors import ModelError, OutputError
+from earl_cli.models import names
+from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, parameter_count, part_config
+from earl_cli.models.device import LARGE, DevicePlan, plan
+from earl_cli.models.hub import CONFIGS_AND_WEIGHTS, TOKENIZER_FILES, locate
+from earl_cli.models.language import load_language, save_language
+from earl_cli.models.vision import load_vision
+from earl_cli.models.weights import fingerprint, read_json, write_json
+from earl_cli.tokens.layout import Layout
+from earl_cli.tokens.text import TextTokenizer, load_text_tokenizer
+from earl_cli.tokens.vocabulary import EMU3, Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import Emu3ForCausalLM, Emu3VQVAE
+
+DESCRIPTION = "earl.json"
+EMU3_AREA = 65536
+EMU3_VISION, EMU3_TEXT = "BAAI/Emu3-VisionTokenizer", "BAAI/Emu3-Gen"
+WORKING_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class Description:
+    """What earl.json says of the model in ``folder``; ``vision`` is where its tokenizer is: a folder or a Hub id."""
+
+    folder: Path
+    vocabulary: Vocabulary
+    image_area: int
+    vision: Path | str
+    content: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class EarlModel:
+    """A model ready to edit: ``abilities`` and ``sampling`` are those entries of earl.json, None where it has none.
+
+    ``fingerprint`` names the exact weights and tokenizers, ``image_area`` is in pixels.
+    """
+
+    language: Emu3ForCausalLM
+    vision: Emu3VQVAE
+    layout: Layout
+    image_area: int
+    abilities: Mapping[str, Any] | None
+    sampling: Mapping[str, float] | None
+    name: str
+    fingerprint: str
+    plan: DevicePlan
+
+    @property
+    def device(self) -> torch.device:
+        """Where both networks are."""
+        return self.plan.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the language model; the vision tokenizer stays in float32."""
+        return self.plan.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class VisionModel:
+    """A vision tokenizer alone, with the area that its model works at and the fingerprint of its weights."""
+
+    model: Emu3VQVAE
+    image_area: int
+    fingerprint: str
+    plan: DevicePlan
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """A language model to be trained, and all that has to go along with it into the trained model's folder."""
+
+    language: Emu3ForCausalLM
+    layout: Layout
+    plan: DevicePlan
+    description: Description
+
+
+def load_model(
+    spec: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str = "auto",
+    revision: str | None = None,
+) -> EarlModel:
+    """Loads the model in a folder, at a Hub id ``org/name[@revision]``, or (None) the embedded one.
+
+    The memory is checked before any weight is read. Raises ModelError if something is missing or of the wrong kind,
+    DeviceError if the device isn't there or too small.
+    """
+    folder = _embedded() if spec is None else locate(spec, revision)
+    language = open_checkpoint(folder, "language")
+    description = describe(folder, spec, revision)
+    layout = Layout(description.vocabulary, _text(description))
+    vision = open_checkpoint(locate(description.vision), "vision")
+    _check_sizes(description, language, vision)
+    chosen = plan(
+        device,
+        4 * parameter_count(language) * 11 // 10,
+        fixed_bytes=4 * parameter_count(vision) + WORKING_BYTES,
+        dtype=dtype,
+        attention=attention,
+    )
+    return EarlModel(
+        load_language(folder, device=chosen.device, dtype=chosen.dtype, attention=chosen.attention),
+        load_vision(vision.folder, device=chosen.device),
+        layout,
+        description.image_area,
+        description.content.get("abilities"),
+        description.content.get("sampling"),
+        "embedded" if spec is None else folder.resolve().name if Path(spec).is_dir() else spec,
+        fingerprint((*language.files, *vision.files), extra=_identity(language, vision, text=layout.text)),
+        chosen,
+    )
+
+
+def load_vision_of(spec: str | None = None, *, device: str = "auto", revision: str | None = None) -> VisionModel:
+    """Loads only the vision tokenizer: a model's (None: the embedded one's), or the one in its own folder or Hub id."""
+    folder = _embedded() if spec is None else locate(spec, revision, allow=("*.json",))
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    source: Path | str = folder
+    area = EMU3_AREA
+    if config.get("model_type") in (names.NATIVE_VISION, names.ORIGINAL_VISION):
+        source = locate(spec or folder, revision)
+    else:
+        description = describe(folder, spec, revision)
+        source, area = description.vision, description.image_area
+    vision = open_checkpoint(locate(source), "vision")
+    chosen = plan(device, fixed_bytes=4 * parameter_count(vision) + WORKING_BYTES, dtype="float32", attention="sdpa")
+    model = load_vision(vision.folder, device=chosen.device)
+    return VisionModel(model, area, fingerprint(vision.files, extra=_identity(vision)), chosen)
+
+
+def load_for_training(spec: str | None = None, *, device: str = "auto", revision: str | None = None) -> Trainee:
+    """Loads a language model to be trained, in train mode: in float32, or in bfloat16 if it is large.
+
+    The memory planned for is that of weights, gradients and Adam's two moments in one process. Raises as `load_model`.
+    """
+    folder = _embedded() if spec is None else locate(spec, revision)
+    checkpoint = open_checkpoint(folder, "language")
+    description = describe(folder, spec, revision)
+    layout = Layout(description.vocabulary, _text(description))
+    weights = 4 * parameter_count(checkpoint)
+    kind = "bfloat16" if weights >= LARGE else "float32"
+    chosen = plan(device, 4 * weights, fixed_bytes=WORKING_BYTES, dtype=kind)
+    language = load_language(folder, device=chosen.device, dtype=chosen.dtype, attention=chosen.attention)
+    return Trainee(language.train(), layout, chosen, description)
+
+
+def save_trained(trainee: Trainee, output: Path) -> None:
+    """Writes a folder that `load_model` takes: the language model, and the base model's tokenizers and description.
+
+    A vision tokenizer from the Hub is named, one from a folder copied. Raises OutputError if the disk doesn't take it.
+    """
+    save_language(trainee.language, output)
+    base = trainee.description
+    vision: str = "vision" if isinstance(base.vision, Path) else base.vision
+    content = {**base.content, "vocabulary": base.vocabulary.to_dict(), "image_area": base.image_area, "vision": vision}
+    try:
+        trainee.layout.text.save(output)
+        if isinstance(base.vision, Path) and base.vision.resolve() != (output / "vision").resolve():
+            _copy_vision(open_checkpoint(base.vision, "vision"), output / "vision")
+        write_json(output / DESCRIPTION, content)
+    except OSError as error:
+        raise OutputError(f"the model can't be written: {error.strerror or error}", where=str(output)) from error
+
+
+def describe(folder: Path, spec: str | None = None, revision: str | None = None) -> Description:
+    """Reads a model folder's earl.json, or for Emu3's own vocabulary says what holds without one.
+
+    ``spec`` is what the folder was located by, to fetch its vision sub-folder too. Raises ModelError if the entries
+    make no sense, or if there is no earl.json and the vocabulary is another.
+    """
+    content = read_json(folder / DESCRIPTION) if (folder / DESCRIPTION).is_file() else {}
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    where = str(folder / DESCRIPTION)
+    if not content and size != EMU3.size:
+        what = f"there is no {DESCRIPTION}, and a vocabulary of {size} ids is not Emu3's"
+        raise ModelError(what, where=str(folder), hint="only Emu3's own models and folders that earl wrote can edit")
+    try:
+        vocabulary = Vocabulary.from_dict(content["vocabulary"]) if "vocabulary" in content else EMU3
+    except ModelError as error:
+        raise ModelError(error.what, where=where, hint=error.hint) from None
+    area, vision = content.get("image_area", EMU3_AREA), content.get("vision", "vision")
+    if not isinstance(area, int) or area < 64 or not isinstance(vision, str):
+        raise ModelError("image_area must be a number of pixels, vision a sub-folder or a Hub id", where=where)
+    return Description(folder, vocabulary, area, _vision_source(folder, vision, spec, revision, bool(content)), content)
+
+
+def _vision_source(folder: Path, vision: str, spec: str | None, revision: str | None, described: bool) -> Path | str:
+    if described and "/" not in vision and spec is not None and not Path(spec).is_dir():
+        locate(spec, revision, allow=CONFIGS_AND_WEIGHTS, subfolder=vision)
+    if (folder / vision).is_dir():
+        return folder / vision
+    if described and "/" not in vision:
+        raise ModelError(f"the vision tokenizer is missing: there is no sub-folder {vision}", where=str(folder))
+    if described:
+        return vision
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return folder if config.get("model_type") == names.NATIVE_BOTH else EMU3_VISION
+
+
+def _text(description: Description) -> TextTokenizer:
+    folder, vocabulary = description.folder, description.vocabulary
+    if vocabulary == EMU3 and not any((folder / file).is_file() for file in ("emu3.tiktoken", "tokenizer.json")):
+        folder = locate(EMU3_TEXT, allow=TOKENIZER_FILES)
+    return load_text_tokenizer(folder, vocabulary)
+
+
+def _check_sizes(description: Description, language: Checkpoint, vision: Checkpoint) -> None:
+    """Language model, vision tokenizer and vocabulary must be of one mould."""
+    vocabulary = description.vocabulary
+    for checkpoint, entry, size in (
+        (language, "vocab_size", vocabulary.size),
+        (vision, "codebook_size", vocabulary.codes),
+    ):
+        found = part_config(checkpoint).get(entry, size)
+        if found != size:
+            what = f"{entry} is {found}, but the vocabulary in {DESCRIPTION} has {size}"
+            raise ModelError(
+                what, where=str(checkpoint.folder / "config.json"), hint="the parts are of different models"
+            )
+
+
+def _identity(*checkpoints: Checkpoint, text: TextTokenizer | None = None) -> list[str]:
+    configs = [repr(sorted(part_config(checkpoint).items())) for checkpoint in checkpoints]
+    return configs + ([text.fingerprint] if text else [])
+
+
+def _copy_vision(checkpoint: Checkpoint, output: Path) -> None:
+    if checkpoint.combined:
+        from earl_cli.models.vision import save_vision
+
+        return save_vision(load_vision(checkpoint.folder), output)
+    output.mkdir(parents=True, exist_ok=True)
+    for file in (checkpoint.folder / "config.json", *checkpoint.files, *checkpoint.folder.glob("*.index.json")):
+        aside = output / f".{file.name}"
+        shutil.copyfile(file, aside)
+        aside.replace(output / file.name)
+    return None
+
+
+def _embedded() -> Path:
+    folder = Path(str(files("earl_cli.models") / "embedded"))
+    if not (folder / "config.json").is_file():
+        raise ModelError("the embedded model isn't in this installation", where=str(folder), hint=_REINSTALL)
+    return folder
+
+
+_REINSTALL = "reinstall earl-cli, run `make embedded-model`, or name a model with --model"
