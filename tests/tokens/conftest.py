@@ -50,7 +50,7 @@ def ranks_folder(tmp_path_factory: pytest.TempPathFactory, described: dict[str, 
     to_byte = byte_of_symbol()
     tokens = {bytes(to_byte[symbol] for symbol in token): rank for token, rank in described["model"]["vocab"].items()}
     lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in tokens.items()]
-    (folder / "emu3.tiktoken").write_text("\n".join(lines) + "\n")
+    (folder / "emu3.tiktoken").write_text("\n".join(lines) + "\n\n")
     spellings = ["<|image token|>", "<|image start|>", "<|image end|>"]
     spellings += [f"<|visual token {code:06d}|>" for code in range(CODES)]
     (folder / "emu3_vision_tokens.txt").write_text("\n".join(spellings) + "\n")
