@@ -15,15 +15,15 @@ import numpy as np
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.compose import compose
-from earl_cli.models.bundle import load_model
 from edits import Edit, Pixels, catalogue, to_bytes
 from PIL import Image, ImageFilter
 
 from earl_cli.generation.editing import EditSettings, decoded, draft, encoded, render, sheet
 from earl_cli.images.picture import open_picture
+from earl_cli.models.bundle import load_model
 
 RANDOM_KINDS = ("snow", "rain")  # compared after a blur that forgives the place of a flake
-EDITS_OF_KIND = {"tint": 1, "circle": 1, "square": 1}
+LOCAL_KINDS = ("mirror", "circle", "square")  # the others change the whole picture in place
 
 
 def removed(edited: Pixels, source: Pixels, target: Pixels, kind: str) -> float:
@@ -77,9 +77,10 @@ def evaluate(work: Path, folder: Path, count: int) -> None:
             flush=True,
         )
         sheet([row.resize((300, 200)) for row in rows], 5).save(work / "evaluation" / f"{kind.replace(' ', '-')}.png")
-    (work / "evaluation.json").write_text(json.dumps(table, indent=1))
-    easy = [row["share"] for kind, row in table.items() if kind not in ("mirror", "circle", "square")]
-    print(f"mean of the {len(easy)} global kinds {np.mean(easy):.3f}")
+    document = {"photos": min(count, len(paths)), "local_kinds": LOCAL_KINDS, "kinds": table}
+    (work / "evaluation.json").write_text(json.dumps(document, indent=1))
+    whole = [row["share"] for kind, row in table.items() if kind not in LOCAL_KINDS]
+    print(f"mean of the {len(whole)} global kinds {np.mean(whole):.3f}")
 
 
 def open_picture_of(pixels: Pixels):
