@@ -1,0 +1,87 @@
+"""What every sampling engine takes and gives: prompts as ids in, completions that obey the grammar out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earl_cli.errors import InputError, UsageError
+from earl_cli.tokens.layout import Grid, Layout, Mode
+
+OnProgress = Callable[[int, int], None]
+"""Called with the tokens that are done and the tokens expected in all; the second may change as pictures begin."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one of the allowed tokens is drawn: logits / ``temperature``, the ``top_k`` best, of them the mass ``top_p``.
+
+    ``temperature`` 0 takes the best one. ``top_k`` of 0 or below and ``top_p`` 1 leave everything in.
+    Raises UsageError for values outside their range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 2048
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UsageError(f"a temperature of {self.temperature}", where="temperature", hint="0 (greedy) or above")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"a top-p of {self.top_p}", where="top-p", hint="above 0 and at most 1")
+        if self.top_k != int(self.top_k):
+            raise UsageError(f"a top-k of {self.top_k}", where="top-k", hint="a whole number, 0 for no limit")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt (ids as `Layout.prompt` makes them) and a completion to be drawn for each seed.
+
+    ``grid`` is the edited picture's in edit mode; in the other modes it is the one to fall back on. None stands for the
+    source picture's own.
+    """
+
+    prompt: tuple[int, ...]
+    mode: Mode
+    grid: Grid | None
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """What followed a prompt: ``ids`` int64[n], with eos and without pad.
+
+    ``logprobs`` float32[n] are log-probabilities among the ids that the grammar allowed, at the temperature (at 1 where
+    it is 0), before top-k and top-p; 0 where the grammar left no choice. ``sampled`` bool[n] says where it left one.
+    ``finished`` is False where the model's positions ran out before eos.
+    """
+
+    ids: NDArray[np.int64]
+    logprobs: NDArray[np.float32]
+    sampled: NDArray[np.bool_]
+    finished: bool
+
+
+class Engine(Protocol):
+    """Draws completions; each depends on its prompt, its seed and the sampling, not on what is drawn beside it."""
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, on_progress: OnProgress | None = None
+    ) -> list[list[Completion]]:
+        """For each request a completion for each seed, in order. Raises InputError for a request that can't be met."""
+
+
+def grid_of_request(request: Request, layout: Layout) -> Grid:
+    """The request's grid, or that of the source picture in its prompt. Raises InputError if neither is there."""
+    if request.grid is not None:
+        return request.grid
+    head = list(request.prompt[:16])
+    if layout.vocabulary.img in head:
+        grid = Grid.read(layout.text.decode(head[2 : head.index(layout.vocabulary.img)]))
+        if grid is not None:
+            return grid
+    raise InputError("a request without a grid needs a prompt that begins with bos and a picture", where="prompt")

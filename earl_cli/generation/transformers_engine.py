@@ -1,0 +1,254 @@
+"""The engine that samples with the transformers model itself: every prompt once, then all completions side by side.
+
+A completion depends on its own seed: its random numbers are its own, its prompt runs alone, and the lanes beside it
+never enter its sums. On a CPU in float32 the same seed gives the same ids in any company, because batches below eight
+are filled up to four or eight lanes, where the matrix kernels round alike; on a GPU, or in 16 bits, another batch size
+may choose another kernel whose last bit tips a close decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from earl_cli.errors import InputError, ModelError
+from earl_cli.generation.decoder import Decoder
+from earl_cli.generation.engine import Completion, OnProgress, Request, Sampling, grid_of_request
+from earl_cli.generation.sampling import draw, uniforms
+from earl_cli.models.device import free_memory
+from earl_cli.tokens.grammar import GrammarState, start_state
+from earl_cli.tokens.layout import Layout
+
+if TYPE_CHECKING:
+    from transformers import Emu3ForCausalLM
+
+MAX_TEXT_TOKENS = 1024
+TEXT_AT_FIRST = 256
+"""Room for text that a batch starts with; it grows if a model writes more."""
+
+
+@dataclass
+class _Lane:
+    """A completion under way."""
+
+    request: int
+    index: int
+    state: GrammarState
+    length: int
+    uniforms: list[float]
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    sampled: list[bool] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
+    cut: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.cut or self.state.done
+
+    def take(self, token: int, logprob: float, *, sampled: bool) -> None:
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        self.sampled.append(sampled)
+        self.pending.append(token)
+        self.state = self.state.advance(token)
+
+    def take_forced(self) -> None:
+        """Everything that the grammar leaves no choice about, up to the next choice or eos."""
+        while not self.state.done and (token := self.state.choices().forced) is not None:
+            self.take(token, 0.0, sampled=False)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request with the indices of the completions to draw, and the tokens that each will hold in the cache."""
+
+    request: int
+    indices: tuple[int, ...]
+    prompt: tuple[int, ...]
+    state: GrammarState
+    room: int
+
+
+class TransformersEngine:
+    """Samples from an `Emu3ForCausalLM` where it is, in the type it has; its weights may change between two calls.
+
+    ``max_batch_tokens``: how many tokens the cache may hold at once; None takes half of the free memory.
+    ``max_text_tokens`` limits the text before a picture in the modes that have some.
+    Raises ModelError if the model's vocabulary isn't the layout's.
+    """
+
+    def __init__(
+        self,
+        model: Emu3ForCausalLM,
+        layout: Layout,
+        *,
+        max_batch_tokens: int | None = None,
+        max_text_tokens: int = MAX_TEXT_TOKENS,
+    ) -> None:
+        if model.config.vocab_size != layout.vocabulary.size:
+            what = f"the model has {model.config.vocab_size} ids, the layout's vocabulary {layout.vocabulary.size}"
+            raise ModelError(what, hint="model and tokenizer belong to different models")
+        self.model, self.layout = model, layout
+        self.max_batch_tokens, self.max_text_tokens = max_batch_tokens, max_text_tokens
+        self.positions = int(model.config.max_position_embeddings)
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, on_progress: OnProgress | None = None
+    ) -> list[list[Completion]]:
+        """For each request one completion for each seed, in order.
+
+        ``on_progress`` is called after every step. Raises InputError for a prompt that isn't one or is too long.
+        """
+        jobs = [self._job(index, request) for index, request in enumerate(requests)]
+        done: dict[tuple[int, int], Completion] = {}
+        expected = {job.request: job.room - len(job.prompt) for job in jobs}
+        rest = sum(expected[job.request] * len(job.indices) for job in jobs)
+        produced = 0
+        with torch.inference_mode():
+            for batch in self._batches(jobs):
+                lanes = [
+                    _Lane(job.request, index, job.state, 0, self._uniforms(requests[job.request].seeds[index]))
+                    for job in batch
+                    for index in job.indices
+                ]
+                rest -= sum(expected[lane.request] for lane in lanes)
+                for _ in self._run(batch, lanes, sampling):
+                    if on_progress is not None:
+                        now = produced + sum(len(lane.ids) for lane in lanes)
+                        on_progress(now, now + rest + sum(_ahead(lane) for lane in lanes))
+                produced += sum(len(lane.ids) for lane in lanes)
+                done |= {(lane.request, lane.index): _completion(lane) for lane in lanes}
+        return [[done[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
+
+    def _job(self, index: int, request: Request) -> _Job:
+        """Checks a request; what it holds in the cache is exact in edit mode, and elsewhere what it starts with."""
+        grid, where = grid_of_request(request, self.layout), f"request {index + 1}"
+        if not request.prompt:
+            raise InputError("an empty prompt", where=where)
+        if min(request.prompt) < 0 or max(request.prompt) >= self.layout.vocabulary.size:
+            raise InputError("the prompt holds ids outside the vocabulary", where=where)
+        state = start_state(self.layout, request.mode, grid, self.max_text_tokens, 2 * grid.codes)
+        least = len(request.prompt) + (0 if state.image else len(self.layout.opening(grid))) + grid.tokens + 1
+        if least > self.positions:
+            what = f"a prompt of {len(request.prompt)} tokens and a picture of {grid} codes"
+            what = f"{what} are more than the model's {self.positions} positions"
+            raise InputError(what, where=where, hint="a smaller image area takes fewer tokens")
+        text = 0 if state.image else min(self.max_text_tokens, TEXT_AT_FIRST)
+        room = min(least + text, self.positions)
+        return _Job(index, tuple(range(len(request.seeds))), request.prompt, state, room)
+
+    def _uniforms(self, seed: int) -> list[float]:
+        numbers: list[float] = uniforms(seed, self.positions).tolist()
+        return numbers
+
+    def _batches(self, jobs: Sequence[_Job]) -> Iterable[list[_Job]]:
+        """Jobs in batches within the budget of tokens, those of one length together; at least one completion each."""
+        budget = self.max_batch_tokens or self._budget()
+        batch: list[_Job] = []
+        lanes = longest = 0
+        for job in sorted(jobs, key=lambda job: (job.room, len(job.prompt))):
+            left = list(job.indices)
+            while left:
+                longest = max(longest, job.room)
+                fitting = min(len(left), budget // longest - lanes)
+                if fitting < 1 and batch:
+                    yield batch
+                    batch, lanes, longest = [], 0, 0
+                    continue
+                taken = left[: max(1, fitting)]
+                batch.append(_Job(job.request, tuple(taken), job.prompt, job.state, job.room))
+                lanes += len(taken)
+                left = left[len(taken) :]
+        if batch:
+            yield batch
+
+    def _budget(self) -> int:
+        config, weight = self.model.config, self.model.model.embed_tokens.weight
+        width = int(self.model.model.layers[0].self_attn.head_dim)
+        bytes_per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * width * weight.element_size()
+        free = free_memory(weight.device)
+        return max(1, (2_000_000_000 if free is None else free) // 2 // int(bytes_per_token))
+
+    def _run(self, batch: Sequence[_Job], lanes: list[_Lane], sampling: Sampling) -> Iterable[None]:
+        """Fills ``lanes`` in place; yields after every token."""
+        active = lanes
+        decoder = Decoder(self.model, _filled(len(lanes)), max(job.room for job in batch))
+        hidden = self._prefill(decoder, batch, lanes)
+        while active:
+            self._sample(active, hidden, sampling)
+            for lane in active:
+                lane.take_forced()
+                lane.cut = not lane.state.done and lane.length + len(lane.pending) >= self.positions
+            yield None
+            going = [i for i, lane in enumerate(active) if not lane.over]
+            if not going:
+                return
+            if len(going) < len(active):
+                active = [active[i] for i in going]
+                decoder.keep([*going, *[going[0]] * (_filled(len(going)) - len(going))])
+            fed = [*active, *[active[0]] * (decoder.lanes - len(active))]
+            hidden = decoder.step([lane.pending for lane in fed], [lane.length for lane in fed])
+            for lane in active:
+                lane.length += len(lane.pending)
+                lane.pending = []
+
+    def _prefill(self, decoder: Decoder, batch: Sequence[_Job], lanes: Sequence[_Lane]) -> Tensor:
+        """Runs every prompt, with what is forced after it, once; returns Float[decoder.lanes, hidden]."""
+        rows: list[Tensor] = []
+        for job in batch:
+            siblings = lanes[len(rows) : len(rows) + len(job.indices)]
+            for lane in siblings:
+                lane.take_forced()
+            prompt = [*job.prompt, *siblings[0].pending]
+            last = job is batch[-1]
+            copies = (decoder.lanes if last else len(rows) + len(siblings)) - len(rows) - 1
+            hidden = decoder.prefill(len(rows), copies, prompt)
+            for lane in siblings:
+                lane.length, lane.pending = len(prompt), []
+            rows += [hidden] * (copies + 1)
+        return torch.stack(rows)
+
+    def _sample(self, active: Sequence[_Lane], hidden: Tensor, sampling: Sampling) -> None:
+        """Draws one token for every lane, with only those rows of the head that its grammar allows."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, lane in enumerate(active):
+            choices = lane.state.choices()
+            groups.setdefault((choices.start, choices.stop), []).append(i)
+        head = self.model.lm_head
+        for (start, stop), members in groups.items():
+            logits = linear(hidden, head.weight[start:stop])
+            if len(members) < len(logits):
+                logits = logits[members]
+            uniform = torch.tensor([active[i].uniforms[len(active[i].ids)] for i in members], dtype=torch.float64)
+            columns, logprobs = draw(logits, uniform, sampling)
+            for i, column, logprob in zip(members, columns.tolist(), logprobs.tolist(), strict=True):
+                active[i].take(start + column, logprob, sampled=True)
+
+
+def _filled(lanes: int) -> int:
+    """Lanes that a batch is filled up to, so that small batches meet the same matrix kernels."""
+    return 4 if lanes <= 4 else max(8, lanes)
+
+
+def _ahead(lane: _Lane) -> int:
+    """Tokens that a completion is expected to need still."""
+    if lane.over:
+        return 0
+    rules = lane.state.rules
+    return lane.state.longest if lane.state.image else min(lane.state.longest, rules.image.length + len(rules.opening))
+
+
+def _completion(lane: _Lane) -> Completion:
+    return Completion(
+        np.array(lane.ids, dtype=np.int64),
+        np.array(lane.logprobs, dtype=np.float32),
+        np.array(lane.sampled, dtype=np.bool_),
+        lane.state.done,
+    )

@@ -1,0 +1,88 @@
+"""Drawing one token: the right distribution, the right shortlist, and rows that know nothing of each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from earl_cli.errors import UsageError
+from earl_cli.generation.engine import Sampling
+from earl_cli.generation.sampling import draw, uniforms
+
+
+def allowed(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Probabilities of one row by the definition: temperature, then the k best, then the mass p of them."""
+    scaled = logits.astype(np.float64) / sampling.temperature
+    order = np.argsort(-scaled, kind="stable")
+    if 0 < sampling.top_k < len(scaled):
+        order = order[: sampling.top_k]
+    probability = np.exp(scaled[order] - scaled.max())
+    probability /= probability.sum()
+    kept = order[np.cumsum(probability) - probability < sampling.top_p]
+    result = np.zeros(len(scaled))
+    result[kept] = np.exp(scaled[kept] - scaled.max())
+    return result / result.sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    columns=st.integers(1, 40),
+    temperature=st.sampled_from([0.3, 1.0, 2.5]),
+    top_k=st.sampled_from([-1, 0, 1, 3, 2048]),
+    top_p=st.sampled_from([0.2, 0.9, 1.0]),
+)
+def test_every_share_of_the_unit_interval_goes_to_the_right_column(
+    seed: int, columns: int, temperature: float, top_k: int, top_p: float
+) -> None:
+    sampling = Sampling(temperature, top_k, top_p)
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 2, columns).astype(np.float32))
+    points = 4000
+    chosen, logprobs = draw(logits.expand(points, -1), (torch.arange(points) + 0.5) / points, sampling)
+    shares = np.bincount(chosen.numpy(), minlength=columns) / points
+    assert np.abs(shares - allowed(logits.numpy(), sampling)).max() < 2 / points
+    expected = torch.log_softmax(logits / temperature, dim=-1)[chosen]
+    assert torch.allclose(logprobs, expected, atol=1e-5)
+
+
+def test_greedy_takes_the_best_and_says_its_probability() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 0.0]])
+    columns, logprobs = draw(logits, torch.tensor([0.999, 0.999]), Sampling(temperature=0))
+    assert columns.tolist() == [1, 0]
+    assert torch.allclose(logprobs, logits.log_softmax(-1).amax(-1))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_k=5), Sampling(top_p=0.5)])
+def test_the_ends_of_the_interval_stay_inside(sampling: Sampling) -> None:
+    logits = torch.full((2, 50), -1e4)
+    logits[:, 7] = 0
+    columns, _ = draw(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), sampling)
+    assert columns.tolist() == [7, 7]
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    torch.manual_seed(0)
+    logits, uniform = torch.randn(9, 300) * 3, torch.rand(9, dtype=torch.float64)
+    for sampling in (Sampling(), Sampling(top_k=20), Sampling(0.5, 50, 0.8)):
+        together, _ = draw(logits, uniform, sampling)
+        alone = [draw(logits[i : i + 1], uniform[i : i + 1], sampling)[0].item() for i in range(9)]
+        assert together.tolist() == alone
+
+
+def test_the_numbers_of_a_seed_are_always_the_same() -> None:
+    assert uniforms(7, 3).tolist() == uniforms(7, 10)[:3].tolist()
+    assert uniforms(7, 3).tolist() == pytest.approx([0.2794, 0.2737, 0.8621], abs=1e-4)
+    assert uniforms(-1, 3).tolist() != uniforms(1, 3).tolist()
+    with pytest.raises(UsageError, match="64 bits"):
+        uniforms(2**64, 1)
+
+
+@pytest.mark.parametrize(
+    "values", [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": 1.5}]
+)
+def test_values_outside_their_range_are_named(values: dict) -> None:
+    with pytest.raises(UsageError, match=next(iter(values)).replace("_", "-")):
+        Sampling(**values)
