@@ -164,7 +164,8 @@ def _rich_progress(label: str, total: float | None, unit: str) -> Iterator[Progr
     columns: list[bars.ProgressColumn] = [bars.SpinnerColumn(), bars.TextColumn("{task.description}", markup=False)]
     columns += [bars.BarColumn(), bars.MofNCompleteColumn(), bars.TextColumn(unit, markup=False)]
     columns += [bars.TimeElapsedColumn(), bars.TimeRemainingColumn()]
-    with bars.Progress(*columns, console=_rich(sys.stderr), transient=True) as display:
+    shared = _is_terminal(sys.stdout)  # else lines for stdout would land in the bar's stream
+    with bars.Progress(*columns, console=_rich(sys.stderr), transient=True, redirect_stdout=shared) as display:
         task = display.add_task(label, total=total)
 
         class Drawn:

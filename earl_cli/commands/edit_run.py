@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from earl_cli.generation.editing import Draft, EditSettings
-    from earl_cli.generation.engine import Engine
+    from earl_cli.generation.engine import Engine, Sampling
     from earl_cli.images.picture import Picture
     from earl_cli.models.bundle import EarlModel
 
@@ -129,15 +129,28 @@ def _open(source: Source, order: Order, targets: Targets, piped: bool) -> Opened
 
 def _load(order: Order) -> Editor:
     from earl_cli.generation.editing import EditSettings
-    from earl_cli.generation.engine import Sampling
     from earl_cli.generation.transformers_engine import TransformersEngine
     from earl_cli.models.bundle import load_model
 
+    _sampling({}, order.sampling)  # a value that can't be is found before the model is loaded
     model = load_model(order.model, device=order.device)
     console.note(f"{model.name}: {model.plan}")
-    sampling = Sampling(**{**(model.sampling or {}), **order.sampling})
+    sampling = _sampling(model.sampling or {}, order.sampling)
     settings = EditSettings(order.instruction, order.seeds, sampling, order.mode, order.image_area)
     return Editor(model, TransformersEngine(model.language, model.layout), settings)
+
+
+def _sampling(own: Mapping[str, float], said: Mapping[str, float]) -> Sampling:
+    """What was said on the command line, else what the model names as its own, else the published values."""
+    from earl_cli.generation.engine import Sampling
+
+    chosen = {**own, **said}
+    usual = Sampling()
+    return Sampling(
+        temperature=chosen.get("temperature", usual.temperature),
+        top_k=int(chosen.get("top_k", usual.top_k)),
+        top_p=chosen.get("top_p", usual.top_p),
+    )
 
 
 def _drafts(editor: Editor, batch: Sequence[Opened], label: str, outcome: Outcome) -> list[list[Draft]]:

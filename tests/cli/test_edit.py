@@ -143,7 +143,8 @@ def test_a_bad_file_does_not_stop_the_others(earl) -> None:
         photo(Path("in") / name)
     Path("in/empty.png").touch()
     Path("in/text.jpg").write_text("no picture")
-    Path("in/half.png").write_bytes(Path("in/a.png").read_bytes()[:200])
+    whole = Path("in/a.png").read_bytes()
+    Path("in/half.png").write_bytes(whole[: len(whole) // 2])
     _, err = earl("in", "missing.png", "make it snowy", "-o", "out", code=7)
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.edited.png", "b c.edited.jpg", "d.edited.webp"]
     for name in ["empty.png", "text.jpg", "half.png", "missing.png"]:
@@ -261,6 +262,8 @@ def test_json_and_a_picture_do_not_share_stdout(earl) -> None:
         (["a.png", "night", "-n", "0"], 2, "-n"),
         (["a.png", "night", "--top-p", "1.5"], 2, "--top-p"),
         (["a.png", "night", "--temperature", "-1"], 2, "--temperature"),
+        (["a.png", "night", "--temperature", "nan"], 2, "temperature"),
+        (["a.png", "night", "--top-p", "0"], 2, "top-p"),
         (["a.png", "night", "--device", "toaster"], 2, "toaster"),
         (["a.png", "night", "--model", "no/such/folder/here"], 4, "no/such/folder/here"),
     ],
