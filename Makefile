@@ -3,7 +3,8 @@ PYTHON      ?= $(shell command -v python3.11 || command -v python3.12 || command
 VENV        ?= .venv
 TORCH       ?= torch==2.13.0
 OUT         ?= out
-PHOTO       ?= $(firstword $(sort $(wildcard docs/photos/*.jpg docs/photos/*.png)))
+WORK        ?= work
+PHOTO       ?= docs/photos/palace.jpg
 INSTRUCTION ?= make it snowy
 SEED        ?= 7
 WORKERS     ?= 2
@@ -21,7 +22,7 @@ export OMP_NUM_THREADS ?= 2
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  No GPU and no model hub is needed. Variables: PYTHON VENV TORCH PHOTO INSTRUCTION SEED OUT WORKERS."
+	@echo "  No GPU and no model hub is needed. Variables: PYTHON VENV TORCH PHOTO INSTRUCTION SEED OUT WORK WORKERS."
 	@echo "  A small torch on Linux without a GPU: make demo TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'"
 
 $(BASE): pyproject.toml constraints.txt
@@ -70,5 +71,17 @@ gpu-check: $(DEV) ## on a machine with a GPU: the tests marked gpu, and the doct
 	@$(BIN)/python -m pytest -m gpu
 	@$(BIN)/earl doctor
 
-embedded-model: $(DEV) ## build the model that ships with the package again (hours)
-	@$(BIN)/python -m earl_cli.recipes.embedded
+# From public photo packages to the package's own weights, with the product's own commands; every step goes on where it
+# stopped or gives the same files again.
+embedded-model: $(BASE) ## build the model that ships with the package again (hours)
+	$(BIN)/python embedded/photos.py $(WORK)
+	$(BIN)/python embedded/pairs.py $(WORK) train 4000 8
+	$(BIN)/python embedded/pairs.py $(WORK) heldout 100 4
+	$(BIN)/python embedded/vision.py $(WORK) 2600
+	$(BIN)/python embedded/base.py $(WORK)
+	$(BIN)/earl tokenize $(WORK)/pairs/train --model $(WORK)/base -o $(WORK)/store-train
+	$(BIN)/earl tokenize $(WORK)/pairs/heldout --model $(WORK)/base -o $(WORK)/store-heldout
+	$(BIN)/earl sft --config embedded/sft --model $(WORK)/base --data $(WORK)/store-train \
+	  --validation $(WORK)/store-heldout -o $(WORK)/model --device cpu
+	$(BIN)/python embedded/evaluate.py $(WORK) $(WORK)/model
+	$(BIN)/python embedded/package.py $(WORK)
