@@ -79,7 +79,7 @@ embedded-model: $(BASE) ## build the model that ships with the package again (ho
 	$(BIN)/python embedded/pairs.py $(WORK) heldout 100 4
 	$(BIN)/python embedded/vision.py $(WORK) 2600
 	$(BIN)/python embedded/base.py $(WORK)
-	$(BIN)/earl tokenize $(WORK)/pairs/train --model $(WORK)/base -o $(WORK)/store-train
+	$(BIN)/earl tokenize $(WORK)/pairs/train --limit 20000 --model $(WORK)/base -o $(WORK)/store-train
 	$(BIN)/earl tokenize $(WORK)/pairs/heldout --model $(WORK)/base -o $(WORK)/store-heldout
 	$(BIN)/earl sft --config embedded/sft --model $(WORK)/base --data $(WORK)/store-train \
 	  --validation $(WORK)/store-heldout -o $(WORK)/model --device cpu
