@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 PLAIN_PROGRESS_SECONDS = 5.0
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Progress(Protocol):
@@ -114,6 +116,7 @@ class Console:
         return sys.stderr if self.json or self.stdout_is_data else sys.stdout
 
     def _line(self, text: str, stream: TextIO, style: str | None = None) -> None:
+        text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)  # a file's name or a model may hold anything
         if _is_terminal(stream) and style:
             _rich(stream).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
         else:

@@ -129,10 +129,8 @@ def _report(order: Order, outcome: Outcome, named: int, seconds: float) -> None:
         if console.debug:
             traceback.print_exception(each.error)
         console.warn(f"{each.name}: {each.error.what}")
-    list_of_names = ", ".join(each.name for each in outcome.failed)
-    summary = PartialFailureError(
-        f"{len(outcome.failed)} failed: {list_of_names}", where=f"{len(outcome.results)} written"
-    )
+    names = ", ".join(each.name for each in outcome.failed)
+    summary = PartialFailureError(f"{len(outcome.failed)} failed, {len(outcome.results)} written; failed: {names}")
     console.fail(summary, beside=document)
     raise typer.Exit(summary.exit_code)
 

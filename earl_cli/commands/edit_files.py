@@ -162,7 +162,10 @@ class Targets:
         if self._chosen is not None:
             return self._give(self._chosen)
         folder = Path(self.output) if self.output else source.path.parent if source.path else Path()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"this can't be a folder: {error.strerror}", where=str(folder)) from error
         stem, suffix = (source.path.stem, source.path.suffix) if source.path else ("stdin", "")
         if suffix.lower() not in WRITABLE:
             suffix = EXTENSIONS.get(kind, ".png")

@@ -74,7 +74,13 @@ class Outcome:
         except BrokenPipeError:
             raise
         except Exception as failure:  # whatever is wrong with one picture must not cost the others
-            self.failed.append(Failed(name, explain(failure)))
+            self.note(name, failure)
+
+    def note(self, name: str, failure: Exception) -> None:
+        """Remember a failure; its message says where, if it doesn't yet."""
+        error = explain(failure)
+        error.where = error.where or name
+        self.failed.append(Failed(name, error))
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,9 @@ def edit_all(
             with _without_collector():
                 outcome.editor = _load(order)
         editor = outcome.editor
-        label = "editing" if len(sources) == 1 else f"editing {start + 1}-{start + len(batch)} of {len(sources)}"
+        last = min(start + at_once, len(sources))
+        span = f"{start + 1}" if last == start + 1 else f"{start + 1}-{last}"
+        label = "editing" if len(sources) == 1 else f"editing {span} of {len(sources)}"
         for opened, drafts in zip(batch, _drafts(editor, batch, label, outcome), strict=True):
             with outcome.going_on(opened.source.name):
                 _finish(order, opened, drafts, editor=editor, targets=targets, outcome=outcome)
@@ -179,7 +187,7 @@ def _drafts(editor: Editor, batch: Sequence[Opened], label: str, outcome: Outcom
     except Exception as failure:  # noted, or tried again one by one
         if len(batch) > 1:
             return [drafts for opened in batch for drafts in _drafts(editor, [opened], label, outcome)]
-        outcome.failed.append(Failed(batch[0].source.name, explain(failure)))
+        outcome.note(batch[0].source.name, failure)
         return [[]]
 
 
@@ -195,6 +203,8 @@ def _finish(
     images = []
     for index, draft in enumerate(drafts):
         name = opened.source.name if len(drafts) == 1 else f"{opened.source.name}, seed {draft.seed}"
+        if order.mode != "edit":
+            console.say(f"reasoning: {draft.answer.thoughts or '(none)'}")
         with outcome.going_on(name):
             image = render(editor.model, opened.picture, before, draft, order.size)
             images.append(image)
@@ -216,9 +226,10 @@ def _save(
 
     settings, name = editor.settings, opened.source.name
     seeds = tuple(draft.seed for draft in drafts)
+    shown = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     metadata = {
         "instruction": settings.instruction,
-        "seed": ", ".join(map(str, seeds)),
+        "seed": shown,
         "model": editor.model.name,
         "version": f"earl {version()}",
         "sampling": f"temperature {settings.sampling.temperature:g}, top-k {settings.sampling.top_k}, "
@@ -232,13 +243,11 @@ def _save(
         save_picture(image, encoded, like=opened.picture, format=form, metadata=metadata)
         sys.stdout.buffer.write(encoded.getvalue())
         sys.stdout.buffer.flush()
-    console.say(f"{name} -> {path or 'stdout'}  ({image.width} x {image.height}, seed {metadata['seed']})")
+    console.say(f"{name} -> {path or 'stdout'}  ({image.width} x {image.height}, seed {shown})")
     output = str(path) if path else None
     if kind != "edit":
         return Result(kind, name, output, seeds, image.width, image.height)
     answer = drafts[0].answer
-    if settings.mode != "edit":
-        console.say(f"reasoning: {answer.thoughts or '(none)'}")
     if answer.problem:
         console.warn(f"{name}: {answer.problem}")
     return Result(kind, name, output, seeds, image.width, image.height, answer.thoughts, answer.problem)

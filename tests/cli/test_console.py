@@ -33,6 +33,11 @@ def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) ->
     assert "for people" in captured.err
 
 
+def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().say("evil\x1b[2Jname\r.png\n\tnext")
+    assert capsys.readouterr().out == "evil\\x1b[2Jname\\x0d.png\n\tnext\n"
+
+
 def test_quiet_leaves_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     console.quiet = True

@@ -130,6 +130,12 @@ def test_a_folder_for_results(folder: Path, output: str, several: bool) -> None:
     assert Path(output).is_dir()
 
 
+def test_a_folder_that_can_not_be_made_is_named(folder: Path) -> None:
+    with pytest.raises(OutputError) as caught:
+        Targets("notes.txt/", False, False).path(Source(Path("a.png")), "PNG")
+    assert caught.value.where == "notes.txt"
+
+
 def test_a_chosen_file_must_be_free(folder: Path) -> None:
     with pytest.raises(OutputError, match="exists already"):
         Targets("b.jpg", False, False)
