@@ -1,0 +1,99 @@
+"""From picture to picture on a tiny model: grids, sizes, what a variant depends on, and sheets of several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from earl_cli.errors import ModelError
+from earl_cli.generation.editing import SHEET_SIDE, Draft, EditSettings, decoded, draft, encoded, render, sheet
+from earl_cli.generation.engine import Sampling
+from earl_cli.generation.transformers_engine import TransformersEngine
+from earl_cli.images.picture import Picture
+from earl_cli.models.bundle import EarlModel, load_model
+from earl_cli.tokens.layout import Parsed
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir: Path) -> EarlModel:
+    return load_model(str(tiny_model_dir), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def engine(model: EarlModel) -> TransformersEngine:
+    return TransformersEngine(model.language, model.layout)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Picture:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    return Picture(smooth, None, None, None, "PNG", ())
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (1, 1), (7, 300), (32, 32)])
+def test_the_edit_has_the_photos_size_and_its_grid_the_models_area(
+    model: EarlModel, engine: TransformersEngine, width: int, height: int
+) -> None:
+    photo = picture(width, height)
+    ((variant,),) = draft(model, engine, [photo], EditSettings("make it snowy", (1,), GREEDY))
+    assert variant.answer.problem is None
+    assert variant.answer.codes is not None
+    assert variant.answer.codes.shape == variant.source.shape
+    assert 0.5 * model.image_area <= 64 * variant.source.size <= 1.5 * model.image_area
+    before = decoded(model, variant.source)
+    assert before.shape == (8 * variant.source.shape[0], 8 * variant.source.shape[1], 3)
+    assert before.dtype == np.float32
+    assert 0 <= before.min() <= before.max() <= 1
+    assert render(model, photo, before, variant, "source").size == (width, height)
+    assert render(model, photo, before, variant, "model").size == before.shape[1::-1]
+
+
+def test_a_larger_area_gives_more_codes(model: EarlModel) -> None:
+    assert encoded(model, picture(64, 64), 64 * 64).shape == (8, 8)
+    assert encoded(model, picture(64, 64)).shape == (4, 4)
+
+
+def test_a_draft_depends_on_its_photo_and_seed_alone(model: EarlModel, engine: TransformersEngine) -> None:
+    photos = [picture(60, 40, 1), picture(40, 60, 2)]
+    settings = EditSettings("make it snowy", (1, 2, 3), Sampling())
+    together = draft(model, engine, photos, settings)
+    (alone,) = draft(model, engine, [photos[1]], EditSettings("make it snowy", (3,), Sampling()))
+    assert np.array_equal(together[1][2].answer.codes, alone[0].answer.codes)
+    assert not np.array_equal(together[1][1].answer.codes, alone[0].answer.codes)
+
+
+def test_a_model_that_chose_another_grid_is_brought_to_the_photo(model: EarlModel) -> None:
+    photo = picture(50, 30)
+    source = encoded(model, photo)
+    answer = Parsed(np.zeros((3, 3), dtype=np.int64), None, "thoughts", True, None)
+    assert render(model, photo, decoded(model, source), Draft(source, 0, answer), "source").size == (50, 30)
+
+
+def test_no_picture_is_an_error_that_says_why(model: EarlModel) -> None:
+    photo = picture(50, 30)
+    source = encoded(model, photo)
+    answer = Parsed(None, None, None, False, "stops after 3 of 16 codes")
+    with pytest.raises(ModelError, match="stops after 3 of 16 codes") as caught:
+        render(model, photo, decoded(model, source), Draft(source, 5, answer), "source")
+    assert "5" in (caught.value.hint or "")
+
+
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40), st.none() | st.integers(1, 9))
+def test_a_sheet_shows_every_tile_unchanged(count: int, width: int, height: int, columns: int | None) -> None:
+    colours = [(10 * index, 255 - 10 * index, 7) for index in range(1, count + 1)]
+    whole = sheet([Image.new("RGB", (width, height), colour) for colour in colours], columns)
+    counts = {colour: number for number, colour in whole.getcolors(maxcolors=1 << 16) or []}
+    assert all(counts[colour] == width * height for colour in colours)
+
+
+def test_a_sheet_of_huge_pictures_stays_openable() -> None:
+    whole = sheet([Image.new("RGB", (9000, 3000))] * 4, columns=4)
+    assert max(whole.size) <= SHEET_SIDE
+    assert whole.height > 500
