@@ -1,144 +1,183 @@
-"""The forward pass for sampling: Emu3's layers over a key-value cache that is allocated once and written in place.
+"""The forward pass for sampling: every prompt held once for all its completions, their own tokens in a static cache.
 
-It calls the model's own projections, norms and MLPs, so it works with whatever they have been replaced by (quantized or
-adapted layers), follows every update of the weights, and computes what the model's own forward pass computes.
+It computes what the model's own forward pass computes, with the model's own layers, whatever they have been replaced by
+(quantized or adapted ones), or from copies of plain ones that suit few rows; a decoder lives for one batch, so the
+weights may change between two. Attention over a prompt and over a completion's own tokens are two sums with one
+normaliser, joined by their log-sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from earl_cli.generation.products import LayerProducts, Product, head_product, layer_products
+
 if TYPE_CHECKING:
     from transformers import Emu3ForCausalLM
 
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+LEAST_ROWS = 4
+"""Matrix kernels round a row alike in any company of at least so many rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Keys and values of a prompt, one Float[1, kv_heads, length, width] for each layer."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    length: int
+
 
 class Decoder:
-    """A model with a cache of ``lanes`` sequences; slot i of a lane belongs to position i of its sequence."""
+    """A model with a cache of ``lanes`` completions that each follow a prompt; slots count from the prompt's end on."""
 
     def __init__(self, model: Emu3ForCausalLM, lanes: int, capacity: int) -> None:
-        config = model.config
+        config, weight = model.config, model.model.embed_tokens.weight
         self.model = model
         self.layers: list[Any] = list(model.model.layers)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.width = int(self.layers[0].self_attn.head_dim)
-        weight = model.model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.keys = [self._slots(lanes, capacity) for _ in self.layers]
         self.values = [self._slots(lanes, capacity) for _ in self.layers]
-        self._tabulate(capacity)
+        self.products = layer_products(self.layers, rows=lanes)
+        self.heads_for: dict[tuple[int, int], Product] = {}
+        self.prompts: list[Prompt] = []
+        self.positions = 0
 
     @property
     def lanes(self) -> int:
-        """Number of sequences."""
+        """Number of completions."""
         return len(self.keys[0])
 
     @property
     def capacity(self) -> int:
-        """Number of positions that there is room for."""
+        """Tokens of its own that every completion has room for."""
         return int(self.keys[0].shape[2])
 
-    def prefill(self, lane: int, copies: int, prompt: Sequence[int]) -> Tensor:
-        """Runs a prompt once, into ``lane`` and the ``copies`` lanes after it; returns Float[hidden] at its last token.
+    def prefill(self, prompt: Sequence[int], copies: int) -> Tensor:
+        """Runs a prompt for the next ``copies`` lanes; returns Float[hidden] at its last token.
 
-        A prompt runs alone, so nothing else can change its bits.
+        A prompt runs alone, so that nothing beside it can change its bits.
         """
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+
+        def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            key, value = key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous()
+            keys.append(key)
+            values.append(value)
+            key, value = (each.repeat_interleave(self.heads // self.kv_heads, dim=1) for each in (key, value))
+            mixed = scaled_dot_product_attention(query.transpose(1, 2), key, value, is_causal=True)
+            return mixed.transpose(1, 2).reshape(1, len(prompt), -1)
+
         ids = torch.tensor([prompt], device=self.device)
-        hidden = self._forward(ids, slice(lane, lane + 1), [0])[0, -1]
-        length = len(prompt)
-        for cache in (*self.keys, *self.values):
-            cache[lane + 1 : lane + 1 + copies, :, :length] = cache[lane, :, :length]
-        return hidden
+        self._tabulate(len(prompt) + self.capacity)
+        products = layer_products(self.layers)
+        hidden = self._forward(ids, self.cos[: len(prompt)], self.sin[: len(prompt)], products, attend)
+        self.prompts += [Prompt(keys, values, len(prompt))] * copies
+        return hidden[0, -1]
 
     def step(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
-        """Appends one or more tokens to every lane, of which ``starts`` are filled; returns Float[lanes, hidden] at the
-        last token of each.
+        """Appends one or more tokens to every lane, of which ``starts`` slots are filled.
+
+        Returns Float[lanes, hidden] at the last token of each lane.
         """
         counts = [len(each) for each in tokens]
         longest = max(counts)
         if max(starts) + longest > self.capacity:
             self._grow(max(starts) + longest)
         ids = torch.tensor([[*each, *[0] * (longest - len(each))] for each in tokens], device=self.device)
-        hidden = self._forward(ids, slice(None), starts)
+        places = [prompt.length + start for prompt, start in zip(self.prompts, starts, strict=True)]
+        index = self._range(places, longest)
+        attend = self._attend_to_cache(starts, longest)
+        hidden = self._forward(ids, self.cos[index], self.sin[index], self.products, attend)
         if min(counts) == longest:
             return hidden[:, -1]
-        last = torch.tensor(counts, device=self.device) - 1
-        return hidden[torch.arange(len(counts), device=self.device), last]
+        return hidden[torch.arange(len(counts), device=self.device), torch.tensor(counts, device=self.device) - 1]
 
     def keep(self, lanes: Sequence[int]) -> None:
-        """Keeps these lanes, in this order, and forgets the others."""
+        """Keeps these lanes, in this order, and forgets the others; one may be kept several times."""
         index = torch.tensor(lanes, device=self.device)
+        self.prompts = [self.prompts[lane] for lane in lanes]
         for caches in (self.keys, self.values):
             for layer, cache in enumerate(caches):
                 caches[layer] = cache.index_select(0, index)
 
-    def _forward(self, ids: Tensor, lanes: slice, starts: Sequence[int]) -> Tensor:
-        """Normed hidden states Float[rows, tokens, hidden] of ids put after the ``starts`` filled slots of each row."""
-        rows, count = ids.shape
-        level = min(starts) == max(starts)
-        if level:
-            first, end = starts[0], starts[0] + count
-            cos, sin, slots = self.cos[first:end], self.sin[first:end], None
-        else:
-            slots = torch.tensor(starts, device=self.device)[:, None] + torch.arange(count, device=self.device)
-            first, end = min(starts), max(starts) + count
-            cos, sin = self.cos[slots], self.sin[slots]
-        mask = None if (level and count == 1) or first == end - count == 0 else self._mask(slots, first, count, end)
+    def logits(self, hidden: Tensor, start: int, stop: int) -> Tensor:
+        """Logits Float[lanes, stop - start] of the ids in ``[start, stop)`` for hidden states Float[lanes, hidden]."""
+        if (start, stop) not in self.heads_for:
+            self.heads_for[start, stop] = head_product(self.model.lm_head, start, stop, rows=len(hidden))
+        return self.heads_for[start, stop](hidden)
+
+    def _forward(
+        self, ids: Tensor, cos: Tensor, sin: Tensor, products: Sequence[LayerProducts], attend: Attend
+    ) -> Tensor:
+        """Normed hidden states Float[rows, tokens, hidden]; ``attend`` mixes one layer's values, and stores them."""
         hidden = self.model.model.embed_tokens(ids)
-        for layer, all_keys, all_values in zip(self.layers, self.keys, self.values, strict=True):
-            keys, values = all_keys[lanes], all_values[lanes]
-            normed = layer.input_layernorm(hidden)
-            attention = layer.self_attn
-            query = self._heads(attention.q_proj(normed), self.heads)
-            key = self._heads(attention.k_proj(normed), self.kv_heads)
-            value = self._heads(attention.v_proj(normed), self.kv_heads)
-            rotated = torch.cat((query, key), dim=2)
-            rotated = rotated * cos + rotated.roll(self.width // 2, dims=-1) * sin
-            query, key = rotated.split((self.heads, self.kv_heads), dim=2)
-            if slots is None:
-                keys[:, :, first:end] = key.transpose(1, 2)
-                values[:, :, first:end] = value.transpose(1, 2)
-            else:
-                where = torch.arange(rows, device=self.device)[:, None]
-                keys[where, :, slots] = key
-                values[where, :, slots] = value
-            mixed = self._attend(query, keys[:, :, :end], values[:, :, :end], mask)
-            hidden = hidden + attention.o_proj(mixed)
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        states: Tensor = self.model.model.norm(hidden)
-        return states
+        for index, (layer, product) in enumerate(zip(self.layers, products, strict=True)):
+            states = product.qkv(layer.input_layernorm(hidden)).view(*ids.shape, -1, self.width)
+            both = states[:, :, : -self.kv_heads]
+            both = both * cos + both.roll(self.width // 2, dims=-1) * sin
+            query, key, value = both[:, :, : self.heads], both[:, :, self.heads :], states[:, :, -self.kv_heads :]
+            hidden = hidden + product.out(attend(index, query, key, value))
+            gate, up = product.gate_up(layer.post_attention_layernorm(hidden)).chunk(2, dim=-1)
+            hidden = hidden + product.down(layer.mlp.act_fn(gate) * up)
+        normed: Tensor = self.model.model.norm(hidden)
+        return normed
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Float[rows, tokens, heads * width] from queries Float[rows, tokens, heads, width] over the filled slots.
-
-        The queries that share a key head lie side by side as tokens, so no key is ever copied.
-        """
-        rows, count = query.shape[:2]
+    def _attend_to_cache(self, starts: Sequence[int], count: int) -> Attend:
+        """Attention of ``count`` new tokens a lane over the lane's prompt, its own earlier tokens and themselves."""
+        index, end = self._range(starts, count), max(starts) + count
+        rows = torch.arange(self.lanes, device=self.device)[:, None]
+        mask = None if count == 1 and isinstance(index, slice) else self._mask(starts, count, end)
+        groups = [(prompt, len(list(lanes))) for prompt, lanes in groupby(self.prompts)]
         group = self.heads // self.kv_heads
-        if count == keys.shape[2] > 1:  # a whole prompt
-            keys, values = (cache.repeat_interleave(group, dim=1) for cache in (keys, values))
-            mixed = scaled_dot_product_attention(query.transpose(1, 2), keys, values, is_causal=True)
-            return mixed.transpose(1, 2).reshape(rows, count, -1)
-        grouped = query.view(rows, count, self.kv_heads, group, self.width).transpose(1, 2)
-        grouped = grouped.reshape(rows, self.kv_heads, count * group, self.width)
-        mixed = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
-        mixed = mixed.view(rows, self.kv_heads, count, group, self.width).transpose(1, 2)
-        return mixed.reshape(rows, count, -1)
 
-    def _mask(self, slots: Tensor | None, first: int, count: int, end: int) -> Tensor:
-        """Float[rows or 1, 1, tokens * group, end]: 0 up to a token's own slot, -inf after it."""
-        if slots is None:
-            slots = torch.arange(first, first + count, device=self.device)[None]
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = self.keys[layer], self.values[layer]
+            if isinstance(index, slice):
+                keys[:, :, index] = key.transpose(1, 2)
+                values[:, :, index] = value.transpose(1, 2)
+            else:
+                keys[rows, :, index] = key
+                values[rows, :, index] = value
+            query = query.reshape(self.lanes, count, self.kv_heads, group, self.width).transpose(1, 2)
+            query = query.reshape(self.lanes, self.kv_heads, count * group, self.width)
+            own, own_log = _attention(query, keys[:, :, :end], values[:, :, :end], mask)
+            parts = [
+                _prompt_attention(lanes, prompt.keys[layer], prompt.values[layer])
+                for lanes, (prompt, _) in zip(torch.split(query, [n for _, n in groups]), groups, strict=True)
+            ]
+            given, given_log = (torch.cat(part) for part in zip(*parts, strict=True)) if len(parts) > 1 else parts[0]
+            share = torch.sigmoid(own_log - given_log)[..., None].to(own.dtype)
+            mixed = torch.lerp(given, own, share)
+            mixed = mixed.view(self.lanes, self.kv_heads, count, -1).transpose(1, 2)
+            return mixed.reshape(self.lanes, count, -1)
+
+        return attend
+
+    def _range(self, starts: Sequence[int], count: int) -> slice | Tensor:
+        """Indices of ``count`` places from each start on: a slice where all are equal, else Int[lanes, count]."""
+        if min(starts) == max(starts):
+            return slice(starts[0], starts[0] + count)
+        return torch.tensor(starts, device=self.device)[:, None] + torch.arange(count, device=self.device)
+
+    def _mask(self, starts: Sequence[int], count: int, end: int) -> Tensor:
+        """Float[lanes, 1, count * group, end]: 0 up to a token's own slot, -inf after it."""
+        slots = torch.tensor(starts, device=self.device)[:, None] + torch.arange(count, device=self.device)
         hidden = torch.arange(end, device=self.device) > slots[:, :, None]
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, float("-inf"))
         return mask.repeat_interleave(self.heads // self.kv_heads, dim=1)[:, None]
-
-    def _heads(self, projected: Tensor, count: int) -> Tensor:
-        return projected.view(*projected.shape[:2], count, self.width)
 
     def _slots(self, lanes: int, capacity: int) -> Tensor:
         return torch.zeros(lanes, self.kv_heads, capacity, self.width, device=self.device, dtype=self.dtype)
@@ -149,12 +188,37 @@ class Decoder:
             for layer, cache in enumerate(caches):
                 caches[layer] = self._slots(self.lanes, capacity)
                 caches[layer][:, :, : cache.shape[2]] = cache
-        self._tabulate(capacity)
+        self._tabulate(max(prompt.length for prompt in self.prompts) + capacity)
 
-    def _tabulate(self, capacity: int) -> None:
-        """Rotary factors of all positions, Float[capacity, 1, width]; the sign of the rotated half is in the sine."""
-        positions = torch.arange(capacity, device=self.device)[None]
-        cos, sin = self.model.model.rotary_emb(torch.empty(0, device=self.device, dtype=self.dtype), positions)
+    def _tabulate(self, positions: int) -> None:
+        """Rotary factors Float[positions, 1, width]; the sign of the rotated half is in the sine."""
+        if positions <= self.positions:
+            return
+        index = torch.arange(positions, device=self.device)[None]
+        cos, sin = self.model.model.rotary_emb(torch.empty(0, device=self.device, dtype=self.dtype), index)
         sign = torch.ones(self.width, device=self.device, dtype=self.dtype)
         sign[: self.width // 2] = -1
-        self.cos, self.sin = cos[0, :, None], (sin[0] * sign)[:, None]
+        self.cos, self.sin, self.positions = cos[0, :, None], (sin[0] * sign)[:, None], positions
+
+
+def _prompt_attention(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_attention`, for queries Float[lanes, kv_heads, rows, width] of lanes that share one prompt."""
+    lanes, kv_heads, rows, width = query.shape
+    together = query.transpose(0, 1).reshape(1, kv_heads, lanes * rows, width)
+    if lanes * rows < LEAST_ROWS:
+        together = together.repeat(1, 1, LEAST_ROWS, 1)
+    mixed, log = _attention(together, keys, values, None)
+    mixed, log = mixed[0, :, : lanes * rows], log[0, :, : lanes * rows]
+    return mixed.view(kv_heads, lanes, rows, width).transpose(0, 1), log.view(kv_heads, lanes, rows).transpose(0, 1)
+
+
+def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention Float[batch, heads, rows, width] and the logarithm of its normaliser Float32[batch, heads, rows]."""
+    if query.device.type == "cpu":
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        mixed, log = flash(query, keys, values, attn_mask=mask)
+        return mixed, log
+    scores = query.float() @ keys.float().transpose(-1, -2) * query.shape[-1] ** -0.5
+    scores = scores if mask is None else scores + mask
+    log = scores.logsumexp(dim=-1)
+    return ((scores - log[..., None]).exp() @ values.float()).to(query.dtype), log

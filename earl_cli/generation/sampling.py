@@ -25,7 +25,9 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
     ``uniform`` Float64[rows] in [0, 1) picks by the inverse of the cumulative distribution over what top-k and then
     top-p leave. The log-probabilities are those at the temperature (at 1 if greedy), before top-k and top-p.
     """
-    scaled = logits.float() / (sampling.temperature or 1.0)
+    scaled = logits.float()
+    if sampling.temperature not in (0, 1):
+        scaled = scaled / sampling.temperature
     if sampling.temperature == 0:
         columns = scaled.argmax(dim=-1)
     elif sampling.top_p < 1 or 0 < sampling.top_k < scaled.shape[-1]:

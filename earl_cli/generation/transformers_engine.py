@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from earl_cli.errors import InputError, ModelError
 from earl_cli.generation.decoder import Decoder
@@ -35,17 +34,18 @@ TEXT_AT_FIRST = 256
 
 @dataclass
 class _Lane:
-    """A completion under way."""
+    """A completion under way: ``prompt`` tokens were given, ``length`` of its own are cached, ``pending`` come next."""
 
     request: int
     index: int
     state: GrammarState
-    length: int
+    prompt: int
     uniforms: list[float]
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampled: list[bool] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
+    length: int = 0
     cut: bool = False
 
     @property
@@ -114,7 +114,13 @@ class TransformersEngine:
         with torch.inference_mode():
             for batch in self._batches(jobs):
                 lanes = [
-                    _Lane(job.request, index, job.state, 0, self._uniforms(requests[job.request].seeds[index]))
+                    _Lane(
+                        job.request,
+                        index,
+                        job.state,
+                        len(job.prompt),
+                        self._uniforms(requests[job.request].seeds[index]),
+                    )
                     for job in batch
                     for index in job.indices
                 ]
@@ -179,21 +185,21 @@ class TransformersEngine:
     def _run(self, batch: Sequence[_Job], lanes: list[_Lane], sampling: Sampling) -> Iterable[None]:
         """Fills ``lanes`` in place; yields after every token."""
         active = lanes
-        decoder = Decoder(self.model, _filled(len(lanes)), max(job.room for job in batch))
+        decoder = Decoder(self.model, _filled(len(lanes)), max(job.room - len(job.prompt) for job in batch))
         hidden = self._prefill(decoder, batch, lanes)
         while active:
-            self._sample(active, hidden, sampling)
+            _sample(active, hidden, decoder, sampling)
             for lane in active:
                 lane.take_forced()
-                lane.cut = not lane.state.done and lane.length + len(lane.pending) >= self.positions
+                lane.cut = not lane.state.done and lane.prompt + len(lane.ids) >= self.positions
             yield None
             going = [i for i, lane in enumerate(active) if not lane.over]
             if not going:
                 return
             if len(going) < len(active):
                 active = [active[i] for i in going]
-                decoder.keep([*going, *[going[0]] * (_filled(len(going)) - len(going))])
-            fed = [*active, *[active[0]] * (decoder.lanes - len(active))]
+                decoder.keep([*going, *[going[-1]] * (_filled(len(going)) - len(going))])
+            fed = [*active, *[active[-1]] * (decoder.lanes - len(active))]
             hidden = decoder.step([lane.pending for lane in fed], [lane.length for lane in fed])
             for lane in active:
                 lane.length += len(lane.pending)
@@ -206,30 +212,28 @@ class TransformersEngine:
             siblings = lanes[len(rows) : len(rows) + len(job.indices)]
             for lane in siblings:
                 lane.take_forced()
-            prompt = [*job.prompt, *siblings[0].pending]
-            last = job is batch[-1]
-            copies = (decoder.lanes if last else len(rows) + len(siblings)) - len(rows) - 1
-            hidden = decoder.prefill(len(rows), copies, prompt)
+            filling = decoder.lanes - len(lanes) if job is batch[-1] else 0
+            hidden = decoder.prefill([*job.prompt, *siblings[0].pending], len(siblings) + filling)
+            rows += [hidden] * (len(siblings) + filling)
             for lane in siblings:
-                lane.length, lane.pending = len(prompt), []
-            rows += [hidden] * (copies + 1)
+                lane.pending = []
         return torch.stack(rows)
 
-    def _sample(self, active: Sequence[_Lane], hidden: Tensor, sampling: Sampling) -> None:
-        """Draws one token for every lane, with only those rows of the head that its grammar allows."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for i, lane in enumerate(active):
-            choices = lane.state.choices()
-            groups.setdefault((choices.start, choices.stop), []).append(i)
-        head = self.model.lm_head
-        for (start, stop), members in groups.items():
-            logits = linear(hidden, head.weight[start:stop])
-            if len(members) < len(logits):
-                logits = logits[members]
-            uniform = torch.tensor([active[i].uniforms[len(active[i].ids)] for i in members], dtype=torch.float64)
-            columns, logprobs = draw(logits, uniform, sampling)
-            for i, column, logprob in zip(members, columns.tolist(), logprobs.tolist(), strict=True):
-                active[i].take(start + column, logprob, sampled=True)
+
+def _sample(active: Sequence[_Lane], hidden: Tensor, decoder: Decoder, sampling: Sampling) -> None:
+    """Draws one token for every lane, with only those rows of the head that its grammar allows."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, lane in enumerate(active):
+        choices = lane.state.choices()
+        groups.setdefault((choices.start, choices.stop), []).append(i)
+    for (start, stop), members in groups.items():
+        logits = decoder.logits(hidden, start, stop)
+        if len(members) < len(logits):
+            logits = logits[members]
+        uniform = torch.tensor([active[i].uniforms[len(active[i].ids)] for i in members], dtype=torch.float64)
+        columns, logprobs = draw(logits, uniform, sampling)
+        for i, column, logprob in zip(members, columns.tolist(), logprobs.tolist(), strict=True):
+            active[i].take(start + column, logprob, sampled=True)
 
 
 def _filled(lanes: int) -> int:

@@ -152,9 +152,9 @@ def test_a_prompt_runs_once_for_all_its_seeds(
     runs: list[int] = []
     prefill = Decoder.prefill
 
-    def counted(self: Decoder, lane: int, copies: int, prompt: list[int]) -> torch.Tensor:
+    def counted(self: Decoder, prompt: list[int], copies: int) -> torch.Tensor:
         runs.append(len(prompt))
-        return prefill(self, lane, copies, prompt)
+        return prefill(self, prompt, copies)
 
     monkeypatch.setattr(Decoder, "prefill", counted)
     request = request_for(seeds=tuple(range(9)))
