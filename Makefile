@@ -76,12 +76,16 @@ gpu-check: $(DEV) ## on a machine with a GPU: the tests marked gpu, and the doct
 embedded-model: $(BASE) ## build the model that ships with the package again (hours)
 	$(BIN)/python embedded/photos.py $(WORK)
 	$(BIN)/python embedded/pairs.py $(WORK) train 4000 8
+	$(BIN)/python embedded/pairs.py $(WORK) places 4000 4
 	$(BIN)/python embedded/pairs.py $(WORK) heldout 100 4
 	$(BIN)/python embedded/vision.py $(WORK) 2600
 	$(BIN)/python embedded/base.py $(WORK)
 	$(BIN)/earl tokenize $(WORK)/pairs/train --limit 20000 --model $(WORK)/base -o $(WORK)/store-train
+	$(BIN)/earl tokenize $(WORK)/pairs/places --model $(WORK)/base -o $(WORK)/store-places
 	$(BIN)/earl tokenize $(WORK)/pairs/heldout --model $(WORK)/base -o $(WORK)/store-heldout
 	$(BIN)/earl sft --config embedded/sft --model $(WORK)/base --data $(WORK)/store-train \
-	  --validation $(WORK)/store-heldout -o $(WORK)/model --device cpu
+	  --validation $(WORK)/store-heldout -o $(WORK)/first --device cpu
+	$(BIN)/earl sft --config embedded/sft-places --model $(WORK)/first --data $(WORK)/store-train \
+	  --data $(WORK)/store-places --validation $(WORK)/store-heldout -o $(WORK)/model --device cpu
 	$(BIN)/python embedded/evaluate.py $(WORK) $(WORK)/model
 	$(BIN)/python embedded/package.py $(WORK)

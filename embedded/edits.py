@@ -262,5 +262,9 @@ def catalogue() -> tuple[Edit, ...]:
     return tuple(edits)
 
 
-# How often each kind is drawn: one share, and more for what is hard to learn.
-WEIGHTS = {"mirror": 2.5, "circle": 3.0, "square": 3.0, "tint": 2.0, "negative": 1.5, "snow": 1.3}
+# How often each kind is drawn in a set of pairs: one share, and more for what is hard to learn. The set "places" is for
+# the edits that depend on where something is.
+WEIGHTS = {
+    "places": {"mirror": 1000.0, "circle": 1000.0, "square": 1000.0, "blur": 3.0},
+}
+USUAL_WEIGHTS = {"mirror": 2.5, "circle": 3.0, "square": 3.0, "tint": 2.0, "negative": 1.5, "snow": 1.3}

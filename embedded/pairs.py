@@ -1,7 +1,8 @@
 """Photo pairs for the embedded model: random crops and collages of the training photos, each with several edits.
 
-``python embedded/pairs.py WORK SPLIT SOURCES EDITS`` writes WORK/pairs/SPLIT: pictures and pairs.jsonl, the layout that
-``earl tokenize --source local`` reads. The same arguments give the same files.
+``python embedded/pairs.py WORK SET SOURCES EDITS`` writes WORK/pairs/SET: pictures and pairs.jsonl, the layout that
+``earl tokenize`` reads. The set heldout is made of held-out photos, any other of training photos; the set places is
+about edits that need to know where they are. The same arguments give the same files.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from edits import WEIGHTS, Edit, Pixels, catalogue, saturate, to_bytes
+from edits import USUAL_WEIGHTS, WEIGHTS, Edit, Pixels, catalogue, saturate, to_bytes
 from PIL import Image
 
 from earl_cli.images.area import resize_to_area
@@ -56,9 +57,10 @@ def scene(rng: np.random.Generator) -> Image.Image:
 
 def source_picture(work: Path, split: str, rng: np.random.Generator) -> Pixels:
     """One source ``float32[H, W, 3]``: a crop, perhaps mirrored, graded, or with objects stuck on."""
-    photos = photographs(work, split)
+    trained = split != "heldout"
+    photos = photographs(work, "train" if trained else "heldout")
     image = crop(scene(rng) if rng.random() < 0.04 else photos[rng.integers(len(photos))], rng)
-    if split == "train" and rng.random() < 0.25:
+    if trained and rng.random() < 0.25:
         objects = stickers(work)
         for _ in range(rng.integers(1, 4)):
             thing = objects[rng.integers(len(objects))].copy()
@@ -70,16 +72,16 @@ def source_picture(work: Path, split: str, rng: np.random.Generator) -> Pixels:
     pixels = np.asarray(image, dtype=np.float32) / 255
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
-    if split == "train" and rng.random() < 0.5:
+    if trained and rng.random() < 0.5:
         pixels = saturate(pixels, rng.uniform(0.6, 1.4)) * rng.uniform(0.85, 1.15, 3).astype(np.float32)
         pixels = np.clip(pixels, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.2)))
     return np.clip(pixels, 0, 1).astype(np.float32)
 
 
-def draw_edits(edits: tuple[Edit, ...], count: int, rng: np.random.Generator) -> list[Edit]:
+def draw_edits(edits: tuple[Edit, ...], split: str, count: int, rng: np.random.Generator) -> list[Edit]:
     """``count`` edits by the weights of their kinds; within a kind all are equally likely."""
     kinds = sorted({edit.kind for edit in edits})
-    weights = np.array([WEIGHTS.get(kind, 1.0) for kind in kinds])
+    weights = np.array([WEIGHTS.get(split, USUAL_WEIGHTS).get(kind, 1.0) for kind in kinds])
     chosen = rng.choice(len(kinds), count, p=weights / weights.sum(), replace=False)
     by_kind = {kind: [edit for edit in edits if edit.kind == kind] for kind in kinds}
     return [by_kind[kinds[k]][rng.integers(len(by_kind[kinds[k]]))] for k in chosen]
@@ -96,7 +98,7 @@ def write_one(task: tuple[Path, str, int, int]) -> list[dict[str, str]]:
         resize_to_area(Image.fromarray(to_bytes(picture)), AREA).save(folder / name, compress_level=1)
 
     save(pixels, f"source/{index:05d}.png")
-    for number, edit in enumerate(draw_edits(catalogue_once(), count, rng)):
+    for number, edit in enumerate(draw_edits(catalogue_once(), split, count, rng)):
         name = f"edited/{index:05d}-{number}.png"
         save(edit.apply(pixels, rng), name)
         phrase = edit.phrases[rng.integers(len(edit.phrases))]

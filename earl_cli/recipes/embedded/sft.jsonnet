@@ -1,10 +1,10 @@
-// The small model that ships with the package: trained from random weights on two processor cores.
+// The small model that ships with the package, first part: from random weights, on all kinds of edits.
 {
-  max_steps: 4400,  // 3.5 passes over 20,000 pairs
+  max_steps: 2400,
   batch_size: 16,
   accumulation: 1,
   learning_rate: 1e-3,
-  min_learning_rate: 2e-5,
+  min_learning_rate: 4e-4,
   warmup_steps: 100,
   weight_decay: 0.05,
   clip: 1.0,
