@@ -22,7 +22,12 @@ def pairs(tmp_path: Path) -> Path:
         for name in ("before", "after"):
             Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{name}-{index}.png")
         rows.append(
-            {"source": f"before-{index}.png", "edited": f"after-{index}.png", "instruction": "make it snowy", "id": index}
+            {
+                "source": f"before-{index}.png",
+                "edited": f"after-{index}.png",
+                "instruction": "make it snowy",
+                "id": index,
+            }
         )
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
@@ -49,8 +54,11 @@ def test_pairs_to_edited_photo(
     assert run(command) == 0
     assert json.loads(capsys.readouterr().out)["resumed_from"] == 3
     photo = pairs / "before-0.png"
-    assert run(["edit", str(photo), "make it snowy", "--model", editor, "-o", str(tmp_path / "out.png"), "--seed", "1"]) == 0
-    assert Image.open(tmp_path / "out.png").size == (40, 40)
+    assert (
+        run(["edit", str(photo), "make it snowy", "--model", editor, "-o", str(tmp_path / "out.png"), "--seed", "1"])
+        == 0
+    )
+    assert Image.open(edited).size == (40, 40)
 
 
 def test_bad_input_is_one_message_and_an_exit_code(
