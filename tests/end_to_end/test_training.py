@@ -54,10 +54,8 @@ def test_pairs_to_edited_photo(
     assert run(command) == 0
     assert json.loads(capsys.readouterr().out)["resumed_from"] == 3
     photo = pairs / "before-0.png"
-    assert (
-        run(["edit", str(photo), "make it snowy", "--model", editor, "-o", str(tmp_path / "out.png"), "--seed", "1"])
-        == 0
-    )
+    edited = str(tmp_path / "out.png")
+    assert run(["edit", str(photo), "make it snowy", "--model", editor, "-o", edited, "--seed", "1"]) == 0
     assert Image.open(edited).size == (40, 40)
 
 
