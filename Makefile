@@ -13,7 +13,6 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BASE := $(VENV)/.installed
 DEV  := $(VENV)/.installed-dev
-export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check check-fast lint types bench gpu-check embedded-model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["edit", "grid", "compare"]
 VARIANTS_AT_ONCE = 8
+SMALL = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,22 @@ def _load(order: Order) -> Editor:
     _sampling({}, order.sampling)  # a value that can't be is found before the model is loaded
     model = load_model(order.model, device=order.device)
     console.note(f"{model.name}: {model.plan}")
+    _spare_threads(model)
     sampling = _sampling(model.sampling or {}, order.sampling)
     settings = EditSettings(order.instruction, order.seeds, sampling, order.mode, order.image_area)
     return Editor(model, TransformersEngine(model.language, model.layout), settings)
+
+
+def _spare_threads(model: EarlModel) -> None:
+    """One thread for a small model on a CPU, unless OMP_NUM_THREADS says otherwise.
+
+    Its matrices are too small to share, and threads that wait for each other take minutes on a busy machine. The sums
+    are then the same on every number of cores, too.
+    """
+    if model.device.type == "cpu" and model.plan.needed < SMALL and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def _sampling(own: Mapping[str, float], said: Mapping[str, float]) -> Sampling:
