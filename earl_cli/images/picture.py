@@ -39,6 +39,7 @@ STORAGE_TAGS = frozenset(
 )
 JPEG_EXIF_LIMIT = 65533
 _opening = threading.Lock()
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what a broken file makes Pillow say becomes our error or nothing
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,8 @@ def _read(stream: BinaryIO, where: str, max_pixels: int) -> Picture:
 
 @contextlib.contextmanager
 def _without_pillow_limits() -> Iterator[None]:
-    """Pillow's own bomb check and its warnings off while a header is read: the caller's limit is checked instead."""
-    with _opening, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Pillow's own bomb check off while a header is read: the caller's limit is checked instead."""
+    with _opening:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
@@ -132,7 +132,7 @@ def _upright_rgb(image: Image.Image) -> Picture:
     image.load()
     icc = image.info.get("icc_profile") or None
     upright = ImageOps.exif_transpose(image)
-    exif = _kept_exif(upright)
+    exif = _kept_exif(image)
     rgb, alpha, icc, notes = to_rgb_and_alpha(upright, icc)
     if frames:
         notes = ("several frames: only the first is used", *notes)
