@@ -74,12 +74,12 @@ gpu-check: $(DEV) ## on a machine with a GPU: the tests marked gpu, and the doct
 # stopped or gives the same files again.
 embedded-model: $(BASE) ## build the model that ships with the package again (hours)
 	$(BIN)/python embedded/photos.py $(WORK)
-	$(BIN)/python embedded/pairs.py $(WORK) train 4000 8
+	$(BIN)/python embedded/pairs.py $(WORK) train 2500 8
 	$(BIN)/python embedded/pairs.py $(WORK) places 4000 4
 	$(BIN)/python embedded/pairs.py $(WORK) heldout 100 4
 	$(BIN)/python embedded/vision.py $(WORK) 2600
 	$(BIN)/python embedded/base.py $(WORK)
-	$(BIN)/earl tokenize $(WORK)/pairs/train --limit 20000 --model $(WORK)/base -o $(WORK)/store-train
+	$(BIN)/earl tokenize $(WORK)/pairs/train --model $(WORK)/base -o $(WORK)/store-train
 	$(BIN)/earl tokenize $(WORK)/pairs/places --model $(WORK)/base -o $(WORK)/store-places
 	$(BIN)/earl tokenize $(WORK)/pairs/heldout --model $(WORK)/base -o $(WORK)/store-heldout
 	$(BIN)/earl sft --config embedded/sft --model $(WORK)/base --data $(WORK)/store-train \

@@ -172,7 +172,7 @@ def vivid(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 def blur(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     image = Image.fromarray(to_bytes(pixels))
-    soft = image.filter(ImageFilter.GaussianBlur(0.028 * min(image.size)))
+    soft = image.filter(ImageFilter.GaussianBlur(0.05 * min(image.size)))
     return np.asarray(soft, dtype=np.float32) / 255
 
 
