@@ -215,9 +215,13 @@ def _prompt_attention(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tens
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attention Float[batch, heads, rows, width] and the logarithm of its normaliser Float32[batch, heads, rows]."""
     if query.device.type == "cpu":
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        mixed, log = flash(query, keys, values, attn_mask=mask)
+        mixed, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=mask)
         return mixed, log
+    return plain_attention(query, keys, values, mask)
+
+
+def plain_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same by its definition, in float32, on any device: a step has few rows, so nothing large is ever held."""
     scores = query.float() @ keys.float().transpose(-1, -2) * query.shape[-1] ** -0.5
     scores = scores if mask is None else scores + mask
     log = scores.logsumexp(dim=-1)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
+from earl_cli.generation import decoder as decoder_module
 from earl_cli.generation.decoder import Decoder
 
 CONFIG = {
@@ -81,6 +82,20 @@ def test_lanes_of_different_lengths_and_growth() -> None:
         expected = torch.stack([full_forward(language, ids[lane])[done[lane]] for lane in (2, 0)])
         assert torch.allclose(hidden, expected, atol=1e-5)
     assert decoder.capacity >= 13
+
+
+def test_the_attention_of_other_devices_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_module, "_attention", decoder_module.plain_attention)
+    language = model()
+    ids = torch.randint(3, 90, (2, 12)).tolist()
+    decoder = Decoder(language, lanes=2, capacity=9)
+    with torch.inference_mode():
+        decoder.prefill(ids[0][:3], 1)
+        decoder.prefill(ids[1][:5], 1)
+        decoder.step([ids[0][3:5], ids[1][5:6]], [0, 0])
+        hidden = decoder.step([ids[0][5:9], ids[1][6:9]], [2, 1])
+    expected = torch.stack([full_forward(language, row)[8] for row in ids])
+    assert torch.allclose(hidden, expected, atol=1e-5)
 
 
 def test_copies_of_a_prompt_continue_apart() -> None:

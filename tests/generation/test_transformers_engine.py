@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -255,6 +256,23 @@ def test_prompts_that_are_none_are_named(tiny: EarlModel, request_for: MakeReque
         engine.generate([Request((), "edit", Grid(1, 1), (0,))], GREEDY)
     assert engine.generate([], GREEDY) == []
     assert engine.generate([Request(request_for().prompt, "edit", Grid(1, 1), ())], GREEDY) == [[]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_draws_whole_pictures(tiny: EarlModel, request_for: MakeRequest, dtype: torch.dtype) -> None:
+    requests = [
+        request_for(seeds=(1, 2), source=1),
+        request_for(mode="reasoning", seeds=(3,)),
+        request_for(grid=(3, 5)),
+    ]
+    language = copy.deepcopy(tiny.language).to("cuda", dtype)
+    found = TransformersEngine(language, tiny.layout).generate(requests, GREEDY)
+    assert all(completion.finished for group in found for completion in group)
+    if dtype == torch.float32:
+        expected = TransformersEngine(tiny.language, tiny.layout).generate(requests, GREEDY)
+        assert [c.ids.tolist() for group in found for c in group] == [c.ids.tolist() for g in expected for c in g]
 
 
 def test_a_layout_of_another_model_is_refused(tiny: EarlModel) -> None:
