@@ -16,7 +16,7 @@ class SftConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = "BAAI/Emu3-Stage1"
+    model: str | None = "BAAI/Emu3-Stage1"  # None: the model that ships with the package
     data: tuple[Path, ...] = Field(min_length=1)
     validation: tuple[Path, ...] = ()
     output: Path

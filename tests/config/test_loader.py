@@ -49,6 +49,7 @@ def test_the_command_line_wins_over_the_file_and_sets_over_both(tmp_path: Path) 
 
 def test_every_recipe_validates() -> None:
     assert "embedded/sft" in recipes()
+    assert load_config(SftConfig, "embedded/sft", given=NEEDED).model is None
     for name in recipes():
         load_config(SftConfig, name, given=NEEDED)
 

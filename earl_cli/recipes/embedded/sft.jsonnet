@@ -1,5 +1,6 @@
 // The small model that ships with the package, first part: from random weights, on all kinds of edits.
 {
+  model: null,  // the embedded model itself, unless --model names another start
   max_steps: 2400,
   batch_size: 16,
   accumulation: 1,
