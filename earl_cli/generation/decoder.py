@@ -213,10 +213,13 @@ def _prompt_attention(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tens
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention Float[batch, heads, rows, width] and the logarithm of its normaliser Float32[batch, heads, rows]."""
+    """Attention Float[batch, heads, rows, width] and the logarithm of its normaliser Float[batch, heads, rows].
+
+    On a CPU the logarithm is a Float64, in which the two kinds of loop that its functions have round alike.
+    """
     if query.device.type == "cpu":
         mixed, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=mask)
-        return mixed, log
+        return mixed, log.double()
     return plain_attention(query, keys, values, mask)
 
 

@@ -1,15 +1,16 @@
 """The engine that samples with the transformers model itself: every prompt once, then all completions side by side.
 
 A completion depends on its own seed: its random numbers are its own, its prompt runs alone, and the lanes beside it
-never enter its sums. On a CPU in float32 the same seed gives the same ids in any company, because batches below eight
-are filled up to four or eight lanes, where the matrix kernels round alike; on a GPU, or in 16 bits, another batch size
-may choose another kernel whose last bit tips a close decision.
+never enter its sums. What company can still change is the last bit of a logit, where another number of rows gets
+another matrix kernel, and a bit decides only where two ids are as good as equal. On a CPU in float32, batches below
+eight are filled up to four or eight lanes, from where on the kernels round alike, so lanes of one grid agree bit for
+bit; lanes of different grids are masked, which may cost the last bit, as may another batch size on a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -169,7 +170,7 @@ class TransformersEngine:
                     batch, lanes, longest = [], 0, 0
                     continue
                 taken = left[: max(1, fitting)]
-                batch.append(_Job(job.request, tuple(taken), job.prompt, job.state, job.room))
+                batch.append(replace(job, indices=tuple(taken)))
                 lanes += len(taken)
                 left = left[len(taken) :]
         if batch:

@@ -122,6 +122,17 @@ def test_a_seed_means_the_same_in_any_company(tiny: EarlModel, request_for: Make
     assert not np.array_equal(together[0][0].ids, together[0][1].ids)
 
 
+def test_lanes_of_one_grid_agree_bit_for_bit(tiny: EarlModel, request_for: MakeRequest) -> None:
+    engine = TransformersEngine(tiny.language, tiny.layout)
+    requests = [request_for(seeds=(7, 8, 9), source=source) for source in (1, 2, 3)]
+    together = engine.generate(requests, Sampling())
+    for request, group in zip(requests, together, strict=True):
+        for seed, completion in zip(request.seeds, group, strict=True):
+            alone = engine.generate([Request(request.prompt, "edit", request.grid, (seed,))], Sampling())[0][0]
+            assert np.array_equal(completion.ids, alone.ids)
+            assert np.array_equal(completion.logprobs, alone.logprobs)
+
+
 def test_a_small_budget_splits_batches_and_changes_nothing(tiny: EarlModel, request_for: MakeRequest) -> None:
     requests = [request_for(seeds=(1, 2, 3), source=i, grid=(3, 3 + i)) for i in range(3)]
     whole = TransformersEngine(tiny.language, tiny.layout).generate(requests, Sampling())
