@@ -45,7 +45,7 @@ demo: $(BASE) ## set up and edit a photo: one command on a fresh machine
 	@$(BIN)/earl edit "$(PHOTO)" "$(INSTRUCTION)" -o $(OUT)/demo.jpg --compare --seed $(SEED) --force
 	@echo
 	@echo "Before and after: $(OUT)/demo.compare.jpg"
-	@echo "Your turn:        $(BIN)/earl edit PHOTO.jpg \"make it a rainy night\""
+	@echo "Your turn:        $(BIN)/earl edit PHOTO.jpg \"give it a blue tint\""
 
 test: check ## set up and run everything that CI runs
 

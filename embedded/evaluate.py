@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from earl_cli.generation.engine import Sampling
-from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.images.compose import compose
 from edits import Edit, Pixels, catalogue, to_bytes
 from PIL import Image, ImageFilter
 
 from earl_cli.generation.editing import EditSettings, decoded, draft, encoded, render, sheet
+from earl_cli.generation.engine import Sampling
+from earl_cli.generation.transformers_engine import TransformersEngine
+from earl_cli.images.compose import compose
 from earl_cli.images.picture import open_picture
 from earl_cli.models.bundle import load_model
 

@@ -109,7 +109,7 @@ def render(model: EarlModel, picture: Picture, before: NDArray[np.float32], vari
 
 
 def sheet(tiles: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Pictures side by side on white, in a square by default, each as large as the first; at most 8192 pixels a side."""
+    """Pictures side by side on white, in a square by default, each as large as the first; at most 8192 pixels wide."""
     columns = columns or ceil(len(tiles) ** 0.5)
     rows = ceil(len(tiles) / columns)
     width, height = tiles[0].size
