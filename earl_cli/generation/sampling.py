@@ -36,7 +36,7 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
         columns = places.gather(-1, _pick(best, uniform, sampling.top_p)[:, None])[:, 0]
     else:
         columns = _pick(scaled, uniform, 1.0)
-    return columns, scaled.gather(-1, columns[:, None])[:, 0] - scaled.logsumexp(dim=-1)
+    return columns, scaled.log_softmax(dim=-1).gather(-1, columns[:, None])[:, 0]
 
 
 def _pick(scores: Tensor, uniform: Tensor, top_p: float) -> Tensor:
