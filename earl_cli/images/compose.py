@@ -1,0 +1,194 @@
+"""An edit drawn small and soft by the model, brought to the photo's own size without losing the photo's detail.
+
+The two small pictures, before and after, only say what changed; that is read as a mirroring, a change of colours, a
+blur, shapes laid on top and, where none of these explains it, new content. The photo itself goes through the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from earl_cli.images.overlay import Shape, find_shapes, opacity
+from earl_cli.images.planes import (
+    CELL,
+    Plane,
+    cell_errors,
+    cells,
+    connected,
+    enlarge_rows,
+    gauss,
+    resized,
+    shrink,
+    smoothstep,
+)
+from earl_cli.images.recolor import (
+    LADDER,
+    Fit,
+    Recolor,
+    choose_recolor,
+    fit_recolor,
+    refine_recolor,
+    robust_mean,
+    softness,
+)
+
+T = TypeVar("T", np.uint8, np.float32)
+Flip = tuple[int, int]
+FLIPS: tuple[Flip, ...] = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # steps over rows and columns
+SIGMAS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.7, 3.0, 3.5, 4.0, 5.0, 6.0)
+LEAST_NOISE = 0.03
+STRIP = 32
+LEAST_CELLS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What happened between two small pictures of ``height`` x ``width`` pixels, in the order in which it applies.
+
+    ``flip``, ``sigma`` (a blur, in small pixels), ``recolor``, then ``content`` [h, w, 3] to the ``share`` [h, w, 1]
+    in which it replaces the photo (None: nowhere), then ``shapes``.
+    """
+
+    height: int
+    width: int
+    flip: Flip
+    sigma: float
+    recolor: Recolor
+    content: Plane | None
+    share: Plane | None
+    shapes: tuple[Shape, ...]
+
+
+def compose(photo: NDArray[np.uint8], before: Plane, after: Plane) -> NDArray[np.uint8]:
+    """The edit of ``photo`` uint8[H, W, 3] that the model drew as ``before`` -> ``after``, float32[h, w, 3] in 0..1.
+
+    ``before`` is the model's own picture of the photo, so that what it can't draw isn't taken for a change; where the
+    two are equal, the photo comes back as it is. The small sides are multiples of 8.
+    """
+    if before.shape != after.shape:
+        height, width, _ = after.shape
+        before = enlarge_rows(before, width, height, 0, height)
+    if np.array_equal(before, after):
+        return photo.copy()
+    change = find_change(photo, before, after)
+    return apply_change(change, photo)
+
+
+def find_change(photo: NDArray[np.uint8], before: Plane, after: Plane) -> Change:
+    """Read the change off the small pictures (shapes as in :func:`compose`, ``before`` as large as ``after``)."""
+    flip = find_flip(before, after)
+    height, width, _ = after.shape
+    sharp, before = flipped(resized(photo, 2 * width, 2 * height), flip), flipped(before, flip)
+    soft = max(0.5, softness(shrink(sharp, 2), before))
+    fit = choose_recolor(before, after)
+    sigma = find_blur(before, after, fit)
+    if sigma:
+        sharp, before = gauss(sharp, 2 * sigma), gauss(before, sigma)
+        fit = choose_recolor(before, after)
+    recolor = refine_recolor(fit, sharp, before, after) if fit else Recolor()
+    if flip != FLIPS[0]:  # a mirrored picture is hard to draw: what is wrong in it would pass for something new
+        return Change(height, width, flip, sigma, recolor, None, None, ())
+    model = recolor(before)
+    noise = max(LEAST_NOISE, float(np.median(cell_errors(after - model))))
+    shapes, model = find_shapes(model, after, noise, soft)
+    share = find_content(model, after, noise)
+    return Change(height, width, flip, sigma, recolor, after if share is not None else None, share, shapes)
+
+
+def flipped(planes: NDArray[T], flip: Flip) -> NDArray[T]:
+    return np.ascontiguousarray(planes[:: flip[0], :: flip[1]])
+
+
+def find_flip(before: Plane, after: Plane) -> Flip:
+    """The mirroring that explains ``after`` best; none unless it is clearly better."""
+    small_before, small_after = shrink(before, 2), shrink(after, 2)
+    fits = [fit_recolor(flipped(small_before, flip), small_after, LADDER[1], steps=4) for flip in FLIPS]
+    usual = min(float(np.median(fit.errors)) for fit in fits)
+    costs = [robust_mean(fit.errors, usual) for fit in fits]
+    best = int(np.argmin(costs))
+    return FLIPS[best] if costs[best] < 0.85 * costs[0] else FLIPS[0]
+
+
+def find_blur(before: Plane, after: Plane, fit: Fit | None) -> float:
+    """The sigma in pixels by which ``after`` is a blurred ``before``; 0 if it isn't.
+
+    A blur must bring the two much nearer, explain ``after`` about as well as the best change of colours does, and show
+    in the picture itself: ``after`` is less steep within cells (between them, sampled pictures always have steps).
+    """
+    same = _cell_squares(before, after)
+    blurs = [_cell_squares(gauss(before, sigma), after) for sigma in SIGMAS]
+    colors = fit.errors if fit else same
+    usual = min(float(np.median(errors)) for errors in (*blurs, same, colors))
+    costs = [robust_mean(errors, usual) for errors in blurs]
+    best = int(np.argmin(costs))
+    nearer = costs[best] < 0.88 * robust_mean(same, usual) and costs[best] < 1.2 * robust_mean(colors, usual)
+    before_steep, after_steep = _steepness(before), _steepness(after)
+    rich = before_steep >= np.quantile(before_steep, 0.3)
+    smoother = after_steep[rich].mean() < 0.88**2 * before_steep[rich].mean()
+    return SIGMAS[best] if nearer and smoother else 0.0
+
+
+def _cell_squares(first: Plane, second: Plane) -> NDArray[np.float64]:
+    return cell_errors(shrink(first - second, 2), CELL // 2) ** 2
+
+
+def _steepness(picture: Plane) -> NDArray[np.float64]:
+    tiles = cells(picture).reshape(-1, CELL, CELL, 3).astype(np.float64)
+    down, across = np.diff(tiles, axis=1), np.diff(tiles, axis=2)
+    steepness: NDArray[np.float64] = (down**2).mean(axis=(1, 2, 3)) + (across**2).mean(axis=(1, 2, 3))
+    return steepness
+
+
+def find_content(model: Plane, after: Plane, noise: float) -> Plane | None:
+    """Where ``after`` shows what no formula explains, [h, w, 1] from 0 to 1; None for nowhere.
+
+    Cells count where their difference is far above the usual one and the texture's, and only in groups, for a few
+    cells in any sampled picture are just wrong.
+    """
+    height, width, _ = after.shape
+    texture = np.maximum(gauss(model**2, 2.5) - gauss(model, 2.5) ** 2, 0).mean(-1, keepdims=True)
+    energy = ((after - model) ** 2).mean(-1, keepdims=True) / (noise**2 + 0.15 * texture)
+    strange = cells(energy).mean(axis=(1, 2)).reshape(height // CELL, width // CELL)
+    groups = connected(strange > 6)
+    large = np.bincount(groups.ravel()) >= LEAST_CELLS
+    large[0] = False
+    if not large.any():
+        return None
+    around = connected(strange > 2.5)
+    kept = np.isin(around, np.unique(around[large[groups]]))
+    area = np.repeat(np.repeat(kept, CELL, 0), CELL, 1)[..., None].astype(np.float32)
+    return smoothstep(gauss(area, 3), 0.1, 0.6) * smoothstep(gauss(energy, 1.5), 1, 3)
+
+
+def blurred(photo: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(photo).filter(ImageFilter.GaussianBlur(sigma)))
+
+
+def apply_change(change: Change, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """``photo`` uint8[H, W, 3] changed in the same way at its own size, strip by strip."""
+    height, width, _ = photo.shape
+    scale_x, scale_y = width / change.width, height / change.height
+    photo = flipped(photo, change.flip)
+    if change.sigma:
+        photo = blurred(photo, change.sigma * scale_x)
+    result = np.empty_like(photo)
+    x = (np.arange(width, dtype=np.float32)[None] + 0.5) / scale_x
+    for top in range(0, height, STRIP):
+        bottom = min(height, top + STRIP)
+        rows = photo[top:bottom].astype(np.float32)
+        rows *= 1 / 255
+        rows = change.recolor(rows, 2 * top / height - 1, 2 * bottom / height - 1)
+        if change.content is not None and change.share is not None:
+            content = enlarge_rows(change.content, width, height, top, bottom)
+            rows = rows + enlarge_rows(change.share, width, height, top, bottom) * (content - rows)
+        y = (np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5) / scale_y
+        for shape in change.shapes:
+            cover = opacity(shape.kind, shape.place, x, y, 0.4 / scale_x)[..., None]
+            rows += cover * (np.array(shape.color, np.float32) - rows)
+        result[top:bottom] = np.clip(rows * 255 + 0.5, 0, 255)
+    return result

@@ -1,0 +1,174 @@
+"""An edit drawn small and soft comes out at the photo's own size with the photo's own detail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from earl_cli.images.compose import compose
+from earl_cli.images.planes import gauss
+
+Pixels = NDArray[np.float32]
+WIDTH, HEIGHT = 336, 240
+SMALL = (112, 80)
+
+
+def scene() -> NDArray[np.uint8]:
+    """Sky, hills, a house and grass: large areas, edges and texture, and no symmetry."""
+    rng = np.random.default_rng(3)
+    image = Image.new("RGB", (WIDTH, HEIGHT))
+    draw = ImageDraw.Draw(image)
+    for y in range(HEIGHT):
+        draw.line((0, y, WIDTH, y), fill=(110 + y // 3, 150 + y // 4, 225 - y // 4))
+    draw.polygon([(0, 150), (90, 80), (190, 140), (WIDTH, 110), (WIDTH, HEIGHT), (0, HEIGHT)], fill=(60, 110, 60))
+    draw.rectangle((200, 110, 280, 180), fill=(190, 120, 80))
+    draw.polygon([(190, 110), (240, 70), (290, 110)], fill=(120, 50, 45))
+    draw.rectangle((225, 140, 245, 180), fill=(60, 45, 40))
+    draw.ellipse((40, 20, 75, 55), fill=(250, 240, 190))
+    grain = rng.normal(0, 14, (HEIGHT, WIDTH, 1)) * np.linspace(0.2, 1.4, HEIGHT)[:, None, None]
+    return np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
+
+
+PHOTO = scene()
+
+
+def drawn(picture: NDArray[np.uint8] | Pixels, noise: float = 0.0, seed: int = 0) -> Pixels:
+    """What a model with 8 x 8 cells would show of it: small, soft, and every cell a little wrong."""
+    if picture.dtype != np.uint8:
+        picture = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    small = np.asarray(Image.fromarray(picture).resize(SMALL, Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    errors = np.random.default_rng(seed).normal(0, 1, (SMALL[1] // 8, SMALL[0] // 8, 3)).astype(np.float32)
+    return np.clip(gauss(small, 1.0) + noise * np.repeat(np.repeat(errors, 8, 0), 8, 1), 0, 1).astype(np.float32)
+
+
+def removed(edited: NDArray[np.uint8], target: Pixels, source: NDArray[np.uint8] = PHOTO) -> float:
+    """1 - MSE(edited, target) / MSE(source, target)."""
+    goal = np.clip(target, 0, 1) * 255
+    return float(1 - ((edited - goal) ** 2).mean() / ((source - goal) ** 2).mean())
+
+
+def light(rgb: Pixels) -> Pixels:
+    return (rgb @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+
+
+def fog(rgb: Pixels) -> Pixels:
+    share = np.linspace(0.85, 0.3, len(rgb), dtype=np.float32)[:, None, None]
+    return rgb * (1 - share) + 0.82 * share
+
+
+EDITS: dict[str, Callable[[Pixels], Pixels]] = {
+    "brighter": lambda rgb: rgb**0.6,
+    "darker": lambda rgb: rgb * 0.55,
+    "warmer": lambda rgb: rgb * np.float32([1.16, 1.02, 0.75]),
+    "black and white": lambda rgb: np.repeat(light(rgb), 3, axis=2),
+    "negative": lambda rgb: 1 - rgb,
+    "contrast": lambda rgb: (rgb - 0.47) * 1.6 + 0.47,
+    "night": lambda rgb: (0.5 * rgb + 0.5 * light(rgb)) ** 1.3 * np.float32([0.26, 0.34, 0.58]),
+    "fog": fog,
+    "mirror": lambda rgb: rgb[:, ::-1],
+    "upside down": lambda rgb: rgb[::-1],
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize(("noise", "least"), [(0.0, 0.95), (0.03, 0.9)])
+def test_edits_of_the_whole_picture_are_found_through_noise(name: str, noise: float, least: float) -> None:
+    target = EDITS[name](PHOTO.astype(np.float32) / 255).astype(np.float32)
+    assert removed(compose(PHOTO, drawn(PHOTO), drawn(target, noise)), target) > least
+
+
+def test_detail_is_the_photos_own() -> None:
+    """Enlarging what the model drew would lose the grain; the composition keeps it."""
+    target = 1 - PHOTO.astype(np.float32) / 255
+    after = drawn(target)
+    enlarged = Image.fromarray((after * 255).astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    left = 1 - removed(compose(PHOTO, drawn(PHOTO), after), target)
+    assert left < 0.1 * (1 - removed(np.asarray(enlarged), target))
+
+
+def test_blur_blurs_the_photo_too() -> None:
+    target = np.asarray(Image.fromarray(PHOTO).filter(ImageFilter.GaussianBlur(7)), dtype=np.float32) / 255
+    assert removed(compose(PHOTO, drawn(PHOTO), drawn(target, 0.01)), target) > 0.8
+
+
+@pytest.mark.parametrize("kind", ["circle", "square"])
+@pytest.mark.parametrize("place", [(80, 80), (250, 190), (170, 60)])
+def test_a_flat_shape_gets_a_crisp_edge_and_leaves_the_rest_alone(kind: str, place: tuple[int, int]) -> None:
+    image = Image.fromarray(PHOTO)
+    draw = ImageDraw.Draw(image)
+    x, y = place
+    box = (x - 38, y - 38, x + 38, y + 38)
+    (draw.ellipse if kind == "circle" else draw.rectangle)(box, fill=(220, 30, 30))
+    target = np.asarray(image, dtype=np.float32) / 255
+    edited = compose(PHOTO, drawn(PHOTO), drawn(target, 0.02))
+    assert removed(edited, target) > 0.85
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    far = np.maximum(abs(rows - y), abs(columns - x)) > 60
+    assert np.abs(edited[far].astype(int) - PHOTO[far]).mean() < 2
+
+
+def test_new_content_is_taken_from_the_model() -> None:
+    stripes = PHOTO.copy()
+    stripes[60:180, 60:200] = np.where((np.arange(140) // 24 % 2)[None, :, None] == 1, [240, 230, 40], [120, 20, 160])
+    target = stripes.astype(np.float32) / 255
+    edited = compose(PHOTO, drawn(PHOTO), drawn(target, 0.02))
+    assert removed(edited, target) > 0.6
+    assert np.abs(edited[200:, 240:].astype(int) - PHOTO[200:, 240:]).mean() < 2
+
+
+def test_nothing_drawn_is_nothing_changed() -> None:
+    assert np.array_equal(compose(PHOTO, drawn(PHOTO), drawn(PHOTO)), PHOTO)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_alone_changes_next_to_nothing(seed: int) -> None:
+    before = drawn(PHOTO)
+    edited = compose(PHOTO, before, drawn(PHOTO, 0.03, seed))
+    assert np.abs(edited.astype(int) - PHOTO).mean() < 3
+
+
+def test_a_few_wrong_cells_leave_no_mark() -> None:
+    before = drawn(PHOTO)
+    after = before.copy()
+    for row, column in ((2, 3), (5, 9), (8, 1)):
+        after[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = (0.9, 0.1, 0.5)
+    assert np.abs(compose(PHOTO, before, after).astype(int) - PHOTO).max() <= 2
+
+
+def test_the_same_pictures_give_the_same_edit() -> None:
+    before, after = drawn(PHOTO), drawn(fog(PHOTO.astype(np.float32) / 255), 0.03)
+    assert np.array_equal(compose(PHOTO, before, after), compose(PHOTO, before, after))
+
+
+def test_strips_leave_no_seams() -> None:
+    """A smooth photo under a smooth edit stays smooth from row to row, whatever the strips it is worked on in."""
+    photo = np.full((600, 150, 3), 128, np.uint8)
+    before = np.full((80, 112, 3), 0.5, np.float32)
+    ramp = np.linspace(0.2, 0.8, 80, dtype=np.float32)[:, None, None]
+    edited = compose(photo, before, np.broadcast_to(ramp, (80, 112, 3)).astype(np.float32))
+    assert np.abs(np.diff(edited.astype(int), axis=0)).max() <= 2
+    assert edited[-1].mean() - edited[0].mean() > 80
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.sampled_from([(1, 1), (12, 12), (1, 20), (10, 14)]), st.integers(0, 9)
+)
+def test_any_size_of_photo_and_of_grid(height: int, width: int, grid: tuple[int, int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    photo = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    before, after = rng.random((2, grid[0] * 8, grid[1] * 8, 3), dtype=np.float32)
+    edited = compose(photo, before, after)
+    assert edited.shape == photo.shape
+    assert edited.dtype == np.uint8
+
+
+def test_a_model_may_draw_on_another_grid_than_it_was_shown() -> None:
+    edited = compose(PHOTO, np.full((96, 96, 3), 0.5, np.float32), drawn(PHOTO))
+    assert edited.shape == PHOTO.shape
