@@ -49,7 +49,7 @@ class Decoder:
         self.device, self.dtype = weight.device, weight.dtype
         self.keys = [self._slots(lanes, capacity) for _ in self.layers]
         self.values = [self._slots(lanes, capacity) for _ in self.layers]
-        self.products = layer_products(self.layers, rows=lanes)
+        self.products = layer_products(self.layers, packed=True)
         self.heads_for: dict[tuple[int, int], Product] = {}
         self.prompts: list[Prompt] = []
         self.positions = 0
@@ -116,7 +116,7 @@ class Decoder:
     def logits(self, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Logits Float[lanes, stop - start] of the ids in ``[start, stop)`` for hidden states Float[lanes, hidden]."""
         if (start, stop) not in self.heads_for:
-            self.heads_for[start, stop] = head_product(self.model.lm_head, start, stop, rows=len(hidden))
+            self.heads_for[start, stop] = head_product(self.model.lm_head, start, stop)
         return self.heads_for[start, stop](hidden)
 
     def _forward(

@@ -1,4 +1,4 @@
-"""The matrix products of a decoding step, which has few rows: on a CPU their weights are laid out once for that.
+"""The matrix products of a decoding step, which has few rows: on a CPU their weights are laid out for just so many.
 
 A plain product of eight rows spends half its time on bringing the weights into the order that the kernel wants. oneDNN
 keeps them in that order, reached here as a 1x1 convolution over rows. Other devices, types, large models and layers
@@ -17,8 +17,14 @@ from torch.nn.functional import linear
 
 Product = Callable[[Tensor], Tensor]
 
-MAX_PACKED_BYTES = 1_000_000_000
-"""Above this the copies would cost more memory than they save time."""
+MAX_PACKED_BYTES = 256_000_000
+"""Above this the copies would cost more memory than they are worth."""
+
+LEAST_PACKED = 1 << 17
+"""Numbers in a matrix from which a copy pays; a smaller one is read faster than a convolution is set up."""
+
+COPIES = 2
+"""Row counts that a copy is kept for: a step of one token for every lane, and one of two."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,8 @@ class LayerProducts:
     down: Product
 
 
-def layer_products(layers: Sequence[Any], rows: int | None = None) -> list[LayerProducts]:
-    """The products of every layer, for inputs Float[..., in]; with ``rows`` laid out for so many, if possible."""
+def layer_products(layers: Sequence[Any], *, packed: bool = False) -> list[LayerProducts]:
+    """The products of every layer, for inputs Float[..., in]; ``packed`` from copies for few rows, where that pays."""
     groups = [
         (
             (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
@@ -42,33 +48,43 @@ def layer_products(layers: Sequence[Any], rows: int | None = None) -> list[Layer
         )
         for layer in layers
     ]
-    modules = [module for group in groups for part in group for module in part]
-    if rows is None or not _packable(modules):
-        return [LayerProducts(*map(_side_by_side, group)) for group in groups]
-    return [LayerProducts(*(packed([m.weight for m in part], rows) for part in group)) for group in groups]
+    if packed and _packable([module for group in groups for part in group for module in part]):
+        return [LayerProducts(*(pack([module.weight for module in part]) for part in group)) for group in groups]
+    return [LayerProducts(*map(_side_by_side, group)) for group in groups]
 
 
-def head_product(head: nn.Module, start: int, stop: int, rows: int) -> Product:
+def head_product(head: nn.Module, start: int, stop: int) -> Product:
     """Logits of the ids in ``[start, stop)`` alone."""
     weight: Any = head.weight[start:stop]  # type: ignore[index]
     if _packable([head]):
-        return packed([weight], rows)
+        return pack([weight])
     bias: Any = head.bias
     return lambda hidden: linear(hidden, weight, None if bias is None else bias[start:stop])
 
 
-def packed(weights: Sequence[Tensor], rows: int) -> Product:
-    """The product with weights Float[out, in] one below the other, from a copy laid out for ``rows`` rows."""
+def pack(weights: Sequence[Tensor]) -> Product:
+    """The product with weights Float[out, in] one below the other, each row count from a copy of its own layout.
+
+    A copy in the layout of another row count would be laid out again at every call.
+    """
     weight = torch.cat([each.detach() for each in weights])
+    if weight.numel() < LEAST_PACKED:
+        return lambda hidden: linear(hidden, weight)
     width, inputs = weight.shape
-    kernel = weight.view(width, inputs, 1, 1).to_mkldnn()
-    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-    kernel = reorder(kernel, (0, 0), (1, 1), (1, 1), 1, (1, inputs, rows, 1))
-    convolve = torch.ops.mkldnn._convolution_pointwise
+    convolve, reorder = torch.ops.mkldnn._convolution_pointwise, torch._C._nn.mkldnn_reorder_conv2d_weight
+    kernels: dict[int, Tensor] = {}
+
+    def kernel(rows: int) -> Tensor:
+        if rows not in kernels:
+            if len(kernels) == COPIES:
+                kernels.pop(next(iter(kernels)))
+            layout: tuple[Any, ...] = ((0, 0), (1, 1), (1, 1), 1, (1, inputs, rows, 1))
+            kernels[rows] = reorder(weight.view(width, inputs, 1, 1).to_mkldnn(), *layout)
+        return kernels[rows]
 
     def product(hidden: Tensor) -> Tensor:
         pixels = hidden.reshape(1, -1, 1, inputs).permute(0, 3, 1, 2)
-        result: Tensor = convolve(pixels, kernel, None, (0, 0), (1, 1), (1, 1), 1, "none", [], "")
+        result: Tensor = convolve(pixels, kernel(pixels.shape[2]), None, (0, 0), (1, 1), (1, 1), 1, "none", [], "")
         return result.permute(0, 2, 3, 1).reshape(*hidden.shape[:-1], width)
 
     return product
