@@ -13,6 +13,7 @@ from earl_cli.images.planes import CELL, Plane, gauss
 Mask = NDArray[np.bool_]
 SAME = 0.2  # colours (0..1) closer than this are of one shape
 MOST = 3
+SPILL = 2.0  # pixels by which a shape may reach over the edge
 BROAD = 120  # differences count in full up to about this many times the noise's square
 
 
@@ -30,6 +31,16 @@ class Shape:
             return 2 * self.place[2]
         left, right, top, bottom = self.place
         return min(right - left, bottom - top)
+
+    def lies_within(self, width: int, height: int) -> bool:
+        """Whether all of it but its edge lies in a picture of this size."""
+        if self.kind == "disc":
+            x, y, radius = self.place
+            left, right, top, bottom = x - radius, x + radius, y - radius, y + radius
+        else:
+            left, right, top, bottom = self.place
+        outside = max(-left, right - width, -top, bottom - height)
+        return outside <= SPILL
 
 
 def opacity(kind: str, place: tuple[float, ...], x: Plane, y: Plane, soft: float) -> Plane:
@@ -91,6 +102,8 @@ def _best_shape(model: Plane, after: Plane, noise: float, soft: float, x: Plane,
     least_area, least_thickness, least_explained = (100, 10, 0.55) if novel else (300, 16, 0.6)
     if area < least_area or shape.thickness < least_thickness or explained < least_explained:
         return None
+    if not shape.lies_within(width=x.shape[1], height=y.shape[0]):
+        return None  # cut off by the edge: hardly laid on top, rather something that was drawn wrong
     core = after[cover > 0.95]
     if len(core) > 20:
         shape = Shape(shape.kind, shape.place, _triple(np.median(core, axis=0)))
