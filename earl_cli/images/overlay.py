@@ -97,7 +97,8 @@ def _best_shape(model: Plane, after: Plane, noise: float, soft: float, x: Plane,
     usual = BROAD * min(noise, 0.07) ** 2
     strange_before = (difference[inside] ** 2).sum(-1)
     strange_after = ((after[inside] - np.array(shape.color)) ** 2).sum(-1)
-    explained = 1 - (strange_after / (strange_after + usual)).sum() / (strange_before / (strange_before + usual)).sum()
+    unexplained = float((strange_before / (strange_before + usual)).sum())
+    explained = 1 - float((strange_after / (strange_after + usual)).sum()) / unexplained if unexplained else 0.0
     novel = (((model - np.array(shape.color)) ** 2).sum(-1) < SAME**2).mean() < 0.01
     least_area, least_thickness, least_explained = (100, 10, 0.55) if novel else (300, 16, 0.6)
     if area < least_area or shape.thickness < least_thickness or explained < least_explained:

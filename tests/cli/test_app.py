@@ -178,7 +178,11 @@ def test_signals_end_with_their_codes(number: signal.Signals, code: int) -> None
     waits = "a.build_app = lambda: (print('up', flush=True), time.sleep(60))"
     script = f"import time, earl_cli.app as a\n{waits}\na.main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"

@@ -36,6 +36,7 @@ def start(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., subprocess.Pope
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in background
         )
 
     return run
@@ -44,8 +45,8 @@ def start(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., subprocess.Pope
 def test_a_full_disk_is_one_message_and_leaves_nothing(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    photos(tmp_path / "in", 1, side=150)  # noise: its edit is larger than the limit
-    process = start("in/00.png", "make it snowy", "-o", "out.png", blocks=BLOCKS)
+    photos(tmp_path / "in", 1, side=400)  # noise: its edit is larger than the limit
+    process = start("in/00.png", "make it snowy", "-o", "out.png", "--seed", "1", blocks=BLOCKS)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 8, err
     assert "error: out.png: " in err
@@ -54,9 +55,9 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(
 
 
 def test_a_full_disk_costs_only_what_does_not_fit(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    photos(tmp_path / "in", 2, side=150)
+    photos(tmp_path / "in", 2, side=400)
     Image.new("RGB", (20, 20), "red").save(tmp_path / "in" / "small.png")
-    process = start("in", "make it snowy", "-o", "out", blocks=BLOCKS)
+    process = start("in", "make it snowy", "-o", "out", "--seed", "1", blocks=BLOCKS)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 7, err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.edited.png"]
