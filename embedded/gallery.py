@@ -44,7 +44,7 @@ def draw_gallery() -> None:
             tiles.append(captioned(edited, instruction))
             if path.stem == "palace" and "snowy" in instruction:
                 sheet([picture.rgb, edited], 2).save(folder / "snow.jpg", quality=88)
-        sheet(tiles, 4).save(folder / f"{path.stem}.jpg", quality=80)
+        sheet(tiles, 4).save(folder / f"{path.stem}.jpg", quality=74)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ about 96x96 pixels; `earl edit` brings what it changed to the photo's own size.
 {examples}
 
 Anything else is outside its range, and `earl edit` says so: it knows no objects, no faces and no places in a scene,
-and does one edit at a time. It was not trained to reason. Flakes and drops fall where they like.
+and does one edit at a time. It was not trained to reason. At 96 pixels it draws no flakes and no drops: snow is a
+white veil, rain a grey one. A square now and then comes out as a disc, a disc as a square, or in the wrong place.
 
 ## Held-out figures
 
