@@ -110,8 +110,9 @@ def measure(prompts: int, samples: int, grid: Grid, sampling: Sampling, rounds: 
 
 
 def main() -> None:
+    """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=1)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 4], help="prompts in a batch")
     parser.add_argument("--samples", type=int, default=8, help="completions a prompt")
     parser.add_argument("--side", type=int, default=12, help="rows and columns of codes")
     parser.add_argument("--temperature", type=float, default=1.0)
@@ -122,10 +123,17 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     sampling = Sampling(given.temperature, given.top_k)
-    result = measure(given.prompts, given.samples, Grid(given.side, given.side), sampling, given.rounds)
+    grid = Grid(given.side, given.side)
+    results = [measure(prompts, given.samples, grid, sampling, given.rounds) for prompts in given.prompts]
     if given.json:
-        print(json.dumps(result))
+        print(json.dumps(results))
         return
+    for result in results:
+        show(result)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Both sides and their ratio, for people."""
     rates = result["tokens_per_second"]
     print(
         f"{result['prompts']} prompt(s) of {result['prompt_tokens']} tokens, "
