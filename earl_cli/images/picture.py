@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import secrets
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from earl_cli.errors import EarlError, InputError, OutputError, UsageError
+from earl_cli.files import whole_file
 from earl_cli.images.color import to_rgb_and_alpha
 
 MAX_PIXELS = 200_000_000
@@ -244,13 +244,5 @@ def _write_whole(path: Path, data: bytes) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         path.write_bytes(data)
         return
-    part = path.parent / f".earl-{secrets.token_hex(6)}.part"
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:  # also Ctrl-C: nothing is left behind
-        part.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as aside:
+        aside.write_bytes(data)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from earl_cli.errors import ModelError, OutputError
+from earl_cli.files import whole_file
 from earl_cli.models import names
 from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, parameter_count, part_config
 from earl_cli.models.device import LARGE, DevicePlan, plan
@@ -255,9 +256,8 @@ def _copy_vision(checkpoint: Checkpoint, output: Path) -> None:
         return save_vision(load_vision(checkpoint.folder), output)
     output.mkdir(parents=True, exist_ok=True)
     for file in (checkpoint.folder / "config.json", *checkpoint.files, *checkpoint.folder.glob("*.index.json")):
-        aside = output / f".{file.name}"
-        shutil.copyfile(file, aside)
-        aside.replace(output / file.name)
+        with whole_file(output / file.name) as aside:
+            shutil.copyfile(file, aside)
     return None
 
 

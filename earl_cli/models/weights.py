@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from earl_cli.errors import ModelError
+from earl_cli.files import whole_file
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -160,9 +160,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Writes an object, indented, aside and then under its name."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(file)
+    with whole_file(file) as aside:
+        aside.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def listed(items: Iterable[str], shown: int = 3) -> str:
@@ -194,15 +193,6 @@ def _shards(state: Mapping[str, Tensor], max_bytes: int) -> list[list[str]]:
 def _write_safetensors(file: Path, state: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        plain = {
-            name: weight.detach().cpu().clone(memory_format=torch.contiguous_format) for name, weight in state.items()
-        }
+    plain = {name: weight.detach().cpu().clone(memory_format=torch.contiguous_format) for name, weight in state.items()}
+    with whole_file(file) as aside:
         save_file(plain, aside, metadata={"format": "pt"})
-        with aside.open("rb") as stream:
-            os.fsync(stream.fileno())
-        aside.replace(file)
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()

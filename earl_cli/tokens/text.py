@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import json
 import unicodedata
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from earl_cli.errors import InputError, ModelError, OutputError, UsageError
+from earl_cli.files import whole_file
 from earl_cli.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -260,13 +260,10 @@ def _digest(*parts: object) -> str:
 
 
 def _write(path: Path, content: str) -> Path:
-    partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(content, encoding="utf-8", newline="\n")
-        partial.replace(path)
+        with whole_file(path) as aside:
+            aside.write_text(content, encoding="utf-8", newline="\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise OutputError(f"the tokenizer can't be written: {error.strerror}", where=str(path)) from None
     return path

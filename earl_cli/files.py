@@ -1,0 +1,35 @@
+"""A file is there whole or not at all: written aside, flushed to the disk, and renamed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ASIDE = ".partial"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A new path beside ``path`` to write to; it gets that name when all went well, and is removed when not."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}{ASIDE}")
+    try:
+        yield aside
+        with aside.open("rb+") as written:
+            os.fsync(written.fileno())
+        aside.replace(path)
+    finally:  # also at Ctrl-C
+        aside.unlink(missing_ok=True)
+
+
+def is_aside(path: Path) -> bool:
+    """Whether `whole_file` made this file and a killed process left it behind (or is writing it at this moment)."""
+    return path.name.startswith(".") and path.name.endswith(ASIDE)
+
+
+def remove_asides(path: Path) -> None:
+    """Remove what killed processes left behind of ``path``."""
+    for left in path.parent.glob(f".{path.name}.*{ASIDE}"):
+        left.unlink(missing_ok=True)
