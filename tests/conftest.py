@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from hub_server import Hub
 
 TINY_AREA = 32 * 32
 TINY_ABILITIES = {
@@ -80,3 +85,15 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "earl.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A model hub on this machine, empty at first, that both this process and others with its ``environment`` use."""
+    from hub_server import Hub, lead_here, leave
+
+    server = Hub(tmp_path / "hub-home").start()
+    lead_here(server, monkeypatch)
+    yield server
+    server.stop()
+    leave()

@@ -67,7 +67,10 @@ def _snapshot(repo: str, revision: str | None, allow: tuple[str, ...], subfolder
             where=name,
             hint="unset HF_HUB_OFFLINE once to fetch it" if offline else "check the network, or give a local folder",
         ) from None
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+    except errors.HTTPError as error:  # type: ignore[attr-defined]  # the network library's own ones among them
+        what = f"the Hub didn't give this model out: {_first_line(error)}"
+        raise ModelError(what, where=name, hint="check the network, and try again") from None
+    except (ValueError, OSError) as error:
         raise ModelError(f"the Hub didn't give this model out: {_first_line(error)}", where=name) from None
     return Path(folder)
 
