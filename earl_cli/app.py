@@ -26,7 +26,13 @@ from earl_cli.version import version as earl_version
 COMMANDS = {
     "edit": "Edit pictures by an instruction in plain words.",
     "tokenize": "Turn pairs of pictures and instructions into a token store.",
+    "tokenize inspect": "Say what a token store holds, and draw some of its pairs.",
+    "tokenize verify": "Check every shard and row of token stores.",
+    "tokenize merge": "Make one token store of several.",
+    "tokenize export": "Write a token store as published .pth files, as one Parquet file, or as JSON lines.",
+    "tokenize import": "Bring published .pth data into a token store, without running pickled code.",
     "sft": "Train a model on a token store, and resume where it stopped.",
+    "sft plot": "Draw the curves of training runs.",
     "doctor": "Check this installation: versions, devices, memory, the model that ships with it.",
 }
 
@@ -50,15 +56,25 @@ _GLOBAL_OPTIONS = ("--json", "--quiet", "--debug")
 
 
 class LazyGroup(TyperGroup):
-    """Lists the commands of ``COMMANDS``; a command's module is imported when its own arguments are to be parsed."""
+    """Lists the commands of ``COMMANDS``; a command's module is imported when its own arguments are to be parsed.
+
+    A name of two words, such as ``tokenize inspect``, is the module and function ``tokenize_inspect``; ``tokenize``
+    remains a command of its own.
+    """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """As in Typer, with the placeholder replaced by the real command, which takes the global options as well."""
         name, placeholder, rest = super().resolve_command(ctx, args)
         if name is None:
             return name, placeholder, rest
+        if rest and f"{name} {rest[0]}" in COMMANDS:
+            name, rest = f"{name} {rest[0]}", rest[1:]
+        function = name.replace(" ", "_")
+        more = [f"{other}: {text}" for other, text in COMMANDS.items() if other.startswith(f"{name} ")]
         single = typer.Typer(add_completion=False, rich_markup_mode=self.rich_markup_mode)
-        single.command(name)(getattr(import_module(f"earl_cli.commands.{name}"), name))
+        single.command(name, epilog=_paragraph("More", more))(
+            getattr(import_module(f"earl_cli.commands.{function}"), function)
+        )
         command = typer.main.get_command(single)
         command.params += [param for param in self.params if param.opts[0] in _GLOBAL_OPTIONS]
         return name, command, rest
@@ -126,22 +142,26 @@ def _placeholder() -> None:
 def build_app() -> typer.Typer:
     """The Typer app. Nothing but Typer and this module is imported for it; help is drawn by rich on terminals only."""
     drawn = sys.stdout.isatty()
-    codes = "\n".join(f"{code:>3}  {text}" for code, text in EXIT_CODES.items())
+    codes = [f"{code:>3}  {text}" for code, text in EXIT_CODES.items()]
     app = typer.Typer(
         cls=LazyGroup,
         name="earl",
         help='Edit pictures by instruction, and train the models that do it. Try: earl edit photo.jpg "make it snowy"',
-        epilog=f"Exit codes:\n{codes}"
-        if drawn
-        else f"\b\nExit codes:\n{codes}",  # \b: Typer keeps the lines as they are
+        epilog=_paragraph("Exit codes", codes),
         invoke_without_command=True,
         rich_markup_mode="rich" if drawn else None,
         context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback()(_root)
     for name, text in COMMANDS.items():
-        app.command(name, help=text)(_placeholder)
+        app.command(name, help=text, hidden=" " in name)(_placeholder)
     return app
+
+
+def _paragraph(title: str, lines: Sequence[str]) -> str | None:
+    """Lines under a title, for the end of a help page; \\b keeps them as they are where rich doesn't draw."""
+    text = "\n".join([f"{title}:", *lines])
+    return (text if sys.stdout.isatty() else f"\b\n{text}") if lines else None
 
 
 def run(args: Sequence[str]) -> int:

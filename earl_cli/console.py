@@ -24,11 +24,14 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Progress(Protocol):
-    """A running task: ``advance`` adds finished units; ``update`` sets how many are done, and of how many."""
+    """A running task: ``advance`` adds finished units; ``update`` sets how many are done, of how many, and a remark.
+
+    The first update says what was done before; rate and time left are those of what comes after.
+    """
 
     def advance(self, units: float = 1) -> None: ...
 
-    def update(self, done: float, total: float | None = None) -> None: ...
+    def update(self, done: float, total: float | None = None, note: str = "") -> None: ...
 
 
 class Console:
@@ -45,6 +48,7 @@ class Console:
     def reset(self) -> None:
         """Back to the state of a fresh process."""
         self.json = self.quiet = self.debug = self.stdout_is_data = False
+        self._screen: RichConsole | None = None
 
     # -- lines ---------------------------------------------------------------------------------------------------
 
@@ -95,7 +99,7 @@ class Console:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        _rich(stream).print(table)
+        self._rich(stream).print(table)
 
     # -- progress ------------------------------------------------------------------------------------------------
 
@@ -104,11 +108,26 @@ class Console:
         """A bar on a terminal; elsewhere a line on stderr at most every few seconds; nothing with ``quiet``."""
         if self.quiet:
             yield _Silent()
-        elif _is_terminal(sys.stderr):
-            with _rich_progress(label, total, unit) as task:
+        elif self.draws:
+            with self.display() as screen, _rich_progress(screen, label, total, unit) as task:
                 yield task
         else:
             yield _PlainProgress(label, total, unit)
+
+    @property
+    def draws(self) -> bool:
+        """Whether progress is drawn: stderr is a terminal, and nobody asked for quiet."""
+        return not self.quiet and _is_terminal(sys.stderr)
+
+    @contextmanager
+    def display(self) -> Iterator[RichConsole]:
+        """rich's console for what is drawn in place on stderr; meanwhile lines and tables go above it."""
+        outer = self._screen
+        self._screen = self._rich(sys.stderr)
+        try:
+            yield self._screen
+        finally:
+            self._screen = outer
 
     # -- where to ------------------------------------------------------------------------------------------------
 
@@ -116,11 +135,14 @@ class Console:
         return sys.stderr if self.json or self.stdout_is_data else sys.stdout
 
     def _line(self, text: str, stream: TextIO, style: str | None = None) -> None:
-        text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)  # a file's name or a model may hold anything
-        if _is_terminal(stream) and style:
-            _rich(stream).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        text = printable(text)
+        if _is_terminal(stream) and (style or self._screen):
+            self._rich(stream).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=stream, flush=True)
+
+    def _rich(self, stream: TextIO) -> RichConsole:
+        return self._screen or _rich(stream)
 
 
 def error_document(error: EarlError) -> dict[str, Any]:
@@ -128,11 +150,52 @@ def error_document(error: EarlError) -> dict[str, Any]:
     return {"what": error.what, "where": error.where, "hint": error.hint, "exit_code": error.exit_code}
 
 
+def printable(text: str) -> str:
+    """The text without control characters: a file's name or a model may hold anything."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+class Pace:
+    """How fast a task goes. The first update says what was done before: it counts neither as work nor as time."""
+
+    def __init__(self) -> None:
+        self.started = self.seen = time.monotonic()
+        self.done = 0.0
+        self._first: tuple[float, float] | None = None
+
+    def advance(self, units: float) -> None:
+        """So many units more are done."""
+        self._first = self._first or (0.0, self.started)
+        self.update(self.done + units)
+
+    def update(self, done: float) -> None:
+        """So many units are done by now."""
+        self.done, self.seen = done, time.monotonic()
+        self._first = self._first or (done, self.seen)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    @property
+    def rate(self) -> float:
+        """Units a second up to the last update; 0 if that can't be known yet."""
+        before, since = self._first or (0.0, self.seen)
+        return max(0.0, (self.done - before) / (self.seen - since)) if self.seen > since else 0.0
+
+    def left(self, total: float) -> float | None:
+        """Seconds until ``total`` units are done; None if that can't be known yet."""
+        if not self.rate:
+            return None
+        return max(0.0, (total - self.done) / self.rate - (time.monotonic() - self.seen))
+
+
 class _Silent:
     def advance(self, units: float = 1) -> None:
         """Nothing to show."""
 
-    def update(self, done: float, total: float | None = None) -> None:
+    def update(self, done: float, total: float | None = None, note: str = "") -> None:
         """Nothing to show."""
 
 
@@ -141,42 +204,77 @@ class _PlainProgress:
 
     def __init__(self, label: str, total: float | None, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = 0.0
-        self.started = self.shown = time.monotonic()
+        self.pace = Pace()
+        self.shown = self.pace.started
 
     def advance(self, units: float = 1) -> None:
-        self.update(self.done + units)
+        self.pace.advance(units)
+        self._show("")
 
-    def update(self, done: float, total: float | None = None) -> None:
-        self.done = done
+    def update(self, done: float, total: float | None = None, note: str = "") -> None:
         self.total = total if total is not None else self.total
-        now = time.monotonic()
-        if now - self.shown < PLAIN_PROGRESS_SECONDS:
+        self.pace.update(done)
+        self._show(note)
+
+    def _show(self, note: str) -> None:
+        if self.pace.seen - self.shown < PLAIN_PROGRESS_SECONDS:
             return
-        self.shown = now
-        amount = f"{done:g}/{self.total:g}" if self.total else f"{done:g}"
-        share = f" ({done / self.total:.0%})" if self.total else ""
+        self.shown = self.pace.seen
+        done, total = self.pace.done, self.total
+        amount = f"{done:.12g}/{total:.12g}" if total else f"{done:.12g}"
+        share = f" ({done / total:.0%})" if total else ""
         unit = f" {self.unit}" if self.unit else ""
-        print(f"{self.label}: {amount}{unit}{share}, {now - self.started:.0f} s", file=sys.stderr, flush=True)
+        parts = [f"{self.label}: {amount}{unit}{share}", f"{self.pace.elapsed:.0f} s"]
+        if self.pace.rate:
+            parts += [speed(self.pace.rate, self.unit)]
+        if total and (left := self.pace.left(total)) is not None:
+            parts += [f"{duration(left)} left"]
+        print(printable(", ".join([*parts, *filter(None, [note])])), file=sys.stderr, flush=True)
+
+
+def speed(rate: float, unit: str) -> str:
+    """Units a second, or the seconds for each: 3.5 steps/s, 2.4 s each."""
+    return f"{rate:.3g} {unit}/s".replace(" /", "/") if rate >= 1 else f"{1 / rate:.3g} s each"
+
+
+def duration(seconds: float) -> str:
+    """A time as a person would say it: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 1440 else f"{hours // 24} d {hours % 24} h"
 
 
 @contextmanager
-def _rich_progress(label: str, total: float | None, unit: str) -> Iterator[Progress]:
+def _rich_progress(screen: RichConsole, label: str, total: float | None, unit: str) -> Iterator[Progress]:
     from rich import progress as bars
+    from rich.text import Text
+
+    class Rate(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> Text:
+            return Text(speed(task.speed, unit) if task.speed else "", style="progress.data.speed")
 
     columns: list[bars.ProgressColumn] = [bars.SpinnerColumn(), bars.TextColumn("{task.description}", markup=False)]
     columns += [bars.BarColumn(), bars.MofNCompleteColumn(), bars.TextColumn(unit, markup=False)]
-    columns += [bars.TimeElapsedColumn(), bars.TimeRemainingColumn()]
+    columns += [bars.TimeElapsedColumn(), bars.TimeRemainingColumn(), Rate()]
+    columns += [bars.TextColumn("{task.fields[note]}", markup=False)]
     shared = _is_terminal(sys.stdout)  # else lines for stdout would land in the bar's stream
-    with bars.Progress(*columns, console=_rich(sys.stderr), transient=True, redirect_stdout=shared) as display:
-        task = display.add_task(label, total=total)
+    with bars.Progress(*columns, console=screen, transient=True, redirect_stdout=shared) as display:
+        task = display.add_task(label, total=total, note="")
+        first = True
 
         class Drawn:
             def advance(self, units: float = 1) -> None:
                 display.advance(task, units)
 
-            def update(self, done: float, total: float | None = None) -> None:
-                display.update(task, completed=done, total=total)
+            def update(self, done: float, total: float | None = None, note: str = "") -> None:
+                nonlocal first
+                if first and done:  # what was done before must not count as speed
+                    display.reset(task, completed=int(done), total=total)
+                first = False
+                display.update(task, completed=done, total=total, note=note)
 
         yield Drawn()
 

@@ -7,10 +7,9 @@ renamed, so it is either whole or not there. Rejected rows stand beside it with 
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from earl_cli.errors import InputError, UsageError
+from earl_cli.files import is_aside, remove_asides, whole_file
 
 FORMAT = "earl-token-store"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 SCHEMA = pa.schema(
     [
+        ("row", pa.int64()),
         ("id", pa.string()),
         ("instruction", pa.string()),
         ("source", pa.list_(pa.uint16())),
@@ -38,12 +39,17 @@ SCHEMA = pa.schema(
         ("source_hash", pa.string()),
     ]
 )
+_SHARD = re.compile(r"shard-(\d{6,})\.parquet")
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizedPair:
-    """One row: ``source`` and ``target`` are codes uint16[h, w]; ``source_hash`` is the SHA-256 of the source file."""
+    """One row: ``source`` and ``target`` are codes uint16[h, w], ``row`` its place in the data that it came from.
 
+    ``source_hash`` is the SHA-256 of the source file, empty where there was none.
+    """
+
+    row: int
     id: str
     instruction: str
     source: NDArray[np.uint16]
@@ -53,22 +59,37 @@ class TokenizedPair:
 
 
 @dataclass(frozen=True)
+class Reject:
+    """A row of the data that is not in the store: ``kind`` is what sort of fault it has, ``reason`` names it."""
+
+    row: int
+    id: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """What made a store, so that codes of different tokenizers, areas or data are never mixed."""
+    """What made a store, so that codes of different tokenizers, areas or data are never mixed.
+
+    ``rows`` counts good and rejected ones together. ``origin`` tells more, for people; it is never compared.
+    """
 
     codes: int
     vision_fingerprint: str
-    image_area: int
+    image_area: int | None
     dataset: str
     rows: int
-    rows_per_shard: int
+    shards: int
     seed: int | None
+    columns: Mapping[str, Any]
     data_fingerprint: str
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
 class Store:
-    """An opened store: the manifest and the shards that are there."""
+    """An opened store: the manifest and the shards that are there, in order."""
 
     folder: Path
     manifest: Manifest
@@ -76,32 +97,62 @@ class Store:
 
     @property
     def complete(self) -> bool:
-        return len(self.shards) == shard_count(self.manifest)
+        return not self.missing
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are not there yet."""
+        there = {shard_number(shard) for shard in self.shards}
+        return [index for index in range(self.manifest.shards) if index not in there]
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows, a table of `SCHEMA` (or of some of its columns) for each shard, so that memory stays flat."""
+        for shard in self.shards:
+            yield read_shard(shard, columns)
 
     def table(self) -> pa.Table:
         """All rows as one Arrow table of `SCHEMA`. Raises InputError for a shard that can't be read."""
-        tables = []
+        return pa.concat_tables([SCHEMA.empty_table(), *self.tables()])
+
+    def rejects(self) -> Iterator[Reject]:
+        """The rows that were left out."""
         for shard in self.shards:
-            try:
-                tables.append(pq.read_table(shard, schema=SCHEMA))
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(
-                    f"this shard can't be read: {error}", where=str(shard), hint="delete it and tokenize again"
-                ) from None
-        return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-
-    def rejects(self) -> list[dict[str, str]]:
-        """The rows that were left out, with id and reason."""
-        files = sorted(self.folder.glob("*.rejects.jsonl"))
-        return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def shard_count(manifest: Manifest) -> int:
-    return -(-manifest.rows // manifest.rows_per_shard)
+            yield from read_rejects(shard)
 
 
 def shard_path(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:06d}.parquet"
+
+
+def shard_number(shard: Path) -> int:
+    match = _SHARD.fullmatch(shard.name)
+    assert match, shard
+    return int(match[1])
+
+
+def read_shard(shard: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """One shard's rows. Raises InputError if it can't be read or holds other columns."""
+    schema = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
+    try:
+        return pq.read_table(shard, schema=schema, columns=schema.names, memory_map=False)
+    except (pa.ArrowException, OSError) as error:
+        what = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"this shard can't be read: {what}", where=str(shard), hint="delete it and tokenize again"
+        ) from None
+
+
+def read_rejects(shard: Path) -> list[Reject]:
+    """The rows that belong to a shard but were left out. Raises InputError if their file is damaged."""
+    path = rejects_path(shard)
+    if not path.is_file():
+        return []
+    try:
+        return [Reject(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    except (ValueError, TypeError):
+        raise InputError(
+            "this list of rejects is damaged", where=str(path), hint="delete it and its shard, and tokenize again"
+        ) from None
 
 
 def check_codebook(store: Store, codes: int) -> None:
@@ -114,39 +165,60 @@ def check_codebook(store: Store, codes: int) -> None:
         )
 
 
+def differences(mine: Manifest, theirs: Manifest) -> list[str]:
+    """What distinguishes two manifests, a phrase each; the first is called now, the second there."""
+    found = []
+    for each in fields(Manifest):
+        now, there = getattr(mine, each.name), getattr(theirs, each.name)
+        if each.compare and now != there:
+            found.append(
+                "other data" if each.name == "data_fingerprint" else f"{each.name} {there!r} there, {now!r} now"
+            )
+    return found
+
+
 def create_or_resume(folder: Path, manifest: Manifest) -> Store:
     """Start a store, or open the one that is there if it was made in the same way.
 
-    Raises UsageError, naming what differs, for a store made with other settings, and for a folder of other things.
+    Several processes may do this at once. Raises UsageError, naming what differs, for a store made with other
+    settings, and for a folder of other things.
     """
     path = folder / MANIFEST
-    if path.exists():
-        store = open_store(folder)
-        mine, theirs = asdict(manifest), asdict(store.manifest)
-        different = [f"{key} {theirs[key]!r} there, {mine[key]!r} now" for key in mine if mine[key] != theirs[key]]
-        if different:
+    if not path.exists():
+        if folder.exists() and (not folder.is_dir() or any(not is_aside(other) for other in folder.iterdir())):
             raise UsageError(
-                f"this store was made differently: {'; '.join(different)}",
+                "the folder is not empty and holds no token store",
                 where=str(folder),
                 hint="choose another --output-path",
             )
-        return store
-    if folder.exists() and any(folder.iterdir()):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_manifest(folder, manifest)
+    store = open_store(folder)
+    different = differences(manifest, store.manifest)
+    if different:
         raise UsageError(
-            "the folder is not empty and holds no token store", where=str(folder), hint="choose another --output-path"
+            f"this store was made differently: {'; '.join(different)}",
+            where=str(folder),
+            hint="choose another --output-path",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as aside:
-        aside.write_text(
-            json.dumps({"format": FORMAT, "version": VERSION, **asdict(manifest)}, indent=2) + "\n", encoding="utf-8"
-        )
-    return open_store(folder)
+    return store
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    with whole_file(folder / MANIFEST) as aside:
+        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def is_store(folder: Path) -> bool:
+    """Whether there is a manifest in this folder."""
+    return (folder / MANIFEST).is_file()
 
 
 def open_store(folder: Path) -> Store:
-    """Open a store for reading. Raises InputError if the folder is none, or of a newer version."""
+    """Open a store for reading. Raises InputError if the folder is none, or of another version."""
     path = folder / MANIFEST
-    if not path.is_file():
+    if not is_store(folder):
         raise InputError(
             "not a token store: there is no manifest.json", where=str(folder), hint="make one with earl tokenize"
         )
@@ -155,50 +227,68 @@ def open_store(folder: Path) -> Store:
         kind, version = content.pop("format"), content.pop("version")
         if kind != FORMAT or version != VERSION:
             raise InputError(
-                f"a {kind} of version {version}, this program reads {FORMAT} version {VERSION}", where=str(path)
+                f"a {kind} of version {version}, this program reads {FORMAT} version {VERSION}",
+                where=str(path),
+                hint="tokenize the data again with this program",
             )
-        manifest = Manifest(**{field.name: content[field.name] for field in fields(Manifest)})
+        manifest = Manifest(**{each.name: content[each.name] for each in fields(Manifest)})
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError("the manifest of this store is damaged", where=str(path)) from None
-    return Store(folder, manifest, tuple(sorted(folder.glob("shard-*.parquet"))))
+    shards = [path for path in folder.iterdir() if _SHARD.fullmatch(path.name)]
+    return Store(folder, manifest, tuple(sorted(shards, key=shard_number)))
 
 
-def write_shard(folder: Path, index: int, pairs: Sequence[TokenizedPair], rejects: Sequence[tuple[str, str]]) -> Path:
-    """Write one shard and its rejects (id, reason), the shard last: once it is there, its range is done."""
+def write_shard(folder: Path, index: int, pairs: Sequence[TokenizedPair], rejects: Sequence[Reject]) -> Path:
+    """Write one shard and its rejects, the shard last: once it is there, its range is done."""
+    return write_table(folder, index, table_of(pairs), rejects)
+
+
+def write_table(folder: Path, index: int, table: pa.Table, rejects: Sequence[Reject]) -> Path:
+    """As `write_shard`, of a table of `SCHEMA`. What killed processes left of the shard goes."""
     path = shard_path(folder, index)
-    reasons = path.with_suffix(".rejects.jsonl")
+    reasons = rejects_path(path)
+    remove_asides(path)
     if rejects:
         with whole_file(reasons) as aside:
-            lines = [json.dumps({"id": name, "reason": reason}, ensure_ascii=False) for name, reason in rejects]
+            lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]
             aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    rows = [
-        {
-            "id": pair.id,
-            "instruction": pair.instruction,
-            "source": pair.source.ravel(),
-            "source_height": pair.source.shape[0],
-            "source_width": pair.source.shape[1],
-            "target": pair.target.ravel(),
-            "target_height": pair.target.shape[0],
-            "target_width": pair.target.shape[1],
-            "thoughts": list(pair.thoughts.items()),
-            "source_hash": pair.source_hash,
-        }
-        for pair in pairs
-    ]
+    else:
+        reasons.unlink(missing_ok=True)  # of an attempt that was killed between the two files
     with whole_file(path) as aside:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside, compression="zstd")
+        pq.write_table(table, aside, compression="zstd")
     return path
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path aside to write to; renamed to ``path`` when all went well, removed when not."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield aside
-        with aside.open("rb+") as written:
-            os.fsync(written.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+def table_of(pairs: Sequence[TokenizedPair]) -> pa.Table:
+    """Pairs as a table of `SCHEMA`."""
+    columns = {
+        "row": [pair.row for pair in pairs],
+        "id": [pair.id for pair in pairs],
+        "instruction": [pair.instruction for pair in pairs],
+        "thoughts": [list(pair.thoughts.items()) for pair in pairs],
+        "source_hash": [pair.source_hash for pair in pairs],
+    }
+    for name, grids in (("source", [pair.source for pair in pairs]), ("target", [pair.target for pair in pairs])):
+        columns[name] = [grid.ravel() for grid in grids]
+        columns[f"{name}_height"] = [grid.shape[0] for grid in grids]
+        columns[f"{name}_width"] = [grid.shape[1] for grid in grids]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def pairs_of(table: pa.Table) -> Iterator[TokenizedPair]:
+    """The rows of a table of `SCHEMA`. Raises InputError, naming the id, if codes and grid don't agree."""
+    for row in table.to_pylist():
+        grids = [(row[f"{name}_height"], row[f"{name}_width"]) for name in ("source", "target")]
+        codes = [np.asarray(row[name], dtype=np.uint16) for name in ("source", "target")]
+        for flat, (height, width) in zip(codes, grids, strict=True):
+            if flat.size != height * width or flat.size == 0:
+                raise InputError(f"{flat.size} codes for a grid of {height}*{width}", where=f"row {row['id']!r}")
+        source, target = (flat.reshape(grid) for flat, grid in zip(codes, grids, strict=True))
+        yield TokenizedPair(
+            row["row"], row["id"], row["instruction"], source, target, dict(row["thoughts"]), row["source_hash"]
+        )
+
+
+def rejects_path(shard: Path) -> Path:
+    """Where a shard's rejects stand, if it has any."""
+    return shard.with_suffix(".rejects.jsonl")

@@ -1,156 +1,232 @@
-"""Pairs of pictures to codes: shard by shard, equal sizes together, every source encoded once a shard.
+"""Rows of a source to codes in a store: shard by shard, equal sizes together, every source encoded once a shard.
 
 A shard's rows depend only on the data, the seed and the settings, never on what was done before it; so an interrupted
-pass that is started again ends in the same store.
+pass that is started again ends in the same store, and several processes can make shards of one store without talking.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
+from torch import OutOfMemoryError
 
-from earl_cli.data.pairs import Pair
+from earl_cli.data.order import Order, Share
+from earl_cli.data.pairs import Columns, find_columns
+from earl_cli.data.preparing import Prepared, PreparedPair, Recipe, Small, preparing
+from earl_cli.data.sources import Source
 from earl_cli.data.store import (
     Manifest,
+    Reject,
     Store,
     TokenizedPair,
     create_or_resume,
     open_store,
-    shard_count,
+    read_rejects,
     shard_path,
     write_shard,
 )
 from earl_cli.errors import InputError
-from earl_cli.images.area import resize_to_area
-from earl_cli.images.picture import open_picture
 from earl_cli.models.vision import encode, pixels_of
 
 if TYPE_CHECKING:
+    import torch
     from transformers import Emu3VQVAE
 
 ROWS_PER_SHARD = 512
-BATCH_PIXELS = 16 * 96 * 96
+PIXELS_A_BATCH = {"cpu": 16 * 96 * 96, "mps": 8 * 65536, "cuda": 32 * 65536}
+ENOUGH_TO_JUDGE = 100
 
 
 @dataclass(frozen=True)
 class TokenizeSettings:
-    """How pairs become codes; ``seed`` None keeps their order, ``limit`` None takes them all."""
+    """How rows become codes.
+
+    ``seed`` None keeps their order, ``limit`` None takes them all, ``batch_size`` None is as many pictures as suit the
+    device, ``workers`` 0 reads pictures in this process. ``max_reject_rate`` is the share of bad rows that is borne.
+    """
 
     image_area: int
+    columns: Columns = field(default_factory=Columns)
     seed: int | None = None
     limit: int | None = None
+    batch_size: int | None = None
+    workers: int = 0
+    urls: bool = False
+    max_reject_rate: float = 1.0
     rows_per_shard: int = ROWS_PER_SHARD
-    workers: int = 2
+    share: Share = field(default_factory=Share)
 
 
-def tokenize_pairs(
-    pairs: Sequence[Pair],
+@dataclass
+class Tally:
+    """How far this process' share of a pass is: rows done, and how many of them were left out, by kind of fault."""
+
+    rows: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rows: int, rejects: Sequence[Reject]) -> None:
+        self.rows += rows
+        self.rejected.update(reject.kind for reject in rejects)
+
+    def check(self, most: float, enough: int) -> None:
+        """Raise InputError if, of at least ``enough`` rows, a larger share than ``most`` was left out."""
+        bad = self.rejected.total()
+        if self.rows >= enough and bad > most * self.rows:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.rejected.most_common())
+            raise InputError(
+                f"{bad} of {self.rows} rows were left out ({kinds}), more than the share of {most:g}",
+                hint="the *.rejects.jsonl files name the reasons; --max-reject-rate sets what is borne",
+            )
+
+
+def tokenize(
+    source: Source,
     vision: Emu3VQVAE,
     vision_fingerprint: str,
     output: Path,
     settings: TokenizeSettings,
     dataset: str,
-    on_rows: Callable[[int], None],
+    on_rows: Callable[[Tally], None] = lambda _tally: None,
+    origin: dict[str, Any] | None = None,
 ) -> Store:
-    """Encode all pairs into the store at ``output``, going on where an earlier pass of the same kind stopped.
+    """Encode this process' share of ``source`` into the store at ``output``, going on where an earlier pass stopped.
 
-    ``on_rows`` is told of every finished shard's rows. A row whose picture can't be read goes to the rejects.
+    ``on_rows`` hears of every portion of rows that is done. Bad rows go to the rejects. Raises InputError for columns
+    that aren't there and for too many rejects, UsageError if the store was made in another way, EarlError if the
+    source fails; what was finished before stays.
     """
-    chosen = _order(pairs, settings)
+    recipe = Recipe(
+        source, find_columns(settings.columns, source.columns, source.name), settings.image_area, settings.urls
+    )
+    order = Order(source.bounds, settings.seed, settings.limit)
     manifest = Manifest(
         codes=int(vision.config.codebook_size),
         vision_fingerprint=vision_fingerprint,
         image_area=settings.image_area,
         dataset=dataset,
-        rows=len(chosen),
-        rows_per_shard=settings.rows_per_shard,
+        rows=len(order),
+        shards=-(-len(order) // settings.rows_per_shard),
         seed=settings.seed,
-        data_fingerprint=_fingerprint(chosen),
+        columns=recipe.columns.to_dict(),
+        data_fingerprint=source.fingerprint,
+        origin={**(origin or {}), "rows_per_shard": settings.rows_per_shard},
     )
     create_or_resume(output, manifest)
-    with ThreadPoolExecutor(settings.workers) as pool:
-        for index in range(shard_count(manifest)):
-            rows = chosen[index * settings.rows_per_shard : (index + 1) * settings.rows_per_shard]
-            if not shard_path(output, index).exists():
-                write_shard(output, index, *_tokenize_shard(rows, vision, settings, pool))
-            on_rows(len(rows))
+    tally = Tally()
+    missing = []
+    for index in filter(settings.share.owns, range(manifest.shards)):
+        shard = shard_path(output, index)
+        if shard.exists():
+            rejects = read_rejects(shard)
+            tally.add(pq.read_metadata(shard).num_rows + len(rejects), rejects)
+        else:
+            missing.append(index)
+    on_rows(tally)
+    _fill(output, missing, order, recipe, vision, settings, tally, on_rows)
+    tally.check(settings.max_reject_rate, 1)
     return open_store(output)
 
 
-def _order(pairs: Sequence[Pair], settings: TokenizeSettings) -> list[Pair]:
-    order = np.arange(len(pairs))
-    if settings.seed is not None:
-        order = np.random.default_rng(settings.seed).permutation(len(pairs))
-    return [pairs[i] for i in order[: settings.limit]]
+def _fill(
+    output: Path,
+    shards: Sequence[int],
+    order: Order,
+    recipe: Recipe,
+    vision: Emu3VQVAE,
+    settings: TokenizeSettings,
+    tally: Tally,
+    on_rows: Callable[[Tally], None],
+) -> None:
+    """Make these shards, in this order."""
+    encoder = _Encoder(vision, settings.batch_size or _batch_size(vision.device, settings.image_area))
+
+    def portions() -> Iterator[tuple[tuple[int, bool], list[int]]]:
+        for index in shards:
+            start, stop = index * settings.rows_per_shard, (index + 1) * settings.rows_per_shard
+            chunks = list(order.chunks(start, stop))
+            for place, rows in enumerate(chunks, 1):
+                yield (index, place == len(chunks)), rows
+
+    done: list[Prepared] = []
+    with preparing(recipe, portions(), settings.workers) as prepared:
+        for (index, last), rows in prepared:
+            for row in rows:
+                done.append(encoder.take(row))
+            rejects = [row for row in rows if isinstance(row, Reject)]
+            if last:
+                codes = encoder.finish()
+                pairs = [_tokenized(row, codes) for row in done if isinstance(row, PreparedPair)]
+                write_shard(output, index, pairs, [row for row in done if isinstance(row, Reject)])
+                done = []
+            tally.add(len(rows), rejects)
+            on_rows(tally)
+            if last:
+                tally.check(settings.max_reject_rate, ENOUGH_TO_JUDGE)
 
 
-def _fingerprint(pairs: Iterable[Pair]) -> str:
-    digest = hashlib.sha256()
-    for pair in pairs:
-        row = [pair.id, pair.instruction, pair.source.name, pair.target.name, dict(pair.thoughts)]
-        digest.update(json.dumps(row, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+def _batch_size(device: torch.device, area: int) -> int:
+    return max(1, PIXELS_A_BATCH[device.type] // area)
 
 
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    digest: str
-    image: Image.Image
+_NOTHING = np.empty((0, 0, 3), dtype=np.uint8)
 
 
-def _prepare(path: Path, area: int) -> _Prepared | str:
-    """The picture at the model's size and the file's hash, or why it can't be had."""
-    try:
-        content = path.read_bytes()
-        picture = open_picture(content, name=str(path))
-        return _Prepared(hashlib.sha256(content).hexdigest(), resize_to_area(picture.rgb, area))
-    except InputError as error:
-        return str(error)
-    except OSError as error:
-        return f"{path}: {error.strerror}"
+class _Encoder:
+    """Collects the pictures of a shard by size and encodes each batch as soon as it is full.
 
+    What stands in a batch is a function of the shard's rows alone, and so, to the last bit, are the codes.
+    """
 
-def _tokenize_shard(
-    rows: Sequence[Pair], vision: Emu3VQVAE, settings: TokenizeSettings, pool: ThreadPoolExecutor
-) -> tuple[list[TokenizedPair], list[tuple[str, str]]]:
-    paths = list(dict.fromkeys(path for row in rows for path in (row.source, row.target)))
-    prepared = dict(zip(paths, pool.map(lambda path: _prepare(path, settings.image_area), paths), strict=True))
-    images = {found.digest: found.image for found in prepared.values() if isinstance(found, _Prepared)}
-    codes = _encode_all(images, vision)
-    done, rejects = [], []
-    for row in rows:
-        source, target = prepared[row.source], prepared[row.target]
-        if isinstance(source, str) or isinstance(target, str):
-            rejects.append((row.id, source if isinstance(source, str) else str(target)))
+    def __init__(self, vision: Emu3VQVAE, batch_size: int) -> None:
+        self.vision, self.batch_size = vision, batch_size
+        self.codes: dict[str, NDArray[np.uint16] | None] = {}
+        self.waiting: dict[tuple[int, ...], list[Small]] = defaultdict(list)
+
+    def take(self, row: Prepared) -> Prepared:
+        """The row without its pixels."""
+        if isinstance(row, Reject):
+            return row
+        for small in (row.source, row.target):
+            if small.digest not in self.codes:
+                self.codes[small.digest] = None
+                batch = self.waiting[small.pixels.shape]
+                batch.append(small)
+                if len(batch) == self.batch_size:
+                    self._encode(self.waiting.pop(small.pixels.shape))
+        source, target = (Small(small.digest, _NOTHING) for small in (row.source, row.target))
+        return PreparedPair(row.row, row.id, row.instruction, row.thoughts, source, target)
+
+    def finish(self) -> dict[str, NDArray[np.uint16]]:
+        """The codes uint16[h, w] of every picture since the last call, by digest."""
+        for batch in self.waiting.values():
+            self._encode(batch)
+        codes = {digest: found for digest, found in self.codes.items() if found is not None}
+        self.waiting.clear()
+        self.codes = {}
+        return codes
+
+    def _encode(self, batch: Sequence[Small]) -> None:
+        try:
+            pixels = pixels_of([small.pixels for small in batch], self.vision.device, self.vision.dtype)
+            found = encode(self.vision, pixels).cpu().numpy().astype(np.uint16)
+        except OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            self.batch_size = max(1, self.batch_size // 2)
+            middle = len(batch) // 2
+            self._encode(batch[:middle])
+            self._encode(batch[middle:])
         else:
-            done.append(
-                TokenizedPair(
-                    row.id, row.instruction, codes[source.digest], codes[target.digest], row.thoughts, source.digest
-                )
-            )
-    return done, rejects
+            self.codes |= dict(zip((small.digest for small in batch), found, strict=True))
 
 
-def _encode_all(images: dict[str, Image.Image], vision: Emu3VQVAE) -> dict[str, NDArray[np.uint16]]:
-    """Codes uint16[h, w] of every picture, those of one size in batches."""
-    by_size: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for digest, image in images.items():
-        by_size[image.size].append(digest)
-    codes: dict[str, NDArray[np.uint16]] = {}
-    for (width, height), digests in by_size.items():
-        step = max(1, BATCH_PIXELS // (width * height))
-        for start in range(0, len(digests), step):
-            batch = digests[start : start + step]
-            found = encode(vision, pixels_of([images[digest] for digest in batch], vision.device, vision.dtype))
-            codes |= dict(zip(batch, found.cpu().numpy().astype(np.uint16), strict=True))
-    return codes
+def _tokenized(row: PreparedPair, codes: dict[str, NDArray[np.uint16]]) -> TokenizedPair:
+    source, target = codes[row.source.digest], codes[row.target.digest]
+    return TokenizedPair(row.row, row.id, row.instruction, source, target, row.thoughts, row.source.digest)

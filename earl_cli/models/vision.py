@@ -122,14 +122,19 @@ def decode(model: Emu3VQVAE, codes: Tensor) -> Tensor:
 
 
 def pixels_of(
-    images: Sequence[Image.Image], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    images: Sequence[Image.Image | NDArray[np.uint8]],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """A batch for `encode`: pictures of one size to Float[B, 3, H, W] in [-1, 1]. InputError if the sizes differ."""
-    sizes = {image.size for image in images}
+    """A batch for `encode`: pictures of one size, or uint8[H, W, 3], to Float[B, 3, H, W] in [-1, 1].
+
+    Raises InputError if the sizes differ.
+    """
+    arrays = [np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image) for image in images]
+    sizes = {(array.shape[1], array.shape[0]) for array in arrays}
     if len(sizes) != 1:
         raise InputError(f"a batch needs pictures of one size, not {sorted(sizes)}")
-    arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    pixels = torch.from_numpy(arrays).to(device).permute(0, 3, 1, 2).contiguous().to(torch.float32)
+    pixels = torch.from_numpy(np.stack(arrays)).to(device).permute(0, 3, 1, 2).contiguous().to(torch.float32)
     return (pixels / 127.5 - 1.0).to(dtype)
 
 

@@ -37,7 +37,7 @@ def imported_by(code: str) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], *([name, "--help"] for name in app.COMMANDS)])
+@pytest.mark.parametrize("args", [["--help"], ["--version"], *([*name.split(), "--help"] for name in app.COMMANDS)])
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     modules = imported_by(f"from earl_cli.app import run\nassert run({args!r}) == 0")
     by_typer = {"pydantic"} if args[0] in app.COMMANDS else set()  # Typer converts a command's values with it
@@ -45,7 +45,7 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
     imported = {name for name in modules if name.startswith("earl_cli.")}
     allowed = {"app", "console", "errors", "version", "commands"}
     if args[0] in app.COMMANDS:
-        allowed |= {"commands.edit_files", "commands.edit_run", f"commands.{args[0]}"}
+        allowed |= {"commands.edit_files", "commands.edit_run", f"commands.{'_'.join(args[:-1])}"}
     assert imported <= {f"earl_cli.{name}" for name in allowed}
 
 
@@ -63,9 +63,18 @@ def test_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) 
     assert app.run(["--help"]) == 0
     text = capsys.readouterr().out
     for name in app.COMMANDS:
-        assert f"\n  {name} " in text
+        assert (f"\n  {name} " in text) == (" " not in name)
     for code, meaning in app.EXIT_CODES.items():
         assert f"{code}  {meaning}" in text
+
+
+def test_a_command_lists_those_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["tokenize", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name, meaning in app.COMMANDS.items():
+        assert (f"  {name}: {meaning}" in text) == name.startswith("tokenize ")
+    assert app.run(["tokenize", "inspect", "--help"]) == 0
+    assert "Usage: earl tokenize inspect " in capsys.readouterr().out
 
 
 def test_every_error_class_has_a_documented_exit_code() -> None:

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from earl_cli.data.store import (
     Manifest,
+    Reject,
     TokenizedPair,
     check_codebook,
     create_or_resume,
     open_store,
-    shard_count,
+    pairs_of,
     shard_path,
-    whole_file,
     write_shard,
 )
 from earl_cli.errors import InputError, UsageError
 
-MANIFEST = Manifest(4096, "vq", 9216, "test", 3, 2, None, "data")
+MANIFEST = Manifest(4096, "vq", 9216, "test", 3, 2, None, {}, "data")
 grids = st.tuples(st.integers(1, 5), st.integers(1, 5))
 
 
@@ -34,9 +34,9 @@ def pairs(draw: st.DrawFn) -> TokenizedPair:
         values = draw(st.lists(st.integers(0, 65535), min_size=height * width, max_size=height * width))
         return np.array(values, dtype=np.uint16).reshape(height, width)
 
-    text = st.text(max_size=20).filter(lambda value: value.isprintable())
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     thoughts = draw(st.dictionaries(text, text, max_size=3))
-    return TokenizedPair(draw(text), draw(text), codes(), codes(), thoughts, "hash")
+    return TokenizedPair(draw(st.integers(0, 2**40)), draw(text), draw(text), codes(), codes(), thoughts, "hash")
 
 
 @settings(deadline=None, max_examples=40)
@@ -45,15 +45,17 @@ def test_rows_come_back_as_they_went_in(tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("store") / "s"
     create_or_resume(folder, MANIFEST)
     write_shard(folder, 0, rows, [])
-    found = open_store(folder).table().to_pylist()
+    found = list(pairs_of(open_store(folder).table()))
     assert len(found) == len(rows)
     for row, back in zip(rows, found, strict=True):
-        shape = (back["target_height"], back["target_width"])
-        assert np.array_equal(np.array(back["target"]).reshape(shape), row.target)
-        assert (back["id"], back["instruction"], dict(back["thoughts"])) == (
+        assert np.array_equal(back.source, row.source)
+        assert np.array_equal(back.target, row.target)
+        assert (back.row, back.id, back.instruction, dict(back.thoughts), back.source_hash) == (
+            row.row,
             row.id,
             row.instruction,
             dict(row.thoughts),
+            row.source_hash,
         )
 
 
@@ -70,12 +72,26 @@ def test_a_store_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_a_store_is_complete_when_all_its_shards_are_there(tmp_path: Path) -> None:
     create_or_resume(tmp_path / "s", MANIFEST)
-    assert shard_count(MANIFEST) == 2
-    for index in range(2):
+    broken = Reject(0, "x", "picture", "broken")
+    for index in (1, 0):
         assert not open_store(tmp_path / "s").complete
-        write_shard(tmp_path / "s", index, [], [("x", "broken")])
+        assert index in open_store(tmp_path / "s").missing
+        write_shard(tmp_path / "s", index, [], [broken])
     assert open_store(tmp_path / "s").complete
-    assert open_store(tmp_path / "s").rejects() == [{"id": "x", "reason": "broken"}] * 2
+    assert list(open_store(tmp_path / "s").rejects()) == [broken] * 2
+
+
+def test_a_shard_written_again_loses_the_rejects_of_a_torn_attempt(tmp_path: Path) -> None:
+    create_or_resume(tmp_path / "s", MANIFEST)
+    write_shard(tmp_path / "s", 0, [], [Reject(0, "x", "picture", "broken")])
+    write_shard(tmp_path / "s", 0, [], [])
+    assert list(open_store(tmp_path / "s").rejects()) == []
+
+
+def test_another_process_that_is_just_starting_is_no_other_thing(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/.manifest.json.0123.partial").touch()
+    assert create_or_resume(tmp_path / "s", MANIFEST).manifest == MANIFEST
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
@@ -95,14 +111,3 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         open_store(folder)
-
-
-def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as aside:
-        aside.write_text("half")
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-    with whole_file(path) as aside:
-        aside.write_text("whole")
-    assert [p.read_text() for p in tmp_path.iterdir()] == ["whole"]

@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from earl_cli.data.batches import collate, example_data
-from earl_cli.data.pairs import Columns, Pair, read_pairs
+from earl_cli.data import tokenizing
+from earl_cli.data.batches import ExampleData, collate, load_rows
+from earl_cli.data.opening import Place, open_source
+from earl_cli.data.order import Share
+from earl_cli.data.pairs import Columns
 from earl_cli.data.store import Store, open_store, shard_path
-from earl_cli.data.tokenizing import TokenizeSettings, tokenize_pairs
-from earl_cli.errors import InputError
+from earl_cli.data.tokenizing import Tally, TokenizeSettings, tokenize
+from earl_cli.errors import InputError, UsageError
 from earl_cli.images.area import resize_to_area
 from earl_cli.models.vision import encode, load_vision, pixels_of
 from earl_cli.tokens.layout import Layout
 from earl_cli.tokens.text import load_text_tokenizer
 from earl_cli.tokens.vocabulary import Vocabulary
 
+from .conftest import Form, as_json_lines, rows_with_pictures
+
 SETTINGS = TokenizeSettings(image_area=32 * 32, rows_per_shard=4)
+ROWS = 10
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> list[Pair]:
+def pairs(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     folder = tmp_path / "a folder"
     folder.mkdir()
     rows = []
-    for index in range(10):
+    for index in range(ROWS):
         size = (40, 30) if index % 2 else (25, 50)
         for name in ("s", "t"):
             Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{name}{index}.png")
         source = "s0.png" if index == 2 else f"s{index}.png"
         rows.append({"id": f"p{index}", "source": source, "edited": f"t{index}.png", "instruction": "make it snowy"})
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return read_pairs(folder, Columns())
+    return folder
 
 
-def tokenized(pairs: list[Pair], model: Path, output: Path, settings: TokenizeSettings = SETTINGS) -> Store:
-    return tokenize_pairs(pairs, load_vision(model / "vision"), "vq", output, settings, "test", lambda _rows: None)
+def tokenized(pairs: Path, model: Path, output: Path, settings: TokenizeSettings = SETTINGS) -> Store:
+    vision = load_vision(model / "vision")
+    return tokenize(open_source(Place(str(pairs))), vision, "vq", output, settings, "test")
 
 
 def layout_of(model: Path) -> Layout:
@@ -48,65 +57,161 @@ def layout_of(model: Path) -> Layout:
     return Layout(Vocabulary.from_dict(described["vocabulary"]), load_text_tokenizer(model))
 
 
-def test_the_codes_are_those_of_the_resized_pictures(pairs: list[Pair], tiny_model_dir: Path, tmp_path: Path) -> None:
+def files(store: Store) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.folder.iterdir() if path.suffix != ".partial"}
+
+
+def test_the_codes_are_those_of_the_resized_pictures(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     store = tokenized(pairs, tiny_model_dir, tmp_path / "store")
     vision = load_vision(tiny_model_dir / "vision")
     rows = store.table().to_pylist()
-    assert [row["id"] for row in rows] == [pair.id for pair in pairs]
-    for pair, row in zip(pairs, rows, strict=True):
-        image = resize_to_area(Image.open(pair.target), SETTINGS.image_area)
+    assert [(row["row"], row["id"]) for row in rows] == [(index, f"p{index}") for index in range(ROWS)]
+    for index, row in enumerate(rows):
+        image = resize_to_area(Image.open(pairs / f"t{index}.png"), SETTINGS.image_area)
         expected = encode(vision, pixels_of([image]))[0]
         assert row["target"] == expected.flatten().tolist()
         assert (row["target_height"], row["target_width"]) == tuple(expected.shape)
     assert rows[0]["source_hash"] == rows[2]["source_hash"] != rows[1]["source_hash"]
 
 
-def test_an_interrupted_pass_ends_in_the_same_store(pairs: list[Pair], tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_every_form_of_data_ends_in_the_same_rows(form: Form, tiny_model_dir: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, columns=Columns(thoughts=("plan",)))
+    rows = rows_with_pictures(6)
+    found = tokenized(form(tmp_path / "this" / "data", rows), tiny_model_dir, tmp_path / "store", settings).table()
+    lines = as_json_lines(tmp_path / "lines" / "data", rows)
+    expected = tokenized(lines, tiny_model_dir, tmp_path / "expected", settings).table()
+    assert found.equals(expected)
+    assert dict(found["thoughts"][1].as_py())["plan"] == "look\nat [1, 11, 16, 32], «there»"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_worker_processes_change_nothing(workers: int, pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    (pairs / "s5.png").unlink()
+    alone = tokenized(pairs, tiny_model_dir, tmp_path / "alone")
+    helped = tokenized(pairs, tiny_model_dir, tmp_path / "helped", replace(SETTINGS, workers=workers))
+    assert files(alone) == files(helped)
+
+
+def test_an_interrupted_pass_ends_in_the_same_store(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     whole = tokenized(pairs, tiny_model_dir, tmp_path / "whole")
 
     class StoppedError(Exception):
         pass
 
-    def stop(_rows: int) -> None:
-        raise StoppedError
+    def stop(tally: Tally) -> None:
+        if tally.rows:
+            raise StoppedError
 
     vision = load_vision(tiny_model_dir / "vision")
     with pytest.raises(StoppedError):
-        tokenize_pairs(pairs, vision, "vq", tmp_path / "torn", SETTINGS, "test", stop)
-    assert len(open_store(tmp_path / "torn").shards) == 1
-    (tmp_path / "torn/.shard-000001.parquet.1.partial").write_bytes(b"half a shard")
+        tokenize(open_source(Place(str(pairs))), vision, "vq", tmp_path / "torn", SETTINGS, "test", stop)
+    assert open_store(tmp_path / "torn").missing == [1, 2]
+    (tmp_path / "torn/.shard-000001.parquet.0123.partial").write_bytes(b"half a shard")
     resumed = tokenized(pairs, tiny_model_dir, tmp_path / "torn")
-    for index in range(3):
-        assert shard_path(whole.folder, index).read_bytes() == shard_path(resumed.folder, index).read_bytes()
+    assert files(whole) == files(resumed)
+    assert not list(resumed.folder.glob(".*"))
 
 
-def test_bad_pictures_are_left_out_with_their_reason(pairs: list[Pair], tiny_model_dir: Path, tmp_path: Path) -> None:
-    pairs[3].source.write_bytes(b"")
-    pairs[7].target.unlink()
-    store = tokenized(pairs, tiny_model_dir, tmp_path / "store")
+def test_shares_together_are_the_whole(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    whole = tokenized(pairs, tiny_model_dir, tmp_path / "whole")
+    for index in (1, 0):
+        share = tokenized(pairs, tiny_model_dir, tmp_path / "parts", replace(SETTINGS, share=Share(index, 2)))
+    assert files(whole) == files(share)
+
+
+def test_bad_pictures_are_left_out_with_their_reason(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    (pairs / "s3.png").write_bytes(b"")
+    (pairs / "t7.png").unlink()
+    heard: list[dict[str, int]] = []
+    store = tokenize(
+        open_source(Place(str(pairs))),
+        load_vision(tiny_model_dir / "vision"),
+        "vq",
+        tmp_path / "store",
+        SETTINGS,
+        "test",
+        lambda tally: heard.append({"rows": tally.rows, **tally.rejected}),
+    )
     assert store.table().num_rows == 8
-    reasons = {reject["id"]: reject["reason"] for reject in store.rejects()}
+    reasons = {reject.id: (reject.row, reject.kind, reject.reason) for reject in store.rejects()}
     assert set(reasons) == {"p3", "p7"}
-    assert "s3.png" in reasons["p3"]
-    assert "t7.png" in reasons["p7"]
+    assert reasons["p3"][:2] == (3, "picture")
+    assert "line 4: the file is empty" in reasons["p3"][2]
+    assert "t7.png: there is no such file" in reasons["p7"][2]
+    assert heard == [
+        {"rows": 0},
+        {"rows": 4, "picture": 1},
+        {"rows": 8, "picture": 2},
+        {"rows": 10, "picture": 2},
+    ]
 
 
-def test_a_seed_shuffles_and_a_limit_cuts(pairs: list[Pair], tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_too_many_rejects_stop_the_pass_and_lose_nothing(
+    pairs: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in (0, 1, 3):
+        (pairs / f"s{index}.png").write_bytes(b"")
+    monkeypatch.setattr(tokenizing, "ENOUGH_TO_JUDGE", 4)
+    with pytest.raises(InputError, match=r"\d of \d rows were left out .* picture\), more than the share of 0\.3"):
+        tokenized(pairs, tiny_model_dir, tmp_path / "store", replace(SETTINGS, max_reject_rate=0.3))
+    done = open_store(tmp_path / "store")
+    assert done.shards
+    assert tokenized(pairs, tiny_model_dir, tmp_path / "store").table().num_rows == 6
+
+
+def test_a_seed_shuffles_and_a_limit_cuts(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     def ids(name: str, seed: int | None, limit: int | None) -> list[str]:
-        settings = TokenizeSettings(SETTINGS.image_area, seed, limit, 4)
-        return [str(i) for i in tokenized(pairs, tiny_model_dir, tmp_path / name, settings).table()["id"].to_pylist()]
+        settings = replace(SETTINGS, seed=seed, limit=limit, rows_per_shard=5)
+        return sorted(tokenized(pairs, tiny_model_dir, tmp_path / name, settings).table()["id"].to_pylist())
 
-    assert ids("a", 1, 5) == ids("b", 1, None)[:5] != ids("c", 2, 5)
+    assert ids("a", 1, 5) != ids("c", 2, 5)
+    assert set(ids("a", 1, 5)) < set(ids("b", 1, None))
     assert ids("d", None, 3) == ["p0", "p1", "p2"]
 
 
-def test_batches_carry_loss_after_the_instruction_only(pairs: list[Pair], tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_store_of_another_seed_limit_or_data_is_refused(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    tokenized(pairs, tiny_model_dir, tmp_path / "store")
+    for other, message in (
+        ({"seed": 1}, "seed None there, 1 now"),
+        ({"limit": 5}, "rows 10 there, 5 now"),
+        ({"image_area": 4096}, "image_area 1024 there, 4096 now"),
+        ({"columns": Columns(thoughts=("id",))}, "columns"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            tokenized(pairs, tiny_model_dir, tmp_path / "store", replace(SETTINGS, **other))
+    (pairs / "pairs.jsonl").write_text((pairs / "pairs.jsonl").read_text().replace("snowy", "rainy"))
+    with pytest.raises(UsageError, match="other data"):
+        tokenized(pairs, tiny_model_dir, tmp_path / "store")
+
+
+def test_memory_that_runs_out_halves_the_batch(
+    pairs: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tokenized(pairs, tiny_model_dir, tmp_path / "whole")
+    sizes: list[int] = []
+
+    def small_memory(vision: object, pixels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixels))
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(vision, pixels)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tokenizing, "encode", small_memory)
+    found = tokenized(pairs, tiny_model_dir, tmp_path / "small", replace(SETTINGS, batch_size=4))
+    assert found.table().equals(whole.table())
+    assert max(sizes) == 4
+    assert sizes[-1] <= 2
+
+
+def test_batches_carry_loss_after_the_instruction_only(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     layout = layout_of(tiny_model_dir)
-    data = example_data([tokenized(pairs, tiny_model_dir, tmp_path / "store")], layout)
+    rows = load_rows([tokenized(pairs, tiny_model_dir, tmp_path / "store").folder], layout)
+    data = ExampleData(rows, np.arange(len(rows)))
     batch = collate([data[0], data[1]], layout.vocabulary.pad)
     for row in range(2):
         ids, labels = batch["input_ids"][row], batch["labels"][row]
-        example = data[row]
+        _, example = data[row]
+        assert len(example.ids) == rows.lengths[row]
         assert (labels[: example.loss_from] == -100).all()
         length = len(example.ids)
         assert (labels[example.loss_from : length] == ids[example.loss_from : length]).all()
@@ -115,8 +220,8 @@ def test_batches_carry_loss_after_the_instruction_only(pairs: list[Pair], tiny_m
         assert int(ids[example.loss_from]) == layout.vocabulary.boi
 
 
-def test_an_unfinished_store_is_not_trained_on(pairs: list[Pair], tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_an_unfinished_store_is_not_trained_on(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     store = tokenized(pairs, tiny_model_dir, tmp_path / "store")
     shard_path(store.folder, 1).unlink()
     with pytest.raises(InputError, match="not finished"):
-        example_data([open_store(store.folder)], layout_of(tiny_model_dir))
+        load_rows([store.folder], layout_of(tiny_model_dir))

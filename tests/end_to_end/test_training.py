@@ -68,8 +68,9 @@ def test_bad_input_is_one_message_and_an_exit_code(
     assert "left out 3" in "".join(capsys.readouterr())
     assert run(["tokenize", str(pairs), "--model", model, "-o", store, "--image-area", "4096"]) == 2
     assert "made differently: image_area 1024 there, 4096 now" in capsys.readouterr().err
-    assert run(["tokenize", str(tmp_path), "--model", model, "-o", store]) == 3
-    assert "no .jsonl file" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert run(["tokenize", str(tmp_path / "empty"), "--model", model, "-o", store]) == 3
+    assert "no data of a kind" in capsys.readouterr().err
     assert run(["sft", "--model", model, "--data", str(pairs), "-o", str(tmp_path / "x")]) == 3
     assert "not a token store" in capsys.readouterr().err
     assert run(["sft", "--model", model, "--data", store, "-o", str(tmp_path / "x"), "--set", "epoch=3"]) == 2

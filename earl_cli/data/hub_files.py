@@ -1,0 +1,54 @@
+"""Single files of data sets on the Hub, from its cache or read in place, and what its packages raise as one message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from earl_cli.errors import InputError
+
+HUB = "hf://"
+_FILE = re.compile(r"hf://datasets/(?P<repo>[^/]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<path>.+)")
+
+
+def fetch(file: str) -> str:
+    """The path in the Hub's cache of an ``hf://datasets/…`` file, fetched if need be. Raises InputError if it can't."""
+    from huggingface_hub import hf_hub_download
+
+    match = _FILE.fullmatch(file)
+    assert match, file
+    with hub_errors(file):
+        return hf_hub_download(match["repo"], match["path"], repo_type="dataset", revision=match["revision"])
+
+
+def open_in_place(file: str) -> Any:
+    """A seekable stream of an ``hf://`` file, which fetches only the ranges that are read."""
+    from huggingface_hub import HfFileSystem
+
+    return HfFileSystem().open(file, block_size=1 << 20)
+
+
+@contextmanager
+def hub_errors(where: str) -> Iterator[None]:
+    """What the Hub's packages raise, as one message."""
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from huggingface_hub import errors
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    login = "for a private or gated data set, accept its terms on its page and log in with `hf auth login`"
+    try:
+        yield
+    except (DatasetNotFoundError, errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
+        if str(error).startswith("Revision"):
+            raise InputError("the Hub has no such revision of this data set", where=where) from None
+        gated = isinstance(error, errors.GatedRepoError) or "gated" in str(error)
+        what = "the Hub asks for consent before it gives this data out" if gated else "no such public data set"
+        raise InputError(what, where=where, hint=login) from None
+    except errors.RevisionNotFoundError:
+        raise InputError("the Hub has no such revision of this data set", where=where) from None
+    except (DatasetsError, HTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        hint = "start again when the Hub can be reached; what is done is kept"
+        raise InputError(f"the Hub didn't give this data out: {first}", where=where, hint=hint) from None

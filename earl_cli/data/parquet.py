@@ -1,0 +1,122 @@
+"""Parquet files as a source, local or on the Hub: a block is a row group, and only the needed columns are read.
+
+A file on the Hub is either read in place, by ranges (streaming), or fetched into the Hub's cache when its first row is
+needed. A pass over part of the data fetches that part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from earl_cli.data.hub_files import HUB, fetch, hub_errors, open_in_place
+from earl_cli.data.sources import BadRowError, Row
+from earl_cli.errors import InputError
+
+BATCH = 64
+FOOTERS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetSource:
+    """The rows of Parquet files, one file after another.
+
+    ``groups`` holds (file, row group) for each block; ``streaming`` says how files on the Hub are read.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    columns: tuple[str, ...]
+    fingerprint: str
+    bounds: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    base: str | None
+    streaming: bool = False
+
+    def read(self, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
+        """As `Source.read`."""
+        block = int(np.searchsorted(self.bounds, rows[0], side="right")) - 1
+        file, group = self.files[self.groups[block, 0]], int(self.groups[block, 1])
+        offset = int(self.bounds[block])
+        done = 0
+        try:
+            with hub_errors(file) if file.startswith(HUB) else nullcontext():
+                for number, values in self._values(file, group, [int(row) - offset for row in rows], columns):
+                    done += 1
+                    yield Row(number + offset, f"{file}, row {number + offset + 1}", values)
+        except (pa.ArrowException, OSError) as error:
+            for row in rows[done:]:
+                yield BadRowError(
+                    "data", f"the data can't be read: {_first_line(error)}", where=f"{file}, row {row + 1}"
+                )
+
+    def _values(
+        self, file: str, group: int, wanted: Sequence[int], columns: Sequence[str]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The values of the rows ``wanted``, counted within the group."""
+        opened = _opened(file, self.streaming)
+        remaining = list(reversed(wanted))
+        start = 0
+        for batch in opened.iter_batches(BATCH, row_groups=[group], columns=list(columns)):
+            while remaining and remaining[-1] < start + batch.num_rows:
+                number = remaining.pop()
+                yield number, batch.slice(number - start, 1).to_pylist()[0]
+            if not remaining:
+                return
+            start += batch.num_rows
+
+
+def open_parquet(name: str, files: Sequence[str], base: str | None, *, streaming: bool = False) -> ParquetSource:
+    """Raises InputError, naming the file, if one is no Parquet file or all are empty."""
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        footers = list(pool.map(_footer, files))
+    digest = hashlib.sha256()
+    sizes: list[int] = []
+    groups: list[tuple[int, int]] = []
+    for index, (file, footer) in enumerate(zip(files, footers, strict=True)):
+        described = [footer.row_group(group) for group in range(footer.num_row_groups)]
+        shape = [(group.num_rows, group.total_byte_size) for group in described]
+        digest.update(repr((file.rpartition("/")[2], shape)).encode())
+        for number, group in enumerate(described):
+            if group.num_rows:
+                sizes.append(group.num_rows)
+                groups.append((index, number))
+    if not sizes:
+        raise InputError("these Parquet files have no rows", where=name)
+    columns = tuple(footers[0].schema.to_arrow_schema().names)
+    bounds = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+    return ParquetSource(
+        name, tuple(files), columns, digest.hexdigest()[:16], bounds, np.array(groups), base, streaming
+    )
+
+
+def _footer(file: str) -> pq.FileMetaData:
+    try:
+        if not file.startswith(HUB):
+            return pq.read_metadata(file)
+        with hub_errors(file), open_in_place(file) as opened:
+            return pq.read_metadata(opened)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"not a Parquet file that can be read: {_first_line(error)}", where=file) from None
+
+
+@lru_cache(4)
+def _opened(file: str, streaming: bool) -> pq.ParquetFile:
+    """Kept open: a process reads many portions of one file."""
+    if not file.startswith(HUB):
+        return pq.ParquetFile(file)
+    return pq.ParquetFile(open_in_place(file), pre_buffer=True) if streaming else pq.ParquetFile(fetch(file))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,157 @@
+"""From rows to small pictures ready for the tokenizer: read, decode, resize. Worker processes do it; no torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earl_cli.data.pairs import Columns, pair_of, row_id
+from earl_cli.data.pictures import picture_bytes
+from earl_cli.data.sources import BadRowError, Row, Source
+from earl_cli.data.store import Reject
+from earl_cli.errors import EarlError, InputError
+from earl_cli.images.area import resize_to_area
+from earl_cli.images.picture import open_picture
+from earl_cli.tokens.boxes import Size, rescale_boxes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every process needs to know: the source, its columns (all named), pixels of a picture, may it use URLs."""
+
+    source: Source
+    columns: Columns
+    image_area: int
+    urls: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Small:
+    """A picture at the model's size: ``pixels`` uint8[h, w, 3]; ``digest`` is the SHA-256 of the file it comes from."""
+
+    digest: str
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPair:
+    """A row whose two pictures are ready to be encoded."""
+
+    row: int
+    id: str
+    instruction: str
+    thoughts: Mapping[str, str]
+    source: Small
+    target: Small
+
+
+Prepared = PreparedPair | Reject
+Tag = TypeVar("Tag")
+
+
+def prepare(recipe: Recipe, rows: Sequence[int]) -> list[Prepared]:
+    """The pairs in these rows (ascending, of one block), bad ones as rejects. Raises EarlError if the source fails."""
+    found = recipe.source.read(rows, recipe.columns.names)
+    return [_prepared(recipe, number, row) for number, row in zip(rows, found, strict=True)]
+
+
+def _prepared(recipe: Recipe, number: int, row: Row | BadRowError) -> Prepared:
+    name = f"{number + 1:08d}"
+    try:
+        if isinstance(row, BadRowError):
+            raise row
+        name = row_id(row, recipe.columns)
+        pair = pair_of(row, recipe.columns)
+        before, source = _small(pair.source, recipe, pair.where)
+        _, target = _small(pair.target, recipe, pair.where)
+    except BadRowError as error:
+        return Reject(int(number), name, error.kind, str(error))
+    after = (source.pixels.shape[1], source.pixels.shape[0])
+    thoughts = {key: rescale_boxes(text, before, after) for key, text in pair.thoughts.items()}
+    return PreparedPair(pair.row, pair.id, pair.instruction, thoughts, source, target)
+
+
+def _small(value: object, recipe: Recipe, where: str) -> tuple[Size, Small]:
+    """The picture's upright size before, and the picture at the model's size."""
+    try:
+        content = picture_bytes(value, recipe.source.base, urls=recipe.urls)
+        picture = open_picture(content, name=where)
+    except BadRowError as error:
+        raise BadRowError(error.kind, error.what, where=error.where or where, hint=error.hint) from None
+    except InputError as error:
+        raise BadRowError("picture", error.what, where=error.where) from None
+    small = resize_to_area(picture.rgb, recipe.image_area)
+    return picture.rgb.size, Small(hashlib.sha256(content).hexdigest(), np.asarray(small))
+
+
+@contextmanager
+def preparing(
+    recipe: Recipe, portions: Iterable[tuple[Tag, Sequence[int]]], workers: int
+) -> Iterator[Iterator[tuple[Tag, list[Prepared]]]]:
+    """The prepared rows of each portion, in order, made ahead by ``workers`` processes (0: in this one, when asked).
+
+    Only a few portions are ever in memory. The processes end with this one, also if it is killed.
+    """
+    if workers == 0:
+        yield ((tag, prepare(recipe, rows)) for tag, rows in portions)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(recipe,))
+    try:
+        yield _ahead(pool, portions, workers + 2)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ahead(
+    pool: Executor, portions: Iterable[tuple[Tag, Sequence[int]]], ahead: int
+) -> Iterator[tuple[Tag, list[Prepared]]]:
+    waiting: deque[tuple[Tag, Future[list[Prepared]]]] = deque()
+    try:
+        for tag, rows in portions:
+            waiting.append((tag, pool.submit(_work, rows)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    except BrokenProcessPool:
+        raise EarlError(
+            "a process that reads pictures was killed, most likely for its memory",
+            hint="start again with fewer --workers; what is done is kept",
+        ) from None
+
+
+_recipe: Recipe
+
+
+def _start_worker(recipe: Recipe) -> None:
+    global _recipe  # noqa: PLW0603 - a process of the pool has one recipe for its whole life
+    _recipe = recipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(rows: Sequence[int]) -> list[Prepared]:
+    return prepare(_recipe, rows)
