@@ -1,0 +1,154 @@
+"""Several token stores made one: the parts of one pass, or finished passes one after the other.
+
+Shard by shard, each whole or not there; a merge that was stopped and is started again ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from earl_cli.data.inspecting import missing_shards
+from earl_cli.data.store import (
+    SCHEMA,
+    Manifest,
+    Store,
+    create_or_resume,
+    open_store,
+    read_rejects,
+    read_shard,
+    shard_number,
+    shard_path,
+    write_table,
+)
+from earl_cli.errors import InputError, UsageError
+
+ALIKE = ("codes", "vision_fingerprint", "image_area")
+"""What stores of different data must have in common."""
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A shard, its number in the merged store, and what is added to its rows' numbers."""
+
+    shard: Path
+    index: int
+    offset: int
+
+
+def merge(stores: Sequence[Store], output: Path, on_rows: Callable[[int], None]) -> Store:
+    """Merge ``stores`` into the one at ``output``, going on where an earlier merge stopped.
+
+    Stores with equal manifests are parts of one pass: their shards come together as they are (of a shard that several
+    have, the first store's), and what is still missing may follow later. Other stores are put one after the other:
+    they must be finished and agree in `ALIKE`, and their rows are numbered anew. ``on_rows`` is told of every shard's
+    rows, good and rejected. Raises UsageError, naming the store, for stores that don't go together and for an output
+    that is something else, InputError for an unfinished store and for a shard that can't be read.
+    """
+    if not stores:
+        raise UsageError("there is no store to merge", hint="name at least one")
+    _check_each(stores)
+    if _of_one_pass(stores):
+        manifest, moves = stores[0].manifest, _united(stores)
+    else:
+        manifest, moves = _joined(stores), _appended(stores)
+    create_or_resume(output, manifest)
+    for move in moves:
+        on_rows(_place(move, output))
+    return open_store(output)
+
+
+def rows_planned(stores: Sequence[Store]) -> int:
+    """How many rows, good and rejected, the merged store is to have."""
+    return stores[0].manifest.rows if _of_one_pass(stores) else sum(store.manifest.rows for store in stores)
+
+
+def _of_one_pass(stores: Sequence[Store]) -> bool:
+    return all(store.manifest == stores[0].manifest for store in stores)
+
+
+def _check_each(stores: Sequence[Store]) -> None:
+    folders = [store.folder.resolve() for store in stores]
+    for store, folder in zip(stores, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UsageError("this store is named more than once", where=str(store.folder))
+        for shard in store.shards:
+            if shard != shard_path(store.folder, shard_number(shard)) or shard_number(shard) >= store.manifest.shards:
+                hint = "earl tokenize verify says what else is wrong"
+                raise InputError("the store's manifest has no such shard", where=str(shard), hint=hint)
+
+
+def _united(stores: Sequence[Store]) -> Iterator[_Move]:
+    there: dict[int, Path] = {}
+    for store in stores:
+        for shard in store.shards:
+            there.setdefault(shard_number(shard), shard)
+    return (_Move(there[index], index, 0) for index in sorted(there))
+
+
+def _joined(stores: Sequence[Store]) -> Manifest:
+    """The manifest of all these stores one after the other, if they can be joined."""
+    first = stores[0]
+    different = []
+    for store in stores[1:]:
+        for name in ALIKE:
+            here, there = getattr(store.manifest, name), getattr(first.manifest, name)
+            if here != there:
+                different.append(f"{name} is {here!r} in {store.folder}, {there!r} in {first.folder}")
+    if different:
+        hint = "tokenize the data with the same vision tokenizer and the same --image-area"
+        raise UsageError(f"these stores don't go together: {'; '.join(different)}", hint=hint)
+    for number, store in enumerate(stores):
+        if store.missing:
+            hint = "finish it with the earl tokenize that made it, or merge the parts of its pass first"
+            raise InputError(f"not finished: {missing_shards(store)}", where=str(store.folder), hint=hint)
+        for other in stores[:number]:
+            if store.manifest == other.manifest:
+                raise UsageError(f"the same rows as in {other.folder}", where=str(store.folder), hint="name it once")
+    manifests = [store.manifest for store in stores]
+    digest = hashlib.sha256(json.dumps([manifest.data_fingerprint for manifest in manifests]).encode())
+    return replace(
+        manifests[0],
+        dataset=" + ".join(manifest.dataset for manifest in manifests),
+        rows=sum(manifest.rows for manifest in manifests),
+        shards=sum(manifest.shards for manifest in manifests),
+        seed=None,
+        columns=manifests[0].columns if all(each.columns == manifests[0].columns for each in manifests) else {},
+        data_fingerprint=digest.hexdigest()[:16],
+        origin={"parts": [asdict(manifest) for manifest in manifests]},
+    )
+
+
+def _appended(stores: Sequence[Store]) -> Iterator[_Move]:
+    shards = rows = 0
+    for store in stores:
+        for index in range(store.manifest.shards):
+            yield _Move(shard_path(store.folder, index), shards + index, rows)
+        shards += store.manifest.shards
+        rows += max(store.manifest.rows, _highest_row(store) + 1)
+
+
+def _highest_row(store: Store) -> int:
+    """A store's rows may have any numbers: those of a shuffled and cut pass are not the lowest."""
+    highest: list[int] = [pc.max(table["row"]).as_py() for table in store.tables(["row"]) if table.num_rows]
+    return max([-1, *highest, *(reject.row for reject in store.rejects())])
+
+
+def _place(move: _Move, output: Path) -> int:
+    """Put a shard where it belongs, unless it is there. Returns its rows."""
+    rejects = read_rejects(move.shard)
+    rows: int = read_shard(move.shard, ["row"]).num_rows + len(rejects)
+    if not shard_path(output, move.index).exists():
+        moved = [replace(reject, row=reject.row + move.offset) for reject in rejects]
+        write_table(output, move.index, _renumbered(read_shard(move.shard), move.offset), moved)
+    return rows
+
+
+def _renumbered(table: pa.Table, offset: int) -> pa.Table:
+    return table.set_column(SCHEMA.get_field_index("row"), SCHEMA.field("row"), pc.add(table["row"], offset))
