@@ -1,0 +1,351 @@
+"""Where published data lie: a folder or a tar with ``list/tokenized_datalist.json`` and the files that it names.
+
+Nothing in them is trusted. Names, links and members of archives that would leave their folder are refused before
+anything is read, and an archive is never unpacked to the disk.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import stat
+import tarfile
+import zlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Protocol, cast
+
+from earl_cli.data.pth import MOST_BYTES
+from earl_cli.data.sources import BadRowError
+from earl_cli.errors import InputError
+
+LIST_FOLDER, LIST_NAME, FEATURES = "list", "tokenized_datalist.json", "feature"
+TARBALLS = (".tar", ".tar.gz", ".tgz")
+MOST_LIST_BYTES, MOST_HEADER_BYTES = 2**28, 2**20
+
+_LIST = PurePosixPath(LIST_FOLDER, LIST_NAME)
+_ESCAPES = "this data could reach for other files, so it was not read: don't use data from this place"
+
+_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, LookupError, ArithmeticError)
+
+Contents = Generator[bytes | BadRowError, None, None]
+
+
+class Files(Protocol):
+    """The files that a list names, one a row. ``fingerprint`` changes with the list and the sizes of the files."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def contents(self, rows: Sequence[int]) -> Contents:
+        """What is in the files of these ascending rows, or why it can't be had. Raises InputError if all is lost."""
+        ...
+
+
+def holds_list(place: Path) -> bool:
+    """Whether published data lie here; of an archive only the names are looked at."""
+    if place.is_dir():
+        return bool(_bases(place))
+    if not place.name.endswith(TARBALLS) or not place.is_file():
+        return place.name == LIST_NAME and place.is_file()
+    try:
+        with _archive(place) as stream:
+            return any(PurePosixPath(member.name).parts[-2:] == _LIST.parts for member in _headers(stream))
+    except InputError:
+        return False
+
+
+def find_files(place: Path) -> Files:
+    """The files of the published data at ``place``. Raises InputError if there are none, or if they aren't safe."""
+    if not place.exists():
+        raise InputError("no such file or folder", where=str(place))
+    if place.is_dir():
+        bases = _bases(place)
+        if len(bases) == 1:
+            _check_inside(bases[0], _roots(place))
+            return _in_folder(bases[0], bases[0] / _LIST)
+        if bases:
+            what = f"several folders hold tokenized data: {', '.join(base.name for base in bases)}"
+            raise InputError(what, where=str(place), hint="give the path of one")
+        tars = ", ".join(sorted(path.name for path in place.iterdir() if path.name.endswith(TARBALLS)))
+        hint = f"there are archives, give the path of one: {tars}" if tars else "earl tokenize makes it from pictures"
+        raise InputError(f"no tokenized data: there is no {_LIST}", where=str(place), hint=hint)
+    if place.name.endswith(TARBALLS):
+        return _in_tar(place)
+    if place.suffix == ".json":
+        return _in_folder(place.parent.resolve().parent, place)
+    hint = f"give a folder with {_LIST}, that file itself, or an archive ({', '.join(TARBALLS)})"
+    raise InputError("no tokenized data", where=str(place), hint=hint)
+
+
+def _parse_list(content: bytes, where: str) -> tuple[str, list[str]]:
+    """The last part of the list's prefix, and its names. Raises InputError, quoting the name, if one is not safe."""
+    try:
+        found = json.loads(content)
+        prefix, names = found.get("prefix"), found["path_list"]
+        if not isinstance(names, list):
+            raise TypeError
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise InputError('not a list of tokenized data, {"prefix": …, "path_list": […]}', where=where) from None
+    if not names:
+        raise InputError("this list names no files", where=where)
+    folder = PurePosixPath(prefix).name if isinstance(prefix, str) else ""
+    return FEATURES if folder in ("", "..") else folder, [_safe_name(name, where) for name in names]
+
+
+def _safe_name(name: Any, where: str) -> str:
+    """A relative path that stays below, in its plain spelling. Raises InputError for any other."""
+    if not isinstance(name, str):
+        raise InputError(f"this list holds a {type(name).__name__} instead of a file's name", where=where)
+    path = Path(name)
+    if not path.parts or path.anchor or ".." in path.parts or "\0" in name:
+        raise InputError(f"the name {name!r} leaves the folder", where=where, hint=_ESCAPES)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the name {name!r} is no text", where=where) from None
+    return path.as_posix()
+
+
+def _fingerprint(names: Sequence[str], sizes: Mapping[str, int]) -> str:
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(repr((name, sizes.get(name))).encode())
+    return digest.hexdigest()[:16]
+
+
+def _missing() -> BadRowError:
+    return BadRowError("missing", "there is no such file")
+
+
+def _too_large(size: int) -> BadRowError:
+    return BadRowError("size", f"it has {size:,} bytes, more than {MOST_BYTES:,}")
+
+
+def _repeated() -> BadRowError:
+    return BadRowError("duplicate", "the list names it more than once")
+
+
+# -- in a folder -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Folder:
+    """Files in ``folder``, in the order of the list. Rows in ``repeated`` name a file that was there before."""
+
+    folder: Path
+    names: tuple[str, ...]
+    fingerprint: str
+    repeated: frozenset[int]
+
+    def contents(self, rows: Sequence[int]) -> Contents:
+        for row in rows:
+            yield _repeated() if row in self.repeated else _content(self.folder / self.names[row])
+
+
+def _content(path: Path) -> bytes | BadRowError:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+            return content if len(content) <= MOST_BYTES else _too_large(path.stat().st_size)
+    except FileNotFoundError:
+        return _missing()
+    except OSError as error:
+        return BadRowError("missing", f"it can't be read: {error.strerror}")
+
+
+def _bases(place: Path) -> list[Path]:
+    """The folders that hold ``list/``: this one, or those right below it."""
+    if (place / _LIST).is_file():
+        return [place]
+    with os.scandir(place) as entries:  # of which there may be a million pictures
+        below = sorted(entry.name for entry in entries if entry.is_dir())
+    return [place / name for name in below if (place / name / _LIST).is_file()]
+
+
+def _in_folder(base: Path, listing: Path) -> _Folder:
+    roots = _roots(base)
+    _check_inside(listing, roots)
+    with listing.open("rb") as file:
+        content = file.read(MOST_LIST_BYTES + 1)
+    if len(content) > MOST_LIST_BYTES:
+        raise InputError(f"this list has more than {MOST_LIST_BYTES:,} bytes", where=str(listing))
+    last, names = _parse_list(content, str(listing))
+    folder = next((base / name for name in (last, FEATURES) if (base / name).is_dir()), None)
+    if folder is None:
+        raise InputError(f"there is no folder {last} with the files that the list names", where=str(base))
+    for inner in {folder, *(folder / parent for parent in {PurePosixPath(name).parent for name in names})}:
+        _check_inside(inner, roots)
+    sizes: dict[str, int] = {}
+    repeated = set()
+    for row, name in enumerate(names):
+        if name in sizes:
+            repeated.add(row)
+        else:
+            sizes[name] = _size(folder / name, roots)
+    return _Folder(folder, tuple(names), _fingerprint(names, sizes), frozenset(repeated))
+
+
+def _roots(base: Path) -> tuple[Path, ...]:
+    """Where files may lie: in the folder itself, and for one in the Hub's cache also where that keeps its blobs."""
+    base = base.resolve()
+    snapshots = (path for path in (base, *base.parents) if path.parent.name == "snapshots")
+    return base, *(path.parent.parent / "blobs" for path in snapshots)
+
+
+def _check_inside(path: Path, roots: Sequence[Path]) -> None:
+    target = Path(os.path.realpath(path))
+    if not any(target.is_relative_to(root) for root in roots):
+        raise InputError(f"this is a link that leaves the folder, to {target}", where=str(path), hint=_ESCAPES)
+
+
+def _size(path: Path, roots: Sequence[Path]) -> int:
+    """The size of a file in bytes, -1 where there is none."""
+    try:
+        found = path.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            _check_inside(path, roots)
+            found = path.stat()
+    except OSError:
+        return -1
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError("this is no plain file", where=str(path), hint=_ESCAPES)
+    return found.st_size
+
+
+# -- in a tar ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Tar:
+    """Files in an archive, in its order: ``places`` are their offsets and sizes. Rows without one come last."""
+
+    archive: Path
+    names: tuple[str, ...]
+    fingerprint: str
+    places: Sequence[tuple[int, int]]
+    absent: int
+
+    def contents(self, rows: Sequence[int]) -> Contents:
+        with _archive(self.archive) as stream:
+            for row in rows:
+                if row >= len(self.places):
+                    yield _missing() if row < len(self.places) + self.absent else _repeated()
+                    continue
+                offset, size = self.places[row]
+                if size > MOST_BYTES:
+                    yield _too_large(size)
+                    continue
+                stream.seek(offset)
+                yield stream.read(size)
+
+
+def _in_tar(archive: Path) -> _Tar:
+    lists: dict[PurePosixPath, bytes] = {}
+    members: dict[str, tuple[int, int]] = {}
+    with _archive(archive) as stream:
+        for member in _headers(stream):
+            path = _safe_member(member, archive)
+            if not member.isfile():
+                continue
+            members[str(path)] = member.offset_data, member.size
+            if path.parts[-2:] == _LIST.parts:
+                lists[path] = _list_content(stream, member, archive)
+        while stream.read(MOST_HEADER_BYTES):  # to the checksum at the end
+            pass
+    if len(lists) != 1:
+        what = "several lists: " + ", ".join(map(str, lists)) if lists else f"there is no {_LIST}"
+        raise InputError(f"not one set of tokenized data: {what}", where=str(archive))
+    ((listing, content),) = lists.items()
+    last, names = _parse_list(content, f"{archive}: {listing}")
+    base = listing.parent.parent
+    folder = base / last
+    if not any(path.startswith(f"{folder}/") for path in members):
+        folder = base / FEATURES
+    unique = dict.fromkeys(names)
+    places = {name: members[key] for name in unique if (key := f"{folder}/{name}") in members}
+    ordered = sorted(places, key=places.__getitem__)
+    absent = [name for name in unique if name not in places]
+    names = [*ordered, *absent, *_repeats(names)]
+    fingerprint = _fingerprint(names, {name: size for name, (_, size) in places.items()})
+    return _Tar(archive, tuple(names), fingerprint, [places[name] for name in ordered], len(absent))
+
+
+def _repeats(names: Sequence[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            yield name
+        seen.add(name)
+
+
+def _list_content(stream: IO[bytes], member: tarfile.TarInfo, archive: Path) -> bytes:
+    if member.size > MOST_LIST_BYTES:
+        raise InputError(f"this list has more than {MOST_LIST_BYTES:,} bytes", where=f"{archive}: {member.name}")
+    stream.seek(member.offset_data)
+    return stream.read(member.size)
+
+
+def _safe_member(member: tarfile.TarInfo, archive: Path) -> PurePosixPath:
+    """A member's path. Raises InputError if it leaves the folder, or is anything but a plain file or a folder."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        what = "its name leaves the folder"
+    elif member.issym() or member.islnk():
+        what = f"it is a link, to {member.linkname}"
+    elif not (member.isreg() or member.isdir()) or member.issparse():
+        what = "it is neither a file nor a folder"
+    else:
+        return path
+    raise InputError(f"the archive can't be trusted with {member.name!r}: {what}", where=str(archive), hint=_ESCAPES)
+
+
+@contextmanager
+def _archive(place: Path) -> Iterator[IO[bytes]]:
+    """What is in a tar, unpacked on the fly if it is compressed; to go back is slow then. Damage is an InputError."""
+    try:
+        with place.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=file)) if packed else file
+    except (
+        tarfile.TarError,
+        EOFError,
+        zlib.error,
+        gzip.BadGzipFile,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+    ) as error:
+        raise InputError(f"this archive is damaged: {error}", where=str(place), hint="fetch it again") from None
+
+
+def _headers(stream: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar, from front to back; memory stays flat. Raises ValueError for one that goes in circles."""
+    with tarfile.open(fileobj=cast(IO[bytes], _Sparing(stream)), mode="r:") as tar:
+        end = -1
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
+            if member.size < 0 or member.offset <= end:
+                raise ValueError("its members overlap")
+            end = member.offset
+            yield member
+
+
+class _Sparing:
+    """A stream for headers: tarfile reads one in one go, of whatever size it claims to have."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self.seek, self.tell = stream, stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MOST_HEADER_BYTES:
+            raise ValueError(f"a header of {size:,} bytes")
+        return self._stream.read(size)
