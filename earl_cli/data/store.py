@@ -148,7 +148,7 @@ def read_rejects(shard: Path) -> list[Reject]:
     if not path.is_file():
         return []
     try:
-        return [Reject(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        return [Reject(**json.loads(line)) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
     except (ValueError, TypeError):
         raise InputError(
             "this list of rejects is damaged", where=str(path), hint="delete it and its shard, and tokenize again"
@@ -185,7 +185,8 @@ def create_or_resume(folder: Path, manifest: Manifest) -> Store:
     """
     path = folder / MANIFEST
     if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(not is_aside(other) for other in folder.iterdir())):
+        other_things = folder.exists() and (not folder.is_dir() or not all(map(is_aside, folder.iterdir())))
+        if other_things and not path.exists():  # else another process wrote it in between
             raise UsageError(
                 "the folder is not empty and holds no token store",
                 where=str(folder),
@@ -248,6 +249,7 @@ def write_table(folder: Path, index: int, table: pa.Table, rejects: Sequence[Rej
     path = shard_path(folder, index)
     reasons = rejects_path(path)
     remove_asides(path)
+    remove_asides(reasons)
     if rejects:
         with whole_file(reasons) as aside:
             lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]

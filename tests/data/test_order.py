@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earl_cli.data.order import MOST_TOGETHER, Order, Share, read_share
@@ -19,6 +19,7 @@ def bounds(blocks: list[int]) -> np.ndarray:
     return np.concatenate(([0], np.cumsum(blocks)))
 
 
+@settings(deadline=None)
 @given(sizes, st.none() | st.integers(0, 3), st.none() | st.integers(1, 400), st.integers(1, 70))
 def test_ranges_hold_every_row_once_in_one_order(
     blocks: list[int], seed: int | None, limit: int | None, step: int
@@ -34,6 +35,7 @@ def test_ranges_hold_every_row_once_in_one_order(
         assert whole.tolist() == list(range(len(order)))
 
 
+@settings(deadline=None)
 @given(sizes, st.none() | st.integers(0, 3), st.integers(1, 70))
 def test_a_portion_is_of_one_block_or_of_single_rows(blocks: list[int], seed: int | None, step: int) -> None:
     order = Order(bounds(blocks), seed)
@@ -62,6 +64,7 @@ def test_a_limit_takes_the_first_of_the_same_order() -> None:
     assert Order(blocks, 7, 4).rows(0, 4).tolist() == Order(blocks, 7).rows(0, 11).tolist()[:4]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(0, 60))
 def test_shares_divide_the_shards(count: int, shards: int) -> None:
     owners = [[share for share in range(count) if Share(share, count).owns(shard)] for shard in range(shards)]
