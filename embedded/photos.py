@@ -52,6 +52,7 @@ def download(work: Path) -> list[Path]:
             subprocess.run(["apt-get", "download", "-qq", name], cwd=archives, check=True)
         target = work / "unpacked" / name
         if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
             subprocess.run(["dpkg", "-x", next(archives.glob(f"{name}_*.deb")), target], check=True)
     for requirement in WHEELS:
         name = requirement.split("==")[0]
