@@ -67,7 +67,7 @@ def test_plain_progress_is_rate_limited(capsys: pytest.CaptureFixture[str], monk
             task.advance()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert lines[0] == "training: 320/1000 steps (32%), 5 s"
+    assert lines[0] == "training: 320/1000 steps (32%), 5 s, 64 steps/s, 11 s left"
 
 
 def test_a_terminal_gets_drawn_tables_and_bars(
