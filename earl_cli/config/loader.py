@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,38 +17,63 @@ from earl_cli.errors import UsageError
 Config = TypeVar("Config", bound=BaseModel)
 
 
+@dataclass(frozen=True)
+class Resolved(Generic[Config]):
+    """A config, and for every value that isn't a default where it came from."""
+
+    config: Config
+    origins: Mapping[str, str]
+
+
 def load_config(
     kind: type[Config],
     name: str | None,
     sets: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
 ) -> Config:
+    """As `resolve`, without the origins."""
+    return resolve(kind, name, sets, given).config
+
+
+def resolve(
+    kind: type[Config],
+    name: str | None,
+    sets: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+) -> Resolved[Config]:
     """The config of this kind: its defaults, then the file or recipe ``name``, ``given``, and ``key=value`` sets.
 
     Raises UsageError for a file that can't be read, an unknown key (with the nearest known one), and a wrong value.
     """
     values: dict[str, Any] = read_config(name) if name else {}
-    values |= {key: value for key, value in (given or {}).items() if value is not None}
+    origins = dict.fromkeys(values, str(name))
+    flags = {key: value for key, value in (given or {}).items() if value is not None}
+    values |= flags
+    origins |= {key: f"--{key.replace('_', '-')}" for key in flags}
     for item in sets:
         key, sign, text = item.partition("=")
         if not sign or not key:
             raise UsageError(f"--set {item!r} is not of the form key=value")
         values[key] = _plain(text)
+        origins[key] = "--set"
     known = list(kind.model_fields)
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             raise UsageError(
                 f"unknown key {key!r}",
-                where=name,
+                where=origins[key],
                 hint=f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}",
             )
     try:
-        return kind(**values)
+        return Resolved(kind(**values), origins)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "config"
-        raise UsageError(f"{key}: {first['msg']}", where=name, hint=f"it is {first['input']!r}") from None
+        key = ".".join(str(part) for part in first["loc"])
+        missing = first["type"] == "missing"
+        what = f"{key or 'config'}: {first['msg'].removeprefix('Value error, ')}"
+        hint = f"give --{key.replace('_', '-')}, or set it in a config" if missing else f"it is {first['input']!r}"
+        raise UsageError(what, where=origins.get(key.split(".")[0], name), hint=hint if key else None) from None
 
 
 def read_config(name: str) -> dict[str, Any]:

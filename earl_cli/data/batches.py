@@ -1,87 +1,164 @@
-"""From stores to training batches: every row is laid out by `tokens.layout`, every text is tokenized once."""
+"""From token stores to training batches: every row is laid out by `tokens.layout`, in the order of a mixture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from earl_cli.data.store import Store, check_codebook
+from earl_cli.data.published import is_published, open_published, published_table
+from earl_cli.data.store import check_codebook, open_store
 from earl_cli.errors import InputError
-from earl_cli.tokens.layout import Example, Layout, thoughts_text
+from earl_cli.tokens.layout import Example, Grid, Layout, thoughts_text
 
 IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)
-class ExampleData(Dataset[Example]):
-    """The rows of some stores as training sequences, in the order of ``rows`` (indices into all rows together)."""
+class Rows:
+    """The rows of some data sets one after another; ``names`` and ``sizes`` are those of the sets.
+
+    ``unreadable`` counts what published files had to be left out, for each set.
+    """
 
     table: pa.Table
     layout: Layout
-    thought_keys: tuple[str, ...]
-    rows: Sequence[int]
+    cot_keys: tuple[str, ...]
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    unreadable: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return int(self.table.num_rows)
 
-    def __getitem__(self, index: int) -> Example:
-        row = self.rows[index]
-        thoughts = thoughts_text(dict(self._column("thoughts")[row].as_py()), self.thought_keys)
-        return self.layout.example(
-            self._codes("source", row),
-            self._column("instruction")[row].as_py(),
-            self._codes("target", row),
-            thoughts or None,
-        )
+    def example(self, row: int) -> Example:
+        """The training sequence of a row."""
+        source, target = (self._codes(name, row) for name in ("source", "target"))
+        return self.layout.example(source, self._value("instruction", row), target, self._thoughts(row))
 
-    def id(self, index: int) -> str:
-        return str(self._column("id")[self.rows[index]].as_py())
+    def id(self, row: int) -> str:
+        return str(self._value("id", row))
 
-    def _codes(self, name: str, row: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
-        height, width = (self._column(f"{name}_{side}")[row].as_py() for side in ("height", "width"))
-        return np.asarray(self._column(name)[row].values).reshape(height, width)
+    def source(self, row: int) -> NDArray[np.uint16]:
+        return self._codes("source", row)
 
-    def _column(self, name: str) -> pa.ChunkedArray:
-        return self._columns[name]
+    def target(self, row: int) -> NDArray[np.uint16]:
+        return self._codes("target", row)
+
+    def instruction(self, row: int) -> str:
+        return str(self._value("instruction", row))
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """How many tokens each row's training sequence has, int64[n], without laying it out."""
+        texts: dict[str, int] = {}
+        grids: dict[tuple[int, int], int] = {}
+        sides = [self.table.column(name).to_pylist() for name in SIDES]
+        found = np.empty(len(self), dtype=np.int64)
+        for row, (instruction, *grid) in enumerate(
+            zip(self.table.column("instruction").to_pylist(), *sides, strict=True)
+        ):
+            if instruction not in texts:
+                texts[instruction] = len(self.layout.text.encode(instruction))
+            for side in ((grid[0], grid[1]), (grid[2], grid[3])):
+                if side not in grids:
+                    grids[side] = len(self.layout.opening(Grid(*side))) + Grid(*side).tokens
+            found[row] = 2 + texts[instruction] + grids[grid[0], grid[1]] + grids[grid[2], grid[3]]
+            if self.cot_keys:
+                thoughts = self._thoughts(row)
+                found[row] += self.layout.thinking_length(thoughts) if thoughts else 0
+        return found
+
+    def _thoughts(self, row: int) -> str | None:
+        return thoughts_text(dict(self._value("thoughts", row)), self.cot_keys) or None if self.cot_keys else None
+
+    def _codes(self, name: str, row: int) -> NDArray[np.uint16]:
+        height, width = (self._value(f"{name}_{side}", row) for side in ("height", "width"))
+        return np.asarray(self._columns[name][row].values).reshape(height, width)
+
+    def _value(self, name: str, row: int) -> Any:
+        return self._columns[name][row].as_py()
 
     @cached_property
     def _columns(self) -> dict[str, pa.ChunkedArray]:
         return {name: self.table.column(name) for name in self.table.column_names}
 
 
-def example_data(stores: Sequence[Store], layout: Layout, thought_keys: Sequence[str] = ()) -> ExampleData:
-    """All rows of the stores. Raises InputError for an empty, unfinished or foreign store."""
-    for store in stores:
-        check_codebook(store, layout.vocabulary.codes)
-        if not store.complete:
-            raise InputError(
-                "this store is not finished", where=str(store.folder), hint="run the same earl tokenize again"
-            )
-    table = pa.concat_tables([store.table() for store in stores]).combine_chunks()
-    if table.num_rows == 0:
-        places = ", ".join(str(store.folder) for store in stores)
-        raise InputError("there is not a single pair to train on", where=places)
-    return ExampleData(table, layout, tuple(thought_keys), range(table.num_rows))
+SIDES = ("source_height", "source_width", "target_height", "target_width")
 
 
-def collate(examples: Sequence[Example], pad: int) -> dict[str, Tensor]:
-    """A batch: ``input_ids`` and ``labels``, both int64[B, longest].
+@dataclass(frozen=True, eq=False)
+class ExampleData(Dataset[tuple[str, Example]]):
+    """Training sequences with their ids, in the order of ``order`` (rows of ``rows``)."""
+
+    rows: Rows
+    order: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> tuple[str, Example]:
+        row = int(self.order[index])
+        return self.rows.id(row), self.rows.example(row)
+
+
+def load_rows(places: Sequence[Path], layout: Layout, cot_keys: Sequence[str] = ()) -> Rows:
+    """All rows of token stores and of published folders or tarballs, which are read in place.
+
+    Raises InputError for an empty or unfinished store, codes of another codebook, and CoT keys that no row has.
+    """
+    tables, unreadable = zip(*(_table(place, layout.vocabulary.codes) for place in places), strict=True)
+    for place, table in zip(places, tables, strict=True):
+        if table.num_rows == 0:
+            raise InputError("there is not a single pair in this data", where=str(place))
+    table = pa.concat_tables(tables).combine_chunks()
+    _check_keys(table, cot_keys, ", ".join(map(str, places)))
+    names = tuple(place.resolve().name for place in places)
+    return Rows(table, layout, tuple(cot_keys), names, tuple(each.num_rows for each in tables), unreadable)
+
+
+def _table(place: Path, codes: int) -> tuple[pa.Table, int]:
+    """The rows of one data set, and how many of its files can't be read."""
+    if is_published(place):
+        table, rejects = published_table(open_published(place), codes)
+        return table, len(rejects)
+    store = open_store(place)
+    check_codebook(store, codes)
+    if not store.complete:
+        what = f"this store is not finished: {len(store.missing)} of {store.manifest.shards} shards are missing"
+        raise InputError(what, where=str(place), hint="run the same earl tokenize again")
+    return store.table(), 0
+
+
+def _check_keys(table: pa.Table, keys: Sequence[str], where: str) -> None:
+    if not keys:
+        return
+    there = {key for thoughts in table.column("thoughts").to_pylist() for key, _ in thoughts}
+    for key in keys:
+        if key not in there:
+            listed = ", ".join(sorted(there)) or "none"
+            raise InputError(f"no row has a chain of thought {key!r}", where=where, hint=f"the CoT keys are {listed}")
+
+
+def collate(examples: Sequence[tuple[str, Example]], pad: int) -> dict[str, Any]:
+    """A batch: ``input_ids`` and ``labels``, both int64[B, longest], and the rows' ``ids``.
 
     Padding stands on the right: under causal attention no token sees it, so no mask is needed and positions count the
     real tokens. Labels are the ids themselves from ``loss_from`` on, and -100 before and on the padding.
     """
-    longest = max(len(example.ids) for example in examples)
+    longest = max(len(example.ids) for _, example in examples)
     ids = np.full((len(examples), longest), pad, dtype=np.int64)
     labels = np.full((len(examples), longest), IGNORED, dtype=np.int64)
-    for row, example in enumerate(examples):
+    for row, (_, example) in enumerate(examples):
         ids[row, : len(example.ids)] = example.ids
         labels[row, example.loss_from : len(example.ids)] = example.ids[example.loss_from :]
-    return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+    names = [name for name, _ in examples]
+    return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels), "ids": names}

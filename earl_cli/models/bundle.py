@@ -19,7 +19,7 @@ from earl_cli.errors import ModelError, OutputError
 from earl_cli.files import whole_file
 from earl_cli.models import names
 from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, parameter_count, part_config
-from earl_cli.models.device import LARGE, DevicePlan, plan
+from earl_cli.models.device import DevicePlan, plan
 from earl_cli.models.hub import CONFIGS_AND_WEIGHTS, TOKENIZER_FILES, locate
 from earl_cli.models.language import load_language, save_language
 from earl_cli.models.vision import load_vision
@@ -87,13 +87,22 @@ class VisionModel:
 
 
 @dataclass(frozen=True, eq=False)
-class Trainee:
-    """A language model to be trained, and all that has to go along with it into the trained model's folder."""
+class Base:
+    """A model that a training starts from, before its weights are read."""
 
-    language: Emu3ForCausalLM
-    layout: Layout
-    plan: DevicePlan
     description: Description
+    language: Checkpoint
+    layout: Layout
+
+    @property
+    def parameters(self) -> int:
+        """The language model's number of weights."""
+        return parameter_count(self.language)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The language model's config."""
+        return part_config(self.language)
 
 
 def load_model(
@@ -152,35 +161,38 @@ def load_vision_of(spec: str | None = None, *, device: str = "auto", revision: s
     return VisionModel(model, area, fingerprint(vision.files, extra=_identity(vision)), chosen)
 
 
-def load_for_training(spec: str | None = None, *, device: str = "auto", revision: str | None = None) -> Trainee:
-    """Loads a language model to be trained, in train mode: in float32, or in bfloat16 if it is large.
+def open_base(spec: str | None = None, *, revision: str | None = None) -> Base:
+    """The model to start a training from: a folder, a Hub id ``org/name[@revision]``, or (None) the embedded one.
 
-    The memory planned for is that of weights, gradients and Adam's two moments in one process. Raises as `load_model`.
+    Raises ModelError if something is missing or of the wrong kind.
     """
     folder = _embedded() if spec is None else locate(spec, revision)
-    checkpoint = open_checkpoint(folder, "language")
+    language = open_checkpoint(folder, "language")
     description = describe(folder, spec, revision)
-    layout = Layout(description.vocabulary, _text(description))
-    weights = 4 * parameter_count(checkpoint)
-    kind = "bfloat16" if weights >= LARGE else "float32"
-    chosen = plan(device, 4 * weights, fixed_bytes=WORKING_BYTES, dtype=kind)
-    language = load_language(folder, device=chosen.device, dtype=chosen.dtype, attention=chosen.attention)
-    return Trainee(language.train(), layout, chosen, description)
+    return Base(description, language, Layout(description.vocabulary, _text(description)))
 
 
-def save_trained(trainee: Trainee, output: Path) -> None:
+def save_trained(
+    base: Base, language: Emu3ForCausalLM, output: Path, layout: names.Layout = "native", **how: Any
+) -> None:
     """Writes a folder that `load_model` takes: the language model, and the base model's tokenizers and description.
 
-    A vision tokenizer from the Hub is named, one from a folder copied. Raises OutputError if the disk doesn't take it.
+    ``layout`` and ``how`` are as in `save_language`. A vision tokenizer from the Hub is named, one from a folder
+    copied. Raises OutputError if the disk doesn't take it.
     """
-    save_language(trainee.language, output)
-    base = trainee.description
-    vision: str = "vision" if isinstance(base.vision, Path) else base.vision
-    content = {**base.content, "vocabulary": base.vocabulary.to_dict(), "image_area": base.image_area, "vision": vision}
+    save_language(language, output, layout, **how)
+    description = base.description
+    vision: str = "vision" if isinstance(description.vision, Path) else description.vision
+    content = {
+        **description.content,
+        "vocabulary": description.vocabulary.to_dict(),
+        "image_area": description.image_area,
+        "vision": vision,
+    }
     try:
-        trainee.layout.text.save(output)
-        if isinstance(base.vision, Path) and base.vision.resolve() != (output / "vision").resolve():
-            _copy_vision(open_checkpoint(base.vision, "vision"), output / "vision")
+        base.layout.text.save(output)
+        if isinstance(description.vision, Path) and description.vision.resolve() != (output / "vision").resolve():
+            _copy_vision(open_checkpoint(description.vision, "vision"), output / "vision")
         write_json(output / DESCRIPTION, content)
     except OSError as error:
         raise OutputError(f"the model can't be written: {error.strerror or error}", where=str(output)) from error

@@ -26,11 +26,13 @@ def load_language(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
+    kind: type[Emu3ForCausalLM] | None = None,
 ) -> Emu3ForCausalLM:
     """The language model in a folder or at a Hub id ``org/name[@revision]``, in eval mode, every dropout 0.
 
     Reads the original layout, the native one, and the language half of a combined native model. ``attention`` is
-    transformers' name for the implementation. Raises ModelError if the folder holds something else or is damaged.
+    transformers' name for the implementation, ``kind`` a class of the same weights. Raises ModelError if the folder
+    holds something else or is damaged.
     """
     checkpoint = open_checkpoint(locate(source, revision), "language")
     from transformers.models.emu3.configuration_emu3 import Emu3TextConfig
@@ -39,7 +41,7 @@ def load_language(
     def with_attention(**fields: Any) -> Any:
         return Emu3TextConfig(**fields, attn_implementation=attention)
 
-    model = build(checkpoint, with_attention, Emu3ForCausalLM)
+    model = build(checkpoint, with_attention, kind or Emu3ForCausalLM)
     load_weights(model, checkpoint, device, dtype)
     model.model.rotary_emb = Emu3RotaryEmbedding(config=model.config).to(device)
     model.config.dtype = dtype

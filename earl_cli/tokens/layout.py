@@ -162,9 +162,13 @@ class Layout:
         parts = [*self._question(np.asarray(source), instruction)]
         loss_from = sum(map(len, parts))
         if thoughts is not None:
-            parts += [self.thinking_prefix, self._text(f" {thoughts}{THINKING_SUFFIX}")]
+            parts += self._thinking(thoughts)
         parts += [self.image(target), np.array([self.vocabulary.eos])]
         return Example(np.concatenate(parts), loss_from)
+
+    def thinking_length(self, thoughts: str) -> int:
+        """How many tokens ``thoughts`` add to an `example`."""
+        return sum(map(len, self._thinking(thoughts)))
 
     def parse_completion(self, ids: ArrayLike, mode: Mode = "edit", grid: Grid | None = None) -> Parsed:
         """Take apart what followed a prompt of this mode; never raises for what a model may have sampled.
@@ -213,6 +217,9 @@ class Layout:
 
     def _question(self, source: NDArray[np.generic], instruction: str) -> tuple[Ids, Ids, Ids]:
         return np.array([self.vocabulary.bos]), self.image(source), self._text(instruction)
+
+    def _thinking(self, thoughts: str) -> list[Ids]:
+        return [self.thinking_prefix, self._text(f" {thoughts}{THINKING_SUFFIX}")]
 
     def _text(self, text: str) -> Ids:
         return np.array(self.text.encode(text), dtype=np.int64)

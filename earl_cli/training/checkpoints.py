@@ -35,9 +35,19 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def drop_old(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` whole checkpoints, and the torn ones that an interruption left."""
+    """Remove all but the newest ``keep`` whole checkpoints."""
+    for path in checkpoints(folder)[:-keep]:
+        _remove(path)
+
+
+def drop_torn(folder: Path) -> None:
+    """Remove the checkpoints that an interruption left half-written."""
     whole = checkpoints(folder)
-    stale = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path not in whole]
-    for path in whole[:-keep] + stale:
-        (path / MARK).unlink(missing_ok=True)
-        shutil.rmtree(path)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _NAME.fullmatch(path.name) and path not in whole:
+            _remove(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    (checkpoint / MARK).unlink(missing_ok=True)  # first, so that it doesn't count while it goes
+    shutil.rmtree(checkpoint)

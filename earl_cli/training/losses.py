@@ -1,30 +1,59 @@
-"""The loss of supervised fine-tuning: −log p of every labelled token, within the part of the head it belongs to."""
+"""The loss of supervised fine-tuning: −log p of every labelled token, never holding the logits of all of them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear_cross_entropy
+from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 
-from earl_cli.data.batches import IGNORED
 from earl_cli.tokens.vocabulary import Vocabulary
 
+IGNORED = -100
+LOGITS_AT_ONCE = 1 << 26
+"""How many logits are held at a time: 0.25 GB in float32."""
+Part = tuple[int, int]
 
-def summed_loss(hidden: Tensor, head: Tensor, labels: Tensor, vocabulary: Vocabulary) -> Tensor:
+
+def whole_head(vocabulary: Vocabulary) -> tuple[Part, ...]:
+    """Every token is normalised over the whole vocabulary, as the published training does."""
+    return ((0, vocabulary.size),)
+
+
+def separate_heads(vocabulary: Vocabulary) -> tuple[Part, ...]:
+    """A visual token is normalised over the visual ids, any other over the ids below: as sampling does it."""
+    return ((0, vocabulary.text_end), (vocabulary.visual_start, vocabulary.size))
+
+
+def summed_loss(hidden: Tensor, head: Tensor, labels: Tensor, parts: Sequence[Part]) -> Tensor:
     """Σ −log p over the labelled tokens, a scalar.
 
     ``hidden`` Float[B, L, D] are the last hidden states, ``head`` Float[V, D] the rows of the output head, ``labels``
-    Int[B, L] the ids with -100 where there is no loss; the state at position t predicts the label at t + 1. A visual
-    label is normalised over the visual ids and any other over the ids below them, as sampling under the grammar does.
+    Int[B, L] the ids with -100 where there is no loss; the state at position t predicts the label at t + 1. A label is
+    normalised over the part of the ids, from a first one to before a last one, that it is in; the parts follow one
+    another and cover the vocabulary.
     """
     states, targets = hidden[:, :-1], labels[:, 1:]
     total = hidden.new_zeros((), dtype=torch.float32)
-    parts = ((0, vocabulary.text_end), (vocabulary.visual_start, vocabulary.size))
-    for start, stop in parts:
-        chosen = (targets >= start) & (targets < stop) & (targets != IGNORED)
-        if bool(chosen.any()):
-            ids = targets[chosen] - start
-            total = total + linear_cross_entropy(states[chosen], head[start:stop], ids, reduction="sum").float()
+    # the gradients of pieces are put together once, by copying; those of slices would be added up at full size
+    pieces = torch.split(head, [stop - start for start, stop in parts])
+        head, [stop - start for start, stop in parts]
+    )  # whose gradients are put together once, by copying
+    for (start, stop), piece in zip(parts, pieces, strict=True):
+        chosen = (targets >= start) & (targets < stop)
+        count = int(chosen.sum())
+        if count:
+            together = max(1, LOGITS_AT_ONCE // (stop - start))
+            options = LinearCrossEntropyOptions(batch_chunk_size=together, chunking_method=None)
+            total = total + linear_cross_entropy(
+                states[chosen],
+                piece,
+                targets[chosen] - start,
+                reduction="sum",
+                options=options if count > together else None,
+            )
     return total
 
 

@@ -1,12 +1,19 @@
-"""Supervised fine-tuning: examples from token stores, loss after the instruction, resumed where it stopped."""
+"""Supervised fine-tuning: examples from token stores, loss after the instruction, resumed where it stopped.
+
+transformers' Trainer runs the loop, alone, in several processes, or sharded by DeepSpeed. What is EARL's own is here:
+the loss, which never holds the logits of a whole batch, and checkpoints of which none is ever half.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import resource
+import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,117 +23,194 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from earl_cli.config.sft import SftConfig
-from earl_cli.data.batches import ExampleData, collate, example_data
-from earl_cli.data.store import open_store
-from earl_cli.errors import EarlError, InputError
+from earl_cli.data.batches import ExampleData, Rows, collate, load_rows
+from earl_cli.data.mixture import Mixture, first_rows, mix
+from earl_cli.errors import EarlError, InputError, UsageError
 from earl_cli.tokens.layout import Layout
-from earl_cli.training.checkpoints import drop_old, mark_complete, newest
-from earl_cli.training.losses import labelled, summed_loss
+from earl_cli.training.checkpoints import drop_old, drop_torn, mark_complete, newest
+from earl_cli.training.distributed import deepspeed_config, quiet_libraries, rank, world_size
+from earl_cli.training.losses import separate_heads, whole_head
+from earl_cli.training.precision import uses_bfloat16, uses_cpu
 
 if TYPE_CHECKING:
-    from transformers import Emu3ForCausalLM
+    from earl_cli.training.trainee import TrainedEmu3
 
 CHECKPOINTS = "checkpoints"
 LOG = "log.jsonl"
+LONGEST = 3000
 OnStep = Callable[[int, int, Mapping[str, float]], None]
+OnValidation = Callable[[int, ExampleData], None]
+
+
+@dataclass(frozen=True, eq=False)
+class SftData:
+    """What a run trains and validates on; ``skipped`` counts the rows that were too long and left out."""
+
+    train: ExampleData
+    mixture: Mixture
+    validation: ExampleData | None
+    skipped: int
 
 
 @dataclass(frozen=True)
 class SftResult:
-    """Where training ended: the step, the validation loss in nats a token, and the step it resumed from (0: none)."""
+    """Where training ended: the step, the validation loss in nats a token, and the step it resumed from (0: none).
+
+    ``weights`` are the model's or its adapters', brought together in the first process and empty in the others.
+    """
 
     steps: int
     validation_loss: float | None
     resumed_from: int
+    weights: Mapping[str, Tensor] = field(repr=False)
 
 
-def fine_tune(config: SftConfig, language: Emu3ForCausalLM, layout: Layout, on_step: OnStep) -> SftResult:
-    """Train ``language`` in place as ``config`` says; ``on_step`` hears (step, steps, figures) at every log line.
+def load_data(config: SftConfig, layout: Layout, positions: int) -> SftData:
+    """The data sets of a run, mixed and checked. ``positions`` is how many the model has.
 
-    Goes on from the newest whole checkpoint in the output folder. Raises InputError for data that can't be trained on,
-    and EarlError, after keeping the last good checkpoint, if the loss stops being a number.
+    Raises InputError for data that can't be trained on, and UsageError for lengths beyond the model's.
     """
-    train = example_data([open_store(path) for path in config.data], layout, config.thought_keys)
-    check_lengths(train, config.max_length)
-    validation = _validation(config, layout)
-    if language.device.type == "cpu":
-        language.set_attn_implementation("eager")  # torch's fused attention is up to four times slower here, backwards
+    limit = config.max_length or min(LONGEST, positions)
+    if limit > positions:
+        what = f"max_length is {limit}, but the model has only {positions} positions"
+        raise UsageError(what, where="max_length", hint=f"--max-length {positions}")
+    rows = load_rows(config.data, layout, config.cot_keys)
+    mixture = mix(rows.sizes, config.coefficients, config.seed)
+    order = mixture.rows
+    short = rows.lengths[order] <= limit
+    if not short.all():
+        check_lengths(rows, limit, config.too_long)
+        order = order[short]
+    validation = None
+    if config.validation:
+        held = load_rows(config.validation, layout, config.cot_keys)
+        chosen = first_rows(held.sizes, config.validation_rows).rows
+        validation = ExampleData(held, chosen[held.lengths[chosen] <= limit])
+        if not len(validation):
+            raise InputError("every validation sequence is too long", where="validation", hint="raise max_length")
+    return SftData(ExampleData(rows, order), mixture, validation, int((~short).sum()))
+
+
+def check_lengths(rows: Rows, limit: int, policy: str) -> None:
+    """Raise InputError, with the first id, if sequences are too long and the policy isn't to skip them."""
+    long = (rows.lengths > limit).nonzero()[0]
+    if policy == "error" or len(long) == len(rows):
+        raise InputError(
+            f"{len(long)} of {len(rows)} sequences are longer than {limit} tokens: the first is "
+            f"{rows.id(int(long[0]))!r}, the longest has {rows.lengths.max()}",
+            hint="raise --max-length, tokenize with a smaller --image-area, or leave them out: --set too_long=skip",
+        )
+
+
+def fine_tune(
+    config: SftConfig,
+    model: TrainedEmu3 | nn.Module,
+    layout: Layout,
+    data: SftData,
+    on_step: OnStep,
+    on_validation: OnValidation | None = None,
+) -> SftResult:
+    """Train ``model`` (or its adapters) in place as ``config`` says; ``on_step`` hears (step, steps, figures) of a log.
+
+    Goes on from the newest whole checkpoint in the output folder. Raises EarlError, after keeping the last good
+    checkpoint, if the loss stops being a number; the message names the rows.
+    """
+    trained: Any = model
+    base = trained.get_base_model() if hasattr(model, "get_base_model") else trained
+    base.lose_over((separate_heads if config.separate_vocabularies else whole_head)(layout.vocabulary))
+    quiet_libraries(uses_cpu(config))
     folder = config.output / CHECKPOINTS
     start = newest(folder)
+    if rank() == 0:
+        drop_torn(folder)
+        cut_torn_line(config.output / LOG)
+    reporter = _Reporter(config, on_step, on_validation, data.validation)
     trainer = SftTrainer(
-        layout=layout,
-        bfloat16=uses_bfloat16(config.precision, language.device),
-        model=language,
-        args=_arguments(config, folder, evaluates=validation is not None),
-        train_dataset=train,
-        eval_dataset=validation,
+        bfloat16=uses_bfloat16(config),
+        model=model,
+        args=arguments(config, folder, evaluates=data.validation is not None),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
         data_collator=partial(collate, pad=layout.vocabulary.pad),
-        callbacks=[_Reporter(config, on_step)],
+        callbacks=[reporter],
     )
+    reporter.trainer = trainer
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}:
             trainer.remove_callback(type(callback))
     trainer.train(resume_from_checkpoint=str(start) if start else None)
-    loss = trainer.evaluate()["eval_loss"] if validation is not None else None
-    return SftResult(trainer.state.global_step, loss, int(start.name.split("-")[1]) if start else 0)
+    loss = trainer.evaluate()["eval_loss"] if data.validation is not None else None
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    resumed = int(start.name.split("-")[1]) if start else 0
+    return SftResult(trainer.state.global_step, loss, resumed, weights if rank() == 0 else {})
 
 
-def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether matrix products run in bfloat16: where it was asked for, or where the device is fast at it."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+def cut_torn_line(log: Path) -> None:
+    """Take away what a killed process left of its last line."""
+    if log.is_file():
+        content = log.read_bytes()
+        with log.open("rb+") as file:
+            file.truncate(content.rfind(b"\n") + 1)
 
 
-def check_lengths(data: ExampleData, limit: int) -> None:
-    """Raise InputError, with the first ids, if sequences are longer than ``limit`` tokens."""
-    long = [data.id(index) for index in range(len(data)) if len(data[index].ids) > limit]
-    if long:
-        raise InputError(
-            f"{len(long)} of {len(data)} sequences are longer than {limit} tokens, the first is {long[0]!r}",
-            hint="raise max_length, or tokenize with a smaller --image-area",
-        )
+def peak_memory() -> int:
+    """The most bytes of memory that this process has had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def steps_of(config: SftConfig, pairs: int, processes: int) -> int:
+    """How many optimizer steps a run of so many pairs an epoch takes."""
+    if config.max_steps:
+        return config.max_steps
+    batches = math.ceil(math.ceil(pairs / config.batch_size) / processes)
+    return math.ceil(config.epochs * max(1, math.ceil(batches / config.accumulation)))
 
 
 class SftTrainer(Trainer):
-    """transformers' Trainer with EARL's loss, which never holds logits outside a token's part of the head."""
+    """transformers' Trainer for a model whose forward gives the loss."""
 
-    def __init__(self, *args: Any, layout: Layout, bfloat16: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, bfloat16: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.layout, self.bfloat16 = layout, bfloat16
+        self.autocast = bfloat16 and not self.is_deepspeed_enabled
+        self.tokens = 0
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole step, not of a batch
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Mean −log p of the labelled tokens of the optimizer step (of the batch, when validating)."""
-        labels = inputs["labels"]
-        unwrapped: Any = self.accelerator.unwrap_model(model)
-        device = labels.device.type
-        with torch.autocast(device, torch.bfloat16) if self.bfloat16 else nullcontext():
-            hidden = unwrapped.model(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
-            total = summed_loss(hidden, unwrapped.lm_head.weight, labels, self.layout.vocabulary)
-        loss = total / (num_items_in_batch if num_items_in_batch is not None else labelled(labels))
-        return (loss, {"loss": loss}) if return_outputs else loss
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As in the Trainer, which makes one step too many when it goes on from the last one."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As in the Trainer. Raises EarlError, naming the batch's rows, for a loss that is no number."""
+        ids = inputs.pop("ids")
+        device = inputs["labels"].device.type
+        self.tokens += inputs["input_ids"].numel() if model.training else 0
+        with torch.autocast(device, torch.bfloat16) if self.autocast else nullcontext():
+            found = super().compute_loss(model, inputs, *args, **kwargs)
+        loss: Tensor = found[0] if isinstance(found, tuple) else found
+        if not torch.isfinite(loss.detach()):
+            shown = ", ".join(map(repr, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+            raise EarlError(
+                f"the loss is {loss.item()} after step {self.state.global_step}, in the batch of the rows {shown}",
+                where=str(Path(self.args.output_dir).parent),
+                hint="the last checkpoint is kept; look at these rows, or try a lower learning_rate",
+            )
+        return found
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, None, None]:
+        """The loss of a validation batch."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            return self.compute_loss(model, inputs).detach(), None, None
 
 
-def _validation(config: SftConfig, layout: Layout) -> ExampleData | None:
-    if not config.validation:
-        return None
-    stores = [open_store(path) for path in config.validation]
-    share = config.validation_rows // len(stores)
-    parts = [example_data([store], layout, config.thought_keys) for store in stores]
-    rows: list[int] = []
-    offset = 0
-    for part in parts:
-        rows += range(offset, offset + min(share, len(part)))
-        offset += len(part)
-    return ExampleData(example_data(stores, layout).table, layout, config.thought_keys, rows)
-
-
-def _arguments(config: SftConfig, folder: Path, *, evaluates: bool) -> TrainingArguments:
+def arguments(config: SftConfig, folder: Path, *, evaluates: bool) -> TrainingArguments:
+    """The same settings in the Trainer's words."""
+    cpu, bfloat16 = uses_cpu(config), uses_bfloat16(config)
+    sharding = deepspeed_config(config.sharding, bfloat16=bfloat16, cpu=cpu)
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -143,13 +227,19 @@ def _arguments(config: SftConfig, folder: Path, *, evaluates: bool) -> TrainingA
         adam_beta1=config.betas[0],
         adam_beta2=config.betas[1],
         adam_epsilon=config.epsilon,
+        bf16=bfloat16 and sharding is not None,
+        tf32=config.tf32 if not cpu and torch.cuda.is_available() else None,
+        deepspeed=sharding,
         gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        ddp_find_unused_parameters=False,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=config.validate_every,
         save_strategy="steps",
         save_steps=config.checkpoint_every,
         save_total_limit=None,
         logging_steps=config.log_every,
+        logging_first_step=True,
         logging_nan_inf_filter=False,
         prediction_loss_only=True,
         remove_unused_columns=False,
@@ -157,33 +247,72 @@ def _arguments(config: SftConfig, folder: Path, *, evaluates: bool) -> TrainingA
         dataloader_num_workers=0,
         seed=config.seed,
         data_seed=config.seed,
-        use_cpu=config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-        report_to="none",
+        use_cpu=cpu,
+        report_to=list(config.trackers) or "none",
         disable_tqdm=True,
+        log_level="error",
     )
 
 
 class _Reporter(TrainerCallback):
-    """Writes the log, tells the caller, marks checkpoints, and stops at a loss that is no number."""
+    """Writes the log, tells the caller, and marks checkpoints that are whole."""
 
-    def __init__(self, config: SftConfig, on_step: OnStep) -> None:
+    def __init__(
+        self,
+        config: SftConfig,
+        on_step: OnStep,
+        on_validation: OnValidation | None,
+        validation: ExampleData | None,
+    ) -> None:
         self.config, self.on_step = config, on_step
+        self.on_validation, self.validation = on_validation, validation
+        self.trainer: SftTrainer
+        self.last: tuple[float, int] | None = None
 
     def on_log(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         figures = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, (int, float))}
-        with (self.config.output / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": state.global_step, **figures}) + "\n")
-        self.on_step(state.global_step, state.max_steps, figures)
-        if not math.isfinite(figures.get("loss", 0.0)):
+        if "loss" in figures:
+            figures |= self._pace()
+        if state.is_world_process_zero:
+            with (self.config.output / LOG).open("a", encoding="utf-8") as log:
+                log.write(json.dumps({"step": state.global_step, **figures}) + "\n")
+            self.on_step(state.global_step, state.max_steps, figures)
+        if not math.isfinite(figures.get("grad_norm", 0.0)):
             raise EarlError(
-                f"the loss is {figures['loss']} at step {state.global_step}",
+                f"the gradient is {figures['grad_norm']} at step {state.global_step}",
                 where=str(self.config.output),
                 hint="the last checkpoint is kept; try a lower learning_rate",
             )
 
-    def on_save(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        folder = self.config.output / CHECKPOINTS
-        mark_complete(folder / f"checkpoint-{state.global_step}")
-        drop_old(folder, self.config.keep)
+    def _pace(self) -> dict[str, float]:
+        """Tokens of all processes a second since the last call, and the most memory used in bytes."""
+        now, tokens = time.perf_counter(), self.trainer.tokens
+        cuda = torch.cuda.is_available() and not self.trainer.args.use_cpu
+        found = {"memory": float(torch.cuda.max_memory_allocated() if cuda else peak_memory())}
+        if self.last:
+            found["tokens_per_second"] = (tokens - self.last[1]) * world_size() / (now - self.last[0])
+        self.last = now, tokens
+        return found
+
+    def on_evaluate(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        if self.on_validation and self.validation is not None and state.is_world_process_zero:
+            self.on_validation(state.global_step, self.validation)
+
+    def on_save(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        finite = all(bool(torch.isfinite(weight).all()) for weight in model.parameters() if weight.requires_grad)
+        if not finite:
+            raise EarlError(
+                f"a weight is no number any more at step {state.global_step}",
+                where=str(self.config.output),
+                hint="the last checkpoint is kept; try a lower learning_rate",
+            )
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every process has written its part
+        if state.is_world_process_zero:
+            folder = self.config.output / CHECKPOINTS
+            mark_complete(folder / f"checkpoint-{state.global_step}")
+            drop_old(folder, self.config.keep)

@@ -21,7 +21,7 @@ def test_the_defaults_are_the_published_values(tmp_path: Path) -> None:
     assert (config.epochs, config.batch_size, config.accumulation) == (10, 2, 8)
     assert (config.learning_rate, config.min_learning_rate, config.warmup_steps) == (1e-4, 1e-5, 30)
     assert (config.weight_decay, config.clip, config.betas, config.epsilon) == (0.1, 5.0, (0.9, 0.95), 1e-6)
-    assert (config.max_length, config.checkpoint_every, config.keep, config.validation_rows) == (3000, 100, 50, 1000)
+    assert (config.checkpoint_every, config.keep, config.validation_rows) == (100, 50, 1000)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from earl_cli.errors import DeviceError, ModelError
 from earl_cli.models import bundle, device
-from earl_cli.models.bundle import load_for_training, load_model, load_vision_of, save_trained
+from earl_cli.models.bundle import load_model, load_vision_of, open_base, save_trained
+from earl_cli.models.language import load_language
 from earl_cli.models.vision import load_vision, save_vision
 from earl_cli.tokens.vocabulary import EMU3
 
@@ -63,13 +64,14 @@ def test_a_vision_tokenizer_loads_alone(tiny_model_dir: Path) -> None:
 
 
 def test_a_trained_model_is_a_whole_folder(tiny_model_dir: Path, tmp_path: Path) -> None:
-    trainee = load_for_training(str(tiny_model_dir), device="cpu")
-    assert trainee.language.training
-    assert all(weight.requires_grad for weight in trainee.language.parameters())
+    base = open_base(str(tiny_model_dir))
+    language = load_language(tiny_model_dir)
+    assert base.parameters == sum(weight.numel() for weight in language.parameters())
+    assert base.config["hidden_size"] == 64
     with torch.no_grad():
-        trainee.language.model.norm.weight.fill_(3)
-    save_trained(trainee, tmp_path / "trained")
-    save_trained(trainee, tmp_path / "trained")
+        language.model.norm.weight.fill_(3)
+    save_trained(base, language, tmp_path / "trained")
+    save_trained(base, language, tmp_path / "trained")
     model = load_model(str(tmp_path / "trained"))
     assert model.language.model.norm.weight[0].item() == 3
     assert model.abilities == load_model(str(tiny_model_dir)).abilities

@@ -15,8 +15,9 @@ from huggingface_hub import constants
 from PIL import Image
 
 from earl_cli.errors import ModelError
-from earl_cli.models.bundle import load_for_training, load_model, load_vision_of, save_trained
+from earl_cli.models.bundle import load_model, load_vision_of, open_base, save_trained
 from earl_cli.models.hub import locate
+from earl_cli.models.language import load_language
 
 LOG_IN = "accept its terms on its page and log in with `hf auth login`"
 
@@ -112,7 +113,7 @@ def test_a_vision_tokenizer_from_a_repository_of_its_own(
 
 
 def test_a_model_trained_from_the_hub_needs_it_no_more(hub: Hub, tiny: Repository, tmp_path: Path) -> None:
-    save_trained(load_for_training("org/tiny", device="cpu"), tmp_path / "trained")
+    save_trained(open_base("org/tiny"), load_language("org/tiny"), tmp_path / "trained")
     shutil.rmtree(hub.home)
     hub.stop()
     assert load_model(str(tmp_path / "trained")).name == "trained"

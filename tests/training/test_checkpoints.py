@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from earl_cli.training.checkpoints import checkpoints, drop_old, mark_complete, newest
+from earl_cli.training.checkpoints import checkpoints, drop_old, drop_torn, mark_complete, newest
 
 
 def saved(folder: Path, step: int, *, whole: bool = True) -> Path:
@@ -30,5 +30,6 @@ def test_the_newest_stay_and_torn_ones_go(tmp_path: Path) -> None:
     saved(tmp_path, 7, whole=False)
     (tmp_path / "notes").mkdir()
     drop_old(tmp_path, keep=2)
+    drop_torn(tmp_path)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-11"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11", "notes"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from earl_cli.tokens.vocabulary import small_vocabulary
-from earl_cli.training.losses import labelled, summed_loss
+from earl_cli.training.losses import labelled, separate_heads, summed_loss
 
 VOCABULARY = small_vocabulary(text_size=11, codes=23)
 
@@ -34,7 +34,7 @@ def test_loss_and_gradients_are_those_of_the_definition(seed: int) -> None:
     labels[:, :3] = -100
     expected = by_definition(hidden, head, labels)
     wanted = torch.autograd.grad(expected, (hidden, head))
-    found = summed_loss(hidden, head, labels, VOCABULARY)
+    found = summed_loss(hidden, head, labels, separate_heads(VOCABULARY))
     gradients = torch.autograd.grad(found, (hidden, head))
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     for gradient, want in zip(gradients, wanted, strict=True):
@@ -44,6 +44,6 @@ def test_loss_and_gradients_are_those_of_the_definition(seed: int) -> None:
 
 def test_nothing_labelled_is_no_loss() -> None:
     labels = torch.full((1, 4), -100)
-    loss = summed_loss(torch.randn(1, 4, 5), torch.randn(VOCABULARY.size, 5), labels, VOCABULARY)
+    loss = summed_loss(torch.randn(1, 4, 5), torch.randn(VOCABULARY.size, 5), labels, separate_heads(VOCABULARY))
     assert loss.item() == 0
     assert labelled(labels) == 0

@@ -11,6 +11,7 @@
   clip: 1.0,
   betas: [0.9, 0.98],
   epsilon: 1e-8,
+  separate_vocabularies: true,
   gradient_checkpointing: false,
   validate_every: 600,
   validation_rows: 200,

@@ -1,0 +1,156 @@
+"""One training in several processes: who this one is, and the settings that DeepSpeed shards by."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from earl_cli.errors import MissingExtraError, UsageError
+
+Sharding = Literal["none", "zero2", "zero3", "zero3-offload"]
+PATIENCE = 10.0
+"""Seconds that a failed process gives the first one to say the same."""
+
+
+def adopt_slurm() -> None:
+    """Give a process that srun started what torchrun would have given it; does nothing elsewhere."""
+    environment = os.environ
+    if "RANK" in environment or "SLURM_PROCID" not in environment or "SLURM_STEP_NUM_TASKS" not in environment:
+        return
+    if int(environment["SLURM_STEP_NUM_TASKS"]) < 2:
+        return
+    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", "localhost"))
+    environment["RANK"] = environment["SLURM_PROCID"]
+    environment["WORLD_SIZE"] = environment["SLURM_STEP_NUM_TASKS"]
+    environment["LOCAL_RANK"] = environment.get("SLURM_LOCALID", "0")
+    environment.setdefault("MASTER_ADDR", _first_host(nodes))
+    environment.setdefault("MASTER_PORT", str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000))
+
+
+def stand_alone() -> None:
+    """Give a process on its own what torchrun would have given it: DeepSpeed doesn't start without."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    os.environ |= {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": f"{port}",
+    }
+
+
+@contextmanager
+def first_speaks() -> Iterator[None]:
+    """What fails in every process is told once, by the first: the others wait, and torchrun ends them meanwhile."""
+    try:
+        yield
+    except Exception:
+        if rank() > 0:
+            time.sleep(PATIENCE)
+        raise
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_processes(wanted: int | None, batch: int, accumulation: int) -> None:
+    """Raise UsageError if a config was made for another number of processes; the hint keeps its batch."""
+    there = world_size()
+    if wanted is None or wanted == there:
+        return
+    pairs = wanted * batch * accumulation
+    same, rest = divmod(pairs, there * batch)
+    keep = f"--set processes={there} --set accumulation={same} keeps the {pairs} pairs a step"
+    raise UsageError(
+        f"this config is for {wanted} processes, {there} run",
+        where="processes",
+        hint=f"torchrun --nproc_per_node {wanted} -m earl_cli sft …" + ("" if rest else f", or {keep}"),
+    )
+
+
+def quiet_libraries(cpu: bool) -> None:
+    """Keep the bars and remarks of the libraries below off the terminal and out of the output."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # at every call of DeepSpeed
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    if cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one, and says so on stdout
+
+
+def deepspeed_config(sharding: Sharding, *, bfloat16: bool, cpu: bool) -> dict[str, Any] | None:
+    """The published settings of DeepSpeed for ZeRO-2 and ZeRO-3, None where nothing is sharded.
+
+    Raises MissingExtraError if DeepSpeed isn't installed.
+    """
+    if sharding == "none":
+        return None
+    try:
+        import deepspeed
+    except ImportError:
+        raise MissingExtraError(
+            f"sharding {sharding} needs DeepSpeed", hint='pip install "earl-cli[deepspeed]", or --set sharding=none'
+        ) from None
+    if cpu:  # else it compiles one for inference, under a lock that stays for ever if this process is killed meanwhile
+        deepspeed.ops.__compatible_ops__ = {}
+    zero: dict[str, Any] = {
+        "stage": 2 if sharding == "zero2" else 3,
+        "overlap_comm": not cpu,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": "auto",
+    }
+    if zero["stage"] == 3:
+        zero |= {
+            "sub_group_size": 1_000_000_000,
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    if sharding == "zero3-offload":
+        place = {"device": "cpu", "pin_memory": not cpu}
+        zero |= {"offload_optimizer": place, "offload_param": place}
+    adam = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
+    offloaded = sharding == "zero3-offload" and not cpu
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": bfloat16},
+        "optimizer": {"type": "AdamW", "params": adam if offloaded else {**adam, "torch_adam": True}},
+        "zero_force_ds_cpu_optimizer": offloaded,
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "wall_clock_breakdown": False,
+        "steps_per_print": 10**12,
+    }
+
+
+def _first_host(nodes: str) -> str:
+    """The first name in Slurm's notation of several."""
+    try:
+        listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        return listed.stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return nodes.split(",", maxsplit=1)[0]
