@@ -51,6 +51,7 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
     console.say(
         f"{steps} steps of {pairs} pairs: {epochs:.3g} epochs of {len(data.train)} pairs and {lengths.sum():,} tokens"
         + (f"; {data.skipped} are too long and left out" if data.skipped else "")
+        + (f"; {rows.thinking} of {len(rows)} rows have a chain of thought" if config.cot_keys else "")
     )
     memory = estimate(
         Shape.of(base.parameters, base.config),
@@ -71,6 +72,7 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
             "origins": resolved.origins,
             "data": sets,
             "skipped": data.skipped,
+            "thinking_rows": rows.thinking,
             "validation_rows": len(data.validation) if data.validation else 0,
             "tokens_an_epoch": int(lengths.sum()),
             "steps": steps,

@@ -26,6 +26,7 @@ class SftConfig(BaseModel):
     validation: tuple[Path, ...] = ()
     output: Path
     cot_keys: tuple[str, ...] = ()
+    thinking: bool = False  # whether this is a run that needs cot_keys
     max_length: Positive | None = None  # None: 3000, or the model's positions if it has fewer
     too_long: Literal["error", "skip"] = "error"
 
@@ -68,6 +69,8 @@ class SftConfig(BaseModel):
     def _agree(self) -> Self:
         if self.coefficients is not None and len(self.coefficients) != len(self.data):
             raise ValueError(f"{len(self.coefficients)} coefficients for {len(self.data)} data sets")
+        if self.thinking and not self.cot_keys:
+            raise ValueError("training to think needs the keys of the chain of thought: --cot-keys plan,objects")
         if self.quantize != "none" and self.lora_rank is None:
             raise ValueError("quantized weights can't be trained themselves: set lora_rank as well")
         if self.lora_rank is not None and self.sharding.startswith("zero3"):

@@ -77,6 +77,11 @@ class Rows:
                 found[row] += self.layout.thinking_length(thoughts) if thoughts else 0
         return found
 
+    @cached_property
+    def thinking(self) -> int:
+        """How many rows have a chain of thought under the keys."""
+        return sum(self._thoughts(row) is not None for row in range(len(self))) if self.cot_keys else 0
+
     def _thoughts(self, row: int) -> str | None:
         return thoughts_text(dict(self._value("thoughts", row)), self.cot_keys) or None if self.cot_keys else None
 

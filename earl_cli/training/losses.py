@@ -39,8 +39,6 @@ def summed_loss(hidden: Tensor, head: Tensor, labels: Tensor, parts: Sequence[Pa
     total = hidden.new_zeros((), dtype=torch.float32)
     # the gradients of pieces are put together once, by copying; those of slices would be added up at full size
     pieces = torch.split(head, [stop - start for start, stop in parts])
-        head, [stop - start for start, stop in parts]
-    )  # whose gradients are put together once, by copying
     for (start, stop), piece in zip(parts, pieces, strict=True):
         chosen = (targets >= start) & (targets < stop)
         count = int(chosen.sum())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from earl_cli.config.loader import load_config, recipes
+from earl_cli.config.loader import load_config, recipes, resolve
 from earl_cli.config.sft import SftConfig
 from earl_cli.errors import UsageError
 
@@ -51,7 +51,31 @@ def test_every_recipe_validates() -> None:
     assert "embedded/sft" in recipes()
     assert load_config(SftConfig, "embedded/sft", given=NEEDED).model is None
     for name in recipes():
-        load_config(SftConfig, name, given=NEEDED)
+        load_config(SftConfig, name, given={**NEEDED, "cot_keys": ["plan"]})
+
+
+def test_the_published_recipe_holds_the_published_values() -> None:
+    simple = load_config(SftConfig, "sft/simple", given=NEEDED)
+    changed = {"max_length", "precision", "sharding", "processes"}
+    published = load_config(SftConfig, None, given=NEEDED).model_dump(exclude=changed)
+    assert simple.model_dump(exclude=changed) == published
+    assert (simple.max_length, simple.precision, simple.sharding, simple.processes) == (3000, "bfloat16", "zero3", 4)
+    assert load_config(SftConfig, "sft/simple-offload", given=NEEDED).sharding == "zero3-offload"
+    with pytest.raises(UsageError, match="--cot-keys plan,objects"):
+        load_config(SftConfig, "sft/thinking", given=NEEDED)
+
+
+def test_every_value_knows_where_it_comes_from(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**NEEDED, "epochs": 3, "seed": 1}))
+    found = resolve(SftConfig, str(path), ["seed=3"], {"cot_keys": ["a"], "model": None})
+    assert found.origins == {
+        "data": str(path),
+        "output": str(path),
+        "epochs": str(path),
+        "seed": "--set",
+        "cot_keys": "--cot-keys",
+    }
 
 
 @pytest.mark.parametrize(
@@ -60,7 +84,10 @@ def test_every_recipe_validates() -> None:
         ({**NEEDED, "learning_rat": 1}, [], "did you mean 'learning_rate'"),
         ({**NEEDED, "epochs": 0}, [], "epochs: Input should be greater than 0"),
         ({**NEEDED, "batch_size": "many"}, [], "it is 'many'"),
-        ({"output": "o"}, [], "data: Field required"),
+        ({"output": "o"}, [], "data: Field required .*give --data"),
+        ({**NEEDED, "coefficients": [1, 2]}, [], "2 coefficients for 1 data sets"),
+        ({**NEEDED, "quantize": "4bit"}, [], "set lora_rank as well"),
+        ({**NEEDED, "lora_rank": 4, "sharding": "zero3"}, [], "use sharding none or zero2"),
         (NEEDED, ["epochs"], "not of the form key=value"),
         ([1], [], "must be an object"),
     ],
