@@ -13,13 +13,20 @@ ASIDE = ".partial"
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A new path beside ``path`` to write to; it gets that name when all went well, and is removed when not."""
+    """A new path beside ``path`` to write to; it gets that name when all went well, and is removed when not.
+
+    An OSError of the writing, such as that of a full disk, names ``path``.
+    """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}{ASIDE}")
     try:
         yield aside
         with aside.open("rb+") as written:
             os.fsync(written.fileno())
         aside.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(aside)):
+            error.filename = str(path)
+        raise
     finally:  # also at Ctrl-C
         aside.unlink(missing_ok=True)
 

@@ -32,7 +32,7 @@ def tokenize_verify(
                 found = verify(store, progress.advance)
             if not found:
                 pairs = pair_count(store)
-                console.say(f"{folder}: {pairs:,} pairs in {len(store.shards):,} shards: no problem found")
+                console.say(f"{folder}: {pairs:,} pairs in {len(store.shards):,} {"shard" if len(store.shards) == 1 else "shards"}: no problem found")
         except InputError as error:
             found = [Problem(error.where or str(folder), error.what)]
         problems += found

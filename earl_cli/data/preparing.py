@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from ctypes import c_bool
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -64,8 +65,12 @@ Tag = TypeVar("Tag")
 
 def prepare(recipe: Recipe, rows: Sequence[int]) -> list[Prepared]:
     """The pairs in these rows (ascending, of one block), bad ones as rejects. Raises EarlError if the source fails."""
+    return list(_each(recipe, rows))
+
+
+def _each(recipe: Recipe, rows: Sequence[int]) -> Iterator[Prepared]:
     found = recipe.source.read(rows, recipe.columns.names)
-    return [_prepared(recipe, number, row) for number, row in zip(rows, found, strict=True)]
+    return (_prepared(recipe, number, row) for number, row in zip(rows, found, strict=True))
 
 
 def _prepared(recipe: Recipe, number: int, row: Row | BadRowError) -> Prepared:
@@ -75,8 +80,8 @@ def _prepared(recipe: Recipe, number: int, row: Row | BadRowError) -> Prepared:
             raise row
         name = row_id(row, recipe.columns)
         pair = pair_of(row, recipe.columns)
-        before, source = _small(pair.source, recipe, pair.where)
-        _, target = _small(pair.target, recipe, pair.where)
+        before, source = _small(pair.source, recipe, f"{pair.where}, {recipe.columns.source}")
+        _, target = _small(pair.target, recipe, f"{pair.where}, {recipe.columns.target}")
     except BadRowError as error:
         return Reject(int(number), name, error.kind, str(error))
     after = (source.pixels.shape[1], source.pixels.shape[0])
@@ -103,17 +108,20 @@ def preparing(
 ) -> Iterator[Iterator[tuple[Tag, list[Prepared]]]]:
     """The prepared rows of each portion, in order, made ahead by ``workers`` processes (0: in this one, when asked).
 
-    Only a few portions are ever in memory. The processes end with this one, also if it is killed.
+    Only a few portions are ever in memory. The processes end with this one, also if it is killed; if what is done with
+    the rows fails or is interrupted, they end after the row that they are at.
     """
     if workers == 0:
         yield ((tag, prepare(recipe, rows)) for tag, rows in portions)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(recipe,))
+    stopped = context.RawValue(c_bool, False)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(recipe, stopped))
     try:
         yield _ahead(pool, portions, workers + 2)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        stopped.value = True
+        pool.shutdown(wait=True, cancel_futures=True)  # left to the end of the program, it now and then trips there
 
 
 def _ahead(
@@ -122,7 +130,8 @@ def _ahead(
     waiting: deque[tuple[Tag, Future[list[Prepared]]]] = deque()
     try:
         for tag, rows in portions:
-            waiting.append((tag, pool.submit(_work, rows)))
+            with _interrupts_later():  # the process that starts here never hears of Ctrl-C: its parent decides
+                waiting.append((tag, pool.submit(_work, rows)))
             if len(waiting) > ahead:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -136,13 +145,27 @@ def _ahead(
         ) from None
 
 
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Holds SIGINT back, here and for good in processes that are started meanwhile."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _recipe: Recipe
+_stopped: c_bool
 
 
-def _start_worker(recipe: Recipe) -> None:
-    global _recipe  # noqa: PLW0603 - a process of the pool has one recipe for its whole life
-    _recipe = recipe
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+def _start_worker(recipe: Recipe, stopped: c_bool) -> None:
+    global _recipe, _stopped  # a process of the pool has one recipe for its whole life
+    _recipe, _stopped = recipe, stopped
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where `_interrupts_later` can't hold it back
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -154,4 +177,8 @@ def _end_with_parent() -> None:
 
 
 def _work(rows: Sequence[int]) -> list[Prepared]:
-    return prepare(_recipe, rows)
+    prepared: list[Prepared] = []
+    ahead = _each(_recipe, rows)
+    while not _stopped.value and (row := next(ahead, None)) is not None:
+        prepared.append(row)
+    return prepared

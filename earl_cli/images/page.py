@@ -189,7 +189,7 @@ a:focus-visible { outline: 2px solid var(--focus); outline-offset: .25rem; borde
   grid-template-columns: repeat(auto-fill, minmax(min(9rem, 40vw), 1fr));
 }
 @media (min-width: 60rem) { .figures { grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); } }
-.figures:has(figure:nth-child(4)) { flex-basis: 100%; }
+.figures:has(figure:nth-child(3)) { flex-basis: 100%; }
 figure { margin: 0; }
 img {
   display: block; width: 100%; height: auto; max-height: 26rem; border-radius: .35rem;

@@ -136,7 +136,7 @@ def test_bad_pictures_are_left_out_with_their_reason(pairs: Path, tiny_model_dir
     reasons = {reject.id: (reject.row, reject.kind, reject.reason) for reject in store.rejects()}
     assert set(reasons) == {"p3", "p7"}
     assert reasons["p3"][:2] == (3, "picture")
-    assert "line 4: the file is empty" in reasons["p3"][2]
+    assert "line 4, source: the file is empty" in reasons["p3"][2]
     assert "t7.png: there is no such file" in reasons["p7"][2]
     assert heard == [
         {"rows": 0},
