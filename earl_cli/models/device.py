@@ -102,10 +102,19 @@ def _cuda(index: int | None) -> torch.device:
         hint = "check `nvidia-smi`" if built else "install the CUDA build of torch, or use --device cpu"
         raise DeviceError(what, where="cuda", hint=hint)
     count = torch.cuda.device_count()
-    index = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())) if index is None else index
+    index = _own_gpu(count) if index is None else index
     if index >= count:
         raise DeviceError(f"there are only {count} CUDA devices, numbered from 0", where=f"cuda:{index}")
     return torch.device("cuda", index)
+
+
+def _own_gpu(count: int) -> int:
+    """The one of a rank that torchrun or srun started (srun may show a task its own alone), else the current one."""
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ["LOCAL_RANK"])
+    if "SLURM_LOCALID" in os.environ:
+        return int(os.environ["SLURM_LOCALID"]) % count
+    return int(torch.cuda.current_device())
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -70,6 +70,15 @@ def test_a_gpu_takes_large_models_in_16_bits() -> None:
         plan("cuda:99")
 
 
+def test_a_rank_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert device._own_gpu(8) == 3
+    assert device._own_gpu(1) == 0  # srun shows a task the one that it bound to it
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device._own_gpu(8) == 1
+
+
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_CGROUP", tmp_path)
     unlimited = device.free_memory(torch.device("cpu"))
