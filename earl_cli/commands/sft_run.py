@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
 from earl_cli.config.loader import Resolved
@@ -12,13 +12,16 @@ from earl_cli.config.sft import SftConfig
 from earl_cli.console import console
 from earl_cli.dashboard import Figure, dashboard, gigabytes, scientific, whole
 from earl_cli.data.batches import ExampleData
+from earl_cli.errors import OutputError
+from earl_cli.files import is_aside
 from earl_cli.generation.engine import Sampling
 from earl_cli.models.bundle import Base, load_vision_of, open_base, save_trained
+from earl_cli.training.checkpoints import alone_in, written
 from earl_cli.training.distributed import adopt_slurm, check_processes, first_speaks, rank, stand_alone, world_size
 from earl_cli.training.gallery import draw_gallery
 from earl_cli.training.memory import Shape, estimate
 from earl_cli.training.precision import uses_bfloat16
-from earl_cli.training.sft import CHECKPOINTS, fine_tune, load_data, steps_of
+from earl_cli.training.sft import CHECKPOINTS, SftData, check_trackers, fine_tune, load_data, steps_of
 from earl_cli.training.trainee import load_trainee, merged
 
 GALLERIES, ADAPTER = "validation", "adapter"
@@ -87,24 +90,31 @@ MEMORY = ("weights", "gradients", "optimizer", "activations", "logits")
 
 def train(resolved: Resolved[SftConfig]) -> None:
     """Train, and write the model."""
+    config = resolved.config
     adopt_slurm()
-    if resolved.config.sharding != "none":
+    if config.sharding != "none":
         stand_alone()
     console.quiet |= rank() > 0  # of several processes the first speaks
     with first_speaks():
-        _train(resolved.config)
+        check_processes(config.processes, config.batch_size, config.accumulation)
+        check_trackers(config)
+        if config.output.exists() and not config.output.is_dir():
+            raise OutputError("this is a file, not a folder for the model", where=str(config.output))
+        base = open_base(config.model)
+        data = load_data(config, base.layout, _positions(base))
+        if data.skipped:
+            console.warn(f"{data.skipped} pairs have too many tokens and are left out")
+        with alone_in(config.output / CHECKPOINTS) if rank() == 0 else nullcontext():
+            _train(config, base, data)
 
 
-def _train(config: SftConfig) -> None:
-    check_processes(config.processes, config.batch_size, config.accumulation)
-    base = open_base(config.model)
-    data = load_data(config, base.layout, _positions(base))
-    if data.skipped:
-        console.warn(f"{data.skipped} pairs have too many tokens and are left out")
+def _train(config: SftConfig, base: Base, data: SftData) -> None:
     longest = int(data.train.rows.lengths[data.train.order].max())
     model, place = load_trainee(base, config, longest)
     console.note(str(place))
-    config.output.mkdir(parents=True, exist_ok=True)
+    if rank() == 0:
+        for left in filter(is_aside, config.output.rglob("*")):  # by a process that was killed
+            left.unlink()
     vision = load_vision_of(config.model, device=config.device) if _draws(config) else None
     sampling = Sampling(**dict(base.description.content.get("sampling") or {}))
 
@@ -122,11 +132,13 @@ def _train(config: SftConfig) -> None:
         result = fine_tune(config, model, base.layout, data, on_step, on_validation)
     if rank() > 0:
         return
-    if config.lora_rank:
-        model.save_pretrained(str(config.output / ADAPTER))
-        save_trained(base, merged(model, base), config.output, config.save_layout)
-    else:
-        save_trained(base, model, config.output, config.save_layout, state=result.weights)
+    with written("the model", config.output):
+        if config.lora_rank:
+            model.peft_config["default"].base_model_name_or_path = config.model
+            model.save_pretrained(str(config.output / ADAPTER), save_embedding_layers=False)  # else it asks the Hub
+            save_trained(base, merged(model, base), config.output, config.save_layout)
+        else:
+            save_trained(base, model, config.output, config.save_layout, state=result.weights)
     resumed = f", resumed from step {result.resumed_from}" if result.resumed_from else ""
     loss = f", validation loss {result.validation_loss:.4f}" if result.validation_loss is not None else ""
     console.say(

@@ -32,7 +32,8 @@ def tokenize_verify(
                 found = verify(store, progress.advance)
             if not found:
                 pairs = pair_count(store)
-                console.say(f"{folder}: {pairs:,} pairs in {len(store.shards):,} {"shard" if len(store.shards) == 1 else "shards"}: no problem found")
+                shards = f"{len(store.shards):,} shard{'' if len(store.shards) == 1 else 's'}"
+            console.say(f"{folder}: {pairs:,} pairs in {shards}: no problem found")
         except InputError as error:
             found = [Problem(error.where or str(folder), error.what)]
         problems += found

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-MARK = "complete"
+from earl_cli.config.sft import SftConfig
+from earl_cli.errors import OutputError, UsageError, explain
+
+MARK, LOCK = "complete", ".lock"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -19,10 +25,45 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found) if (path / MARK).is_file()]
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Raise OutputError while another training works in ``folder``. One that is killed lets go of it by itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            hint = f"wait for it, or end process {lock.read()}"
+            raise OutputError("another training is at work here", where=str(folder), hint=hint) from None
+        except OSError:  # a file system without locks
+            pass
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
 def newest(folder: Path) -> Path | None:
     """The checkpoint to go on from, if there is one."""
     whole = checkpoints(folder)
     return whole[-1] if whole else None
+
+
+def check_begun(checkpoint: Path, config: SftConfig, processes: int) -> None:
+    """Raise UsageError if the run was begun in a way in which today's can't go on."""
+    adapters = (checkpoint / "adapter_model.safetensors").is_file()
+    parts = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    partitioned = any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
+    sharding = "none" if not parts else "zero3" if partitioned else "zero2"
+    now = config.sharding.removesuffix("-offload")
+    if (adapters, sharding, parts) != (config.lora_rank is not None, now, processes if now != "none" else 0):
+        words = f"{'adapters' if adapters else 'every weight'} trained, sharding {sharding}"
+        raise UsageError(
+            f"this run was begun with {words}" + (f", {parts} processes" if parts else ""),
+            where=str(checkpoint),
+            hint="go on in the same way, or choose another --output",
+        )
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -32,6 +73,26 @@ def mark_complete(checkpoint: Path) -> None:
             with path.open("rb") as content:
                 os.fsync(content.fileno())
     (checkpoint / MARK).touch()
+
+
+@contextmanager
+def written(what: str, where: Path) -> Iterator[None]:
+    """Raise OutputError if the disk doesn't take ``what``; torch and safetensors have their own words for that."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError):
+            reason = explain(error).what
+        elif isinstance(error, SafetensorError):
+            reason = str(error).rpartition(": ")[2]
+        elif "inline_container" in str(error):
+            reason = "the disk is full, or takes no larger file"
+        else:
+            raise
+        hint = "make room and start again: the training goes on from its last checkpoint"
+        raise OutputError(f"{what} can't be written: {reason}", where=str(where), hint=hint) from error
 
 
 def drop_old(folder: Path, keep: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from earl_cli.errors import MissingExtraError, UsageError
+from earl_cli.errors import EarlError, MissingExtraError, UsageError
 
 Sharding = Literal["none", "zero2", "zero3", "zero3-offload"]
 PATIENCE = 10.0
@@ -52,10 +52,19 @@ def stand_alone() -> None:
 
 @contextmanager
 def first_speaks() -> Iterator[None]:
-    """What fails in every process is told once, by the first: the others wait, and torchrun ends them meanwhile."""
+    """What fails in every process is told once, by the first: the others wait, and torchrun ends them meanwhile.
+
+    Who only lost another process waits longest, so that the one with the reason speaks.
+    """
+    from torch.distributed import DistError
+
     try:
         yield
-    except Exception:
+    except Exception as error:
+        if isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+            time.sleep(2 * PATIENCE)
+            hint = "start again: the training goes on from its last checkpoint"
+            raise EarlError("another process of this training has ended", hint=hint) from error
         if rank() > 0:
             time.sleep(PATIENCE)
         raise

@@ -41,6 +41,12 @@ class Shape:
             config["vocab_size"],
         )
 
+    @property
+    def linear(self) -> int:
+        """The weights of the linear layers of the blocks."""
+        attention = 2 * self.hidden * (self.hidden + self.kv_width)
+        return self.layers * (attention + 3 * self.hidden * self.mlp)
+
     def adapters(self, rank: int) -> int:
         """The weights of low-rank adapters beside every linear layer of the blocks: rank · (inputs + outputs) each."""
         attention = 2 * (self.hidden + self.hidden) + 2 * (self.hidden + self.kv_width)
@@ -73,7 +79,9 @@ def estimate(shape: Shape, config: SftConfig, *, processes: int, bfloat16: bool,
     part = processes if config.sharding.startswith("zero3") else 1
     shared = processes if sharded else 1
     kept = number if sharded else 4
-    frozen_bytes = frozen // 2 if config.quantize == "4bit" else frozen * number
+    frozen_bytes = frozen * number
+    if config.quantize == "4bit":  # the embedding and the head stay
+        frozen_bytes = (frozen - shape.linear) * number + shape.linear // 2
     weights = (trained * kept + frozen_bytes) // part
     if not sharded and bfloat16:
         weights += 2 * trained  # autocast's copy

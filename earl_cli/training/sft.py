@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +27,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import ExampleData, Rows, collate, load_rows
 from earl_cli.data.mixture import Mixture, first_rows, mix
-from earl_cli.errors import EarlError, InputError, UsageError
+from earl_cli.errors import EarlError, InputError, MissingExtraError, UsageError
 from earl_cli.tokens.layout import Layout
-from earl_cli.training.checkpoints import drop_old, drop_torn, mark_complete, newest
+from earl_cli.training.checkpoints import check_begun, drop_old, drop_torn, mark_complete, newest, written
 from earl_cli.training.distributed import deepspeed_config, quiet_libraries, rank, world_size
 from earl_cli.training.losses import separate_heads, whole_head
 from earl_cli.training.precision import uses_bfloat16, uses_cpu
@@ -121,6 +123,8 @@ def fine_tune(
     quiet_libraries(uses_cpu(config))
     folder = config.output / CHECKPOINTS
     start = newest(folder)
+    if start:
+        check_begun(start, config, world_size())
     if rank() == 0:
         drop_torn(folder)
         cut_torn_line(config.output / LOG)
@@ -174,6 +178,7 @@ class SftTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.autocast = bfloat16 and not self.is_deepspeed_enabled
         self.tokens = 0
+        self.rows: list[str] = []  # of the current step, in this process
         self.model_accepts_loss_kwargs = True  # the loss is divided by the tokens of the whole step, not of a batch
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -183,18 +188,24 @@ class SftTrainer(Trainer):
         else:
             self.control.should_training_stop = True
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As in the Trainer. Raises OutputError if the disk doesn't take it."""
+        with written(f"the checkpoint of step {self.state.global_step}", Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in the Trainer. Raises EarlError, naming the batch's rows, for a loss that is no number."""
         ids = inputs.pop("ids")
         device = inputs["labels"].device.type
-        self.tokens += inputs["input_ids"].numel() if model.training else 0
+        if model.training:
+            self.tokens += inputs["input_ids"].numel()
+            self.rows += ids
         with torch.autocast(device, torch.bfloat16) if self.autocast else nullcontext():
             found = super().compute_loss(model, inputs, *args, **kwargs)
         loss: Tensor = found[0] if isinstance(found, tuple) else found
         if not torch.isfinite(loss.detach()):
-            shown = ", ".join(map(repr, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
             raise EarlError(
-                f"the loss is {loss.item()} after step {self.state.global_step}, in the batch of the rows {shown}",
+                f"the loss is {loss.item()} after step {self.state.global_step}, in the batch of {_named(ids)}",
                 where=str(Path(self.args.output_dir).parent),
                 hint="the last checkpoint is kept; look at these rows, or try a lower learning_rate",
             )
@@ -205,6 +216,18 @@ class SftTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             return self.compute_loss(model, inputs).detach(), None, None
+
+
+def _named(ids: Sequence[str], shown: int = 8) -> str:
+    more = f" and {len(ids) - shown} more" if len(ids) > shown else ""
+    return f"the rows {', '.join(map(repr, ids[:shown]))}{more}"
+
+
+def check_trackers(config: SftConfig) -> None:
+    """Raise MissingExtraError for a tracker that isn't installed."""
+    for tracker in config.trackers:
+        if find_spec(tracker) is None:
+            raise MissingExtraError(f"the tracker {tracker} isn't installed", hint='pip install "earl-cli[trackers]"')
 
 
 def arguments(config: SftConfig, folder: Path, *, evaluates: bool) -> TrainingArguments:
@@ -268,6 +291,38 @@ class _Reporter(TrainerCallback):
         self.on_validation, self.validation = on_validation, validation
         self.trainer: SftTrainer
         self.last: tuple[float, int] | None = None
+        self.parent = os.getppid()
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **_: Any,
+    ) -> None:
+        """A checkpoint brings the settings that the run was begun with; those of today count.
+
+        Weights of norms decay too, in every way of sharding: so they do under DeepSpeed, in the published training.
+        """
+        state.compute_steps(args, state.max_steps)
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        schedule.base_lrs = [self.config.learning_rate] * len(schedule.base_lrs)
+        for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+            group["initial_lr"] = self.config.learning_rate
+            group["lr"] = self.config.learning_rate * factor(schedule.last_epoch)
+            group["betas"], group["eps"] = self.config.betas, self.config.epsilon
+            group["weight_decay"] = self.config.weight_decay
+        schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.rows = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != self.parent:
+            hint = "start again: the training goes on from its last checkpoint"
+            raise EarlError("torchrun, which started this process, has ended", hint=hint)
 
     def on_log(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, logs: Any = None, **_: Any
@@ -276,15 +331,16 @@ class _Reporter(TrainerCallback):
         if "loss" in figures:
             figures |= self._pace()
         if state.is_world_process_zero:
-            with (self.config.output / LOG).open("a", encoding="utf-8") as log:
+            path = self.config.output / LOG
+            with written("the log", path), path.open("a", encoding="utf-8") as log:
                 log.write(json.dumps({"step": state.global_step, **figures}) + "\n")
             self.on_step(state.global_step, state.max_steps, figures)
         if not math.isfinite(figures.get("grad_norm", 0.0)):
-            raise EarlError(
-                f"the gradient is {figures['grad_norm']} at step {state.global_step}",
-                where=str(self.config.output),
-                hint="the last checkpoint is kept; try a lower learning_rate",
-            )
+            raise self._diverged(f"the gradient is {figures['grad_norm']} at step {state.global_step}")
+
+    def _diverged(self, what: str) -> EarlError:
+        where, hint = str(self.config.output), "the last checkpoint is kept; try a lower learning_rate"
+        return EarlError(f"{what}, of {_named(self.trainer.rows)}", where=where, hint=hint)
 
     def _pace(self) -> dict[str, float]:
         """Tokens of all processes a second since the last call, and the most memory used in bytes."""
@@ -303,16 +359,13 @@ class _Reporter(TrainerCallback):
     def on_save(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        finite = all(bool(torch.isfinite(weight).all()) for weight in model.parameters() if weight.requires_grad)
-        if not finite:
-            raise EarlError(
-                f"a weight is no number any more at step {state.global_step}",
-                where=str(self.config.output),
-                hint="the last checkpoint is kept; try a lower learning_rate",
-            )
+        weights = [getattr(weight, "ds_tensor", weight) for weight in model.parameters() if weight.requires_grad]
+        if not all(bool(torch.isfinite(weight).all()) for weight in weights):  # of ZeRO-3's, the part that is here
+            raise self._diverged(f"a weight is no number any more after step {state.global_step}")
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # every process has written its part
         if state.is_world_process_zero:
             folder = self.config.output / CHECKPOINTS
-            mark_complete(folder / f"checkpoint-{state.global_step}")
+            with written(f"the checkpoint of step {state.global_step}", folder):
+                mark_complete(folder / f"checkpoint-{state.global_step}")
             drop_old(folder, self.config.keep)

@@ -1,0 +1,304 @@
+"""``earl sft`` as a person types it: what is wrong is one message with an exit code, and what is right is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trainings import options, write_pairs
+
+from earl_cli.app import run
+from earl_cli.data.store import Manifest, Reject, create_or_resume, write_shard
+from earl_cli.models import names
+from earl_cli.models.bundle import load_model
+from earl_cli.models.language import load_language
+from earl_cli.training.checkpoints import checkpoints
+from earl_cli.training.sft import CHECKPOINTS
+
+SMALL = {"max_steps": 4, "batch_size": 2, "accumulation": 1, "warmup_steps": 1, "learning_rate": 3e-3}
+MORE = {"precision": "float32", "log_every": 1, "gradient_checkpointing": "false"}
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a run of the command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        return dict(json.loads(self.out))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("cli") / "store", 12)
+
+
+@pytest.fixture
+def sft(tiny_model_dir: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Runs ``earl sft`` with a model, data and an output folder unless others are given."""
+
+    def start(*args: object, **values: object) -> Said:
+        given = [str(arg) for arg in args]
+        usual: dict[str, object] = {"--model": tiny_model_dir, "--data": store, "-o": tmp_path / "out"}
+        usual = {flag: value for flag, value in usual.items() if flag not in given}
+        defaults = [str(part) for pair in usual.items() for part in pair]
+        code = run(["sft", *given, *defaults, "--device", "cpu", *options(**{**SMALL, **MORE, **values})])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Said(code, captured.out, captured.err)
+
+    return start
+
+
+def complaint(said: Said, code: int) -> str:
+    """The one message of a failure, and its hint."""
+    assert said.code == code, said.err
+    messages = [line for line in said.err.splitlines() if line.startswith(("error:", "hint:"))]
+    assert [line.split(":")[0] for line in messages] in (["error"], ["error", "hint"]), said.err
+    return "\n".join(messages)
+
+
+# -- data that can't be trained on -----------------------------------------------------------------------------------
+
+
+def test_an_empty_store(sft: Callable[..., Said], tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    create_or_resume(folder, Manifest(512, "vq", 1024, "set", 1, 1, None, {}, "data"))
+    write_shard(folder, 0, [], [Reject(0, "p0", "image", "«torn»")])
+    text = complaint(sft("--data", folder), 3)
+    assert f"error: {folder}: there is not a single pair in this data" in text
+
+
+def test_an_unfinished_store(sft: Callable[..., Said], tmp_path: Path) -> None:
+    folder = tmp_path / "unfinished"
+    create_or_resume(folder, Manifest(512, "vq", 1024, "set", 20, 3, None, {}, "data"))
+    write_shard(folder, 1, [], [])
+    text = complaint(sft("--data", folder), 3)
+    assert "this store is not finished: 2 of 3 shards are missing" in text
+    assert "hint: run the same earl tokenize again" in text
+
+
+def test_a_store_of_another_codebook(sft: Callable[..., Said], tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "other", 4, codes=32768)
+    text = complaint(sft("--data", folder), 3)
+    assert str(folder) in text
+    assert "32768" in text
+    assert "512" in text
+
+
+@pytest.mark.parametrize("flag", ["--data", "--validation"])
+def test_data_that_are_not_there(flag: str, sft: Callable[..., Said], tmp_path: Path) -> None:
+    text = complaint(sft(flag, tmp_path / "nowhere"), 3)
+    assert str(tmp_path / "nowhere") in text
+
+
+def test_a_chain_of_thought_that_no_row_has(sft: Callable[..., Said], store: Path) -> None:
+    text = complaint(sft("--cot-keys", "plan,boxes"), 3)
+    assert f"error: {store}: no row has a chain of thought 'boxes'" in text
+    assert "hint: the CoT keys are plan" in text
+
+
+# -- sequences that are too long -------------------------------------------------------------------------------------
+
+
+def test_too_long_sequences_are_counted_and_the_first_is_named(sft: Callable[..., Said], tmp_path: Path) -> None:
+    text = complaint(sft("--max-length", 52), 3)  # every third pair has 3 x 4 codes, the others fewer
+    assert "4 of 12 sequences are longer than 52 tokens: the first is '0-2', the longest has 57" in text
+    assert "--set too_long=skip" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_long_sequences_are_left_out_if_one_says_so(sft: Callable[..., Said]) -> None:
+    said = sft("--max-length", 52, "--json", too_long="skip")
+    assert said.code == 0, said.err
+    assert said.document["skipped"] == 4
+    assert "warning: 4 pairs have too many tokens and are left out" in said.err
+
+
+def test_if_all_are_too_long_none_is_left_out(sft: Callable[..., Said]) -> None:
+    assert "12 of 12 sequences are longer than 5 tokens" in complaint(sft("--max-length", 5, too_long="skip"), 3)
+
+
+def test_a_length_beyond_the_models(sft: Callable[..., Said]) -> None:
+    text = complaint(sft("--max-length", 5000), 2)
+    assert "max_length is 5000, but the model has only 4096 positions" in text
+    assert "hint: --max-length 4096" in text
+
+
+# -- options and values that can't be used ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "values", "expected"),
+    [
+        ((), {"epoch": 3}, "did you mean 'epochs'"),
+        ((), {"learning-rate": 3}, "did you mean 'learning_rate'"),
+        ((), {"batch_size": 0}, "batch_size"),
+        ((), {"sharding": "zero1"}, "sharding"),
+        ((), {"betas": "[0.9]"}, "betas"),
+        (("--coefficients", "1,2"), {}, "2 coefficients for 1 data sets"),
+        (("--coefficients", "much"), {}, "coefficients"),
+        (("--coefficients", "0.01"), {}, "the coefficients leave not a single pair"),
+        ((), {"quantize": "4bit"}, "set lora_rank as well"),
+        ((), {"lora_rank": 4, "sharding": "zero3"}, "use sharding none or zero2"),
+        (("--save-layout", "both"), {}, "save_layout"),
+        (("--config", "sft/simpel"), {}, "no such config file or recipe"),
+        (("--set", "epochs"), {}, "not of the form key=value"),
+        ((), {"processes": 4}, "this config is for 4 processes, 1 run"),
+    ],
+)
+def test_wrong_values(
+    args: tuple[str, ...], values: dict[str, object], expected: str, sft: Callable[..., Said], tmp_path: Path
+) -> None:
+    assert expected in complaint(sft(*args, **values), 2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "flag"), [(["-o", "out"], "--data"), (["--data", "store"], "--output"), ([], "--data")]
+)
+def test_missing_flags_are_named(args: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sft", *args]) == 2
+    assert f"give {flag}" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(sft: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "no model").mkdir()
+    assert "an empty folder" in complaint(sft("--model", tmp_path / "no model"), 4)
+
+
+def test_four_bits_need_a_gpu(sft: Callable[..., Said]) -> None:
+    assert "4-bit weights need an NVIDIA GPU" in complaint(sft(quantize="4bit", lora_rank=4), 5)
+
+
+def test_an_output_that_is_a_file(sft: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert str(tmp_path / "out") in complaint(sft(), 8)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_tracker_that_is_not_installed(sft: Callable[..., Said], tmp_path: Path) -> None:
+    missing = [name for name in ("wandb", "trackio") if find_spec(name) is None]
+    if not missing:
+        pytest.skip("every tracker is installed")
+    text = complaint(sft(trackers=json.dumps(["tensorboard", missing[0]])), 6)
+    assert f"the tracker {missing[0]} isn't installed" in text
+    assert not (tmp_path / "out").exists()
+
+
+# -- a loss that is no number ----------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_names_the_rows_and_keeps_the_last_good_checkpoint(
+    sft: Callable[..., Said], tmp_path: Path
+) -> None:
+    fine = sft(checkpoint_every=2)
+    assert fine.code == 0
+    kept = [path.name for path in checkpoints(tmp_path / "out" / CHECKPOINTS)]
+    assert kept == ["checkpoint-2", "checkpoint-4"]
+    for every, what in ((1, "the gradient is (nan|inf)"), (100, "a weight is no number")):  # when that is noticed first
+        wild = sft(checkpoint_every=2, max_steps=8, learning_rate=1e30, clip=1e30, log_every=every)
+        assert re.search(rf"error: .*{what} .* step \d, of the rows '0-\d+', '0-\d+'\nhint:", complaint(wild, 1)), (
+            wild.err
+        )
+        assert "the last checkpoint is kept" in wild.err
+        assert [path.name for path in checkpoints(tmp_path / "out" / CHECKPOINTS)] == kept
+    wild = sft(checkpoint_every=100, max_steps=8, learning_rate=1e30, clip=1e30, log_every=100)
+    assert re.search(r"the loss is nan after step 6, in the batch of the rows '0-\d+', '0-\d+'", complaint(wild, 1))
+    assert load_model(str(tmp_path / "out"), device="cpu").language.lm_head.weight.isfinite().all()
+    again = sft("--json", checkpoint_every=2, max_steps=8)
+    assert again.code == 0, again.err
+    assert again.document["resumed_from"] == 4
+
+
+# -- what is right ---------------------------------------------------------------------------------------------------
+
+
+def test_the_original_layout_loads_back(sft: Callable[..., Said], tmp_path: Path) -> None:
+    assert sft("-o", tmp_path / "native").code == 0
+    assert sft("-o", tmp_path / "original", "--save-layout", "original").code == 0
+    stored = json.loads((tmp_path / "original" / "config.json").read_text())
+    assert (stored["model_type"], stored["architectures"]) == (names.ORIGINAL_LANGUAGE, [names.LANGUAGE_CLASS])
+    native, original = (load_language(tmp_path / each).state_dict() for each in ("native", "original"))
+    assert native.keys() == original.keys()
+    assert all(torch.equal(native[name], original[name]) for name in native)
+    assert load_model(str(tmp_path / "original"), device="cpu").image_area == 32 * 32
+
+
+def test_a_plan_trains_nothing(sft: Callable[..., Said], tmp_path: Path, store: Path) -> None:
+    said = sft("--dry-run", "--json", "--data", store, "--data", store, "--coefficients", "1,0.5", epochs=3)
+    assert said.code == 0, said.err
+    plan = said.document
+    assert plan["steps"] == 4
+    assert [each["rows_an_epoch"] for each in plan["data"]] == [12, 6]
+    assert plan["origins"]["coefficients"] == "--coefficients"
+    assert plan["origins"]["epochs"] == "--set"
+    assert plan["memory"]["device"] > plan["memory"]["weights"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_says_what_the_training_does(sft: Callable[..., Said], tmp_path: Path, store: Path) -> None:
+    values = {"max_steps": "null", "epochs": 1.5, "accumulation": 4}
+    both = ["--data", store, "--data", store, "--coefficients", "1,0.4", "--json"]
+    planned = sft(*both, "--dry-run", **values).document
+    trained = sft(*both, **values).document
+    assert planned["steps"] == trained["steps"] == 3  # an epoch of 16 pairs is two steps of eight
+
+
+def test_tensorboard_writes_into_the_folder_of_the_run(sft: Callable[..., Said], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert sft(trackers='["tensorboard"]').code == 0
+    (events,) = (tmp_path / "out").rglob("events.out.tfevents.*")
+    read = EventAccumulator(str(events.parent))
+    read.Reload()
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    logged = [line["loss"] for line in log if "loss" in line]
+    assert [scalar.value for scalar in read.Scalars("train/loss")] == pytest.approx(logged)
+    assert [scalar.step for scalar in read.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
+def test_a_run_goes_on_with_the_settings_of_today(sft: Callable[..., Said], tmp_path: Path) -> None:
+    """What the message about a loss that is no number advises must help."""
+    assert sft(min_learning_rate=0).code == 0
+    assert sft(max_steps=8, learning_rate=1e-4, min_learning_rate=0).code == 0
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["learning_rate"] for line in log if "loss" in line}
+    assert rates[2] == pytest.approx(3e-3)
+    for step in range(5, 9):
+        done = (step - 1 - 1) / (8 - 1)  # of the descent, which follows one step of warm-up
+        assert rates[step] == pytest.approx(1e-4 * (1 + math.cos(math.pi * done)) / 2, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_stdout_is_one_document_and_stderr_has_no_noise(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "earl_cli",
+        "sft",
+        "--model",
+        tiny_model_dir,
+        "--data",
+        store,
+        "-o",
+        tmp_path / "x",
+    ]
+    more = ["--json", "--device", "cpu", *options(**SMALL, **MORE)]
+    done = subprocess.run([*map(str, command), *more], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["steps"] == 4
+    assert [line for line in done.stderr.splitlines() if "Warning" in line or line.startswith("[")] == []
