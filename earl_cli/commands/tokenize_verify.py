@@ -33,7 +33,7 @@ def tokenize_verify(
             if not found:
                 pairs = pair_count(store)
                 shards = f"{len(store.shards):,} shard{'' if len(store.shards) == 1 else 's'}"
-            console.say(f"{folder}: {pairs:,} pairs in {shards}: no problem found")
+                console.say(f"{folder}: {pairs:,} pairs in {shards}: no problem found")
         except InputError as error:
             found = [Problem(error.where or str(folder), error.what)]
         problems += found
