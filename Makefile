@@ -8,6 +8,7 @@ PHOTO       ?= docs/photos/palace.jpg
 INSTRUCTION ?= make it snowy
 SEED        ?= 7
 WORKERS     ?= 2
+KILLS       ?= 200
 
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -15,13 +16,13 @@ BASE := $(VENV)/.installed
 DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-fast lint types bench gpu-check embedded-model
+.PHONY: help demo test check check-fast lint types bench soak gpu-check embedded-model
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  No GPU and no model hub is needed. Variables: PYTHON VENV TORCH PHOTO INSTRUCTION SEED OUT WORK WORKERS."
+	@echo "  No GPU and no model hub is needed. Variables: PYTHON VENV TORCH PHOTO INSTRUCTION SEED OUT WORK WORKERS KILLS."
 	@echo "  A small torch on Linux without a GPU: make demo TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'"
 
 $(BASE): pyproject.toml constraints.txt
@@ -65,6 +66,9 @@ types: $(DEV) ## mypy, strict
 
 bench: $(DEV) ## every speed claim: both sides and their ratio
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program; done
+
+soak: $(DEV) ## kill earl tokenize 200 times (KILLS) at random moments and compare what it makes after all
+	@EARL_SOAK_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/end_to_end/test_tokenize_killed.py -k over_and_over
 
 gpu-check: $(DEV) ## on a machine with a GPU: the tests marked gpu, and the doctor
 	@$(BIN)/python -m pytest -m gpu

@@ -127,6 +127,7 @@ def tokenize(
     find_columns(columns, found.columns, found.name)
     console.say(f"{row_count(found)} rows in {place.path}")
 
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes large pages: a CPU encodes up to a third faster
     from earl_cli.data.tokenizing import Tally, TokenizeSettings, tokenize
     from earl_cli.models.bundle import load_vision_of
     from earl_cli.version import version

@@ -22,6 +22,7 @@ from earl_cli.data.pairs import Columns, find_columns
 from earl_cli.data.preparing import Prepared, PreparedPair, Recipe, Small, preparing
 from earl_cli.data.sources import Source
 from earl_cli.data.store import (
+    MANIFEST,
     Manifest,
     Reject,
     Store,
@@ -33,6 +34,7 @@ from earl_cli.data.store import (
     write_shard,
 )
 from earl_cli.errors import InputError
+from earl_cli.files import remove_asides
 from earl_cli.models.vision import encode, pixels_of
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from transformers import Emu3VQVAE
 
 ROWS_PER_SHARD = 512
-PIXELS_A_BATCH = {"cpu": 16 * 96 * 96, "mps": 8 * 65536, "cuda": 32 * 65536}
+PIXELS_A_BATCH = {"cpu": 4 * 96 * 96, "mps": 8 * 65536, "cuda": 32 * 65536}
 ENOUGH_TO_JUDGE = 100
 
 
@@ -131,7 +133,10 @@ def tokenize(
     on_rows(tally)
     _fill(output, missing, order, recipe, vision, settings, tally, on_rows)
     tally.check(settings.max_reject_rate, 1)
-    return open_store(output)
+    store = open_store(output)
+    if store.complete:
+        remove_asides(output / MANIFEST)  # of a process that was killed; while ranks start, one may be in use
+    return store
 
 
 def _fill(

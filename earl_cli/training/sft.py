@@ -31,7 +31,7 @@ from earl_cli.errors import EarlError, InputError, MissingExtraError, UsageError
 from earl_cli.tokens.layout import Layout
 from earl_cli.training.checkpoints import check_begun, drop_old, drop_torn, mark_complete, newest, written
 from earl_cli.training.distributed import deepspeed_config, quiet_libraries, rank, world_size
-from earl_cli.training.losses import separate_heads, whole_head
+from earl_cli.training.losses import labelled, separate_heads, whole_head
 from earl_cli.training.precision import uses_bfloat16, uses_cpu
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def load_data(config: SftConfig, layout: Layout, positions: int) -> SftData:
     order = mixture.rows
     short = rows.lengths[order] <= limit
     if not short.all():
-        check_lengths(rows, limit, config.too_long)
+        check_lengths(rows, limit, config.too_long if short.any() else "error")
         order = order[short]
     validation = None
     if config.validation:
@@ -211,11 +211,22 @@ class SftTrainer(Trainer):
             )
         return found
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the Trainer, with the mean over the tokens and not that of the batches' means."""
+        self.held = torch.zeros(2, dtype=torch.float32, device=self.args.device)
+        output = super().evaluation_loop(*args, **kwargs)
+        total, tokens = self.accelerator.reduce(self.held).tolist()
+        output.metrics["eval_loss"] = total / tokens
+        return output
+
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, None, None]:
         """The loss of a validation batch."""
         inputs = self._prepare_inputs(inputs)
+        tokens = labelled(inputs["labels"])
         with torch.no_grad():
-            return self.compute_loss(model, inputs).detach(), None, None
+            loss = self.compute_loss(model, inputs).detach()
+        self.held += torch.stack([loss * tokens, torch.full_like(loss, tokens)])
+        return loss, None, None
 
 
 def _named(ids: Sequence[str], shown: int = 8) -> str:

@@ -133,6 +133,16 @@ def test_if_all_are_too_long_none_is_left_out(sft: Callable[..., Said]) -> None:
     assert "12 of 12 sequences are longer than 5 tokens" in complaint(sft("--max-length", 5, too_long="skip"), 3)
 
 
+def test_if_all_of_a_sample_are_too_long_none_is_left_out(sft: Callable[..., Said]) -> None:
+    """Of the two pairs that a seed chooses, both are among the long ones now and then."""
+    for seed in range(100):
+        said = sft("--max-length", 47, "--coefficients", "0.17", too_long="skip", seed=seed, max_steps=1)
+        if said.code:
+            assert "8 of 12 sequences are longer than 47 tokens" in complaint(said, 3)
+            return
+    raise AssertionError("no seed had only long ones")
+
+
 def test_a_length_beyond_the_models(sft: Callable[..., Said]) -> None:
     text = complaint(sft("--max-length", 5000), 2)
     assert "max_length is 5000, but the model has only 4096 positions" in text

@@ -18,6 +18,7 @@ from trainings import Trainings, free_port, options, torchrun, write_pairs
 from transformers import Emu3ForCausalLM
 from victims import Run
 
+from earl_cli.data.batches import collate, load_rows
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.models.bundle import load_model
 from earl_cli.training import distributed
@@ -120,6 +121,38 @@ def test_the_model_loads_here_and_in_transformers(sharding: str, together: dict[
         state = language.state_dict()
         assert state.keys() == stored.keys()
         assert all(torch.equal(state[name], stored[name]) for name in stored)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "zero2"])
+def test_the_first_process_draws_and_no_bit_changes(
+    sharding: str, setting: Setting, together: dict[str, tuple[Path, list[Run]]], tmp_path: Path
+) -> None:
+    data = setting.arguments[setting.arguments.index("--data") + 1]
+    held = ("--validation", data, *options(validate_every=2, gallery_rows=2, sharding=sharding))
+    setting.run(tmp_path / "out", 2, *held)
+    model = together[sharding][0] / "model.safetensors"
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == model.read_bytes()
+    pages = sorted(path.name for path in (tmp_path / "out" / "validation").iterdir())
+    assert pages == [f"step-{step:06}.html" for step in (2, 4, 5)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "sharding"), [(1, "none"), (2, "none"), (2, "zero3")])
+def test_the_validation_loss_is_the_mean_over_all_tokens(
+    count: int, sharding: str, setting: Setting, tmp_path: Path
+) -> None:
+    """Whatever the batches were; rows have 17, 20 or 23 tokens with loss here."""
+    data = setting.arguments[setting.arguments.index("--data") + 1]
+    setting.run(tmp_path / "out", count, "--validation", data, *options(gallery_rows=0, sharding=sharding))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    model = load_model(str(tmp_path / "out"), device="cpu")
+    rows = load_rows([Path(str(data))], model.layout)
+    batch = collate([("", rows.example(row)) for row in range(len(rows))], model.layout.vocabulary.pad)
+    with torch.no_grad():
+        logits = model.language(batch["input_ids"]).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    assert [line["eval_loss"] for line in lines if "eval_loss" in line][-1] == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.slow
