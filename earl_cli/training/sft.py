@@ -127,6 +127,7 @@ def fine_tune(
         check_begun(start, config, world_size())
     if rank() == 0:
         drop_torn(folder)
+        drop_old(folder, config.keep)  # a run may have been killed before it came to that
         cut_torn_line(config.output / LOG)
     reporter = _Reporter(config, on_step, on_validation, data.validation)
     trainer = SftTrainer(

