@@ -1,0 +1,168 @@
+"""The config of reinforcement learning; names and defaults are the published ones (arXiv 2508.01119 and its code).
+
+Fields from ``data`` on are EARL's own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from earl_cli.tokens.layout import THINKING_START, Mode
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Amount = Annotated[float, Field(ge=0)]
+Above = Annotated[float, Field(gt=0)]
+Coefficients = tuple[Above, ...]
+
+FINAL_REWARDS = ("viescore", "ground_score", "sqrt(viescore_pqxground_score)")
+
+
+class RlConfig(BaseModel):
+    """Every setting of ``earl rl``.
+
+    One iteration samples ``generations_per_sample`` edits of each of ``episodes_per_iteration /
+    generations_per_sample`` prompts, over all processes together, and updates the weights from them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_name: str | None = None
+    base_exp_dir: Path | None = None  # with run_name: where the run goes, unless output says so
+    model_path: str | None = "mair-lab/sft-simple"  # None: the model that ships with the package
+    model_revision: str | None = None
+    tokenizer_path: str | None = None  # None: the model's own
+    train_paths_file: Path | None = None  # a list of data sets, in place of data
+    coefficients: Coefficients | None = None  # None: every set as large as the largest
+    val_paths_file: Path | None = None
+    val_coefficients: Coefficients | None = None
+    assistant_prefill: str | None = "<|image start|>"  # what the answer begins with; it decides the mode
+
+    num_iterations: Positive = 2000
+    episodes_per_iteration: Positive = 128
+    generations_per_sample: Annotated[int, Field(ge=2)] = 8
+    kl_coeff: Amount = 0.0003
+    temperature: Above = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: int = -1
+    max_response_tokens: Positive = 2048
+    model_context_size: Positive = 3000
+    per_device_batch_size: Positive = 8
+    vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
+    random_seed: int = 42
+    emu3_use_logit_processor: bool = True
+    separate_language_and_vision_vocabs: bool = True
+    train_text_tokens_only: bool = False
+    text_only_cycle_steps: Positive = 10
+    text_only_steps: Positive = 10
+    train_vision_tokens_only: bool = False
+    vision_only_cycle_steps: Positive = 10
+    vision_only_steps: Positive = 10
+    reward_function_api_base: str | None = None
+    reward_function_api_model_name: str = "Qwen/Qwen2.5-VL-72B-Instruct"
+    reward_compute_viescore: bool = True
+    reward_compute_ground_score: bool = False
+    reward_final_reward: str = "viescore"
+    log_episodes_every_n_iterations: Positive = 5
+    save_checkpoints_every_n_iterations: Positive = 100
+    keep_checkpoints_every_n_iterations: Positive = 100
+    push_to_hub_every_n_iterations: Positive = 100
+    learning_rate: Above = 3e-6
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    epsilon: Above = 1e-8
+    weight_decay: Amount = 0.0
+    clip: Above = 1.0
+    gradient_checkpointing: bool = True
+
+    data: tuple[Path, ...] = ()
+    validation: tuple[Path, ...] = ()
+    output: Path | None = None
+    reward: str | dict[str, float] | None = (
+        None  # None: reward_final_reward; a name, module:function, or a weighted sum
+    )
+    rubrics: Path | None = None  # wording of the judge's task in place of the package's
+    judge_api_key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if there is one
+    judge_at_once: Positive = 64
+    judge_timeout: Above = 120.0  # seconds for one answer
+    judge_patience: Above = 7200.0  # seconds that a run waits for a judge that is down
+    engine: Literal["auto", "transformers"] = "auto"
+    train_forced_tokens: bool = False  # as published; the grammar leaves them no choice
+    advantage_over_std: bool = True  # False: Dr. GRPO, arXiv 2503.20783
+    drop_groups_without_signal: bool = False  # DAPO, arXiv 2503.14476: they don't count in the mean over tokens either
+    updates_per_iteration: Positive = 1
+    clip_low: Share = 0.2  # with several updates: PPO's range of the ratio is 1 - clip_low to 1 + clip_high
+    clip_high: Above = 0.2  # DAPO: 0.28
+    entropy_coeff: Amount = 0.0
+    warmup_iterations: Count = 0
+    lora_rank: Positive | None = None  # None: every weight is trained
+    lora_alpha: Positive = 32
+    sharding: Literal["none", "zero2", "zero3", "zero3-offload"] = "none"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    device: str = "auto"
+    processes: Positive | None = None
+    validate_every: Positive = 50
+    validation_rows: Positive = 64
+    gallery_rows: Positive = 9
+    keep: Positive = 2  # whole checkpoints to go on from; of older ones the kept have their model only
+    push_to_hub: str | None = None  # a repository that gets the checkpoints as revisions
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    save_layout: Literal["native", "original"] = "native"
+
+    @property
+    def mode(self) -> Mode:
+        """What the published prefill stands for; what is really prefilled is `Layout.prompt`'s, as in training."""
+        return mode_of(self.assistant_prefill)
+
+    @property
+    def prompts_per_iteration(self) -> int:
+        """Prompts that an iteration draws, over all processes."""
+        return self.episodes_per_iteration // self.generations_per_sample
+
+    @property
+    def folder(self) -> Path:
+        """Where the run goes."""
+        if self.output is not None:
+            return self.output
+        return (self.base_exp_dir or Path()) / (self.run_name or "rl")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.episodes_per_iteration % self.generations_per_sample:
+            raise ValueError(
+                f"episodes_per_iteration {self.episodes_per_iteration} is no multiple of generations_per_sample "
+                f"{self.generations_per_sample}"
+            )
+        if self.train_text_tokens_only and self.train_vision_tokens_only:
+            raise ValueError("train_text_tokens_only and train_vision_tokens_only exclude each other")
+        if self.output is None and self.run_name is None:
+            raise ValueError("say where the run goes: --output, or run_name and base_exp_dir")
+        if not self.data and self.train_paths_file is None:
+            raise ValueError("say what to train on: --data, or train_paths_file")
+        if self.data and self.train_paths_file is not None:
+            raise ValueError("data and train_paths_file exclude each other")
+        if self.lora_rank is not None and self.sharding.startswith("zero3"):
+            raise ValueError("adapters are small enough not to be sharded by ZeRO-3: use sharding none or zero2")
+        if self.reward is None and self.reward_final_reward not in FINAL_REWARDS:
+            raise ValueError(f"reward_final_reward is none of {', '.join(FINAL_REWARDS)}")
+        mode_of(self.assistant_prefill)
+        return self
+
+
+def mode_of(prefill: str | None) -> Mode:
+    """The mode of a published prefill, or of the mode's own name. Raises ValueError for one that is neither."""
+    if prefill in ("edit", "reasoning", "mixed"):
+        return prefill  # type: ignore[return-value]
+    if prefill is None or not prefill:
+        return "mixed"
+    if THINKING_START in prefill:
+        return "reasoning"
+    if prefill.startswith("<|image start|>"):
+        return "edit"
+    raise ValueError(
+        f"assistant_prefill {prefill!r} is neither a mode (edit, reasoning, mixed) nor a published prefill"
+    )

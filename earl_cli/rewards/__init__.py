@@ -1,0 +1,1 @@
+"""What an edit is worth: judges, the offline reference, their combinations."""
