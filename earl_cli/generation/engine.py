@@ -42,13 +42,14 @@ class Request:
     """One prompt (ids as `Layout.prompt` makes them) and a completion to be drawn for each seed.
 
     ``grid`` is the edited picture's in edit mode; in the other modes it is the one to fall back on. None stands for the
-    source picture's own.
+    source picture's own. Without ``grammar`` any id may come at any place.
     """
 
     prompt: tuple[int, ...]
     mode: Mode
     grid: Grid | None
     seeds: tuple[int, ...]
+    grammar: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from earl_cli.generation.decoder import Decoder
 from earl_cli.generation.engine import Completion, OnProgress, Request, Sampling, grid_of_request
 from earl_cli.generation.sampling import draw, uniforms
 from earl_cli.models.device import free_memory
-from earl_cli.tokens.grammar import GrammarState, start_state
+from earl_cli.tokens.grammar import FreeState, GrammarState, start_state
 from earl_cli.tokens.layout import Layout
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class _Lane:
 
     request: int
     index: int
-    state: GrammarState
+    state: GrammarState | FreeState
     prompt: int
     uniforms: list[float]
     ids: list[int] = field(default_factory=list)
@@ -73,7 +73,7 @@ class _Job:
     request: int
     indices: tuple[int, ...]
     prompt: tuple[int, ...]
-    state: GrammarState
+    state: GrammarState | FreeState
     room: int
 
 
@@ -81,7 +81,8 @@ class TransformersEngine:
     """Samples from an `Emu3ForCausalLM` where it is, in the type it has; its weights may change between two calls.
 
     ``max_batch_tokens``: how many tokens the cache may hold at once; None takes half of the free memory.
-    ``max_text_tokens`` limits the text before a picture in the modes that have some.
+    ``max_text_tokens`` limits the text before a picture in the modes that have some, ``max_positions`` a prompt and its
+    completion together, below what the model has.
     Raises ModelError if the model's vocabulary isn't the layout's.
     """
 
@@ -92,13 +93,14 @@ class TransformersEngine:
         *,
         max_batch_tokens: int | None = None,
         max_text_tokens: int = MAX_TEXT_TOKENS,
+        max_positions: int | None = None,
     ) -> None:
         if model.config.vocab_size != layout.vocabulary.size:
             what = f"the model has {model.config.vocab_size} ids, the layout's vocabulary {layout.vocabulary.size}"
             raise ModelError(what, hint="model and tokenizer belong to different models")
         self.model, self.layout = model, layout
         self.max_batch_tokens, self.max_text_tokens = max_batch_tokens, max_text_tokens
-        self.positions = int(model.config.max_position_embeddings)
+        self.positions = min(int(model.config.max_position_embeddings), max_positions or 1 << 62)
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, on_progress: OnProgress | None = None
@@ -129,7 +131,7 @@ class TransformersEngine:
                 for _ in self._run(batch, lanes, sampling):
                     if on_progress is not None:
                         now = produced + sum(len(lane.ids) for lane in lanes)
-                        on_progress(now, now + rest + sum(_ahead(lane) for lane in lanes))
+                        on_progress(now, now + rest + sum(0 if lane.over else lane.state.expected for lane in lanes))
                 produced += sum(len(lane.ids) for lane in lanes)
                 done |= {(lane.request, lane.index): _completion(lane) for lane in lanes}
         return [[done[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
@@ -141,14 +143,20 @@ class TransformersEngine:
             raise InputError("an empty prompt", where=where)
         if min(request.prompt) < 0 or max(request.prompt) >= self.layout.vocabulary.size:
             raise InputError("the prompt holds ids outside the vocabulary", where=where)
-        state = start_state(self.layout, request.mode, grid, self.max_text_tokens, 2 * grid.codes)
-        least = len(request.prompt) + (0 if state.image else len(self.layout.opening(grid))) + grid.tokens + 1
+        state: GrammarState | FreeState = start_state(
+            self.layout, request.mode, grid, self.max_text_tokens, 2 * grid.codes
+        )
+        drawing = isinstance(state, GrammarState) and state.image is not None
+        least = len(request.prompt) + (0 if drawing else len(self.layout.opening(grid))) + grid.tokens + 1
         if least > self.positions:
             what = f"a prompt of {len(request.prompt)} tokens and a picture of {grid} codes"
             what = f"{what} are more than the model's {self.positions} positions"
             raise InputError(what, where=where, hint="a smaller image area takes fewer tokens")
-        text = 0 if state.image else min(self.max_text_tokens, TEXT_AT_FIRST)
+        text = 0 if drawing else min(self.max_text_tokens, TEXT_AT_FIRST)
         room = min(least + text, self.positions)
+        if not request.grammar:
+            most = least - len(request.prompt) + (0 if drawing else self.max_text_tokens)
+            state = FreeState(self.layout.vocabulary, min(most, self.positions - len(request.prompt)))
         return _Job(index, tuple(range(len(request.seeds))), request.prompt, state, room)
 
     def _uniforms(self, seed: int) -> list[float]:
@@ -192,7 +200,8 @@ class TransformersEngine:
             _sample(active, hidden, decoder, sampling)
             for lane in active:
                 lane.take_forced()
-                lane.cut = not lane.state.done and lane.prompt + len(lane.ids) >= self.positions
+                full = lane.prompt + len(lane.ids) >= self.positions
+                lane.cut = not lane.state.done and (full or lane.state.longest == 0)
             yield None
             going = [i for i, lane in enumerate(active) if not lane.over]
             if not going:
@@ -240,14 +249,6 @@ def _sample(active: Sequence[_Lane], hidden: Tensor, decoder: Decoder, sampling:
 def _filled(lanes: int) -> int:
     """Lanes that a batch is filled up to, so that small batches meet the same matrix kernels."""
     return 4 if lanes <= 4 else max(8, lanes)
-
-
-def _ahead(lane: _Lane) -> int:
-    """Tokens that a completion is expected to need still."""
-    if lane.over:
-        return 0
-    rules = lane.state.rules
-    return lane.state.longest if lane.state.image else min(lane.state.longest, rules.image.length + len(rules.opening))
 
 
 def _completion(lane: _Lane) -> Completion:

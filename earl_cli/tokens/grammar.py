@@ -102,6 +102,11 @@ class GrammarState:
         ahead = header + 1 + max(default, largest)
         return ahead if self.header is not None else ahead + self.rules.max_text_tokens - self.offset + 1
 
+    @property
+    def expected(self) -> int:
+        """The tokens that are likely still to come: a picture of the default grid, without more text."""
+        return self.longest if self.image else min(self.longest, self.rules.image.length + len(self.rules.opening))
+
     def choices(self) -> Choices:
         """The ids that `advance` accepts."""
         vocabulary = self.rules.layout.vocabulary
@@ -153,6 +158,28 @@ class GrammarState:
             return _force(self.rules, 0)
         readable = _HEADER_SO_FAR.fullmatch(layout.text.decode(longer))
         return GrammarState(self.rules, header=longer) if readable else _force(self.rules, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class FreeState:
+    """No grammar: any id of the vocabulary, up to eos or ``longest`` more tokens. Has what a `GrammarState` has."""
+
+    vocabulary: Vocabulary
+    longest: int
+    done: bool = False
+
+    @property
+    def expected(self) -> int:
+        """The tokens that may still come."""
+        return 0 if self.done else self.longest
+
+    def choices(self) -> Choices:
+        """All ids."""
+        return Choices(None, 0, self.vocabulary.size)
+
+    def advance(self, token: int) -> FreeState:
+        """The state after ``token``."""
+        return FreeState(self.vocabulary, self.longest - 1, token == self.vocabulary.eos)
 
 
 def _force(rules: Rules, opened: int) -> GrammarState:

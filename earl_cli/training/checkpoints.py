@@ -1,4 +1,7 @@
-"""Checkpoints that can't be half-chosen: one counts once its mark is written, and only then are old ones dropped."""
+"""Checkpoints that can't be half-chosen: one counts once its mark is written, and only then are old ones dropped.
+
+An old one may stay as a model alone, to be used and not to go on from; it has another mark.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,15 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from earl_cli.config.sft import SftConfig
 from earl_cli.errors import OutputError, UsageError, explain
 
-MARK, LOCK = "complete", ".lock"
-_NAME = re.compile(r"checkpoint-(\d+)")
+MARK, MODEL_ONLY, LOCK = "complete", "model-only", ".lock"
+_NAME = re.compile(r"(?:checkpoint-|ckpt_)(\d+)")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -95,20 +98,42 @@ def written(what: str, where: Path) -> Iterator[None]:
         raise OutputError(f"{what} can't be written: {reason}", where=str(where), hint=hint) from error
 
 
-def drop_old(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` whole checkpoints."""
+def drop_old(folder: Path, keep: int, spared: Callable[[int], bool] | None = None, model: str = "") -> None:
+    """Remove all but the newest ``keep`` whole checkpoints; of ``spared`` numbers the sub-folder ``model`` stays."""
     for path in checkpoints(folder)[:-keep]:
-        _remove(path)
-
-
-def drop_torn(folder: Path) -> None:
-    """Remove the checkpoints that an interruption left half-written."""
-    whole = checkpoints(folder)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if _NAME.fullmatch(path.name) and path not in whole:
+        if spared is not None and spared(_number(path)):
+            (path / MODEL_ONLY).touch()
+            _strip(path, model)
+        else:
             _remove(path)
 
 
-def _remove(checkpoint: Path) -> None:
+def drop_torn(folder: Path, model: str = "") -> None:
+    """Remove what an interruption left half-written or half-removed."""
+    whole = checkpoints(folder)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _NAME.fullmatch(path.name) and path not in whole:
+            if (path / MODEL_ONLY).is_file():
+                _strip(path, model)
+            else:
+                _remove(path)
+
+
+def _number(checkpoint: Path) -> int:
+    match = _NAME.fullmatch(checkpoint.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _strip(checkpoint: Path, model: str) -> None:
+    """Remove all but the sub-folder ``model``."""
     (checkpoint / MARK).unlink(missing_ok=True)  # first, so that it doesn't count while it goes
+    for path in checkpoint.iterdir():
+        if path.is_dir() and path.name != model:
+            shutil.rmtree(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    (checkpoint / MARK).unlink(missing_ok=True)
+    (checkpoint / MODEL_ONLY).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)

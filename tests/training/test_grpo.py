@@ -16,6 +16,10 @@ from earl_cli.training.grpo import Objective, advantages, has_signal, k3, token_
 rewards_of_a_group = st.lists(st.floats(0, 10), min_size=1, max_size=8)
 
 
+def double(values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 @given(rewards_of_a_group, st.booleans())
 def test_advantages(rewards: list[float], over_std: bool) -> None:
     mean = sum(rewards) / len(rewards)
@@ -28,11 +32,11 @@ def test_advantages(rewards: list[float], over_std: bool) -> None:
 @given(rewards_of_a_group, st.integers(0, 8))
 def test_a_missing_reward_changes_nothing_for_the_others(rewards: list[float], place: int) -> None:
     gaps = [*rewards[:place], math.nan, *rewards[place:]]
-    found = advantages(torch.tensor(gaps))
-    there = advantages(torch.tensor(rewards))
+    found = advantages(double(gaps))
+    there = advantages(double(rewards))
     assert torch.equal(found[~found.isnan()], there)
     assert int(found.isnan().sum()) == 1
-    assert has_signal(torch.tensor(gaps)) == has_signal(torch.tensor(rewards)) == (len(set(rewards)) > 1)
+    assert has_signal(double(gaps)) == has_signal(double(rewards)) == (len(set(rewards)) > 1)
 
 
 def test_no_reward_at_all_is_no_signal() -> None:
