@@ -1,9 +1,14 @@
-"""Read a config: a file in Jsonnet, JSON or YAML, then single values from the command line, then validation."""
+"""Read a config: a file in Jsonnet, JSON or YAML, then single values from the command line, then validation.
+
+Environment variables whose names begin with ``APP__`` reach Jsonnet, as ``std.extVar('APP__DATA_DIR')``.
+"""
 
 from __future__ import annotations
 
 import difflib
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,6 +20,9 @@ from pydantic import BaseModel, ValidationError
 from earl_cli.errors import UsageError
 
 Config = TypeVar("Config", bound=BaseModel)
+
+EXTERNAL = "APP__"
+_PUBLISHED = ("APP__DATA_DIR", "APP__BASE_EXP_DIR", "APP__REWARD_FUNCTION_API_BASE", "APP__RUN_NAME")
 
 
 @dataclass(frozen=True)
@@ -101,9 +109,7 @@ def recipes() -> list[str]:
 
 def _read(path: Path) -> Any:
     if path.suffix in {".jsonnet", ".libsonnet"}:
-        import rjsonnet
-
-        return json.loads(rjsonnet.evaluate_file(str(path)))
+        return _evaluate(path)
     text = path.read_text(encoding="utf-8")
     if path.suffix in {".yaml", ".yml"}:
         import yaml
@@ -113,6 +119,25 @@ def _read(path: Path) -> Any:
         except yaml.YAMLError as error:
             raise ValueError(str(error)) from None
     return json.loads(text)
+
+
+def _evaluate(path: Path) -> Any:
+    import rjsonnet
+
+    given = {name: value for name, value in os.environ.items() if name.startswith(EXTERNAL)}
+    try:
+        return json.loads(rjsonnet.evaluate_file(str(path), ext_vars=given))
+    except RuntimeError as error:
+        missing = re.match(r"external variable is not defined: (\S+)", str(error))
+        if missing is None:
+            raise
+        name = missing[1]
+        what, hint = f"the environment variable {name} is not set", f"export {name}=…"
+        if not name.startswith(EXTERNAL):
+            near = difflib.get_close_matches(name, {*_PUBLISHED, *given}, 1)
+            what = f"no variable {name} reaches a config: their names begin with {EXTERNAL}"
+            hint = f"did you mean {near[0]!r}?" if near else f"call it {EXTERNAL}{name}"
+        raise UsageError(what, where=str(path), hint=hint) from None
 
 
 def _plain(text: str) -> Any:

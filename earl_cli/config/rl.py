@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from earl_cli.tokens.layout import THINKING_START, Mode
 
@@ -17,7 +17,9 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(ge=0)]
 Above = Annotated[float, Field(gt=0)]
-Coefficients = tuple[Above, ...]
+NotEmpty = BeforeValidator(lambda given: given or None)  # published files say "none" by an empty list
+Coefficients = Annotated[tuple[Above, ...] | None, NotEmpty]
+Paths = Annotated[Path | tuple[Path, ...] | None, NotEmpty]
 
 FINAL_REWARDS = ("viescore", "ground_score", "sqrt(viescore_pqxground_score)")
 
@@ -36,10 +38,10 @@ class RlConfig(BaseModel):
     model_path: str | None = "mair-lab/sft-simple"  # None: the model that ships with the package
     model_revision: str | None = None
     tokenizer_path: str | None = None  # None: the model's own
-    train_paths_file: Path | None = None  # a list of data sets, in place of data
-    coefficients: Coefficients | None = None  # None: every set as large as the largest
-    val_paths_file: Path | None = None
-    val_coefficients: Coefficients | None = None
+    train_paths_file: Paths = None  # data sets, or a file that lists some (config.paths), in place of data
+    coefficients: Coefficients = None  # None: every set as large as the largest
+    val_paths_file: Paths = None  # the same in place of validation
+    val_coefficients: Coefficients = None
     assistant_prefill: str | None = "<|image start|>"  # what the answer begins with; it decides the mode
 
     num_iterations: Positive = 2000
@@ -71,6 +73,7 @@ class RlConfig(BaseModel):
     save_checkpoints_every_n_iterations: Positive = 100
     keep_checkpoints_every_n_iterations: Positive = 100
     push_to_hub_every_n_iterations: Positive = 100
+    push_to_hub_repo_id: str | None = None  # a repository that gets the checkpoints as revisions
     learning_rate: Above = 3e-6
     betas: tuple[Share, Share] = (0.9, 0.999)
     epsilon: Above = 1e-8
@@ -109,7 +112,6 @@ class RlConfig(BaseModel):
     validation_rows: Positive = 64
     gallery_rows: Positive = 9
     keep: Positive = 2  # whole checkpoints to go on from; of older ones the kept have their model only
-    push_to_hub: str | None = None  # a repository that gets the checkpoints as revisions
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     save_layout: Literal["native", "original"] = "native"
 
@@ -144,7 +146,9 @@ class RlConfig(BaseModel):
         if not self.data and self.train_paths_file is None:
             raise ValueError("say what to train on: --data, or train_paths_file")
         if self.data and self.train_paths_file is not None:
-            raise ValueError("data and train_paths_file exclude each other")
+            raise ValueError("data and train_paths_file exclude each other: data=[] leaves a recipe's out")
+        if self.validation and self.val_paths_file is not None:
+            raise ValueError("validation and val_paths_file exclude each other: validation=[] leaves a recipe's out")
         if self.lora_rank is not None and self.sharding.startswith("zero3"):
             raise ValueError("adapters are small enough not to be sharded by ZeRO-3: use sharding none or zero2")
         if self.reward is None and self.reward_final_reward not in FINAL_REWARDS:

@@ -1,0 +1,22 @@
+// The small model that ships with the package, against the true edits: no judge and no GPU.
+// Data come from the command line: earl rl --config embedded/rl --data store/ -o run/
+{
+  model_path: null,  // the embedded model itself, unless --model names another start
+  assistant_prefill: 'edit',
+  reward: 'reference',
+  num_iterations: 200,
+  episodes_per_iteration: 64,
+  generations_per_sample: 8,
+  per_device_batch_size: 32,
+  learning_rate: 3e-5,
+  kl_coeff: 0.001,
+  gradient_checkpointing: false,
+  temperature: 1.0,
+  max_response_tokens: 400,
+  model_context_size: 512,
+  save_checkpoints_every_n_iterations: 20,
+  keep_checkpoints_every_n_iterations: 20,
+  log_episodes_every_n_iterations: 20,
+  validate_every: 20,
+  validation_rows: 64,
+}

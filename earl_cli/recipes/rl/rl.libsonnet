@@ -1,0 +1,19 @@
+// Y of sft_X__rl_Y, the edits that a run learns from: s simple, c complex, sc both. The folders are as in
+// mair-lab/earl-datasets, or token stores of the same names; the coefficients bring every set to about 50,000 pairs.
+local train(names) = [std.extVar('APP__DATA_DIR') + '/' + name + '/train' for name in names];
+local complex = ['magic_brush', 'aurora_ag', 'aurora_kubric', 'ss2', 'vismin', 'human-edit'];
+local complex_coefficients = [6, 6, 0.7, 1.55, 3.7, 11];
+{
+  s: {
+    data: train(['omniedit']),
+    coefficients: [1],
+  },
+  c: {
+    data: train(complex),
+    coefficients: complex_coefficients,
+  },
+  sc: {
+    data: train(['omniedit'] + complex),
+    coefficients: [0.13] + complex_coefficients,
+  },
+}

@@ -1,0 +1,29 @@
+// X of sft_X__rl_Y, the supervised model that a run starts from: s on simple edits, think_s on simple edits with a chain
+// of thought, sc on simple and complex edits together, sc2stage on simple ones first and complex ones after.
+local simple = {
+  tokenizer_path: 'BAAI/Emu3-Stage1',
+  num_iterations: 3000,
+  model_context_size: 4096,
+  per_device_batch_size: 4,
+};
+local mixed = {
+  tokenizer_path: 'BAAI/Emu3-Gen',
+  assistant_prefill: '<|image start|>',
+  coefficients: [1.0 for _ in self.data],
+};
+{
+  s: simple {
+    model_path: 'mair-lab/sft-simple',
+    assistant_prefill: '<|image start|>',
+  },
+  think_s: simple {
+    model_path: 'mair-lab/thinking-sft-simple',
+    assistant_prefill: "Let's think step by step. <|start thinking|>",
+  },
+  sc: mixed {
+    model_path: 'Image-Editing/Emu3-Base-SFT-without_cot-May06_mixed_gc_lr1e-4-checkpoint-4800',
+  },
+  sc2stage: mixed {
+    model_path: 'Image-Editing/Emu3-Base-SFT-without_cot-May07_mixed_gc_post_lr1e-4-checkpoint-1200',
+  },
+}
