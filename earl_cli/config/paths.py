@@ -7,34 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from earl_cli.errors import InputError, UsageError
+from earl_cli.errors import InputError
 
 _KINDS = 'a JSON list of paths, a JSON object {"name": "path"}, or text with a path on every line'
 
 
-def data_sets(
-    named: Sequence[Path], listed: Path | Sequence[Path] | None, coefficients: Sequence[float] | None
-) -> tuple[Path, ...]:
-    """The data sets of a config's ``data`` and ``train_paths_file``, or ``validation`` and ``val_paths_file``.
+def read_paths(listed: Path | Sequence[Path] | None) -> tuple[Path, ...]:
+    """The data sets of a config's ``train_paths_file`` or ``val_paths_file``: none, a few, or those that a file lists.
 
-    ``listed`` are data sets themselves, as in the published configs, or the file that lists them. Raises UsageError
-    where there isn't a coefficient for each, InputError as `read_paths`.
+    Such a file is a JSON list of paths, a JSON object of paths by name, or text with a path on every line, blank lines
+    and lines that begin with # left out; its order counts, and relative paths start at its folder. A published
+    ``tokenized_datalist.json``, {"prefix": …, "path_list": […]}, lists the pairs of one data set and stands for it.
+    Raises InputError for a file that is none of these or lists nothing.
     """
-    more = read_paths(listed) if isinstance(listed, Path) else tuple(listed or ())
-    found = (*named, *more)
-    if coefficients is not None and len(coefficients) != len(found):
-        what = f"{len(coefficients)} coefficients for {len(found)} data sets"
-        raise UsageError(what, where="coefficients", hint="give one for each, or none: then all count the same")
-    return found
+    return _in_file(listed) if isinstance(listed, Path) else tuple(listed or ())
 
 
-def read_paths(file: Path) -> tuple[Path, ...]:
-    """The data sets that a file lists, in its order; relative paths start at the file's folder.
-
-    The file is a JSON list of paths, a JSON object of paths by name, or text with a path on every line, blank lines and
-    lines that begin with # left out. A published ``tokenized_datalist.json``, {"prefix": …, "path_list": […]}, lists
-    the pairs of one data set and stands for it. Raises InputError for a file that is none of these or lists nothing.
-    """
+def _in_file(file: Path) -> tuple[Path, ...]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as failure:

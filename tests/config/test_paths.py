@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earl_cli.config.paths import data_sets, read_paths
-from earl_cli.errors import InputError, UsageError
+from earl_cli.config.paths import read_paths
+from earl_cli.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,7 @@ def test_a_text_of_remarks_lists_nothing(tmp_path: Path) -> None:
         read_paths(tmp_path / "sets.txt")
 
 
-def test_sets_of_a_config(tmp_path: Path) -> None:
-    (tmp_path / "sets.json").write_text('["a", "b"]')
-    listed = (tmp_path / "a", tmp_path / "b")
-    assert data_sets((), tmp_path / "sets.json", (1.0, 0.5)) == listed
-    assert data_sets(listed, None, None) == listed
-    assert data_sets((), listed, None) == listed
-    assert data_sets((), None, None) == ()
-    with pytest.raises(UsageError, match="3 coefficients for 2 data sets"):
-        data_sets((), tmp_path / "sets.json", (1.0, 1.0, 1.0))
+def test_sets_that_the_config_names_itself() -> None:
+    named = (Path("a/list/tokenized_datalist.json"), Path("b"))
+    assert read_paths(named) == named
+    assert read_paths(None) == ()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from earl_cli.config.loader import load_config, recipes
-from earl_cli.config.paths import data_sets
+from earl_cli.config.paths import read_paths
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import UsageError
 
@@ -57,7 +57,6 @@ def test_a_run_is_the_published_one(name: str) -> None:
     assert (config.model_path, config.mode) == (model, mode)
     assert config.data == tuple(Path("/data", folder, "train") for folder in sets)
     assert config.coefficients == coefficients
-    assert data_sets(config.data, config.train_paths_file, config.coefficients) == config.data
     assert (config.num_iterations, config.model_context_size, config.per_device_batch_size) == (
         iterations,
         context,
@@ -98,8 +97,8 @@ def test_other_data_in_place_of_a_recipe_s(tmp_path: Path) -> None:
     (tmp_path / "sets.json").write_text('["a", "b"]')
     sets = ["data=[]", f"train_paths_file={tmp_path / 'sets.json'}", "coefficients=[2, 0.5]"]
     config = load_config(RlConfig, "rl/sft_s__rl_sc", sets)
-    found = data_sets(config.data, config.train_paths_file, config.coefficients)
-    assert found == (tmp_path / "a", tmp_path / "b")
+    assert read_paths(config.train_paths_file) == (tmp_path / "a", tmp_path / "b")
+    assert (config.data, config.coefficients) == ((), (2.0, 0.5))
     with pytest.raises(UsageError, match=r"exclude each other: data=\[\]"):
         load_config(RlConfig, "rl/sft_s__rl_sc", sets[1:])
 
@@ -165,8 +164,8 @@ def test_a_file_in_the_published_form_loads(tmp_path: Path) -> None:
     path.write_text(PUBLISHED)
     config = load_config(RlConfig, str(path))
     lists = tuple(Path("/data", name, "train/list/tokenized_datalist.json") for name in ("omniedit", "vismin"))
-    assert data_sets(config.data, config.train_paths_file, config.coefficients) == lists
-    assert data_sets(config.validation, config.val_paths_file, config.val_coefficients) == ()
+    assert (read_paths(config.train_paths_file), config.coefficients) == (lists, (0.13, 3.7))
+    assert (config.val_paths_file, config.val_coefficients) == (None, None)
     assert (config.mode, config.text_only_steps, config.folder) == ("reasoning", 7, Path("/runs/mine"))
     assert config.push_to_hub_repo_id == "somebody/mine"
 
