@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from hub_server import Hub
+    from judge_server import JudgeServer
 
 TINY_AREA = 32 * 32
 TINY_ABILITIES = {
@@ -97,3 +98,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     yield server
     server.stop()
     leave()
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+    """A judge on this machine that is healthy at first; nothing says where it is but its ``api_base``."""
+    from judge_server import JudgeServer
+
+    for name in ("OPENAI_API_KEY", "APP__REWARD_FUNCTION_API_BASE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = JudgeServer().start()
+    yield server
+    server.stop()

@@ -1,0 +1,262 @@
+"""A judge to test against: a web server on this machine that speaks the part of the OpenAI protocol that judges need.
+
+It judges by content, so that a healthy and a faulty one come to the same scores, and it can misbehave in every way that
+real servers do, by content and attempt too: the same faults at every run, and none for ever.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from earl_cli.rewards.reward import Edit, Pixels
+
+MODEL = "Qwen/Qwen2.5-VL-72B-Instruct"
+KINDS = ("slow", "unreadable", "no json", "partial", "limited", "error", "dropped")
+MOMENT = 0.01
+WRAPPINGS = (("", ""), ("```json\n", "\n```"), ("||V^=^V||\n", "\n||V^=^V||"), ("My grades are:\n", "\nThat's all."))
+
+
+@dataclass(frozen=True)
+class Faults:
+    """A ``share`` of the calls fails, in one of these ``kinds``, but each content ``at_most`` so many times.
+
+    ``slow`` is how many seconds a slow answer takes; "limited" asks for ``retry_after`` seconds.
+    """
+
+    share: float = 0.0
+    kinds: tuple[str, ...] = KINDS
+    at_most: float = 2
+    slow: float = 0.3
+    retry_after: float = 0.02
+
+    def of(self, content: str, attempt: int) -> str | None:
+        """The fault of this attempt, counted from 0."""
+        draw = random.Random(f"{content} {attempt}")
+        return draw.choice(self.kinds) if attempt < self.at_most and draw.random() < self.share else None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A question as the server saw it: the body, digests of the decoded pictures, the key, what happened to it."""
+
+    body: Mapping[str, Any]
+    text: str
+    pictures: tuple[str, ...]
+    key: str
+    fault: str | None
+
+
+@dataclass
+class JudgeServer:
+    """The server, from `start` to `stop`; ``api_base`` is its address. Set ``faults`` and ``is_down`` at any time."""
+
+    faults: Faults = Faults()
+    models: tuple[str, ...] = (MODEL,)
+    key: str | None = None  # the only one that is let in
+    is_down: bool = False  # hangs up on everybody
+    refuses: str | None = None  # questions with this text get status 400
+    breaks: str | None = None  # questions with this text always get status 500
+    calls: list[Call] = field(default_factory=list)
+    most_at_once: int = 0
+    api_base: str = ""
+
+    def start(self) -> JudgeServer:
+        """Listens on a free port of 127.0.0.1."""
+        self.lock, self.at_once, self.attempts = threading.Lock(), 0, Counter[str]()
+        self.server = _Server(self)
+        self.api_base = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(MOMENT,), daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """Ends every connection and listens no more."""
+        self.server.shutdown()
+        self.server.server_close()
+
+    def forget(self) -> None:
+        """As if nobody had asked yet."""
+        with self.lock:
+            self.calls.clear()
+            self.attempts.clear()
+            self.most_at_once = 0
+
+    def down_for(self, seconds: float) -> None:
+        """Down from now on, and up again after so long."""
+        self.is_down = True
+        threading.Timer(seconds, setattr, (self, "is_down", False)).start()
+
+
+def picture(seed: int, side: int = 16) -> Pixels:
+    """Noise, uint8[side, side, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def some_edits(count: int) -> list[Edit]:
+    """Edits of pictures of noise, all with a target."""
+    return [Edit(f"row-{n}", "make it snowy", picture(n), picture(n + 1000), picture(n + 2000)) for n in range(count)]
+
+
+def verdict(text: str, pictures: tuple[str, ...]) -> str:
+    """What the judge says to a question: numbers and wording depend on the text and the pictures only."""
+    draw = random.Random(f"{text} {pictures}")
+    if "<score>" in text:
+        return f"The attempt has the snow, but the roof is darker.\n<score>{draw.randint(0, 10)}</score>"
+    answer = json.dumps({"score": [draw.randint(0, 10), draw.randint(0, 10)], "reasoning": "It's there [mostly]."})
+    before, after = draw.choice(WRAPPINGS)
+    return f"{before}{answer}{after}"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, judge: JudgeServer) -> None:
+        self.judge = judge
+        self.open: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in list(self.open):
+            _hang_up(connection)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away in the middle is nothing to report."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.open.add(self.connection)
+
+    def finish(self) -> None:
+        self.server.open.discard(self.connection)
+        super().finish()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """`JudgeServer.calls` is the log."""
+
+    def do_GET(self) -> None:
+        if self._is_let_in():
+            models = [
+                {"id": name, "object": "model", "created": 0, "owned_by": "me"} for name in self.server.judge.models
+            ]
+            self._json(200, {"object": "list", "data": models})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self._is_let_in():
+            return
+        judge = self.server.judge
+        with judge.lock:
+            judge.at_once += 1
+            judge.most_at_once = max(judge.most_at_once, judge.at_once)
+        try:
+            self._answer(judge, body)
+        finally:
+            with judge.lock:
+                judge.at_once -= 1
+
+    def _is_let_in(self) -> bool:
+        judge, key = self.server.judge, self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if judge.is_down:
+            _hang_up(self.connection)
+            self.close_connection = True
+            return False
+        if judge.key is not None and key != judge.key:
+            self._error(401, f"Incorrect API key provided: {key}")
+            return False
+        return True
+
+    def _answer(self, judge: JudgeServer, body: Mapping[str, Any]) -> None:
+        parts = body["messages"][0]["content"]
+        text = "\n".join(part["text"] for part in parts if part["type"] == "text")
+        pictures = tuple(_digest(part["image_url"]["url"]) for part in parts if part["type"] == "image_url")
+        content = hashlib.sha256(f"{text} {pictures}".encode()).hexdigest()
+        with judge.lock:
+            fault = judge.faults.of(content, judge.attempts[content])
+            judge.attempts[content] += 1
+            judge.calls.append(Call(body, text, pictures, self.headers.get("Authorization", ""), fault))
+        if body["model"] not in judge.models:
+            return self._error(404, f"The model `{body['model']}` does not exist.")
+        if judge.refuses is not None and judge.refuses in text:
+            return self._error(400, "This content isn't judged.")
+        if judge.breaks is not None and judge.breaks in text:
+            return self._error(500, "EngineCore encountered an issue.")
+        if fault == "slow":
+            time.sleep(judge.faults.slow)
+        return self._fail(judge, fault) if fault not in (None, "slow") else self._complete(verdict(text, pictures))
+
+    def _fail(self, judge: JudgeServer, fault: str) -> None:
+        match fault:
+            case "unreadable":
+                self._complete("I'd give the edit 7 for success and 11 for all else.")
+            case "no json":
+                self._send(200, b'{"id": "chatcmpl', {})
+            case "limited":
+                self._error(429, "Too many requests.", {"Retry-After": str(judge.faults.retry_after)})
+            case "error":
+                self._error(503, "The engine is starting.")
+            case "partial":
+                self._send(200, b'{"id": "chatcmpl-1", "choices": [', {"Content-Length": "1000"})
+                self.close_connection = True
+                _hang_up(self.connection)
+            case "dropped":
+                self.close_connection = True
+                _hang_up(self.connection)
+
+    def _complete(self, text: str) -> None:
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        about = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": MODEL}
+        self._json(200, {**about, "choices": [choice]})
+
+    def _error(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        self._json(status, {"error": {"message": message, "type": "error", "code": status}}, headers)
+
+    def _json(self, status: int, value: object, headers: Mapping[str, str] | None = None) -> None:
+        self._send(status, json.dumps(value).encode(), headers or {})
+
+    def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        defaults = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+        for name, value in {**defaults, **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def _digest(url: str) -> str:
+    """Of a data URL's decoded pixels; raises for what is no JPEG in base64."""
+    kind, _, data = url.partition(";base64,")
+    if kind != "data:image/jpeg":
+        raise ValueError(f"not a JPEG: {kind}")
+    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
+        size = f"{picture.width} x {picture.height} "
+        return size + hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
+
+
+def _hang_up(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:  # the other side was first
+        return

@@ -1,0 +1,319 @@
+"""The client of a judge against a real server that is healthy, faulty, slow or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from judge_server import KINDS, MODEL, Faults, JudgeServer, picture
+
+from earl_cli.errors import UsageError
+from earl_cli.rewards.judge import ROUNDS, Answer, Judge, Question, data_url
+from earl_cli.rewards.retrying import Pacing
+from earl_cli.rewards.reward import JudgeDownError
+
+Ask = Callable[..., Judge]
+KEY = "sk-very-secret"
+
+
+def questions(count: int) -> list[Question]:
+    tag = Question("Say <score>N</score>.", (picture(0), picture(1)), reads="tag", max_tokens=1300, temperature=0.3)
+    return [tag, *(Question("Grade this.", (picture(seed),)) for seed in range(1, count))]
+
+
+def test_what_the_server_gets(judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    ask(api_key_variable="MY_KEY").ask_all(questions(2))
+    tag, scores = sorted(judge.calls, key=lambda call: len(call.pictures), reverse=True)
+    assert (tag.body["max_tokens"], tag.body["temperature"]) == (1300, 0.3)
+    assert (scores.body["max_tokens"], scores.body["temperature"]) == (1400, 0)
+    assert "seed" not in scores.body
+    assert [len(tag.pictures), len(scores.pictures)] == [2, 1]
+    assert {call.key for call in judge.calls} == {f"Bearer {KEY}"}
+
+
+def test_equal_pictures_are_equal_bytes() -> None:
+    assert data_url(picture(3)) == data_url(picture(3).copy())
+    assert data_url(picture(3)) != data_url(picture(4))
+
+
+def test_a_third_of_faults_changes_no_answer(judge: JudgeServer, ask: Ask) -> None:
+    healthy = ask().ask_all(questions(60))
+    assert all(answer.numbers is not None for answer in healthy)
+    assert len(judge.calls) == 60
+    judge.forget()
+    judge.faults = Faults(0.3, slow=0.6)
+    assert ask(timeout=0.5).ask_all(questions(60)) == healthy
+    assert len({call.fault for call in judge.calls}) > len(KINDS) - 2
+    assert len(judge.calls) > 60
+
+
+def test_no_more_at_once_than_allowed(judge: JudgeServer, ask: Ask) -> None:
+    judge.faults = Faults(1.0, ("slow",), slow=0.05)
+    ask(at_once=5).ask_all(questions(20))
+    assert judge.most_at_once == 5
+
+
+def test_equal_questions_are_asked_once(judge: JudgeServer, ask: Ask) -> None:
+    one, two, three = ask().ask_all([*questions(2), questions(2)[1]])
+    assert len(judge.calls) == 2
+    assert one != two == three
+
+
+def test_the_second_pass_asks_nothing(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+    first = ask(tmp_path / "cache").ask_all(questions(10))
+    judge.stop()
+    assert ask(tmp_path / "cache").ask_all(questions(10)) == first
+    assert len(judge.calls) == 10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text": "Grade that."},
+        {"pictures": (picture(9),)},
+        {"pictures": (picture(1), picture(1))},
+        {"max_tokens": 5},
+        {"temperature": 0.1},
+        {"reads": "tag"},
+    ],
+)
+def test_an_answer_is_for_its_question_only(change: dict[str, object]) -> None:
+    question = Question("Grade this.", (picture(1),))
+    assert question.key("a") == Question("Grade this.", (picture(1),)).key("a")
+    assert question.key("a") != question.key("b")
+    assert question.key("a") != replace(question, **change).key("a")  # type: ignore[arg-type]
+
+
+def test_two_processes_pay_once(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from pathlib import Path
+from earl_cli.rewards.judge import Judge
+from rewards.test_judge import questions
+answers = Judge({judge.api_base!r}, {MODEL!r}, Path({str(tmp_path / "cache")!r})).ask_all(questions(10))
+print(answers)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(ask(tmp_path / "cache").ask_all(questions(10)))
+    assert len(judge.calls) == 10
+
+
+def test_an_unreadable_reply_is_asked_again_otherwise(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+    judge.faults = Faults(1.0, ("unreadable",), at_most=float("inf"))
+    (answer,) = ask(tmp_path / "cache").ask_all(questions(2)[1:])
+    assert answer.numbers is None
+    assert "can't be read" in answer.text
+    assert "7 for success" in answer.text
+    assert [call.body.get("seed") for call in judge.calls] == [None, 1, 2, 3, 4]
+    assert [call.body["temperature"] for call in judge.calls] == [0] + [0.5] * (ROUNDS - 1)
+    judge.faults = Faults()
+    assert ask(tmp_path / "cache").ask_all(questions(2)[1:])[0].numbers is not None  # it wasn't kept
+
+
+@pytest.mark.parametrize("kind", ["dropped", "error", "no json", "partial", "limited", "slow"])
+def test_a_server_that_only_fails_is_down(kind: str, judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+    client = ask(tmp_path / "cache", timeout=0.1, pacing=Pacing(tries=2, limits=2, first=0.001))
+    before = client.ask_all(questions(3))
+    judge.faults = Faults(1.0, (kind,), at_most=float("inf"), slow=0.3)
+    with pytest.raises(JudgeDownError) as caught:
+        client.ask_all(questions(6))
+    assert caught.value.where == judge.api_base
+    judge.faults = Faults()
+    judge.forget()
+    assert client.ask_all(questions(6))[:3] == before
+    assert len(judge.calls) == 3
+
+
+def test_what_was_answered_before_it_went_down_is_kept(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+    client = ask(tmp_path / "cache", at_once=1, pacing=Pacing(tries=2, first=0.001))
+    judge.calls = _Stopping(judge, 4)
+    with pytest.raises(JudgeDownError):
+        client.ask_all(questions(8))
+    judge.is_down = False
+    judge.calls = []
+    client.ask_all(questions(8))
+    assert len(judge.calls) == 8 - 4
+
+
+class _Stopping(list):  # type: ignore[type-arg]
+    """A log that takes the server down with its ``last`` entry."""
+
+    def __init__(self, judge: JudgeServer, last: int) -> None:
+        super().__init__()
+        self.judge, self.last = judge, last
+
+    def append(self, call: object) -> None:
+        super().append(call)
+        self.judge.is_down = len(self) >= self.last
+
+
+def test_one_question_that_breaks_the_server_costs_only_itself(judge: JudgeServer, ask: Ask) -> None:
+    judge.breaks = "poison"
+    answers = ask().ask_all([*questions(3), Question("poison", (picture(7),))])
+    assert [answer.numbers is None for answer in answers] == [False, False, False, True]
+    assert "this question alone: status 500: EngineCore" in answers[-1].text
+    assert ask().ask_all([Question("poison", (picture(7),))])[0].numbers is None
+
+
+def test_one_question_that_is_refused_costs_only_itself(judge: JudgeServer, ask: Ask) -> None:
+    judge.refuses = "forbidden"
+    answers = ask().ask_all([*questions(3), Question("forbidden", (picture(7),))])
+    assert [answer.numbers is None for answer in answers] == [False, False, False, True]
+    assert "status 400: This content isn't judged." in answers[-1].text
+    judge.forget()
+    with pytest.raises(UsageError, match=r"refuses what it is asked: status 400: This content"):
+        ask().ask_all([Question("forbidden", (picture(7),))])
+    assert len(judge.calls) == 1
+
+
+def test_a_wrong_key_is_a_mistake_and_stays_secret(
+    judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    judge.key = "another"
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for call in (lambda: ask(tmp_path / "cache").ask_all(questions(3)), lambda: ask().models()):
+        with pytest.raises(UsageError, match="key") as caught:
+            call()
+        assert "judge_api_key_variable" in str(caught.value)
+        assert KEY not in str(caught.value)
+    judge.key = KEY
+    ask(tmp_path / "cache").ask_all(questions(3))
+    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_a_model_that_is_not_there(judge: JudgeServer, ask: Ask) -> None:
+    judge.models = ("another",)
+    with pytest.raises(UsageError, match="does not exist") as caught:
+        ask().ask_all(questions(2))
+    assert caught.value.where == judge.api_base
+    assert ask().models() == ["another"]
+
+
+def test_a_password_in_the_address_is_not_shown(judge: JudgeServer) -> None:
+    judge.is_down = True
+    with pytest.raises(JudgeDownError) as caught:
+        Judge(judge.api_base.replace("//", "//me:word@"), MODEL, pacing=Pacing(first=0.001)).models()
+    assert caught.value.where == judge.api_base
+    assert "word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["localhost:4877/v1", "http://", "ftp://host/v1", ""])
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(UsageError, match="no address"):
+        Judge(address, MODEL)
+
+
+@pytest.mark.parametrize(("said", "waited"), [(0.02, 0.02), (60, 60)])
+def test_the_server_says_when_to_come_back(judge: JudgeServer, ask: Ask, said: float, waited: float) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    judge.faults = Faults(1.0, ("limited",), at_most=2, retry_after=said)
+    (answer,) = ask(pacing=Pacing(sleep=sleep, draw=lambda: 0.0)).ask_all(questions(1))
+    assert answer.numbers is not None
+    assert waits == [waited, waited]
+    judge.faults = Faults(1.0, ("limited",), retry_after=3600)
+    judge.forget()
+    with pytest.raises(JudgeDownError, match="429"):
+        ask(pacing=Pacing(sleep=sleep)).ask_all(questions(1))
+
+
+def test_a_date_to_come_back_at(judge: JudgeServer, ask: Ask) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    at = 1_800_000_000
+    judge.faults = Faults(1.0, ("limited",), at_most=1, retry_after=formatdate(at + 30, usegmt=True))  # type: ignore[arg-type]
+    ask(pacing=Pacing(sleep=sleep, draw=lambda: 0.0, now=lambda: at)).ask_all(questions(1))
+    assert waits == [30]
+
+
+def test_back_off_doubles_with_full_jitter(judge: JudgeServer, ask: Ask) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    judge.faults = Faults(1.0, ("error",), at_most=5)
+    ask(pacing=Pacing(first=1, most=10, sleep=sleep, draw=lambda: 0.5)).ask_all(questions(1))
+    assert waits == [1, 2, 4, 5, 5]
+
+
+def test_waiting_until_it_is_up(judge: JudgeServer, ask: Ask) -> None:
+    clock, told = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        judge.is_down = clock[0] < 12
+
+    judge.is_down = True
+    ask().wait_until_up(60, told.append, sleep=sleep, now=lambda: clock[0])
+    assert told == [0, 5, 10]
+    judge.is_down, clock[0] = True, -1000.0
+    with pytest.raises(JudgeDownError) as caught:
+        ask().wait_until_up(12, told.append, sleep=sleep, now=lambda: clock[0])
+    assert clock[0] == -988
+    assert caught.value.where == judge.api_base
+
+
+def test_it_works_from_any_thread_and_within_a_loop(judge: JudgeServer, ask: Ask) -> None:
+    found: list[list[Answer]] = []
+    client = ask()
+    threads = [threading.Thread(target=lambda: found.append(client.ask_all(questions(3)))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+
+    async def within() -> list[Answer]:
+        return client.ask_all(questions(3))
+
+    found.append(asyncio.run(within()))
+    assert found == [client.ask_all(questions(3))] * 3
+
+
+def test_no_questions_are_no_calls(judge: JudgeServer, ask: Ask) -> None:
+    judge.is_down = True
+    assert ask().ask_all([]) == []
+
+
+def test_ctrl_c_ends_it_at_once(judge: JudgeServer) -> None:
+    judge.faults = Faults(1.0, ("slow",), slow=3.0)
+    script = f"""
+import signal, sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from earl_cli.rewards.judge import Judge
+from rewards.test_judge import questions
+try:
+    Judge({judge.api_base!r}, {MODEL!r}).ask_all(questions(10))
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not judge.calls:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    out, error = process.communicate(timeout=20)
+    assert (out, error) == ("stopped\n", "")
+    assert time.monotonic() - start < 2.5
+
+
+def test_importing_connects_to_nothing() -> None:
+    script = "import sys, socket\nsocket.socket.connect = None\nimport earl_cli.rewards.choosing"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,143 @@
+"""What judges write, as they write it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from earl_cli.rewards.replies import UnreadableError, read_scores, read_tag
+
+READABLE = [
+    ('{"score": [6, 0], "reasoning": "ok"}', (6, 0), "ok"),
+    ('||V^=^V||\n{"score": [6, 0], "reasoning": "ok"}\n||V^=^V||', (6, 0), "ok"),
+    ('```json\n{"score": [6, 0], "reasoning": "ok"}\n```', (6, 0), "ok"),
+    ('Sure! Here it is:\n{"score": [6.5, 0], "reasoning": "ok"}\nTell me if you need more {details}.', (6.5, 0), "ok"),
+    ("[6, 0]", (6, 0), ""),
+    ("```\n[6, 0]\n```\nThe sky is right.", (6, 0), "The sky is right."),
+    ("7", (7, 7), ""),
+    ("```\n7\n```", (7, 7), ""),
+    ("||V^=^V|| 7.5 ||V^=^V||", (7.5, 7.5), ""),
+    ('{"score": 7, "reasoning": "ok"}', (7, 7), "ok"),
+    ('{score: [6, 0], reasoning: "it\'s there, mostly"}', (6, 0), "it's there, mostly"),
+    ("{'score': [6, 0], 'reasoning': 'it\\'s there'}", (6, 0), "it\\'s there"),
+    ("{reasoning: 'all, or nearly', score: [6, 0]}", (6, 0), ""),
+    ("{score: 7}", (7, 7), ""),
+    ("{“score”: [6, 0], “reasoning”: “ok”}", (6, 0), "ok"),
+    ('{"score": ["6", "0"], "reasoning": "ok"}', (6, 0), "ok"),
+    ('{"score": "[6, 0]", "reasoning": "ok"}', (6, 0), "ok"),
+    ('{"Score": [6, 0], "reasoning": ["one", "two"]}', (6, 0), "one\ntwo"),
+    ('{"score": [6, 0], "reasoning": "a\nreal line break"}', (6, 0), "a\nreal line break"),
+    ('{"score": [6, 0], "reasoning": "cut off at the tok', (6, 0), "cut off at the tok"),
+    ('{"score": [6, 0,], "reasoning": "a comma too many"}', (6, 0), "a comma too many"),
+    (
+        '{"score": [6, 0], "reasoning": "I\'d never say {\\"score\\": [1, 1]}"}',
+        (6, 0),
+        'I\'d never say {"score": [1, 1]}',
+    ),
+    ('{"a": 1} {"score": [6, 0]}', (6, 0), ""),
+    ('[{"score": [6, 0], "reasoning": "ok"}]', (6, 0), "ok"),
+    ('{"score": [6, 0]}\n{"score": [6, 0]}', (6, 0), ""),
+    ('<think>Perhaps {"score": [1, 1]}?</think>{"score": [10, 0]}', (10, 0), ""),
+]
+
+UNREADABLE = [
+    ("", "empty"),
+    ("I can't judge pictures.", "no score"),
+    ("The edit deserves an 8 and a 9.", "no score"),
+    ("Edit success score: 8, over-editing score: 3", "no score"),
+    ("score: 7 of 10", "no score"),
+    ('{"score": [6, 11]}', "not from 0 to 10"),
+    ('{"score": [-1, 6]}', "not from 0 to 10"),
+    ('{"score": [NaN, 6]}', "not from 0 to 10"),
+    ('{"score": [1e999, 6]}', "not from 0 to 10"),
+    ("[Infinity, 6]", "not from 0 to 10"),
+    ('{"score": 1' + "0" * 400 + "}", "not from 0 to 10"),
+    ('{"score": [6]}', "1 numbers where 2"),
+    ('{"score": [6, 1, 2]}', "3 numbers where 2"),
+    ('{"score": []}', "0 numbers where 2"),
+    ('{"score": [true, false]}', "no number"),
+    ('{"score": null}', "no number"),
+    ('{"score": {"success": 6, "overedit": 2}}', "no number"),
+    ('{"score": ["six", "two"]}', "no number"),
+    ('{"score": [6, 0]} or rather {"score": [5, 0]}', "different scores"),
+    ("[6, 0] and [3, 4]", "different scores"),
+    ("the box [1, 2, 3, 4]", "4 numbers where 2"),
+    ('{"a": ' + "[" * 100_000, "no score"),
+]
+
+
+@pytest.mark.parametrize(("text", "numbers", "reasoning"), READABLE)
+def test_a_reply_that_is_clear_is_understood(text: str, numbers: tuple[float, ...], reasoning: str) -> None:
+    reply = read_scores(text)
+    assert (reply.numbers, reply.reasoning) == (numbers, reasoning)
+
+
+@pytest.mark.parametrize(("text", "why"), UNREADABLE)
+def test_a_reply_that_is_not_clear_is_refused_with_a_reason(text: str, why: str) -> None:
+    with pytest.raises(UnreadableError, match=why):
+        read_scores(text)
+
+
+grades = st.integers(0, 10) | st.floats(0, 10)
+plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}[]<>"))
+
+
+@given(st.lists(grades, min_size=1, max_size=4), st.text(st.characters(exclude_categories=["Cs"])), plain, plain)
+@example([6, 0], '"}] ```', "", "")
+def test_json_is_read_back_whatever_stands_around_it(
+    numbers: list[float], reasoning: str, before: str, after: str
+) -> None:
+    if "</think>" in reasoning:
+        return
+    reply = read_scores(before + json.dumps({"score": numbers, "reasoning": reasoning}) + after, len(numbers))
+    assert reply.numbers == tuple(numbers)
+    assert reply.reasoning == reasoning.strip()
+
+
+@given(st.lists(st.floats() | st.integers(), max_size=4))
+def test_only_as_many_numbers_of_the_range_are_ever_read(numbers: list[float]) -> None:
+    text = json.dumps({"score": numbers})
+    if len(numbers) == 2 and all(0 <= number <= 10 for number in numbers):
+        assert read_scores(text).numbers == tuple(numbers)
+    else:
+        with pytest.raises(UnreadableError):
+            read_scores(text)
+
+
+@given(st.text(st.sampled_from("{}[]\"',:.-0123456789eEscoreasonnaninf|V^=` \n<>/") | st.characters(), max_size=80))
+def test_no_text_breaks_the_readers(text: str) -> None:
+    for read in (read_scores, read_tag):
+        try:
+            reply = read(text)
+        except UnreadableError as error:
+            assert str(error)
+        else:
+            assert all(0 <= number <= 10 for number in reply.numbers)
+
+
+@given(st.integers(0, 10), plain)
+def test_the_last_tag_counts(number: int, before: str) -> None:
+    reply = read_tag(f"{before}<score>1</score> no: <SCORE> {number} </SCORE>\n")
+    assert reply.numbers == (number,)
+    assert reply.reasoning.endswith("no:")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("7", "no <score>"),
+        ("", "empty"),
+        ("<score>7", "no <score>"),
+        ("<score>7.5</score>", "whole number"),
+        ("<score>11</score>", "from 0 to 10"),
+        ("<score>nan</score>", "from 0 to 10"),
+        ("<score>N</score>", "no number"),
+        ("<score></score>", "no number"),
+    ],
+)
+def test_a_tag_without_a_whole_number_is_refused(text: str, why: str) -> None:
+    with pytest.raises(UnreadableError, match=why):
+        read_tag(text)

@@ -1,0 +1,60 @@
+"""The wording of the judge's task, the package's own and a user's."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from earl_cli.errors import UsageError
+from earl_cli.rewards.rubrics import Rubrics, asked, load_rubrics
+
+OWN = """
+semantic_consistency = "How well was this done: {instruction}?"
+perceptual_quality = "How good does it look?"
+ground_score = "How near is it, after {instruction}?"
+"""
+
+
+def test_the_packages_own_ask_for_what_is_read() -> None:
+    rubrics = load_rubrics()
+    assert '{"score": [a, b], "reasoning"' in rubrics.semantic_consistency
+    assert '{"score": [a, b], "reasoning"' in rubrics.perceptual_quality
+    assert rubrics.ground_score.endswith("<score>N</score>")
+    said = asked(rubrics.semantic_consistency, ' make {it} "snowy" \n')
+    assert 'make {it} "snowy"' in said
+    assert "{instruction}" not in said
+
+
+def test_a_file_takes_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(OWN)
+    assert asked(load_rubrics(path).ground_score, "rain") == "How near is it, after rain?"
+    assert [each.name for each in fields(Rubrics)] == list(load_rubrics(path).__dict__)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (("perceptual_quality =", "quality ="), "perceptual_quality must be there"),
+        (('"How good does it look?"', "3"), "perceptual_quality must be there, and be a text"),
+        (('"How good does it look?"', '" "'), "perceptual_quality must be there, and be a text"),
+        (("done: {instruction}", "done"), "semantic_consistency needs a place"),
+        (("How good", "{instruction}"), "perceptual_quality sees no instruction"),
+        (("\nground_score", "\nmore = 1\nground_score"), "unknown key 'more'"),
+        (("=", ":"), "can't be read"),
+    ],
+)
+def test_a_bad_file_is_named(change: tuple[str, str], why: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(OWN.replace(*change))
+    with pytest.raises(UsageError, match=why) as caught:
+        load_rubrics(path)
+    assert caught.value.where == str(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file") as caught:
+        load_rubrics(tmp_path / "none.toml")
+    assert caught.value.where == str(tmp_path / "none.toml")

@@ -1,0 +1,102 @@
+"""The judged rewards: what each is made of, and what it is where something is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from judge_server import Faults, JudgeServer, picture, some_edits
+
+from earl_cli.rewards.judge import Judge
+from earl_cli.rewards.rubrics import load_rubrics
+from earl_cli.rewards.viescore import JUDGED, MIXED, judged
+
+Ask = Callable[..., Judge]
+SC = {"edit_success", "overedit", "semantic_consistency"}
+PQ = {"looks_natural", "no_artifact", "perceptual_quality"}
+
+
+def test_viescore_is_the_root_of_the_lesser_numbers(judge: JudgeServer, ask: Ask) -> None:
+    scores = judged(ask(), load_rubrics(), "viescore")(some_edits(8))
+    assert len(judge.calls) == 16
+    for score in scores:
+        parts = score.parts
+        assert set(parts) == SC | PQ | {"viescore"}
+        assert parts["semantic_consistency"] == min(parts["edit_success"], parts["overedit"])
+        assert parts["perceptual_quality"] == min(parts["looks_natural"], parts["no_artifact"])
+        assert score.value == math.sqrt(parts["semantic_consistency"] * parts["perceptual_quality"])
+        assert score.reason.count("It's there [mostly].") == 2
+    assert len({score.value for score in scores}) > 3
+
+
+def test_who_sees_what(judge: JudgeServer, ask: Ask) -> None:
+    (edit,) = some_edits(1)
+    judged(ask(), load_rubrics(), MIXED, ("viescore",))([edit])
+    seen = {call.text: call.pictures for call in judge.calls}
+    consistency = next(text for text in seen if "make it snowy" in text and "<score>" not in text)
+    quality = next(text for text in seen if "make it snowy" not in text)
+    ground = next(text for text in seen if "<score>" in text)
+    assert "make it snowy" in ground
+    (edited,) = seen[quality]
+    assert seen[consistency][1] == seen[ground][1] == edited
+    assert len({seen[consistency][0], seen[ground][0], edited}) == 3
+    judge.forget()
+    judged(ask(), load_rubrics(), MIXED)([replace(edit, source=edit.target)])  # asks about the target as its source
+    assert seen[ground] in {call.pictures for call in judge.calls}
+    assert len(judge.calls) == 2
+
+
+def test_the_ground_score_and_the_mix(judge: JudgeServer, ask: Ask) -> None:
+    (ground,) = judged(ask(), load_rubrics(), "ground_score")(some_edits(1))
+    assert ground.value == ground.parts["ground_score"]
+    assert len(judge.calls) == 1
+    (mixed,) = judged(ask(), load_rubrics(), MIXED)(some_edits(1))
+    assert mixed.value == math.sqrt(mixed.parts["perceptual_quality"] * mixed.parts["ground_score"])
+    assert mixed.parts["ground_score"] == ground.value
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_no_picture_is_worth_nothing_and_asks_nothing(name: str, judge: JudgeServer, ask: Ask) -> None:
+    drawn, empty = some_edits(2)
+    one, zero = judged(ask(), load_rubrics(), name)([drawn, replace(empty, edited=None, target=None)])
+    assert zero.value == 0
+    assert zero.parts.keys() == one.parts.keys()
+    assert set(zero.parts.values()) == {0}
+    assert len(judge.calls) == len(JUDGED[name])
+
+
+def test_without_a_target_there_is_no_ground_score(judge: JudgeServer, ask: Ask) -> None:
+    edits = [replace(edit, target=None) for edit in some_edits(1)]
+    (ground,) = judged(ask(), load_rubrics(), "ground_score")(edits)
+    assert (ground.value, judge.calls) == (None, [])
+    assert "no true edit" in ground.reason
+    (mixed,) = judged(ask(), load_rubrics(), MIXED)(edits)
+    assert mixed.value is None
+    assert set(mixed.parts) == PQ
+    (whole,) = judged(ask(), load_rubrics(), "viescore", ("ground_score",))(edits)
+    assert whole.value is not None
+
+
+def test_what_can_not_be_had_is_missing_and_the_rest_stays(judge: JudgeServer, ask: Ask) -> None:
+    judge.breaks = "make it snowy"
+    (score,) = judged(ask(), load_rubrics(), "viescore")(some_edits(1))
+    assert score.value is None
+    assert set(score.parts) == PQ
+    assert "status 500" in score.reason
+    assert "It's there" in score.reason
+
+
+def test_faults_change_no_score(judge: JudgeServer, ask: Ask) -> None:
+    reward = judged(ask(timeout=0.5), load_rubrics(), "viescore", ("ground_score",))
+    healthy = reward(some_edits(20))
+    judge.forget()
+    judge.faults = Faults(0.3, slow=0.6)
+    assert reward(some_edits(20)) == healthy
+    assert any(call.fault for call in judge.calls)
+
+
+def test_the_sizes_of_pictures_may_differ(judge: JudgeServer, ask: Ask) -> None:
+    edits = [replace(edit, edited=picture(1, side=40)) for edit in some_edits(1)]
+    assert judged(ask(), load_rubrics(), "viescore")(edits)[0].value is not None
