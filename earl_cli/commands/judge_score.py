@@ -1,0 +1,88 @@
+"""``earl judge score``: what one edit is worth, in figures and in the judge's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from earl_cli.console import console
+from earl_cli.errors import EarlError
+
+if TYPE_CHECKING:
+    from earl_cli.rewards.reward import Pixels
+
+
+def judge_score(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The photo before.")],
+    edited: Annotated[Path, typer.Argument(metavar="EDIT", help="The photo after.")],
+    instruction: Annotated[str, typer.Argument(metavar="INSTRUCTION", help="What the editor was told.")],
+    *,
+    target: Annotated[
+        Path | None, typer.Option("--target", metavar="FILE", help="The true edit; the ground score needs it.")
+    ] = None,
+    reward: Annotated[
+        str,
+        typer.Option("--reward", help="viescore, ground_score, sqrt(viescore_pqxground_score), or module:function."),
+    ] = "viescore",
+    rubrics: Annotated[
+        Path | None, typer.Option("--rubrics", metavar="FILE", help="Your own wording of the judge's task.")
+    ] = None,
+    api_base: Annotated[
+        str, typer.Option("--api-base", envvar="APP__REWARD_FUNCTION_API_BASE", help="The judge's address.")
+    ] = "http://localhost:4877/v1",
+    model: Annotated[
+        str | None, typer.Option("--model", help="Which of its models; the published judge, or the only one.")
+    ] = None,
+    api_key_variable: Annotated[
+        str, typer.Option("--api-key-variable", help="The environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 120.0,
+    image_area: Annotated[
+        int, typer.Option("--image-area", min=1, help="Pictures of more pixels are made smaller for the judge.")
+    ] = 512 * 512,
+) -> None:
+    """Score one edit: earl judge score photo.jpg photo.edited.jpg "make it snowy" """
+    from earl_cli.rewards.choosing import choose
+    from earl_cli.rewards.reward import Edit
+    from earl_cli.rewards.rubrics import load_rubrics
+    from earl_cli.rewards.serving import reach
+    from earl_cli.rewards.viescore import JUDGED
+
+    pixels = [None if path is None else _pixels(path, image_area) for path in (source, edited, target)]
+    wording = load_rubrics(rubrics)
+    judge = reach(api_base, model, api_key_variable, timeout)[0] if reward in JUDGED else None
+    assert pixels[0] is not None
+    edit = Edit(str(edited), instruction, pixels[0], pixels[1], pixels[2])
+    (score,) = choose(reward, judge, wording)([edit])
+    document = {
+        "reward": reward,
+        "model": judge.model if judge else None,
+        "value": score.value,
+        "parts": dict(score.parts),
+        "reason": score.reason,
+    }
+    if score.value is None:
+        hint = "--target names the true edit" if target is None and "no true edit" in score.reason else None
+        error = EarlError(f"there is no score: {' '.join(score.reason.split())}", where=str(edited), hint=hint)
+        console.fail(error, beside=document)
+        raise typer.Exit(error.exit_code)
+    rows = [[name, f"{value:.2f}"] for name, value in score.parts.items() if name != reward]
+    console.table(["part", "of 10" if judge else "score"], [*rows, [reward, f"{score.value:.2f}"]])
+    if score.reason:
+        console.say(score.reason)
+    console.document(document)
+
+
+def _pixels(path: Path, area: int) -> Pixels:
+    """A picture uint8[h, w, 3] of at most about ``area`` pixels."""
+    import numpy as np
+
+    from earl_cli.images.picture import open_picture
+
+    picture = open_picture(path).rgb
+    shrink = min(1.0, (area / (picture.width * picture.height)) ** 0.5)
+    if shrink < 1:
+        picture = picture.resize((max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink))))
+    return np.asarray(picture)
