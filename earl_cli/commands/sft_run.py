@@ -16,12 +16,13 @@ from earl_cli.errors import OutputError
 from earl_cli.files import is_aside
 from earl_cli.generation.engine import Sampling
 from earl_cli.models.bundle import Base, load_vision_of, open_base, save_trained
-from earl_cli.training.checkpoints import alone_in, written
+from earl_cli.training.checkpoints import CHECKPOINTS, alone_in, written
 from earl_cli.training.distributed import adopt_slurm, check_processes, first_speaks, rank, stand_alone, world_size
 from earl_cli.training.gallery import draw_gallery
+from earl_cli.training.log import check_trackers
 from earl_cli.training.memory import Shape, estimate
 from earl_cli.training.precision import uses_bfloat16
-from earl_cli.training.sft import CHECKPOINTS, SftData, check_trackers, fine_tune, load_data, steps_of
+from earl_cli.training.sft import SftData, fine_tune, load_data, steps_of
 from earl_cli.training.trainee import load_trainee, merged
 
 GALLERIES, ADAPTER = "validation", "adapter"
@@ -36,7 +37,7 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
     values = config.model_dump(mode="json")
     console.table(
         ["value", "is", "from"],
-        [[key, _shown(value), resolved.origins.get(key, "default")] for key, value in values.items()],
+        [[key, shown(value), resolved.origins.get(key, "default")] for key, value in values.items()],
         title="Config",
     )
     rows = data.train.rows
@@ -46,7 +47,7 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
             rows.names, rows.sizes, data.mixture.coefficients, data.mixture.counts, rows.unreadable, strict=True
         )
     ]
-    console.table(list(sets[0]), [[_shown(value) for value in each.values()] for each in sets], title="Data")
+    console.table(list(sets[0]), [[shown(value) for value in each.values()] for each in sets], title="Data")
     lengths = rows.lengths[data.train.order]
     steps = steps_of(config, len(data.train), processes)
     pairs = config.batch_size * config.accumulation * processes
@@ -97,7 +98,7 @@ def train(resolved: Resolved[SftConfig]) -> None:
     console.quiet |= rank() > 0  # of several processes the first speaks
     with first_speaks():
         check_processes(config.processes, config.batch_size, config.accumulation)
-        check_trackers(config)
+        check_trackers(config.trackers)
         if config.output.exists() and not config.output.is_dir():
             raise OutputError("this is a file, not a folder for the model", where=str(config.output))
         base = open_base(config.model)
@@ -175,7 +176,7 @@ def _positions(base: Base) -> int:
     return int(base.config["max_position_embeddings"])
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)

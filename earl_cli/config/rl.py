@@ -55,7 +55,7 @@ class RlConfig(BaseModel):
     model_context_size: Positive = 3000
     per_device_batch_size: Positive = 8
     vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
-    random_seed: int = 42
+    random_seed: Count = 42
     emu3_use_logit_processor: bool = True
     separate_language_and_vision_vocabs: bool = True
     train_text_tokens_only: bool = False
@@ -91,7 +91,7 @@ class RlConfig(BaseModel):
     judge_api_key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if there is one
     judge_at_once: Positive = 64
     judge_timeout: Above = 120.0  # seconds for one answer
-    judge_patience: Above = 7200.0  # seconds that a run waits for a judge that is down
+    judge_patience: Above | None = None  # seconds that a run waits for a judge that is down; None: as long as it takes
     engine: Literal["auto", "transformers"] = "auto"
     train_forced_tokens: bool = False  # as published; the grammar leaves them no choice
     advantage_over_std: bool = True  # False: Dr. GRPO, arXiv 2503.20783
@@ -119,6 +119,16 @@ class RlConfig(BaseModel):
     def mode(self) -> Mode:
         """What the published prefill stands for; what is really prefilled is `Layout.prompt`'s, as in training."""
         return mode_of(self.assistant_prefill)
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences in memory at a time, in each process."""
+        return self.per_device_batch_size
+
+    @property
+    def quantize(self) -> Literal["none"]:
+        """Weights are as they are."""
+        return "none"
 
     @property
     def prompts_per_iteration(self) -> int:

@@ -161,15 +161,20 @@ def load_vision_of(spec: str | None = None, *, device: str = "auto", revision: s
     return VisionModel(model, area, fingerprint(vision.files, extra=_identity(vision)), chosen)
 
 
-def open_base(spec: str | None = None, *, revision: str | None = None) -> Base:
+def open_base(spec: str | None = None, *, revision: str | None = None, tokenizer: str | None = None) -> Base:
     """The model to start a training from: a folder, a Hub id ``org/name[@revision]``, or (None) the embedded one.
 
-    Raises ModelError if something is missing or of the wrong kind.
+    ``tokenizer`` is a folder or Hub id of a text tokenizer to be used in place of the model's own. Raises ModelError if
+    something is missing or of the wrong kind.
     """
     folder = _embedded() if spec is None else locate(spec, revision)
     language = open_checkpoint(folder, "language")
     description = describe(folder, spec, revision)
-    return Base(description, language, Layout(description.vocabulary, _text(description)))
+    if tokenizer is None:
+        text = _text(description)
+    else:
+        text = load_text_tokenizer(locate(tokenizer, allow=TOKENIZER_FILES), description.vocabulary)
+    return Base(description, language, Layout(description.vocabulary, text))
 
 
 def save_trained(

@@ -1,4 +1,7 @@
-"""From what a user calls a model (a folder, or a Hub id with a revision) to a folder on disk; no code is fetched."""
+"""From what a user calls a model (a folder, or a Hub id with a revision) to a folder on disk; no code is fetched.
+
+And the way back: a folder to a revision on the Hub.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,23 @@ def locate(
     if subfolder is None and allow == CONFIGS_AND_WEIGHTS and not any(found.glob("*.safetensors")):
         found = _snapshot(match["repo"], revision or match["revision"], ("*.json", "pytorch_model*.bin"), None)
     return found
+
+
+def push(folder: Path, repository: str, revision: str) -> None:
+    """Send the files of a model folder to the Hub, to a private repository (made if it isn't there) as ``revision``.
+
+    Raises ModelError if the Hub doesn't take them.
+    """
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.create_branch(repository, branch=revision, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, revision=revision, commit_message=revision)
+    except (errors.HTTPError, errors.OfflineModeIsEnabled, OSError, ValueError) as error:  # type: ignore[attr-defined]
+        what = f"the Hub didn't take this checkpoint: {_first_line(error)}"
+        raise ModelError(what, where=f"{repository}@{revision}", hint=f"check the network; {_LOG_IN}") from error
 
 
 def _snapshot(repo: str, revision: str | None, allow: tuple[str, ...], subfolder: str | None) -> Path:

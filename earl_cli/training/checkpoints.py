@@ -16,6 +16,7 @@ from pathlib import Path
 from earl_cli.config.sft import SftConfig
 from earl_cli.errors import OutputError, UsageError, explain
 
+CHECKPOINTS = "checkpoints"
 MARK, MODEL_ONLY, LOCK = "complete", "model-only", ".lock"
 _NAME = re.compile(r"(?:checkpoint-|ckpt_)(\d+)")
 

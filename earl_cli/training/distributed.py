@@ -10,10 +10,12 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
 
 from earl_cli.errors import EarlError, MissingExtraError, UsageError
 
+Value = TypeVar("Value")
 Sharding = Literal["none", "zero2", "zero3", "zero3-offload"]
 PATIENCE = 10.0
 """Seconds that a failed process gives the first one to say the same."""
@@ -163,3 +165,22 @@ def _first_host(nodes: str) -> str:
         return listed.stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return nodes.split(",", maxsplit=1)[0]
+
+
+def join(*, cpu: bool, patience: float) -> None:
+    """Connect the processes of this training, if there are several; a collective may take ``patience`` seconds."""
+    import torch.distributed as dist
+
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("gloo" if cpu else "nccl", timeout=timedelta(seconds=patience))
+
+
+def gathered(value: Value) -> list[Value]:
+    """The values of all processes, in order of rank, in every one of them. They are pickled."""
+    import torch.distributed as dist
+
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

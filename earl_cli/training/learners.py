@@ -5,6 +5,7 @@ The loss of a step is a sum over all processes: each gives its part, already div
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from earl_cli.config.rl import RlConfig
-from earl_cli.training.distributed import deepspeed_config, world_size
+from earl_cli.training.distributed import deepspeed_config, rank, world_size
 from earl_cli.training.policy import Batch, Policy
 from earl_cli.training.precision import uses_bfloat16, uses_cpu
 
@@ -53,7 +54,7 @@ class Learner(Protocol):
 
 def make_learner(policy: Policy, config: RlConfig, device: torch.device) -> Learner:
     """The learner for this config's sharding."""
-    return (PlainLearner if config.sharding == "none" else ShardedLearner)(policy, config, device)
+    return PlainLearner(policy, config, device) if config.sharding == "none" else ShardedLearner(policy, config)
 
 
 class PlainLearner:
@@ -79,7 +80,7 @@ class PlainLearner:
         return found
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, learning_rate: float) -> float:
         for weight in self.trained:
@@ -88,7 +89,7 @@ class PlainLearner:
             for weight in self.trained:
                 torch.distributed.all_reduce(weight.grad)
         norm = float(clip_grad_norm_(self.trained, self.clip))
-        if norm == norm and norm != float("inf"):
+        if math.isfinite(norm):
             self.optimizer.param_groups[0]["lr"] = learning_rate
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -99,8 +100,6 @@ class PlainLearner:
         yield self.policy.base
 
     def save(self, checkpoint: Path) -> None:
-        from earl_cli.training.distributed import rank
-
         if rank() == 0:
             (checkpoint / "optimizer").mkdir(parents=True, exist_ok=True)
             weights = [weight.detach() for weight in self.trained]
@@ -119,7 +118,7 @@ class ShardedLearner:
 
     independent = False
 
-    def __init__(self, policy: Policy, config: RlConfig, device: torch.device) -> None:
+    def __init__(self, policy: Policy, config: RlConfig) -> None:
         import deepspeed
 
         settings = deepspeed_config(config.sharding, bfloat16=uses_bfloat16(config), cpu=uses_cpu(config))

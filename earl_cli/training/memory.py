@@ -8,12 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Protocol
 
-from earl_cli.config.sft import SftConfig
 from earl_cli.training.losses import LOGITS_AT_ONCE
 
 ADAM = 8
 """Bytes a weight: two moments in float32."""
+
+
+class Settings(Protocol):
+    """What a training's config says of memory."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def gradient_checkpointing(self) -> bool: ...
+    @property
+    def lora_rank(self) -> int | None: ...
+    @property
+    def quantize(self) -> str: ...
+    @property
+    def sharding(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ class Memory:
     activations: int
     logits: int
     host: int
+    reference: int = 0
 
     @property
     def device(self) -> int:
@@ -70,7 +86,7 @@ class Memory:
         return sum(getattr(self, each.name) for each in fields(self) if each.name != "host")
 
 
-def estimate(shape: Shape, config: SftConfig, *, processes: int, bfloat16: bool, longest: int) -> Memory:
+def estimate(shape: Shape, config: Settings, *, processes: int, bfloat16: bool, longest: int) -> Memory:
     """What a step needs on each of ``processes`` devices, with sequences of ``longest`` tokens."""
     trained = shape.adapters(config.lora_rank) if config.lora_rank else shape.parameters
     frozen = shape.parameters if config.lora_rank else 0

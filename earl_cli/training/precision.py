@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
-from earl_cli.config.sft import SftConfig
+
+class Place(Protocol):
+    """What a training's config says of where it runs."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
 
 
-def uses_cpu(config: SftConfig) -> bool:
+def uses_cpu(config: Place) -> bool:
     """Whether the run is on processors alone."""
     return config.device == "cpu" or (
         config.device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available())
     )
 
 
-def uses_bfloat16(config: SftConfig) -> bool:
+def uses_bfloat16(config: Place) -> bool:
     """Whether matrix products run in bfloat16: where it was asked for, or where the device is fast at it."""
     if config.precision != "auto":
         return config.precision == "bfloat16"

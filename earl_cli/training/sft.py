@@ -6,17 +6,13 @@ the loss, which never holds the logits of a whole batch, and checkpoints of whic
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +23,25 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import ExampleData, Rows, collate, load_rows
 from earl_cli.data.mixture import Mixture, first_rows, mix
-from earl_cli.errors import EarlError, InputError, MissingExtraError, UsageError
+from earl_cli.errors import EarlError, InputError, UsageError
 from earl_cli.tokens.layout import Layout
-from earl_cli.training.checkpoints import check_begun, drop_old, drop_torn, mark_complete, newest, written
+from earl_cli.training.checkpoints import (
+    CHECKPOINTS,
+    check_begun,
+    drop_old,
+    drop_torn,
+    mark_complete,
+    newest,
+    written,
+)
 from earl_cli.training.distributed import deepspeed_config, quiet_libraries, rank, world_size
+from earl_cli.training.log import LOG, cut_torn_line, peak_memory, write_line
 from earl_cli.training.losses import labelled, separate_heads, whole_head
 from earl_cli.training.precision import uses_bfloat16, uses_cpu
 
 if TYPE_CHECKING:
     from earl_cli.training.trainee import TrainedEmu3
 
-CHECKPOINTS = "checkpoints"
-LOG = "log.jsonl"
 LONGEST = 3000
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 OnValidation = Callable[[int, ExampleData], None]
@@ -150,20 +153,6 @@ def fine_tune(
     return SftResult(trainer.state.global_step, loss, resumed, weights if rank() == 0 else {})
 
 
-def cut_torn_line(log: Path) -> None:
-    """Take away what a killed process left of its last line."""
-    if log.is_file():
-        content = log.read_bytes()
-        with log.open("rb+") as file:
-            file.truncate(content.rfind(b"\n") + 1)
-
-
-def peak_memory() -> int:
-    """The most bytes of memory that this process has had."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def steps_of(config: SftConfig, pairs: int, processes: int) -> int:
     """How many optimizer steps a run of so many pairs an epoch takes."""
     if config.max_steps:
@@ -233,13 +222,6 @@ class SftTrainer(Trainer):
 def _named(ids: Sequence[str], shown: int = 8) -> str:
     more = f" and {len(ids) - shown} more" if len(ids) > shown else ""
     return f"the rows {', '.join(map(repr, ids[:shown]))}{more}"
-
-
-def check_trackers(config: SftConfig) -> None:
-    """Raise MissingExtraError for a tracker that isn't installed."""
-    for tracker in config.trackers:
-        if find_spec(tracker) is None:
-            raise MissingExtraError(f"the tracker {tracker} isn't installed", hint='pip install "earl-cli[trackers]"')
 
 
 def arguments(config: SftConfig, folder: Path, *, evaluates: bool) -> TrainingArguments:
@@ -343,9 +325,7 @@ class _Reporter(TrainerCallback):
         if "loss" in figures:
             figures |= self._pace()
         if state.is_world_process_zero:
-            path = self.config.output / LOG
-            with written("the log", path), path.open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"step": state.global_step, **figures}) + "\n")
+            write_line(self.config.output / LOG, state.global_step, figures)
             self.on_step(state.global_step, state.max_steps, figures)
         if not math.isfinite(figures.get("grad_norm", 0.0)):
             raise self._diverged(f"the gradient is {figures['grad_norm']} at step {state.global_step}")

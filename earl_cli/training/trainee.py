@@ -83,29 +83,24 @@ def load_trainee(base: Base, config: SftConfig, longest: int) -> tuple[TrainedEm
     language.train()
     if config.lora_rank is None:
         return language, place
-    return with_adapters(language, config, place.device), place
+    if config.quantize == "4bit":
+        _quantize(language, place.device)
+    return with_adapters(language, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed), place
 
 
-def with_adapters(language: Any, config: SftConfig, device: torch.device) -> Any:
-    """A `PeftModel` whose base is frozen, in 4 bits if the config says so (NF4, arXiv 2305.14314)."""
+def with_adapters(language: Any, rank: int, alpha: int, dropout: float, seed: int) -> Any:
+    """A `PeftModel` whose base is frozen."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise MissingExtraError("adapters need the package peft", hint='pip install "earl-cli[lora]"') from None
-    if config.quantize == "4bit":
-        _quantize(language, device)
-    torch.manual_seed(config.seed)  # the adapters' first weights are random
-    adapters = LoraConfig(
-        r=config.lora_rank or 0,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules="all-linear",
-    )
+    torch.manual_seed(seed)  # the adapters' first weights are random
+    adapters = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
     return get_peft_model(language, adapters)
 
 
 def _quantize(language: Any, device: torch.device) -> None:
-    """Every linear layer of the blocks in 4-bit NormalFloat, in place; the embedding and the head stay."""
+    """Every linear layer of the blocks in 4-bit NormalFloat (arXiv 2305.14314), in place; embedding and head stay."""
     if device.type != "cuda":
         raise DeviceError("4-bit weights need an NVIDIA GPU", where=str(device), hint="--set quantize=none")
     try:

@@ -22,8 +22,7 @@ from earl_cli.data.store import Manifest, Reject, create_or_resume, write_shard
 from earl_cli.models import names
 from earl_cli.models.bundle import load_model
 from earl_cli.models.language import load_language
-from earl_cli.training.checkpoints import checkpoints
-from earl_cli.training.sft import CHECKPOINTS
+from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
 
 SMALL = {"max_steps": 4, "batch_size": 2, "accumulation": 1, "warmup_steps": 1, "learning_rate": 3e-3}
 MORE = {"precision": "float32", "log_every": 1, "gradient_checkpointing": "false"}

@@ -23,9 +23,9 @@ from trainings import Trainings, options, torchrun, worker, write_pairs
 from victims import Run, own_program
 
 from earl_cli.files import is_aside
-from earl_cli.training.checkpoints import LOCK, MARK, checkpoints
+from earl_cli.training.checkpoints import CHECKPOINTS, LOCK, MARK, checkpoints
 from earl_cli.training.curves import read_run
-from earl_cli.training.sft import CHECKPOINTS, LOG
+from earl_cli.training.log import LOG
 
 pytestmark = pytest.mark.slow
 

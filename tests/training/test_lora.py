@@ -18,9 +18,9 @@ from earl_cli.config.loader import load_config
 from earl_cli.config.sft import SftConfig
 from earl_cli.generation.engine import Sampling
 from earl_cli.models.bundle import Base, load_model, load_vision_of, open_base
-from earl_cli.training.checkpoints import checkpoints
+from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.gallery import draw_gallery, plain
-from earl_cli.training.sft import CHECKPOINTS, SftData, SftResult, fine_tune, load_data
+from earl_cli.training.sft import SftData, SftResult, fine_tune, load_data
 from earl_cli.training.trainee import load_trainee, merged
 
 SMALL = {"max_steps": 6, "batch_size": 2, "accumulation": 2, "warmup_steps": 1, "learning_rate": 3e-3, "log_every": 1}

@@ -87,7 +87,7 @@ def test_adapters_of_another_shape(tiny_model_dir: Path) -> None:
         "pad_token_id": 0,
     }
     language = Emu3ForCausalLM(Emu3TextConfig(**fields))
-    adapted = with_adapters(language, config(lora_rank=5), torch.device("cpu"))
+    adapted = with_adapters(language, 5, 32, 0.0, 42)
     trained, _ = adapted.get_nb_trainable_parameters()
     assert Shape.of(1, fields).adapters(5) == trained
 

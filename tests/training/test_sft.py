@@ -16,7 +16,9 @@ from earl_cli.data.batches import load_rows
 from earl_cli.data.store import Manifest, TokenizedPair, create_or_resume, write_shard
 from earl_cli.errors import EarlError, InputError
 from earl_cli.models.bundle import load_model, open_base, save_trained
-from earl_cli.training.sft import CHECKPOINTS, LOG, SftResult, fine_tune, load_data
+from earl_cli.training.checkpoints import CHECKPOINTS
+from earl_cli.training.log import LOG
+from earl_cli.training.sft import SftResult, fine_tune, load_data
 from earl_cli.training.trainee import load_trainee
 
 

@@ -1,0 +1,67 @@
+"""``earl rl``: improve a model by reinforcement learning; started again, it goes on from its newest checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def rl(
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", help="A .jsonnet, .json or .yaml file, or a recipe such as rl/sft_s__rl_s."),
+    ] = None,
+    *,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model to start from: a folder or ORG/NAME[@REV].")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="A token store or published folder; may be repeated.")
+    ] = None,
+    coefficients: Annotated[
+        str | None, typer.Option("--coefficients", help="How often each set occurs in the mixture: 1,0.5")
+    ] = None,
+    validation: Annotated[
+        list[Path] | None, typer.Option("--validation", help="A token store to validate on; may be repeated.")
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option("--reward", help="viescore, ground_score, reference, MODULE:FUNCTION, or weights as JSON."),
+    ] = None,
+    api_base: Annotated[
+        str | None, typer.Option("--api-base", help="Where the judge is, such as http://localhost:4877/v1.")
+    ] = None,
+    judge: Annotated[str | None, typer.Option("--judge", help="The judge's model name.")] = None,
+    iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="How many iterations in all.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the trained model goes.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a value of the config; may be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show values, data and memory, and stop.")] = False,
+) -> None:
+    """Improve a model by its own edits and a reward: earl rl --config embedded/rl --data store/ -o better/"""
+    import json
+
+    from earl_cli.config.loader import resolve
+    from earl_cli.config.rl import RlConfig
+
+    given = {
+        "model_path": model,
+        "data": data or None,
+        "coefficients": [part.strip() for part in coefficients.split(",")] if coefficients else None,
+        "validation": validation or None,
+        "reward": json.loads(reward) if reward and reward.startswith("{") else reward,
+        "reward_function_api_base": api_base,
+        "reward_function_api_model_name": judge,
+        "num_iterations": iterations,
+        "output": output,
+        "device": device,
+    }
+    resolved = resolve(RlConfig, config, sets or [], given)
+
+    from earl_cli.commands.rl_run import show_plan, train
+
+    (show_plan if dry_run else train)(resolved)

@@ -1,0 +1,292 @@
+"""What ``earl rl`` does once its config is known: show the plan, or train."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
+from functools import partial
+from typing import Any
+
+import torch
+
+from earl_cli.commands.sft_run import MEMORY, shown
+from earl_cli.config.loader import Resolved
+from earl_cli.config.rl import RlConfig
+from earl_cli.console import console
+from earl_cli.dashboard import Board, Figure, dashboard, gigabytes, scientific, whole
+from earl_cli.data.batches import Rows
+from earl_cli.errors import EarlError, OutputError, UsageError
+from earl_cli.files import is_aside
+from earl_cli.models.bundle import Base, load_vision_of, open_base
+from earl_cli.rewards.choosing import reward_of
+from earl_cli.training.assembling import (
+    RlData,
+    WithoutAdapters,
+    load_policy,
+    load_prompts,
+    make_engine,
+    memory_of,
+    resume,
+    save_checkpoint,
+    save_model,
+)
+from earl_cli.training.checkpoints import CHECKPOINTS, alone_in, written
+from earl_cli.training.distributed import (
+    adopt_slurm,
+    check_processes,
+    first_speaks,
+    join,
+    quiet_libraries,
+    rank,
+    stand_alone,
+    world_size,
+)
+from earl_cli.training.episodes import write_episodes, write_gallery
+from earl_cli.training.learners import Learner, make_learner
+from earl_cli.training.log import LOG, check_trackers, cut_torn_line, peak_memory, start_trackers, write_line
+from earl_cli.training.precision import uses_cpu
+from earl_cli.training.rl import reinforce
+from earl_cli.training.rollouts import lengths
+from earl_cli.training.run import Judged, Run
+
+EPISODES, GALLERIES, CACHE = "episodes", "galleries", "judge.sqlite"
+COLLECTIVE_PATIENCE = 7200.0
+"""Seconds that a process waits for the others, of which one may sample or ask the judge for long."""
+
+
+def show_plan(resolved: Resolved[RlConfig]) -> None:
+    """Everything that can be known of a run without its weights."""
+    config = resolved.config
+    base = _base(config)
+    data = load_prompts(config, base.layout, _positions(base))
+    processes = config.processes or world_size()
+    _check_shares(config, processes)
+    values = config.model_dump(mode="json")
+    console.table(
+        ["value", "is", "from"],
+        [[key, shown(value), resolved.origins.get(key, "default")] for key, value in values.items()],
+        title="Config",
+    )
+    sets = [
+        {"data": name, "rows": size, "coefficient": round(coefficient, 4), "rows_in_the_mixture": count}
+        for name, size, coefficient, count in zip(
+            data.rows.names, data.rows.sizes, data.mixture.coefficients, data.mixture.counts, strict=True
+        )
+    ]
+    console.table(list(sets[0]), [[shown(value) for value in each.values()] for each in sets], title="Data")
+    prompts = config.prompts_per_iteration
+    console.say(
+        f"{config.num_iterations} iterations of {prompts} prompts × {config.generations_per_sample} edits, "
+        f"{prompts // processes} prompts in each of {processes} processes: "
+        f"{config.num_iterations * prompts / len(data.prompts):.3g} times each of {len(data.prompts)} prompts"
+        + (f"; {data.skipped} are too long and left out" if data.skipped else "")
+    )
+    memory = memory_of(config, base, processes, _longest(config, data))
+    names = (*MEMORY, "reference")
+    parts = {**{name: getattr(memory, name) for name in names}, "device": memory.device, "host": memory.host}
+    console.table(
+        ["memory of one device", "GB"],
+        [[name if name != "device" else "in all", f"{size / 1e9:.2f}"] for name, size in parts.items() if size],
+        title=f"Memory, {base.parameters / 1e6:.1f} M weights on {processes} device(s), by calculation",
+    )
+    console.document(
+        {
+            "config": values,
+            "origins": resolved.origins,
+            "mode": config.mode,
+            "data": sets,
+            "skipped": data.skipped,
+            "prompts": len(data.prompts),
+            "validation_rows": len(data.validation),
+            "iterations": config.num_iterations,
+            "memory": parts,
+        }
+    )
+
+
+def train(resolved: Resolved[RlConfig]) -> None:
+    """Train, and write the model."""
+    config = resolved.config
+    adopt_slurm()
+    if config.sharding != "none":
+        stand_alone()
+    console.quiet |= rank() > 0  # of several processes the first speaks
+    with first_speaks():
+        check_processes(config.processes, config.per_device_batch_size, 1)
+        _check_shares(config, world_size())
+        check_trackers(config.trackers)
+        if config.folder.exists() and not config.folder.is_dir():
+            raise OutputError("this is a file, not a folder for the model", where=str(config.folder))
+        base = _base(config)
+        data = load_prompts(config, base.layout, _positions(base))
+        if data.skipped:
+            console.warn(f"{data.skipped} prompts have too many tokens and are left out")
+        with alone_in(config.folder / CHECKPOINTS) if rank() == 0 else nullcontext():
+            _train(config, base, data)
+
+
+def _train(config: RlConfig, base: Base, data: RlData) -> None:
+    reward = reward_of(config, config.folder / CACHE)
+    quiet_libraries(uses_cpu(config))
+    join(cpu=uses_cpu(config), patience=COLLECTIVE_PATIENCE + (config.judge_patience or 0))
+    policy, reference, place = load_policy(base, config, _longest(config, data))
+    console.note(str(place))
+    vision = load_vision_of(config.model_path, device=config.device, revision=config.model_revision).model
+    learner = make_learner(policy, config, place.device)
+    if rank() == 0:
+        for left in filter(is_aside, config.folder.rglob("*")):  # by a process that was killed
+            left.unlink()
+        cut_torn_line(config.folder / LOG)
+    start = resume(config, learner)
+    without = WithoutAdapters(learner) if policy.adapted and config.kl_coeff else None
+    with redirect_stdout(sys.stderr), dashboard(f"improving {config.folder.name}", FIGURES, unit="iterations") as board:
+        board.update(start, config.num_iterations, {}, "starting")
+        run = Run(
+            config=config,
+            layout=base.layout,
+            rows=data.rows,
+            prompts=data.prompts,
+            held=data.held,
+            validation=data.validation,
+            vision=vision,
+            learner=learner,
+            reference=without or reference,
+            reward=reward,
+            engine=partial(make_engine, config, base.layout, data),
+            watcher=_Watcher(config, base, learner, data, vision, board),
+        )
+        reinforce(run, start)
+        with written("the model", config.folder):
+            save_model(config, base, learner, config.folder)
+    if rank() > 0:
+        return
+    resumed = f", resumed from iteration {start}" if start else ""
+    place_of_all = f"the model is in {config.folder}, its checkpoints in {CHECKPOINTS}/"
+    console.say(f"{config.num_iterations} iterations{resumed}; {place_of_all}")
+    console.document({"model": str(config.folder), "iterations": config.num_iterations, "resumed_from": start})
+
+
+class _Watcher:
+    """Shows the run, logs it, and writes its checkpoints, episodes and galleries."""
+
+    def __init__(self, config: RlConfig, base: Base, learner: Learner, data: RlData, vision: Any, board: Board) -> None:
+        self.config, self.base, self.learner, self.data, self.vision = config, base, learner, data, vision
+        self.board = board
+        self.folder = config.folder
+        first = rank() == 0
+        self.trackers = start_trackers(config.trackers, self.folder, config.model_dump(mode="json")) if first else []
+
+    def phase(self, iteration: int, what: str) -> None:
+        self.board.update(iteration, self.config.num_iterations, {}, what)
+
+    def sampling(self, iteration: int, done: int, expected: int) -> None:
+        if done * 20 // max(1, expected) != (done - self.config.episodes_per_iteration) * 20 // max(1, expected):
+            self.phase(iteration, f"sampling {done / max(1, expected):.0%}")
+
+    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
+        self._log(step, {**figures, **self._memory()})
+        if rank() == 0 and groups:
+            write_episodes(self.folder / EPISODES / f"step-{step:06d}.parquet", step, self.data.rows, groups)
+            self._draw(f"step-{step:06d}", f"iteration {step}", self.data.rows, groups)
+
+    def validation(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
+        self._log(step, figures)
+        if rank() == 0 and self.data.held is not None:
+            self._draw(f"validation-{step:06d}", f"validation after {step} iterations", self.data.held, groups)
+
+    def checkpoint(self, iteration: int) -> None:
+        checkpoint = save_checkpoint(self.config, self.base, self.learner, iteration)
+        repository = self.config.push_to_hub_repo_id
+        if repository and rank() == 0 and (iteration + 1) % self.config.push_to_hub_every_n_iterations == 0:
+            from earl_cli.models.hub import push
+
+            try:
+                push(checkpoint / "hf_model", repository, checkpoint.name)
+            except EarlError as error:  # the run has its checkpoint, and goes on
+                console.warn(str(error))
+
+    def waiting(self, iteration: int, problem: EarlError) -> None:
+        if iteration:
+            self.checkpoint(iteration - 1)
+        console.warn(f"{problem}; everything is saved, and the run goes on when the judge is back")
+        self.phase(iteration, "waiting for the judge")
+
+    def _log(self, step: int, figures: Mapping[str, float]) -> None:
+        if rank() > 0:
+            return
+        write_line(self.folder / LOG, step, figures)
+        for track in self.trackers:
+            track(step, figures)
+        self.board.update(step, self.config.num_iterations, figures)
+
+    def _draw(self, name: str, title: str, rows: Rows, groups: Sequence[Judged]) -> None:
+        notes = [f"temperature {self.config.temperature:g}", "the best, median and worst by reward"]
+        path = self.folder / GALLERIES / f"{name}.html"
+        title = f"{self.folder.name}, {title}"
+        write_gallery(path, title, self.vision, rows, groups, self.config.gallery_rows, notes)
+
+    def _memory(self) -> dict[str, float]:
+        cuda = torch.cuda.is_available() and not uses_cpu(self.config)
+        return {"memory": float(torch.cuda.max_memory_allocated() if cuda else peak_memory())}
+
+
+def seconds(value: float) -> str:
+    """12.3 s."""
+    return f"{value:.1f} s"
+
+
+def share(value: float) -> str:
+    """97 %."""
+    return f"{value:.0%}"
+
+
+FIGURES = (
+    Figure("reward", drawn=True),
+    Figure("validation_reward", "validation reward", drawn=True),
+    Figure("kl", "KL", drawn=True),
+    Figure("entropy", drawn=True),
+    Figure("reward_p10", "reward 10 %"),
+    Figure("reward_p50", "50 %"),
+    Figure("reward_p90", "90 %"),
+    Figure("group_std", "spread in a group"),
+    Figure("no_signal", "without signal", share),
+    Figure("finished", "finished", share),
+    Figure("missing_rewards", "missing rewards", share),
+    Figure("completion_tokens", "tokens", whole),
+    Figure("part_semantic_consistency", "SC"),
+    Figure("part_perceptual_quality", "PQ"),
+    Figure("part_ground_score", "ground score"),
+    Figure("grad_norm", "gradient norm"),
+    Figure("learning_rate", "learning rate", scientific),
+    Figure("mismatch", "sampler mismatch", scientific),
+    Figure("seconds", "iteration", seconds),
+    Figure("seconds_sampling", "sampling", seconds),
+    Figure("seconds_reward", "reward", seconds),
+    Figure("seconds_reference", "reference", seconds),
+    Figure("seconds_update", "update", seconds),
+    Figure("memory", form=gigabytes),
+)
+
+
+def _check_shares(config: RlConfig, processes: int) -> None:
+    """Raise UsageError if the prompts of an iteration can't be shared equally."""
+    if config.prompts_per_iteration % processes:
+        prompts, generations = config.prompts_per_iteration, config.generations_per_sample
+        raise UsageError(
+            f"{prompts} prompts an iteration can't be shared equally by {processes} processes",
+            where="episodes_per_iteration",
+            hint=f"--set episodes_per_iteration={-(-prompts // processes) * processes * generations}",
+        )
+
+
+def _longest(config: RlConfig, data: RlData) -> int:
+    return int(lengths(data.rows, config.mode)[data.prompts].max())
+
+
+def _base(config: RlConfig) -> Base:
+    return open_base(config.model_path, revision=config.model_revision, tokenizer=config.tokenizer_path)
+
+
+def _positions(base: Base) -> int:
+    return int(base.config["max_position_embeddings"])

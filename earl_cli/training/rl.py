@@ -1,0 +1,146 @@
+"""Reinforcement learning by GRPO, as the paper has it (arXiv 2508.01119, section 3): the loop, top to bottom.
+
+Draw prompts, sample a group of edits for each, judge them, compare every edit with its group, move the policy towards
+the better ones and not far from the reference, once; then again. Whatever is random follows from the seed and the
+iteration's number, so that a run which was killed goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from earl_cli.config.rl import RlConfig
+from earl_cli.data.batches import Rows
+from earl_cli.errors import EarlError
+from earl_cli.generation.engine import OnProgress, Sampling
+from earl_cli.rewards.reward import Edit, JudgeDownError, Score
+from earl_cli.training.distributed import gathered, rank, world_size
+from earl_cli.training.figures import Clock, figures_of
+from earl_cli.training.grpo import advantages, has_signal
+from earl_cli.training.rollouts import Prompt, Rollout, draw_prompts, edits, sample, seeds
+from earl_cli.training.run import Judged, Run
+from earl_cli.training.updating import update
+
+VALIDATION = 1 << 32  # in place of an iteration's number: validation has its own seeds, the same every time
+WAITS = (5.0, 60.0)  # seconds between two looks at a judge that is down: the first, the longest
+
+
+def reinforce(run: Run, start: int = 0) -> None:
+    """Train from iteration ``start`` to the last. Raises EarlError if loss or gradients stop being numbers."""
+    config, watcher = run.config, run.watcher
+    if start == 0 and len(run.validation):
+        validate(run, 0)
+    for iteration in range(start, config.num_iterations):
+        clock = Clock()
+        prompts = draw_prompts(
+            run.prompts, config.prompts_per_iteration, config.generations_per_sample, config.random_seed, iteration
+        )
+        with clock.phase("sampling"):
+            watcher.phase(iteration, "sampling")
+            rollouts = roll_out(run, run.rows, of_this_process(prompts), partial(watcher.sampling, iteration))
+        with clock.phase("reward"):
+            watcher.phase(iteration, "reward")
+            scores = score(run, iteration, edits(run.vision, run.rows, rollouts))
+        groups = compare(config, rollouts, scores)
+        learned = update(run, iteration, groups, clock)
+        step = iteration + 1
+        logged = step % config.log_episodes_every_n_iterations == 0
+        shown = [group for part in gathered(groups if logged else []) for group in part]
+        watcher.iteration(step, {**learned, **figures_of(groups), **clock.figures()}, shown)
+        last = step == config.num_iterations
+        if len(run.validation) and (step % config.validate_every == 0 or last):
+            validate(run, step)
+        if step % config.save_checkpoints_every_n_iterations == 0 or last:
+            watcher.checkpoint(iteration)
+
+
+# -- sampling and judging ----------------------------------------------------------------------------------------------
+
+
+def of_this_process(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """This process's share: equal parts, one after another."""
+    each = math.ceil(len(prompts) / world_size())
+    return prompts[rank() * each : (rank() + 1) * each]
+
+
+def roll_out(run: Run, rows: Rows, prompts: Sequence[Prompt], on_progress: OnProgress | None = None) -> list[Rollout]:
+    """Sample from the policy as it is."""
+    config = run.config
+    sampling = Sampling(config.temperature, config.top_k, config.top_p)
+    with run.learner.whole() as language:
+        return sample(
+            run.engine(language),
+            run.layout,
+            rows,
+            prompts,
+            config.mode,
+            sampling,
+            grammar=config.emu3_use_logit_processor,
+            on_progress=on_progress,
+        )
+
+
+def score(run: Run, iteration: int, drawn: Sequence[Edit]) -> list[Score]:
+    """Scores of edits. While the judge of any process is down all wait, after a checkpoint, and ask again."""
+    waited = 0.0
+    scores: list[Score] | None = None
+    while True:
+        problem: EarlError | None = None
+        if scores is None:
+            try:
+                scores = run.reward(drawn)
+            except JudgeDownError as failure:
+                problem = failure
+        problems = [each for each in gathered(problem) if each is not None]
+        if not problems and scores is not None:
+            return scores
+        if waited == 0:
+            run.watcher.waiting(iteration, problems[0])
+        patience = run.config.judge_patience
+        if patience is not None and waited >= patience:
+            raise problems[0]
+        pause = min(max(WAITS[0], waited), WAITS[1])
+        run.sleep(pause)
+        waited += pause
+
+
+def compare(config: RlConfig, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> list[Judged]:
+    """Every group with its scores and advantages; ``scores`` are those of all completions, group after group."""
+    groups = []
+    left = iter(scores)
+    for rollout in rollouts:
+        own = tuple(next(left) for _ in rollout.completions)
+        rewards = rewards_of(own)
+        found = advantages(rewards, over_std=config.advantage_over_std)
+        groups.append(Judged(rollout, own, found.numpy(), has_signal(rewards)))
+    return groups
+
+
+def rewards_of(scores: Sequence[Score]) -> Tensor:
+    """The values Float64[n], NaN where there is none."""
+    values = [math.nan if score.value is None else score.value for score in scores]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def validate(run: Run, step: int) -> None:
+    """The policy's reward on prompts that it isn't trained on, one sample each, with the same seeds every time."""
+    assert run.held is not None
+    prompts = [
+        Prompt(int(row), seeds(1, run.config.random_seed, VALIDATION, number))
+        for number, row in enumerate(run.validation)
+    ]
+    run.watcher.phase(step, "validation")
+    rollouts = roll_out(run, run.held, of_this_process(prompts))
+    scores = score(run, step, edits(run.vision, run.held, rollouts))
+    groups = [group for part in gathered(compare(run.config, rollouts, scores)) for group in part]
+    values = rewards_of([score for group in groups for score in group.scores])
+    values = values[~values.isnan()]
+    figures = {"validation_missing": 1 - len(values) / len(groups)}
+    if len(values):
+        figures["validation_reward"] = float(values.mean())
+    run.watcher.validation(step, figures, groups)
