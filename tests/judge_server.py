@@ -199,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
         if body["model"] not in judge.models:
             return self._error(404, f"The model `{body['model']}` does not exist.")
         if judge.refuses is not None and judge.refuses in text:
-            return self._error(400, "This content isn't judged.")
+            return self._error(400, f"This content isn't judged for {self.headers.get('Authorization')}.")
         if judge.breaks is not None and judge.breaks in text:
             return self._error(500, "EngineCore encountered an issue.")
         if fault == "slow":

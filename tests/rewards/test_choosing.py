@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,14 @@ def test_a_name_that_is_none(spec: str, why: str, own: str) -> None:
     with pytest.raises(UsageError, match=why) as caught:
         choose(spec.format(own))
     assert caught.value.hint
+
+
+def test_the_reference_needs_no_judge() -> None:
+    edit = some_edits(1)[0]
+    done, undone = choose("reference")([replace(edit, edited=edit.target), replace(edit, edited=edit.source)])
+    assert done.value is not None
+    assert undone.value is not None
+    assert done.value > undone.value
 
 
 def test_a_weighted_sum(own: str) -> None:

@@ -169,11 +169,31 @@ def test_one_question_that_is_refused_costs_only_itself(judge: JudgeServer, ask:
     judge.refuses = "forbidden"
     answers = ask().ask_all([*questions(3), Question("forbidden", (picture(7),))])
     assert [answer.numbers is None for answer in answers] == [False, False, False, True]
-    assert "status 400: This content isn't judged." in answers[-1].text
+    assert "status 400: This content isn't judged" in answers[-1].text
     judge.forget()
     with pytest.raises(UsageError, match=r"refuses what it is asked: status 400: This content"):
         ask().ask_all([Question("forbidden", (picture(7),))])
     assert len(judge.calls) == 1
+
+
+def test_a_refusal_after_kept_answers_costs_only_itself(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+    ask(tmp_path / "cache").ask_all(questions(3))
+    judge.refuses = "forbidden"
+    answers = ask(tmp_path / "cache").ask_all([*questions(3), Question("forbidden", (picture(7),))])
+    assert [answer.numbers is None for answer in answers] == [False, False, False, True]
+
+
+def test_a_server_that_repeats_the_key_gives_nothing_away(
+    judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    judge.refuses = "forbidden"
+    with pytest.raises(UsageError, match=r"for Bearer \*\*\*") as caught:
+        ask().ask_all([Question("forbidden", (picture(7),))])
+    assert KEY not in str(caught.value)
+    answers = ask().ask_all([*questions(2), Question("forbidden", (picture(7),))])
+    assert KEY not in answers[-1].text
+    assert "***" in answers[-1].text
 
 
 def test_a_wrong_key_is_a_mistake_and_stays_secret(
