@@ -1,0 +1,306 @@
+"""Reinforcement learning of a tiny model for real: it learns what is rewarded, and survives what happens to it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from trainings import write_pairs
+
+from earl_cli.config.loader import load_config
+from earl_cli.config.rl import RlConfig
+from earl_cli.errors import EarlError, InputError, UsageError
+from earl_cli.models.bundle import load_model, load_vision_of, open_base
+from earl_cli.rewards.reward import Edit, JudgeDownError, Reward, Score
+from earl_cli.training.assembling import (
+    WithoutAdapters,
+    load_policy,
+    load_prompts,
+    make_engine,
+    resume,
+    save_checkpoint,
+    save_model,
+)
+from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
+from earl_cli.training.learners import make_learner
+from earl_cli.training.rl import reinforce
+from earl_cli.training.run import Judged, Run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("rl") / "store", 12)
+
+
+def settings(model: Path, store: Path, output: Path, **values: object) -> RlConfig:
+    base = {
+        "model_path": str(model),
+        "data": [store],
+        "validation": [store],
+        "validation_rows": 4,
+        "output": output,
+        "num_iterations": 4,
+        "episodes_per_iteration": 12,
+        "generations_per_sample": 4,
+        "per_device_batch_size": 4,
+        "learning_rate": 3e-3,
+        "max_response_tokens": 64,
+        "model_context_size": 128,
+        "save_checkpoints_every_n_iterations": 2,
+        "keep_checkpoints_every_n_iterations": 2,
+        "validate_every": 2,
+        "precision": "float32",
+        "device": "cpu",
+        "gradient_checkpointing": False,
+        "reward": "reference",
+    }
+    return load_config(RlConfig, None, given={**base, **values})
+
+
+def brightness(edits: Sequence[Edit]) -> list[Score]:
+    return [Score(-1.0 if edit.edited is None else float(edit.edited.mean()) / 255) for edit in edits]
+
+
+class Watcher:
+    """Remembers, and saves checkpoints; ``stop_after`` so many iterations it ends the run as a kill would."""
+
+    def __init__(self, save: Callable[[int], object], stop_after: int | None = None) -> None:
+        self.save, self.stop_after = save, stop_after
+        self.figures: list[dict[str, float]] = []
+        self.validations: list[dict[str, float]] = []
+        self.groups: list[Judged] = []
+        self.waits: list[tuple[int, str]] = []
+
+    def phase(self, *_: object) -> None:
+        pass
+
+    def sampling(self, _: int, done: int, expected: int) -> None:
+        assert 0 < done <= expected
+
+    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
+        self.figures.append(dict(figures))
+        self.groups += groups
+        if step == self.stop_after:
+            raise KeyboardInterrupt
+
+    def validation(self, _step: int, figures: Mapping[str, float], _groups: Sequence[Judged]) -> None:
+        self.validations.append(dict(figures))
+
+    def checkpoint(self, iteration: int) -> None:
+        self.save(iteration)
+
+    def waiting(self, iteration: int, problem: EarlError) -> None:
+        self.waits.append((iteration, str(problem)))
+
+
+def train(
+    config: RlConfig, reward: Reward = brightness, stop_after: int | None = None
+) -> tuple[Watcher, dict[str, torch.Tensor]]:
+    base = open_base(config.model_path)
+    data = load_prompts(config, base.layout, 128)
+    policy, reference, place = load_policy(base, config, 64)
+    learner = make_learner(policy, config, place.device)
+    start = resume(config, learner)
+    watcher = Watcher(partial(save_checkpoint, config, base, learner), stop_after)
+    without = WithoutAdapters(learner) if policy.adapted else None
+    run = Run(
+        config,
+        base.layout,
+        data.rows,
+        data.prompts,
+        data.held,
+        data.validation,
+        load_vision_of(config.model_path, device="cpu").model,
+        learner,
+        without or reference,
+        reward,
+        partial(make_engine, config, base.layout, data),
+        watcher,
+        sleep=lambda _: None,
+    )
+    try:
+        reinforce(run, start)
+    except KeyboardInterrupt:
+        return watcher, {}
+    save_model(config, base, learner, config.folder)
+    return watcher, {name: weight.clone() for name, weight in policy.state_dict().items()}
+
+
+def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_is_rewarded_becomes_more(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+    more = {"num_iterations": 30, "kl_coeff": 0.0, "validation": [], "learning_rate": 1e-2}
+    watcher, _ = train(settings(tiny_model_dir, store, tmp_path / "run", generations_per_sample=6, **more))
+    rewards = [figures["reward"] for figures in watcher.figures]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.05, rewards
+    assert load_model(str(tmp_path / "run"), device="cpu").layout.vocabulary.codes == 512
+
+
+def test_figures_of_an_iteration(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+    config = settings(tiny_model_dir, store, tmp_path / "run", log_episodes_every_n_iterations=1, kl_coeff=0.1)
+    watcher, _ = train(config)
+    first, last = watcher.figures[0], watcher.figures[-1]
+    assert first["kl"] == pytest.approx(0, abs=1e-9)
+    assert last["kl"] > 1e-5
+    assert first["mismatch"] < 1e-4
+    assert first["entropy"] == pytest.approx(math.log(512), abs=0.2)  # of random weights over 512 codes
+    assert first["reward_p10"] <= first["reward_p50"] <= first["reward_p90"]
+    assert (first["finished"], first["missing_rewards"], first["no_signal"]) == (1.0, 0.0, 0.0)
+    assert first["seconds"] >= sum(value for name, value in first.items() if name.startswith("seconds_")) - 1e-6
+    assert len(watcher.validations) == 3
+    group = watcher.groups[0]
+    assert len(group.rollout.completions) == 4
+    np.testing.assert_allclose(group.advantages.mean(), 0, atol=1e-9)
+    assert group.signal
+
+
+WAYS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "several updates": {"updates_per_iteration": 3, "clip_high": 0.28, "entropy_coeff": 0.01},
+    "adapters": {"lora_rank": 4},
+    "published": {"train_forced_tokens": True, "separate_language_and_vision_vocabs": False},
+    "no grammar": {"emu3_use_logit_processor": False},
+    "thinking": {
+        "assistant_prefill": "reasoning",
+        "train_text_tokens_only": True,
+        "text_only_cycle_steps": 2,
+        "text_only_steps": 1,
+    },
+    "mixed": {"assistant_prefill": None, "drop_groups_without_signal": True, "advantage_over_std": False},
+    "recomputed": {"gradient_checkpointing": True, "per_device_batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(
+    way: str, tiny_model_dir: Path, store: Path, tmp_path: Path
+) -> None:
+    undisturbed, weights = train(settings(tiny_model_dir, store, tmp_path / "whole", **WAYS[way]))
+    assert all(math.isfinite(value) for figures in undisturbed.figures for value in figures.values())
+    config = settings(tiny_model_dir, store, tmp_path / "torn", **WAYS[way])
+    for stop in (1, 3, None):
+        watcher, found = train(config, stop_after=stop)
+    assert same(found, weights)
+    assert watcher.figures[-1]["reward"] == undisturbed.figures[-1]["reward"]
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "torn/model.safetensors").read_bytes()
+    start = open_base(str(tiny_model_dir)).language
+    moved = load_model(str(tmp_path / "whole"), device="cpu").language.state_dict()
+    old = load_model(str(start.folder), device="cpu").language.state_dict()
+    learned = any(figures["no_signal"] < 1 for figures in undisturbed.figures)
+    assert same(moved, old) != learned
+    assert learned == (way != "no grammar")  # without one, random weights draw no picture at all
+
+
+def test_recomputing_and_smaller_batches_change_nothing_but_rounding(
+    tiny_model_dir: Path, store: Path, tmp_path: Path
+) -> None:
+    def once(name: str, **values: object) -> dict[str, torch.Tensor]:
+        more = {"num_iterations": 1, "validation": [], "learning_rate": 1e-4, "epsilon": 1e-3, **values}
+        return train(settings(tiny_model_dir, store, tmp_path / name, **more))[1]
+
+    plain = once("plain")
+    for name, values in {
+        "recomputed": {"gradient_checkpointing": True},
+        "pieces": {"per_device_batch_size": 3},
+        "together": {"per_device_batch_size": 64},
+    }.items():
+        other = once(name, **values)
+        for weight in plain:
+            torch.testing.assert_close(other[weight], plain[weight], rtol=0, atol=1e-7, msg=name)
+
+
+def test_the_switched_cycles_train_their_kind_of_token(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+    """In edit mode there is no text to train: such an iteration leaves the weights as they are."""
+    more = {"train_text_tokens_only": True, "text_only_cycle_steps": 2, "text_only_steps": 1, "validation": []}
+    watcher, _ = train(settings(tiny_model_dir, store, tmp_path / "run", **more))
+    assert ["grad_norm" in figures for figures in watcher.figures] == [False, True, False, True]
+
+
+def test_a_judge_that_is_down_pauses_the_run(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+    down = {5: 3, 9: 1}  # at that call, so many times
+    calls = 0
+
+    def judge(edits: Sequence[Edit]) -> list[Score]:
+        nonlocal calls
+        calls += 1
+        if down.get(calls, 0) > 0:
+            down[calls] -= 1
+            calls -= 1
+            raise JudgeDownError("the judge doesn't answer", where="http://localhost:1/v1")
+        return brightness(edits)
+
+    config = settings(tiny_model_dir, store, tmp_path / "run")
+    watcher, weights = train(config, judge)
+    _, healthy = train(settings(tiny_model_dir, store, tmp_path / "healthy"))
+    assert same(weights, healthy)
+    assert [iteration for iteration, _ in watcher.waits] == [2]
+
+
+def test_a_judge_that_stays_down_ends_the_run_with_a_checkpoint_if_patience_has_an_end(
+    tiny_model_dir: Path, store: Path, tmp_path: Path
+) -> None:
+    def judge(edits: Sequence[Edit]) -> list[Score]:
+        raise JudgeDownError("the judge doesn't answer")
+
+    with pytest.raises(JudgeDownError):
+        train(settings(tiny_model_dir, store, tmp_path / "run", judge_patience=100.0), judge)
+
+
+def test_missing_rewards_leave_the_group(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+    def judge(edits: Sequence[Edit]) -> list[Score]:
+        return [Score(None, reason="unreadable") if i % 3 == 0 else score for i, score in enumerate(brightness(edits))]
+
+    more = {"log_episodes_every_n_iterations": 1, "num_iterations": 1, "validation": []}
+    watcher, _ = train(settings(tiny_model_dir, store, tmp_path / "run", **more), judge)
+    assert watcher.figures[0]["missing_rewards"] == pytest.approx(1 / 3)
+    for group in watcher.groups:
+        missing = [score.value is None for score in group.scores]
+        assert np.isnan(group.advantages).tolist() == missing
+        assert np.nanmean(group.advantages) == pytest.approx(0, abs=1e-9)
+
+
+def test_no_reward_at_all_changes_nothing(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+    def nothing(edits: Sequence[Edit]) -> list[Score]:
+        return [Score(None, reason="none") for _ in edits]
+
+    watcher, _ = train(settings(tiny_model_dir, store, tmp_path / "run", num_iterations=2), nothing)
+    assert all("grad_norm" not in figures and "reward" not in figures for figures in watcher.figures)
+    assert json.dumps(watcher.figures, allow_nan=False)
+
+
+def test_old_checkpoints_keep_their_model_alone(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+    more = {"num_iterations": 6, "save_checkpoints_every_n_iterations": 1, "keep": 2, "validation": []}
+    train(settings(tiny_model_dir, store, tmp_path / "run", **more))
+    folder = tmp_path / "run" / CHECKPOINTS
+    assert [path.name for path in checkpoints(folder)] == ["ckpt_000004", "ckpt_000005"]
+    kept = sorted(path.name for path in folder.glob("ckpt_*"))
+    assert kept == ["ckpt_000001", "ckpt_000003", "ckpt_000004", "ckpt_000005"]
+    assert sorted(path.name for path in (folder / "ckpt_000001").iterdir() if path.is_dir()) == ["hf_model"]
+    assert load_model(str(folder / "ckpt_000001/hf_model"), device="cpu").image_area
+
+
+def test_a_run_goes_on_only_in_the_way_it_was_begun(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+    train(settings(tiny_model_dir, store, tmp_path / "run", num_iterations=2))
+    with pytest.raises(UsageError, match="this run was begun with sharding none"):
+        train(settings(tiny_model_dir, store, tmp_path / "run", lora_rank=4))
+
+
+def test_what_does_not_fit_is_said_before_anything_is_loaded(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+    layout = open_base(str(tiny_model_dir)).layout
+    with pytest.raises(UsageError, match="a picture of these data takes"):
+        load_prompts(settings(tiny_model_dir, store, tmp_path, max_response_tokens=5), layout, 128)
+    with pytest.raises(InputError, match="no prompt with its picture fits into 20 tokens"):
+        load_prompts(settings(tiny_model_dir, store, tmp_path, model_context_size=20), layout, 128)
+    some = load_prompts(settings(tiny_model_dir, store, tmp_path, model_context_size=50), layout, 128)
+    assert 0 < some.skipped < 12
+    assert len(some.prompts) == 12 - some.skipped
+    with pytest.raises(UsageError, match="2 coefficients for 1 data sets"):
+        load_prompts(settings(tiny_model_dir, store, tmp_path, coefficients=[1, 2]), layout, 128)
