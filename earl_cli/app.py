@@ -34,6 +34,7 @@ COMMANDS = {
     "sft": "Train a model on a token store, and resume where it stopped.",
     "sft plot": "Draw the curves of training runs.",
     "rl": "Improve a model by its own edits and a reward, and resume where it stopped.",
+    "rl plot": "Draw the curves of reinforcement learning.",
     "judge": "Serve, try and check the judge that rewards edits.",
     "judge serve": "Serve the judge with vLLM and the published settings.",
     "judge score": "Say what one edit is worth, with the judge's reasons.",

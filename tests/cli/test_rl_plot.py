@@ -1,0 +1,60 @@
+"""``earl rl plot`` as a person types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from logs import a_rl_run
+from PIL import Image
+
+from earl_cli.app import run
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of 100 iterations, validated twice, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    a_rl_run(Path("run"), 100)
+
+
+def test_a_run_is_drawn_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["rl", "plot", "run"]) == 0
+    head, row, last = capsys.readouterr().out.splitlines()
+    assert head.split("  ")[-1] == "best validation reward"
+    assert row.split()[:2] == ["run", "100"]
+    assert row.endswith("at step 100")
+    assert last == "curves in curves.png"
+    with Image.open("curves.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_the_document_has_the_highest_validation_reward(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    lines += [{"step": 101, "validation_reward": 9.5}, {"step": 102, "validation_reward": 2.0, "reward": 1.5}]
+    Path("run/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(["rl", "plot", "run", "-o", "curves.svg", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["runs"] == [
+        {
+            "run": "run",
+            "log": "run/log.jsonl",
+            "steps": 102,
+            "reward": 1.5,
+            "best_validation_reward": 9.5,
+            "best_validation_step": 101,
+        }
+    ]
+    assert document["figures"][:2] == ["reward", "validation_reward"]
+
+
+def test_figures_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["seconds_update", "part_perceptual_quality"]
+    assert run(["rl", "plot", "run", *(part for name in names for part in ("--figure", name)), "-o", "x.svg"]) == 0
+    text = Path("x.svg").read_text(encoding="utf-8")
+    assert "Time for the update" in text
+    assert "part perceptual quality" in text
+    assert "Reward<" not in text
+    assert run(["rl", "plot", "run", "--figure", "klk", "-o", "y.svg"]) == 2
+    assert "there are: reward," in capsys.readouterr().err

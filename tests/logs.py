@@ -1,0 +1,71 @@
+"""Logs of runs for tests, as training writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from earl_cli.training.curves import LOG
+
+
+def write_log(folder: Path, rows: Sequence[Mapping[str, Any]], end: str = "") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows) + end, encoding="utf-8")
+    return folder
+
+
+def a_run(folder: Path, steps: int = 400, floor: float = 2.0) -> Path:
+    noise = np.random.default_rng(steps).normal(0, 0.1, steps + 1)
+    rows: list[dict[str, float]] = []
+    for step in range(1, steps + 1):
+        loss = floor + 8 * np.exp(-step / 60)
+        figures = {"loss": loss + noise[step], "grad_norm": 1 + abs(noise[step]), "learning_rate": 1e-4 / step}
+        rows.append({"step": step, **figures, "epoch": step / 100})
+        if step % 50 == 0:
+            rows.append({"step": step, "eval_loss": loss + 0.1, "eval_runtime": 3.0})
+    return write_log(folder, rows)
+
+
+def a_rl_run(folder: Path, iterations: int = 300, seed: int = 0, best: float = 7.0) -> Path:
+    """Every figure that an iteration logs, with a course as one hopes for."""
+    draws = np.random.default_rng(seed)
+    rows: list[dict[str, float]] = []
+    for step in range(1, iterations + 1):
+        done = 1 - np.exp(-step / 120)
+        reward = 3.5 + (best - 3.5) * done + draws.normal(0, 0.35)
+        seconds = {
+            "sampling": 31 + draws.normal(0, 2),
+            "reward": 12 + draws.exponential(4),
+            "reference": 4 + draws.normal(0, 0.2),
+            "update": 22 + draws.normal(0, 0.7),
+        }
+        figures = {
+            "reward": reward,
+            "reward_std": 2.4 - 0.6 * done + draws.normal(0, 0.1),
+            "reward_p10": max(0.0, reward - 3.4 + draws.normal(0, 0.4)),
+            "reward_p50": reward + 0.3 + draws.normal(0, 0.2),
+            "reward_p90": min(10.0, reward + 2.6 + draws.normal(0, 0.2)),
+            "group_std": 1.5 - 0.7 * done + draws.normal(0, 0.08),
+            "kl": 0.03 * done + abs(draws.normal(0, 0.002)),
+            "entropy": 4.6 - 1.1 * done + draws.normal(0, 0.05),
+            "loss": draws.normal(0, 0.01),
+            "grad_norm": 0.4 + draws.gamma(2, 0.1),
+            "learning_rate": 3e-6,
+            "no_signal": draws.binomial(16, 0.05 + 0.2 * done) / 16,
+            "finished": 1 - draws.binomial(128, 0.03 * (1 - done)) / 128,
+            "completion_tokens": 1091 + draws.normal(0, 6),
+            "missing_rewards": draws.binomial(128, 0.004) / 128,
+            "mismatch": 0.002 + abs(draws.normal(0, 0.0004)),
+            "part_perceptual_quality": 0.7 * reward,
+            "seconds": sum(seconds.values()),
+            **{f"seconds_{name}": spent for name, spent in seconds.items()},
+            "memory": 6.1e10,
+        }
+        rows.append({"step": step, **{key: float(value) for key, value in figures.items()}})
+        if step % 50 == 0:
+            rows.append({"step": step, "validation_reward": reward + 0.1, "validation_missing": 0.0})
+    return write_log(folder, rows)
