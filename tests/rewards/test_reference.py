@@ -269,7 +269,7 @@ def test_a_group_is_compared_as_each_alone_and_quickly() -> None:
     assert reference_reward(group) == [reference_reward([edit])[0] for edit in group]
     took = []
     for _ in range(10):
-        start = time.perf_counter()
+        start = time.process_time()
         reference_reward(group)
-        took.append((time.perf_counter() - start) / len(group))
-    assert min(took) < 0.015  # 0.0015 on an idle core
+        took.append((time.process_time() - start) / len(group))
+    assert min(took) < 0.01  # of all threads together; 0.0015 on a current core
