@@ -85,7 +85,7 @@ class Trainings(Forks):
 
 
 def torchrun(count: int, *args: object) -> subprocess.Popen[str]:
-    """``torchrun -m earl_cli sft …`` as anybody starts it, in a group of processes of its own."""
+    """``torchrun -m earl_cli …`` as anybody starts it, in a group of processes of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port"]
     return subprocess.Popen(
         [*command, str(free_port()), "-m", "earl_cli", *map(str, args)],
@@ -120,10 +120,12 @@ if __name__ == "__main__":
     import deepspeed.runtime.zero.muon.muon_optimizer
     import deepspeed.runtime.zero.stage3
     import deepspeed.runtime.zero.stage_1_and_2  # noqa: F401
+    import openai  # noqa: F401
     import peft  # noqa: F401
     import transformers.trainer  # noqa: F401
 
-    from earl_cli.commands import sft, sft_run  # noqa: F401
+    from earl_cli.commands import rl, rl_run, sft, sft_run  # noqa: F401
+    from earl_cli.rewards import reference  # noqa: F401
 
     gc.freeze()  # else the first collection of every fork copies all of it
     serve()

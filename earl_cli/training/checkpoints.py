@@ -84,8 +84,11 @@ def written(what: str, where: Path) -> Iterator[None]:
     """Raise OutputError if the disk doesn't take ``what``; torch and safetensors have their own words for that."""
     from safetensors import SafetensorError
 
+    hint = "make room and start again: the training goes on from its last checkpoint"
     try:
         yield
+    except OutputError as error:  # which says already what and where
+        raise OutputError(error.what, where=error.where, hint=error.hint or hint) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, OSError):
             reason = explain(error).what
@@ -95,7 +98,6 @@ def written(what: str, where: Path) -> Iterator[None]:
             reason = "the disk is full, or takes no larger file"
         else:
             raise
-        hint = "make room and start again: the training goes on from its last checkpoint"
         raise OutputError(f"{what} can't be written: {reason}", where=str(where), hint=hint) from error
 
 

@@ -157,9 +157,9 @@ class ShardedLearner:
         if not self.partitioned:
             yield self.policy.base
             return
-        import deepspeed
+        from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
 
-        with deepspeed.zero.GatheredParameters(list(self.policy.parameters())):
+        with unwrap_model_for_generation(self.engine):  # else every layer that runs would give its weights away again
             yield self.policy.base
 
     def save(self, checkpoint: Path) -> None:

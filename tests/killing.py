@@ -1,0 +1,285 @@
+"""Trainings that are killed and started again: what they leave at any moment is whole, and they end as undisturbed.
+
+`EARL_SOAK_KILLS` is how many kills a test over and over makes; `EARL_SOAK_SEED` repeats the moments that one printed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainings import Trainings
+from victims import Run
+
+from earl_cli.files import is_aside
+from earl_cli.training.checkpoints import CHECKPOINTS, MODEL_ONLY, checkpoints
+from earl_cli.training.curves import read_run
+from earl_cli.training.log import LOG
+
+MODEL = "model.safetensors"
+KILLS = int(os.environ.get("EARL_SOAK_KILLS", "0"))
+SOAK = KILLS > 0
+SEED = int(os.environ.get("EARL_SOAK_SEED", random.randrange(1 << 32) if SOAK else "0"))
+MEASURED = re.compile(r"seconds.*|memory|.*runtime|.*per_second|total_flos|train_loss")
+"""Figures of a log that are other ones each time, or of what was done since the last start."""
+
+MOMENTS = ("in the first steps", "in a checkpoint", "between checkpoints", "between mark and clean-up")
+MOMENTS = (*MOMENTS, "in the clean-up", "before the final model", "in the final model", "at the very end")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is known of a training command: which of its checkpoints are left in the end, the last one last.
+
+    ``keep`` of them are whole, those before are models alone; ``model`` is a checkpoint's folder with the weights.
+    """
+
+    left: tuple[str, ...]
+    keep: int
+    model: str
+    unit: str
+    first: int
+
+    def done(self, checkpoint: Path) -> str:
+        """What a run that goes on from there says."""
+        return f"resumed from {self.unit} {number(checkpoint) + self.first}"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a training made: its files but for checkpoints and log, the weights of checkpoints, the log's figures."""
+
+    files: Mapping[str, bytes]
+    saved: Mapping[str, bytes]
+    figures: Mapping[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run a command, and what it makes when nobody disturbs it in ``seconds``."""
+
+    command: Command
+    launch: Trainings
+    arguments: tuple[object, ...]
+    processes: int
+    undisturbed: Made
+    seconds: float
+
+    def start(self, output: Path, **how: Any) -> list[Run]:
+        return self.launch.ranks(self.processes, *self.arguments, "-o", output, **how)
+
+    def finish(self, output: Path) -> None:
+        """Start it again: it goes on from the newest whole checkpoint, and ends with the undisturbed run's files."""
+        newest = checkpoints(output / CHECKPOINTS)[-1:]
+        runs = self.start(output)
+        end_well(runs)
+        assert files(output) == self.undisturbed.files
+        assert sorted(path.name for path in folders(output)) == sorted(self.command.left)
+        assert [path.name for path in checkpoints(output / CHECKPOINTS)] == list(
+            self.command.left[-self.command.keep :]
+        )
+        assert figures(output) == self.undisturbed.figures
+        self.check(output)
+        for path in newest:
+            assert f"{self.command.done(path)};" in runs[0].output.replace(",", ";").replace("\n", ";")
+
+    def check(self, output: Path) -> None:
+        """Whatever counts as a checkpoint, is a model alone, or has the model's name, is whole at any time."""
+        whole = checkpoints(output / CHECKPOINTS)
+        alone = [path for path in folders(output) if (path / MODEL_ONLY).is_file() and path not in whole]
+        assert len(folders(output)) - len(alone) <= self.command.keep + 2
+        for path in (*whole, *alone):
+            weights = next((path / self.command.model).glob(f"*{MODEL}"))
+            assert weights.read_bytes() == self.undisturbed.saved[path.name]
+        if (output / MODEL).exists():
+            assert (output / MODEL).read_bytes() == self.undisturbed.files[MODEL]
+
+    def phase(self, output: Path) -> str:
+        """How far the training was, by what it left."""
+        if any(map(is_aside, output.glob(".*"))):
+            return "in the final model"
+        whole = checkpoints(output / CHECKPOINTS)
+        newest = number(whole[-1]) if whole else -1
+        torn = [path for path in folders(output) if path not in whole and not is_stripped(path, self.command.model)]
+        if any(number(path) < newest for path in torn):
+            return "in the clean-up"
+        if torn:
+            return "in a checkpoint"
+        if len(whole) > self.command.keep:
+            return "between mark and clean-up"
+        if not whole:
+            return "in the first steps" if (output / LOG).exists() else "while starting"
+        if whole[-1].name != self.command.left[-1]:
+            return "between checkpoints"
+        return "at the very end" if (output / MODEL).exists() else "before the final model"
+
+    def reaches(self, output: Path, moments: Collection[str], seconds: float) -> bool:
+        """Wait for one of these phases, by looking at the folder all the time, but no longer than that."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with suppress(FileNotFoundError):  # removed while it was looked at
+                if self.phase(output) in moments:
+                    return True
+        return False
+
+
+def make(
+    command: Command, launch: Trainings, processes: int, arguments: Sequence[object], all_kept: Sequence[str], out: Path
+) -> Setting:
+    """Run it undisturbed; ``all_kept`` are the options with which it keeps every checkpoint whole."""
+    begun = time.monotonic()
+    end_well(launch.ranks(processes, *arguments, "-o", out, *all_kept))
+    seconds = time.monotonic() - begun
+    saved = {
+        path.name: next((path / command.model).glob(f"*{MODEL}")).read_bytes()
+        for path in checkpoints(out / CHECKPOINTS)
+    }
+    assert set(command.left) <= set(saved)
+    return Setting(command, launch, tuple(arguments), processes, Made(files(out), saved, figures(out)), seconds)
+
+
+def end_well(runs: Sequence[Run]) -> None:
+    for run in runs:
+        assert run.wait() == 0, run.output
+        assert "Traceback" not in run.output
+
+
+def files(output: Path) -> dict[str, bytes]:
+    """Everything but the checkpoints and the log."""
+    return {
+        str(path.relative_to(output)): path.read_bytes()
+        for path in output.rglob("*")
+        if path.is_file() and path.name != LOG and CHECKPOINTS not in path.parts
+    }
+
+
+def figures(output: Path) -> dict[str, list[float]]:
+    """All that was logged, and isn't measured."""
+    found = read_run(output / LOG, "run").figures
+    return {name: series.values.tolist() for name, series in found.items() if not MEASURED.fullmatch(name)}
+
+
+def folders(output: Path) -> list[Path]:
+    """What is there of checkpoints, whole or not."""
+    folder = output / CHECKPOINTS
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def number(checkpoint: Path) -> int:
+    return int(re.split(r"\D", checkpoint.name)[-1])
+
+
+def is_stripped(checkpoint: Path, model: str) -> bool:
+    """Whether its model alone is left, as it should be."""
+    inside = [path.name for path in checkpoint.iterdir() if path.is_dir()]
+    return (checkpoint / MODEL_ONLY).is_file() and inside == [model]
+
+
+def kill(runs: Sequence[Run]) -> int:
+    """SIGKILL to each that isn't over; how many it ended."""
+    for run in runs:
+        if run.wait_for_end(0) is None:
+            run.send(signal.SIGKILL)
+    return [run.wait() for run in runs].count(-signal.SIGKILL)
+
+
+def kill_at_operations(setting: Setting, output: Path, touches: Sequence[int]) -> Counter[str]:
+    """One output, started again each time: at one operation, at a later one, …; each goes further than the last.
+
+    Ends when a run did; says in which phases the others were.
+    """
+    seen = Counter[str]()
+    for each in touches:
+        (run,) = setting.start(output, touches={0: each})
+        code = run.wait()
+        setting.check(output)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, run.output
+        seen[setting.phase(output)] += 1
+    print(dict(seen))
+    return seen
+
+
+def kill_over_and_over(settings: Callable[[str], Setting], names: Sequence[str], kills: int, folder: Path) -> None:
+    """At random moments, in phases and at operations on files: all processes, or one and the others end themselves.
+
+    Each of ``names`` has its turn, or any of them in a long run.
+    """
+    started = time.monotonic()
+    print(f"\nseed {SEED}: EARL_SOAK_KILLS={kills} EARL_SOAK_SEED={SEED}")
+    rng = random.Random(SEED)
+    killed = Counter[str]()
+    outputs = 0
+    while killed.total() < kills:
+        name = rng.choice(names) if SOAK else names[outputs % len(names)]
+        outputs += 1
+        output = folder / str(outputs) / "run"
+        for _ in range(rng.randint(1, 4) if SOAK else 2):
+            if killed.total() >= kills or not _one_kill(rng, settings(name), name, output, killed):
+                break
+        settings(name).finish(output)
+    print(f"{killed.total()} kills in {outputs} trainings, {time.monotonic() - started:.0f} s")
+    print("\n".join(f"{count:5} {what}" for what, count in killed.most_common()))
+
+
+def _one_kill(rng: random.Random, setting: Setting, name: str, output: Path, killed: Counter[str]) -> bool:
+    """Start and kill; False if it was done before that."""
+    way = rng.choice(("moment", "phase", "touch"))
+    if way == "touch":
+        victim = rng.randrange(setting.processes)
+        runs = setting.start(output, touches={victim: rng.randint(1, 40)})
+        victims = [runs[victim]]
+        if victims[0].wait() != -signal.SIGKILL:
+            assert [run.wait() for run in runs] == [0] * len(runs), [run.output for run in runs]
+            return False
+    else:
+        runs = setting.start(output)
+        if way == "phase":
+            setting.reaches(output, (rng.choice(MOMENTS),), 2 * setting.seconds)
+        else:
+            time.sleep(rng.uniform(0, 1.1 * setting.seconds))
+        victims = rng.sample(runs, rng.randint(1, len(runs)))
+        kill(victims)
+    for run in runs:
+        if run in victims:
+            continue
+        if SOAK and rng.random() < 0.2:
+            with suppress(TimeoutError):  # one that still waited for the other to start would wait for long
+                assert run.wait(40) in (0, 1), run.output
+                assert "Traceback" not in run.output
+        kill([run])
+    reached = any(run.wait() == -signal.SIGKILL for run in victims)
+    setting.check(output)
+    killed[f"{name}, {len(victims)} of {len(runs)}: {setting.phase(output)}"] += reached
+    return reached
+
+
+# -- a full disk ---------------------------------------------------------------------------------------------------
+
+
+def assert_disk_is_full(runs: Sequence[Run], where: Path, what: str) -> None:
+    """One of the processes says so, and the others no more than that they lost one; ``what`` is a regular expression.
+
+    It names ``where``, or a place in it.
+    """
+    codes = [run.wait() for run in runs]
+    assert 8 in codes, [run.output for run in runs]
+    assert set(codes) <= {1, 8}
+    for run, code in zip(runs, codes, strict=True):
+        assert "Traceback" not in run.output
+        assert run.output.count("error:") == 1
+        if code == 8:
+            assert re.search(rf"error: {re.escape(str(where))}(/\S+)?: {what} can't be written: ", run.output), (
+                run.output
+            )
+            assert "hint: make room and start again" in run.output or what == "the model"
