@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from earl_cli.errors import UsageError
 
 
 def rl(
@@ -43,8 +46,6 @@ def rl(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show values, data and memory, and stop.")] = False,
 ) -> None:
     """Improve a model by its own edits and a reward: earl rl --config embedded/rl --data store/ -o better/"""
-    import json
-
     from earl_cli.config.loader import resolve
     from earl_cli.config.rl import RlConfig
 
@@ -53,7 +54,7 @@ def rl(
         "data": data or None,
         "coefficients": [part.strip() for part in coefficients.split(",")] if coefficients else None,
         "validation": validation or None,
-        "reward": json.loads(reward) if reward and reward.startswith("{") else reward,
+        "reward": _weights(reward) if reward and reward.startswith("{") else reward,
         "reward_function_api_base": api_base,
         "reward_function_api_model_name": judge,
         "num_iterations": iterations,
@@ -65,3 +66,11 @@ def rl(
     from earl_cli.commands.rl_run import show_plan, train
 
     (show_plan if dry_run else train)(resolved)
+
+
+def _weights(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = """such as --reward '{"reference": 1, "my_rewards:brightness": 0.2}'"""
+        raise UsageError(f"this is no JSON object of names and weights: {error}", where="reward", hint=hint) from None

@@ -20,6 +20,7 @@ from earl_cli.errors import EarlError, OutputError, UsageError
 from earl_cli.files import is_aside
 from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.rewards.choosing import reward_of
+from earl_cli.rewards.reward import Reward
 from earl_cli.training.assembling import (
     RlData,
     WithoutAdapters,
@@ -122,12 +123,12 @@ def train(resolved: Resolved[RlConfig]) -> None:
         data = load_prompts(config, base.layout, _positions(base))
         if data.skipped:
             console.warn(f"{data.skipped} prompts have too many tokens and are left out")
+        reward = reward_of(config, config.folder / CACHE)
         with alone_in(config.folder / CHECKPOINTS) if rank() == 0 else nullcontext():
-            _train(config, base, data)
+            _train(config, base, data, reward)
 
 
-def _train(config: RlConfig, base: Base, data: RlData) -> None:
-    reward = reward_of(config, config.folder / CACHE)
+def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
     quiet_libraries(uses_cpu(config))
     join(cpu=uses_cpu(config), patience=COLLECTIVE_PATIENCE + (config.judge_patience or 0))
     policy, reference, place = load_policy(base, config, _longest(config, data))

@@ -50,4 +50,4 @@ def _pick(scores: Tensor, uniform: Tensor, top_p: float) -> Tensor:
     total = steps[:, -1:].contiguous()
     found = torch.searchsorted(steps, uniform.to(steps.dtype).to(steps.device)[:, None] * total, right=True)
     last = torch.searchsorted(steps, total)  # where rounding takes the aim up to the total itself
-    return torch.minimum(found, last)[:, 0]
+    return torch.minimum(found, last)[:, 0].clamp(max=scores.shape[-1] - 1)  # beyond only if scores are no numbers

@@ -9,6 +9,7 @@ bit; lanes of different grids are masked, which may cost the last bit, as may an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -243,6 +244,10 @@ def _sample(active: Sequence[_Lane], hidden: Tensor, decoder: Decoder, sampling:
         uniform = torch.tensor([active[i].uniforms[len(active[i].ids)] for i in members], dtype=torch.float64)
         columns, logprobs = draw(logits, uniform, sampling)
         for i, column, logprob in zip(members, columns.tolist(), logprobs.tolist(), strict=True):
+            if math.isnan(logprob):
+                raise ModelError(
+                    "the model's scores are no numbers", hint="its weights are damaged, or were trained so"
+                )
             active[i].take(start + column, logprob, sampled=True)
 
 

@@ -57,7 +57,8 @@ class RlData:
 def load_prompts(config: RlConfig, layout: Layout, positions: int) -> RlData:
     """The data sets of a run, mixed and checked; ``positions`` is how many the model has.
 
-    Raises InputError for data that can't be used, and UsageError for a picture beyond ``max_response_tokens``.
+    Raises InputError for data that can't be used, and UsageError for a picture beyond ``max_response_tokens``
+    or for fewer rows than an iteration draws.
     """
     places = read_paths(config.train_paths_file) or config.data
     held_places = read_paths(config.val_paths_file) or config.validation
@@ -79,6 +80,11 @@ def load_prompts(config: RlConfig, layout: Layout, positions: int) -> RlData:
             where=", ".join(map(str, places)),
             hint="raise model_context_size, or tokenize with a smaller --image-area",
         )
+    prompts, there = config.prompts_per_iteration, int(fits.sum())
+    if there < prompts:
+        what = f"an iteration draws {prompts} prompts, but the data have only {there}"
+        hint = f"at most {there * config.generations_per_sample} here"
+        raise UsageError(what, where="episodes_per_iteration", hint=hint)
     held, validation = None, np.zeros(0, dtype=np.int64)
     if held_places:
         held = load_rows(held_places, layout)

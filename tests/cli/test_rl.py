@@ -1,0 +1,292 @@
+"""``earl rl`` as a person types it: what is wrong is one message with an exit code, and what is right is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from trainings import options, write_pairs
+
+from earl_cli.app import run
+from earl_cli.data.store import Manifest, Reject, create_or_resume, write_shard
+from earl_cli.models.bundle import load_model
+from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
+from earl_cli.training.episodes import SCHEMA
+
+SMALL: dict[str, object] = {"num_iterations": 2, "episodes_per_iteration": 6, "generations_per_sample": 2}
+SMALL |= {"max_response_tokens": 64, "model_context_size": 128, "learning_rate": 1e-3, "precision": "float32"}
+SMALL |= {"log_episodes_every_n_iterations": 1, "gradient_checkpointing": "false", "per_device_batch_size": 4}
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a run of the command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        return dict(json.loads(self.out))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("cli") / "store", 6)
+
+
+@pytest.fixture
+def rl(
+    tiny_model_dir: Path,
+    store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Said]:
+    """Runs ``earl rl`` with a model, data, a reward and an output folder unless others are given."""
+    monkeypatch.delenv("APP__REWARD_FUNCTION_API_BASE", raising=False)
+
+    def start(*args: object, **values: object) -> Said:
+        given = [str(arg) for arg in args]
+        usual: dict[str, object] = {"--model": tiny_model_dir, "--data": store, "-o": tmp_path / "out"}
+        usual |= {"--reward": "reference", "--device": "cpu"}
+        usual = {flag: value for flag, value in usual.items() if flag not in given}
+        defaults = [str(part) for pair in usual.items() for part in pair]
+        code = run(["rl", *given, *defaults, *options(**{**SMALL, **values})])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Said(code, captured.out, captured.err)
+
+    return start
+
+
+def complaint(said: Said, code: int) -> str:
+    """The one message of a failure, and its hint."""
+    assert said.code == code, said.err
+    messages = [line for line in said.err.splitlines() if line.startswith(("error:", "hint:"))]
+    assert [line.split(":")[0] for line in messages] in (["error"], ["error", "hint"]), said.err
+    return "\n".join(messages)
+
+
+# -- data that can't be used -----------------------------------------------------------------------------------------
+
+
+def test_an_empty_store(rl: Callable[..., Said], tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    create_or_resume(folder, Manifest(512, "vq", 1024, "set", 1, 1, None, {}, "data"))
+    write_shard(folder, 0, [], [Reject(0, "p0", "image", "«torn»")])
+    assert f"error: {folder}: there is not a single pair in this data" in complaint(rl("--data", folder), 3)
+
+
+def test_a_store_of_another_codebook(rl: Callable[..., Said], tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "other", 4, codes=32768)
+    text = complaint(rl("--data", folder), 3)
+    assert str(folder) in text
+    assert "32768" in text
+    assert "512" in text
+
+
+@pytest.mark.parametrize("flag", ["--data", "--validation"])
+def test_data_that_are_not_there(flag: str, rl: Callable[..., Said], tmp_path: Path) -> None:
+    assert str(tmp_path / "nowhere") in complaint(rl(flag, tmp_path / "nowhere"), 3)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_more_prompts_than_there_are(more: tuple[str, ...], rl: Callable[..., Said], tmp_path: Path) -> None:
+    text = complaint(rl(*more, episodes_per_iteration=14), 2)
+    assert "error: episodes_per_iteration: an iteration draws 7 prompts, but the data have only 6" in text
+    assert "hint: at most 12 here" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_prompts_than_fit_into_the_context(rl: Callable[..., Said]) -> None:
+    """Every third picture has 3 x 4 codes, the others fewer."""
+    said = rl(model_context_size=50)
+    text = complaint(said, 2)
+    assert "an iteration draws 3 prompts, but the data have only 2" in text, said.err
+
+
+# -- options and values that can't be used ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "values", "expected"),
+    [
+        ((), {"num_iteration": 3}, "did you mean 'num_iterations'"),
+        ((), {"kl_coeff": -1}, "kl_coeff"),
+        ((), {"episodes_per_iteration": 7}, "episodes_per_iteration 7 is no multiple of generations_per_sample 2"),
+        ((), {"generations_per_sample": 1}, "generations_per_sample"),
+        ((), {"sharding": "zero1"}, "sharding"),
+        ((), {"lora_rank": 4, "sharding": "zero3"}, "use sharding none or zero2"),
+        ((), {"assistant_prefill": "imagine"}, "'imagine' is neither a mode"),
+        ((), {"max_response_tokens": 5}, "5 are allowed"),
+        ((), {"processes": 3}, "this config is for 3 processes, 1 run"),
+        (("--coefficients", "1,2"), {}, "coefficients: 2 coefficients for 1 data sets"),
+        (("--coefficients", "much"), {}, "coefficients"),
+        (("--iterations", "0"), {}, "--iterations"),
+        (("--config", "rl/sft_s__rl_x"), {}, "no such config file or recipe"),
+        (("--reward", "beauty"), {}, "there is no reward 'beauty'"),
+        (("--reward", "earl_cli.nowhere:beauty"), {}, "there is no module earl_cli.nowhere"),
+        (("--reward", "earl_cli.rewards.reference:beauty"), {}, "the module has no function 'beauty'"),
+        (("--reward", "viescore"), {}, "the reward viescore needs a judge, and nothing says where it is"),
+        (("--reward", "viescore", "--api-base", "localhost"), {}, "this is no address of a judge's server"),
+        (("--reward", '{"reference": 1'), {}, "reward: this is no JSON object of names and weights"),
+        (("--reward", '{"reference": "much"}'), {}, "reward"),
+        (("--reward", "{}"), {}, "a weighted reward needs at least one name"),
+        (("--reward", '{"reference": NaN}'), {}, "the weight of reference is nan"),
+        (("--reward", '{"beauty": 1}'), {}, "there is no reward 'beauty'"),
+    ],
+)
+def test_wrong_values(
+    args: tuple[str, ...], values: dict[str, object], expected: str, rl: Callable[..., Said], tmp_path: Path
+) -> None:
+    assert expected in complaint(rl(*args, **values), 2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "flag"), [(["-o", "out"], "--data"), (["--data", "store"], "--output"), ([], "--output")]
+)
+def test_missing_flags_are_named(args: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["rl", *args]) == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_a_reward_that_fails_is_one_message(
+    rl: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_failing_reward.py").write_text("def score(edits):\n    return [edit.beauty for edit in edits]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = complaint(rl("--reward", "my_failing_reward:score"), 2)
+    assert "my_failing_reward:score: the reward function raised AttributeError" in text
+
+
+def test_an_output_that_is_a_file(rl: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert str(tmp_path / "out") in complaint(rl(), 8)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_model_that_is_not_there(rl: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "no model").mkdir()
+    assert "an empty folder" in complaint(rl("--model", tmp_path / "no model"), 4)
+
+
+def test_weights_that_are_no_use_keep_the_last_checkpoint(rl: Callable[..., Said], tmp_path: Path) -> None:
+    every = {"save_checkpoints_every_n_iterations": 1}
+    assert rl(**every).code == 0
+    kept = [path.name for path in checkpoints(tmp_path / "out" / CHECKPOINTS)]
+    assert kept == ["ckpt_000000", "ckpt_000001"]
+    wild = {"num_iterations": 8, "learning_rate": 1e30, "save_checkpoints_every_n_iterations": 4}
+    text = complaint(rl(**wild), 4)
+    assert "error: the model's scores are no numbers" in text
+    assert [path.name for path in checkpoints(tmp_path / "out" / CHECKPOINTS)] == kept
+    assert rl(num_iterations=3).code == 0
+    assert load_model(str(tmp_path / "out"), device="cpu").language.lm_head.weight.isfinite().all()
+
+
+# -- a plan ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_trains_nothing(rl: Callable[..., Said], tmp_path: Path, store: Path) -> None:
+    both = ("--data", store, "--data", store, "--coefficients", "1,0.5")
+    said = rl("--dry-run", "--json", *both, "--validation", store, validation_rows=4)
+    assert said.code == 0, said.err
+    plan = said.document
+    assert [each["rows_in_the_mixture"] for each in plan["data"]] == [6, 3]
+    assert (plan["prompts"], plan["skipped"], plan["validation_rows"], plan["iterations"]) == (9, 0, 4, 2)
+    assert plan["mode"] == "edit"
+    assert plan["origins"]["coefficients"] == "--coefficients"
+    assert plan["origins"]["num_iterations"] == "--set"
+    assert plan["memory"]["device"] > plan["memory"]["weights"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_for_people(rl: Callable[..., Said], store: Path) -> None:
+    said = rl("--dry-run")
+    assert said.code == 0, said.err
+    assert "2 iterations of 3 prompts × 2 edits, 3 prompts in each of 1 processes" in said.out
+    for value in ("kl_coeff", "0.0003", str(store), "float32"):
+        assert value in said.out
+
+
+def test_the_plan_of_a_published_run(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "data/omniedit/train", 20)
+    named = {"DATA_DIR": tmp_path / "data", "BASE_EXP_DIR": tmp_path / "runs", "RUN_NAME": "mine"}
+    for name, value in {**named, "REWARD_FUNCTION_API_BASE": "http://judge:4877/v1"}.items():
+        monkeypatch.setenv(f"APP__{name}", str(value))
+    command = ["rl", "--config", "rl/sft_s__rl_s", "--model", str(tiny_model_dir), "--device", "cpu", "--dry-run"]
+    command += options(tokenizer_path="null")
+    assert run([*command, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["iterations"], plan["prompts"], plan["mode"]) == (3000, 20, "edit")
+    assert plan["data"][0]["data"] == str(tmp_path / "data/omniedit/train")
+    assert plan["config"]["reward_function_api_base"] == "http://judge:4877/v1"
+    assert plan["origins"]["kl_coeff"] == "rl/sft_s__rl_s"
+    monkeypatch.delenv("APP__DATA_DIR")
+    assert run(command) == 2
+    assert "the environment variable APP__DATA_DIR is not set" in capsys.readouterr().err
+
+
+# -- what a run leaves -----------------------------------------------------------------------------------------------
+
+
+def test_episodes_galleries_log_and_model(rl: Callable[..., Said], tmp_path: Path, store: Path) -> None:
+    said = rl("--validation", store, "--json", validation_rows=3, gallery_rows=3, validate_every=1)
+    assert said.code == 0, said.err
+    output = tmp_path / "out"
+    assert said.document == {"model": str(output), "iterations": 2, "resumed_from": 0}
+    for step in (1, 2):
+        table = pq.read_table(output / f"episodes/step-{step:06d}.parquet")
+        assert table.schema.equals(SCHEMA)
+        rows = table.to_pylist()
+        assert len(rows) == 6
+        assert len({row["seed"] for row in rows}) == 6
+        assert [row["id"] for row in rows[::2]] == [row["id"] for row in rows[1::2]]
+        for row in rows:
+            assert (row["step"], row["instruction"], row["finished"]) == (step, "make it snowy", True)
+            assert -1 <= row["reward"] <= 1
+            assert dict(row["parts"]).keys() == {"removed", "colour", "structure"}
+            assert row["logprob"] < 0 < len(row["tokens"])
+        for first, second in zip(rows[::2], rows[1::2], strict=True):
+            assert first["advantage"] == pytest.approx(-second["advantage"], abs=1e-9)
+            assert (first["advantage"] > 0) == (first["reward"] > second["reward"])
+    pages = sorted(path.name for path in (output / "galleries").iterdir())
+    steps = ["step-000001.html", "step-000002.html"]
+    assert pages == [*steps, *(f"validation-{step:06d}.html" for step in range(3))]
+    assert (output / "galleries/step-000001.html").read_text(encoding="utf-8").count("<img") >= 9
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [0, 1, 1, 2, 2]
+    assert [("reward" in line, "validation_reward" in line) for line in log] == [
+        (False, True),
+        (True, False),
+        (False, True),
+        (True, False),
+        (False, True),
+    ]
+    rewards = [row["reward"] for row in pq.read_table(output / "episodes/step-000001.parquet").to_pylist()]
+    assert log[1]["reward"] == pytest.approx(sum(rewards) / len(rewards))
+    assert load_model(str(output), device="cpu").image_area == 32 * 32
+    again = rl("--json", "--validation", store, validation_rows=3, num_iterations=3)
+    assert again.code == 0, again.err
+    assert again.document["resumed_from"] == 2
+
+
+def test_rewards_of_ones_own_and_sums(rl: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_bright_reward.py").write_text(
+        "def score(edits):\n    return [None if e.edited is None else e.edited.mean() / 255 for e in edits]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    said = rl("--reward", '{"reference": 1, "my_bright_reward:score": 0.5}', num_iterations=1)
+    assert said.code == 0, said.err
+    for row in pq.read_table(tmp_path / "out/episodes/step-000001.parquet").to_pylist():
+        parts = dict(row["parts"])
+        assert row["reward"] == pytest.approx(parts["reference"] + 0.5 * parts["my_bright_reward:score"])
