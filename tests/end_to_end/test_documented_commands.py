@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(app.__file__).parents[1]
 TEXT = (ROOT / "docs" / "COMMANDS.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^(earl edit .+?) +#", TEXT, re.MULTILINE)
-TRAINING = re.findall(r"^(earl (?:tokenize|sft) .+?) +#", TEXT, re.MULTILINE)
+TRAINING = re.findall(r"^(earl (?:tokenize|sft|rl) .+?) *(?:#.*)?$", TEXT, re.MULTILINE)
 
 
 def small(path: Path) -> None:
