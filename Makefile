@@ -67,8 +67,10 @@ types: $(DEV) ## mypy, strict
 bench: $(DEV) ## every speed claim: both sides and their ratio
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program; done
 
-soak: $(DEV) ## kill earl tokenize 200 times (KILLS) at random moments and compare what it makes after all
-	@EARL_SOAK_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/end_to_end/test_tokenize_killed.py -k over_and_over
+soak: $(DEV) ## kill earl tokenize, sft and rl 200 times each (KILLS) at random moments, compare what they make after all
+	@set -e; for command in tokenize sft rl; do \
+	  EARL_SOAK_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/end_to_end/test_$${command}_killed.py -k over_and_over; \
+	done
 
 gpu-check: $(DEV) ## on a machine with a GPU: the tests marked gpu, and the doctor
 	@$(BIN)/python -m pytest -m gpu
@@ -89,6 +91,8 @@ embedded-model: $(BASE) ## build the model that ships with the package again (ho
 	$(BIN)/earl sft --config embedded/sft --model $(WORK)/base --data $(WORK)/store-train \
 	  --validation $(WORK)/store-heldout -o $(WORK)/first --device cpu
 	$(BIN)/earl sft --config embedded/sft-places --model $(WORK)/first --data $(WORK)/store-train \
+	  --data $(WORK)/store-places --validation $(WORK)/store-heldout -o $(WORK)/second --device cpu
+	$(BIN)/earl sft --config embedded/sft-polish --model $(WORK)/second --data $(WORK)/store-train \
 	  --data $(WORK)/store-places --validation $(WORK)/store-heldout -o $(WORK)/model --device cpu
 	$(BIN)/python embedded/evaluate.py $(WORK) $(WORK)/model
 	$(BIN)/python embedded/package.py $(WORK)
