@@ -46,16 +46,16 @@ def options(**values: object) -> list[str]:
 
 
 class Trainings(Forks):
-    """`victims.Forks` with what a training imports."""
+    """`victims.Forks` with what a training imports, and a few variables more for all of them."""
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, variables: Mapping[str, str] | None = None) -> None:
         self.logs = logs
         self.process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **CPU},
+            env={**os.environ, **CPU, **(variables or {})},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert self._answer() == "ready"

@@ -88,7 +88,7 @@ def roll_out(run: Run, rows: Rows, prompts: Sequence[Prompt], on_progress: OnPro
 def score(run: Run, iteration: int, drawn: Sequence[Edit]) -> list[Score]:
     """Scores of edits. While the judge of any process is down all wait, after a checkpoint, and ask again."""
     waited = 0.0
-    scores: list[Score] | None = None
+    scores: list[Score] | None = None if drawn else []
     while True:
         problem: EarlError | None = None
         if scores is None:

@@ -228,7 +228,7 @@ def test_the_plan_of_a_published_run(
     assert run([*command, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["iterations"], plan["prompts"], plan["mode"]) == (3000, 20, "edit")
-    assert plan["data"][0]["data"] == str(tmp_path / "data/omniedit/train")
+    assert plan["config"]["data"] == [str(tmp_path / "data/omniedit/train")]
     assert plan["config"]["reward_function_api_base"] == "http://judge:4877/v1"
     assert plan["origins"]["kl_coeff"] == "rl/sft_s__rl_s"
     monkeypatch.delenv("APP__DATA_DIR")

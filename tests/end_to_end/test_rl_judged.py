@@ -1,0 +1,153 @@
+"""``earl rl`` with a judge that misbehaves, goes down, or is asked again after a kill: the weights stay the same.
+
+The judge is a real server on this machine. It judges by content, so what it says depends on the pictures alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from judge_server import Faults, JudgeServer
+from trainings import Trainings, options, write_pairs
+
+from earl_cli.app import run as earl
+from earl_cli.rewards import choosing
+from earl_cli.rewards.judge import Judge
+from earl_cli.rewards.retrying import Pacing
+from earl_cli.training import rl
+from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
+
+pytestmark = pytest.mark.slow
+
+ITERATIONS, EPISODES = 4, 8
+FAULTY = Faults(share=0.3, slow=0.1)
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    store = write_pairs(tmp_path_factory.mktemp("data") / "store", 8)
+    values: dict[str, object] = {"num_iterations": ITERATIONS, "episodes_per_iteration": EPISODES}
+    values |= {"generations_per_sample": 4, "per_device_batch_size": 4, "learning_rate": 3e-3, "precision": "float32"}
+    values |= {"max_response_tokens": 64, "model_context_size": 128, "gradient_checkpointing": "false"}
+    values |= {"save_checkpoints_every_n_iterations": 2}
+    given = ("--model", tiny_model_dir, "--data", store, "--reward", "viescore", "--device", "cpu")
+    return tuple(map(str, ("rl", *given, *options(**values))))
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+    launch = Trainings(tmp_path_factory.mktemp("logs"), {"NO_PROXY": "127.0.0.1"})
+    yield launch
+    launch.close()
+
+
+@pytest.fixture(scope="module")
+def healthy(arguments: tuple[str, ...], forked: Trainings, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights that a run makes whose judge is always well."""
+    output = tmp_path_factory.mktemp("healthy") / "run"
+    server = JudgeServer().start()
+    run = forked(*arguments, "--api-base", server.api_base, "-o", output)
+    assert run.wait() == 0, run.output
+    server.stop()
+    assert {call.fault for call in server.calls} == {None}
+    assert len(server.calls) == ITERATIONS * EPISODES * 2  # two questions an edit
+    return weights(output)
+
+
+def weights(output: Path) -> bytes:
+    return (output / "model.safetensors").read_bytes()
+
+
+def contents(judge: JudgeServer) -> Counter[str]:
+    """How often each question got an answer that can be read."""
+    answered = [call for call in judge.calls if call.fault in (None, "slow")]
+    return Counter(hashlib.sha256(f"{call.text} {call.pictures}".encode()).hexdigest() for call in answered)
+
+
+def test_a_faulty_judge_makes_the_weights_of_a_healthy_one(
+    judge: JudgeServer, arguments: tuple[str, ...], forked: Trainings, healthy: bytes, tmp_path: Path
+) -> None:
+    judge.faults = FAULTY
+    run = forked(*arguments, "--api-base", judge.api_base, "-o", tmp_path / "run")
+    assert run.wait() == 0, run.output
+    assert weights(tmp_path / "run") == healthy
+    seen = Counter(call.fault for call in judge.calls)
+    assert len(seen) > 5, seen
+    assert sum(seen.values()) - seen[None] > 0.2 * len(judge.calls)
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["missing_rewards"] for line in log] == [0.0] * ITERATIONS
+
+
+@pytest.mark.parametrize("sharing", [1, 2])
+def test_killed_and_started_again_no_answered_question_is_asked_twice(
+    sharing: int, judge: JudgeServer, arguments: tuple[str, ...], forked: Trainings, healthy: bytes, tmp_path: Path
+) -> None:
+    """While questions are under way: iterations whose checkpoint isn't there are judged from the cache."""
+    output = tmp_path / "run"
+    command = (*arguments, "--api-base", judge.api_base, "-o", output, *options(judge_at_once=2))
+    for answers in (10, 20, 40):
+        runs = forked.ranks(sharing, *command)
+        while sum(contents(judge).values()) < answers:
+            assert runs[0].wait_for_end(0.001) is None, runs[0].output
+        for each in runs:
+            each.send(signal.SIGKILL)
+        assert [each.wait() for each in runs] == [-signal.SIGKILL] * sharing
+    lost = 3 * sharing * 2  # under way when it was killed: answered, and not yet in the cache
+    runs = forked.ranks(sharing, *command)
+    for each in runs:
+        assert each.wait() == 0, each.output
+    asked = contents(judge)
+    assert len(asked) == ITERATIONS * EPISODES * 2
+    assert sum(asked.values()) - len(asked) <= lost
+    if sharing == 1:
+        assert weights(output) == healthy
+    made, before = weights(output), len(judge.calls)
+    shutil.rmtree(output / CHECKPOINTS)
+    again = forked.ranks(sharing, *command)  # from the first iteration on
+    assert [each.wait() for each in again] == [0] * sharing, again[0].output
+    assert len(judge.calls) == before
+    assert weights(output) == made
+
+
+def test_a_judge_that_goes_down_is_waited_for(
+    judge: JudgeServer,
+    arguments: tuple[str, ...],
+    healthy: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In an iteration after which there is no checkpoint otherwise; the run says so, and saves what it has."""
+    monkeypatch.setattr(rl, "WAITS", (0.2, 0.2))
+    monkeypatch.setattr(choosing, "Judge", partial(Judge, pacing=Pacing(tries=2, first=0.01)))
+    output = tmp_path / "run"
+    while_down: list[list[str]] = []
+
+    def goes_down() -> None:
+        while len(judge.calls) < EPISODES * 2 + 3:
+            time.sleep(0.001)
+        judge.is_down = True
+        time.sleep(4)
+        while_down.append([path.name for path in checkpoints(output / CHECKPOINTS)])
+        judge.is_down = False
+
+    beside = threading.Thread(target=goes_down)
+    beside.start()
+    code = earl([*arguments, "--api-base", judge.api_base, "-o", str(output)])
+    beside.join()
+    said = capsys.readouterr().err
+    assert code == 0, said
+    assert weights(output) == healthy
+    assert said.count("the judge doesn't answer") == 1, said
+    assert "everything is saved, and the run goes on when the judge is back" in said
+    assert while_down == [["ckpt_000000"]]

@@ -1,0 +1,210 @@
+"""One run of reinforcement learning in two processes: the update and the figures of one process, and nobody waits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+from trainings import Trainings, options, write_pairs
+from victims import Run
+
+from earl_cli.training.checkpoints import CHECKPOINTS
+
+pytestmark = pytest.mark.slow
+
+SHARDINGS = ("none", "zero2", "zero3")
+TOLERANCE = 1e-6
+"""Of a weight, which the update moves by up to 1e-3: the sums are the same, in another order."""
+MEASURED = ("seconds", "memory")
+REWARDS = '''
+import os
+
+def alike(edits):
+    """Without signal in the groups of the last process, whose prompts come last."""
+    if not edits:
+        raise ValueError("there is nothing to be judged")
+    if os.environ.get("RANK") == "1":
+        return [0.5] * len(edits)
+    return [edit.edited.mean() / 255 for edit in edits]
+'''
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One iteration of 4 prompts: all in one process, or two in each of two."""
+
+    start: Trainings
+    arguments: tuple[object, ...]
+
+    def run(self, output: Path, count: int, *more: object) -> list[Run]:
+        runs = self.start.ranks(count, *self.arguments, *more, "-o", output)
+        for each in runs:
+            assert each.wait() == 0, each.output
+        return runs
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "rewards_of_ranks.py").write_text(REWARDS)
+    store = write_pairs(folder / "store", 12)
+    values: dict[str, object] = {"num_iterations": 1, "episodes_per_iteration": 16, "generations_per_sample": 4}
+    values |= {"per_device_batch_size": 4, "learning_rate": 0.05, "epsilon": 0.01, "precision": "float32"}
+    values |= {"max_response_tokens": 64, "model_context_size": 128, "kl_coeff": 0.1, "gradient_checkpointing": "false"}
+    values |= {"validation_rows": 3, "log_episodes_every_n_iterations": 1}
+    start = Trainings(tmp_path_factory.mktemp("logs"), {"PYTHONPATH": str(folder)})
+    common = ("rl", "--model", tiny_model_dir, "--data", store, "--device", "cpu", *options(**values))
+    yield Setting(start, (*common, "--validation", store))
+    start.close()
+
+
+REFERENCE = ("--reward", "reference")
+
+
+@pytest.fixture(scope="module")
+def alone(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes."""
+    output = tmp_path_factory.mktemp("alone") / "out"
+    setting.run(output, 1, *REFERENCE)
+    return output
+
+
+@pytest.fixture(scope="module")
+def together(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[Run]]]:
+    """What two processes make, in every way of sharding, and what they said."""
+    made = {}
+    for sharding in SHARDINGS:
+        output = tmp_path_factory.mktemp("together") / "out"
+        made[sharding] = output, setting.run(output, 2, *REFERENCE, *options(sharding=sharding))
+    return made
+
+
+def weights(output: Path) -> dict[str, Tensor]:
+    return load_file(output / "model.safetensors")
+
+
+def logged(output: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith(MEASURED)} for line in lines]
+
+
+# -- the same update -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_two_processes_make_the_update_of_one(
+    sharding: str, alone: Path, together: dict[str, tuple[Path, list[Run]]], tiny_model_dir: Path
+) -> None:
+    start, expected, found = weights(tiny_model_dir), weights(alone), weights(together[sharding][0])
+    assert found.keys() == expected.keys()
+    moved = max(float((expected[name] - start[name]).abs().max()) for name in expected)
+    assert moved > 1000 * TOLERANCE
+    for name in expected:
+        assert (found[name] - expected[name]).abs().max() < TOLERANCE, name
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_what_is_logged_is_what_one_process_logs(
+    sharding: str, alone: Path, together: dict[str, tuple[Path, list[Run]]]
+) -> None:
+    """Of rewards, lengths, KL and gradient, and of a validation on three rows, which two can't share equally."""
+    expected = logged(alone)
+    assert len(expected) == 3
+    assert {"reward", "kl", "loss", "grad_norm", "entropy"} <= expected[1].keys()
+    for one, other in zip(expected, logged(together[sharding][0]), strict=True):
+        assert one.keys() == other.keys()
+        assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_the_first_process_writes_the_episodes_of_all_and_the_second_is_quiet(
+    sharding: str, alone: Path, together: dict[str, tuple[Path, list[Run]]]
+) -> None:
+    output, (first, second) = together[sharding]
+    one, other = (pq.read_table(folder / "episodes/step-000001.parquet").to_pylist() for folder in (alone, output))
+    assert len(one) == 16
+    for row, same in zip(one, other, strict=True):
+        assert same.pop("logprob") == pytest.approx(row.pop("logprob"), rel=1e-5)  # beside other completions
+        assert same == row
+    assert second.output == ""
+    assert f"1 iterations; the model is in {output}" in first.output
+
+
+# -- nobody waits for ever -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_a_process_with_nothing_to_learn_keeps_the_others_company(
+    sharding: str, recompute: str, setting: Setting, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    """Its batches count nothing: the update is that of the unsharded run, whose second process runs none."""
+    reward = ("--reward", "rewards_of_ranks:alike")
+    more = options(kl_coeff=0, gradient_checkpointing=recompute, updates_per_iteration=2)
+    setting.run(tmp_path / "plain", 2, *reward, *more)
+    setting.run(tmp_path / "sharded", 2, *reward, *more, *options(sharding=sharding))
+    expected, found, start = (weights(each) for each in (tmp_path / "plain", tmp_path / "sharded", tiny_model_dir))
+    assert max(float((expected[name] - start[name]).abs().max()) for name in expected) > 1000 * TOLERANCE
+    for name in expected:
+        assert (found[name] - expected[name]).abs().max() < TOLERANCE, name
+    plain, sharded = logged(tmp_path / "plain"), logged(tmp_path / "sharded")
+    assert plain[1]["no_signal"] == 0.5
+    assert sharded[1] == pytest.approx(plain[1], rel=1e-4, abs=1e-6)
+
+
+def test_completions_of_any_length_are_sampled_side_by_side(setting: Setting, tmp_path: Path) -> None:
+    """Under ZeRO-3 weights are gathered while processes sample: who thinks longer doesn't hold the other up."""
+    thinking = options(assistant_prefill="reasoning", num_iterations=3, sharding="zero3", max_response_tokens=48)
+    setting.run(tmp_path / "out", 2, *REFERENCE, *thinking)
+    assert len(logged(tmp_path / "out")) == 3 + 2
+
+
+@pytest.mark.parametrize("sharding", ["none", "zero3"])
+def test_a_validation_with_nothing_for_the_second_process(sharding: str, setting: Setting, tmp_path: Path) -> None:
+    """Nor is its reward asked about nothing."""
+    more = ("--reward", "rewards_of_ranks:alike", *options(validation_rows=1, sharding=sharding))
+    setting.run(tmp_path / "out", 2, *more)
+    lines = [line for line in logged(tmp_path / "out") if "validation_reward" in line]
+    assert [line["validation_missing"] for line in lines] == [0, 0]
+
+
+# -- what can't be shared --------------------------------------------------------------------------------------------
+
+
+def test_prompts_that_two_processes_cannot_share_are_refused(setting: Setting, tmp_path: Path) -> None:
+    runs = setting.start.ranks(
+        2, *setting.arguments, *REFERENCE, *options(episodes_per_iteration=12), "-o", tmp_path / "out"
+    )
+    assert [run.wait() for run in runs] == [2, 2]
+    said = [line for line in runs[0].output.splitlines() if line.startswith(("error:", "hint:"))]
+    assert said == [
+        "error: episodes_per_iteration: 3 prompts an iteration can't be shared equally by 2 processes",
+        "hint: --set episodes_per_iteration=16",
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
+def test_sharded_state_goes_on_only_with_as_many_processes(
+    sharding: str, setting: Setting, together: dict[str, tuple[Path, list[Run]]]
+) -> None:
+    output, _ = together[sharding]
+    (run,) = setting.start.ranks(1, *setting.arguments, *REFERENCE, *options(sharding=sharding), "-o", output)
+    assert run.wait() == 2, run.output
+    begun = f"this run was begun with sharding {sharding}, processes 2, lora_rank None"
+    assert f"error: {output / CHECKPOINTS}/ckpt_000000: {begun}\n" in run.output
+
+
+def test_unsharded_state_goes_on_with_any_number(
+    setting: Setting, together: dict[str, tuple[Path, list[Run]]], alone: Path
+) -> None:
+    output, _ = together["none"]
+    (run,) = setting.run(output, 1, *REFERENCE, *options(num_iterations=2))
+    assert "2 iterations, resumed from iteration 1" in run.output
+    assert len(logged(output)) == 3 + 2
