@@ -37,6 +37,7 @@ from earl_cli.training.distributed import (
     adopt_slurm,
     check_processes,
     first_speaks,
+    gathered,
     join,
     quiet_libraries,
     rank,
@@ -45,7 +46,7 @@ from earl_cli.training.distributed import (
 )
 from earl_cli.training.episodes import write_episodes, write_gallery
 from earl_cli.training.learners import Learner, make_learner
-from earl_cli.training.log import LOG, check_trackers, cut_torn_line, peak_memory, start_trackers, write_line
+from earl_cli.training.log import LOG, check_trackers, cut_torn_line, is_logged, peak_memory, start_trackers, write_line
 from earl_cli.training.precision import uses_cpu
 from earl_cli.training.rl import reinforce
 from earl_cli.training.rollouts import lengths
@@ -157,7 +158,8 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
             engine=partial(make_engine, config, base.layout, data),
             watcher=_Watcher(config, base, learner, data, vision, board),
         )
-        reinforce(run, start)
+        done = any(gathered(is_logged(config.folder / LOG, start, "validation_missing")))  # or killed before it was
+        reinforce(run, start, validated=done)
         with written("the model", config.folder):
             save_model(config, base, learner, config.folder)
     if rank() > 0:

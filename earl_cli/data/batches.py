@@ -126,8 +126,13 @@ def load_rows(places: Sequence[Path], layout: Layout, cot_keys: Sequence[str] = 
             raise InputError("there is not a single pair in this data", where=str(place))
     table = pa.concat_tables(tables).combine_chunks()
     _check_keys(table, cot_keys, ", ".join(map(str, places)))
-    names = tuple(place.resolve().name for place in places)
+    names = tuple(_name(place.resolve()) for place in places)
     return Rows(table, layout, tuple(cot_keys), names, tuple(each.num_rows for each in tables), unreadable)
+
+
+def _name(place: Path) -> str:
+    """The last part of a path, with the one before it where that alone says nothing."""
+    return f"{place.parent.name}/{place.name}" if place.name in ("train", "validation") else place.name
 
 
 def _table(place: Path, codes: int) -> tuple[pa.Table, int]:

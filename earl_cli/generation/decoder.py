@@ -37,6 +37,10 @@ class Prompt:
     length: int
 
 
+PromptSet = tuple[int, list[Tensor], list[Tensor]]
+"""The lanes of some prompts together, and their keys and values, Float[prompts, kv_heads, length, width] a layer."""
+
+
 class Decoder:
     """A model with a cache of ``lanes`` completions that each follow a prompt; slots count from the prompt's end on."""
 
@@ -52,6 +56,7 @@ class Decoder:
         self.products = layer_products(self.layers, packed=True)
         self.heads_for: dict[tuple[int, int], Product] = {}
         self.prompts: list[Prompt] = []
+        self.sets: list[PromptSet] | None = None
         self.positions = 0
 
     @property
@@ -85,6 +90,7 @@ class Decoder:
         products = layer_products(self.layers)
         hidden = self._forward(ids, self.cos[: len(prompt)], self.sin[: len(prompt)], products, attend)
         self.prompts += [Prompt(keys, values, len(prompt))] * copies
+        self.sets = None
         return hidden[0, -1]
 
     def step(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
@@ -109,6 +115,7 @@ class Decoder:
         """Keeps these lanes, in this order, and forgets the others; one may be kept several times."""
         index = torch.tensor(lanes, device=self.device)
         self.prompts = [self.prompts[lane] for lane in lanes]
+        self.sets = None
         for caches in (self.keys, self.values):
             for layer, cache in enumerate(caches):
                 caches[layer] = cache.index_select(0, index)
@@ -140,23 +147,23 @@ class Decoder:
         index, end = self._range(starts, count), max(starts) + count
         rows = torch.arange(self.lanes, device=self.device)[:, None]
         mask = None if count == 1 and isinstance(index, slice) else self._mask(starts, count, end)
-        groups = [(prompt, len(list(lanes))) for prompt, lanes in groupby(self.prompts)]
+        sets = self._prompt_sets()
         group = self.heads // self.kv_heads
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = self.keys[layer], self.values[layer]
+            own_keys, own_values = self.keys[layer], self.values[layer]
             if isinstance(index, slice):
-                keys[:, :, index] = key.transpose(1, 2)
-                values[:, :, index] = value.transpose(1, 2)
+                own_keys[:, :, index] = key.transpose(1, 2)
+                own_values[:, :, index] = value.transpose(1, 2)
             else:
-                keys[rows, :, index] = key
-                values[rows, :, index] = value
+                own_keys[rows, :, index] = key
+                own_values[rows, :, index] = value
             query = query.reshape(self.lanes, count, self.kv_heads, group, self.width).transpose(1, 2)
             query = query.reshape(self.lanes, self.kv_heads, count * group, self.width)
-            own, own_log = _attention(query, keys[:, :, :end], values[:, :, :end], mask)
+            own, own_log = _attention(query, own_keys[:, :, :end], own_values[:, :, :end], mask)
             parts = [
-                _prompt_attention(lanes, prompt.keys[layer], prompt.values[layer])
-                for lanes, (prompt, _) in zip(torch.split(query, [n for _, n in groups]), groups, strict=True)
+                _prompt_attention(lanes, keys[layer], values[layer])
+                for lanes, (_, keys, values) in zip(torch.split(query, [n for n, *_ in sets]), sets, strict=True)
             ]
             given, given_log = (torch.cat(part) for part in zip(*parts, strict=True)) if len(parts) > 1 else parts[0]
             share = torch.sigmoid(own_log - given_log)[..., None].to(own.dtype)
@@ -165,6 +172,14 @@ class Decoder:
             return mixed.reshape(self.lanes, count, -1)
 
         return attend
+
+    def _prompt_sets(self) -> list[PromptSet]:
+        """The prompts in the order of the lanes; neighbours of one length with as many lanes each are one set."""
+        if self.sets is None:
+            groups = [(prompt, len(list(lanes))) for prompt, lanes in groupby(self.prompts)]
+            alike = groupby(groups, key=lambda group: (group[0].length, group[1]))
+            self.sets = [_stacked([prompt for prompt, _ in members], lanes) for (_, lanes), members in alike]
+        return self.sets
 
     def _range(self, starts: Sequence[int], count: int) -> slice | Tensor:
         """Indices of ``count`` places from each start on: a slice where all are equal, else Int[lanes, count]."""
@@ -201,15 +216,29 @@ class Decoder:
         self.cos, self.sin, self.positions = cos[0, :, None], (sin[0] * sign)[:, None], positions
 
 
+def _stacked(prompts: Sequence[Prompt], lanes: int) -> PromptSet:
+    """Prompts of one length as a set, with so many lanes each; a single one isn't copied."""
+    if len(prompts) == 1:
+        return lanes, prompts[0].keys, prompts[0].values
+    keys, values = (
+        [torch.cat(layer) for layer in zip(*parts, strict=True)]
+        for parts in ([prompt.keys for prompt in prompts], [prompt.values for prompt in prompts])
+    )
+    return lanes * len(prompts), keys, values
+
+
 def _prompt_attention(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """As `_attention`, for queries Float[lanes, kv_heads, rows, width] of lanes that share one prompt."""
+    """As `_attention`, for queries Float[lanes, kv_heads, rows, width] of lanes of some prompts, equally many each."""
     lanes, kv_heads, rows, width = query.shape
-    together = query.transpose(0, 1).reshape(1, kv_heads, lanes * rows, width)
-    if lanes * rows < LEAST_ROWS:
+    prompts = len(keys)
+    each = lanes // prompts * rows
+    together = query.view(prompts, -1, kv_heads, rows, width).transpose(1, 2).reshape(prompts, kv_heads, each, width)
+    if each < LEAST_ROWS:
         together = together.repeat(1, 1, LEAST_ROWS, 1)
     mixed, log = _attention(together, keys, values, None)
-    mixed, log = mixed[0, :, : lanes * rows], log[0, :, : lanes * rows]
-    return mixed.view(kv_heads, lanes, rows, width).transpose(0, 1), log.view(kv_heads, lanes, rows).transpose(0, 1)
+    mixed, log = mixed[:, :, :each], log[:, :, :each]
+    mixed = mixed.reshape(prompts, kv_heads, -1, rows, width).transpose(1, 2).reshape(lanes, kv_heads, rows, width)
+    return mixed, log.reshape(prompts, kv_heads, -1, rows).transpose(1, 2).reshape(lanes, kv_heads, rows)
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,12 @@ def write_line(log: Path, step: int, figures: Mapping[str, float]) -> None:
         file.write(json.dumps({"step": step, **figures}) + "\n")
 
 
+def is_logged(log: Path, step: int, figure: str) -> bool:
+    """Whether the log has this figure of this step."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return any(found["step"] == step and figure in found for found in map(json.loads, lines))
+
+
 def cut_torn_line(log: Path) -> None:
     """Take away what a killed process left of its last line."""
     if log.is_file():

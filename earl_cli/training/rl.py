@@ -30,11 +30,14 @@ VALIDATION = 1 << 32  # in place of an iteration's number: validation has its ow
 WAITS = (5.0, 60.0)  # seconds between two looks at a judge that is down: the first, the longest
 
 
-def reinforce(run: Run, start: int = 0) -> None:
-    """Train from iteration ``start`` to the last. Raises EarlError if loss or gradients stop being numbers."""
+def reinforce(run: Run, start: int = 0, *, validated: bool = False) -> None:
+    """Train from iteration ``start`` to the last; ``validated`` says that the validation due there has been done.
+
+    Raises EarlError if loss or gradients stop being numbers.
+    """
     config, watcher = run.config, run.watcher
-    if start == 0 and len(run.validation):
-        validate(run, 0)
+    if len(run.validation) and start % config.validate_every == 0 and not validated:
+        validate(run, start)
     for iteration in range(start, config.num_iterations):
         clock = Clock()
         prompts = draw_prompts(

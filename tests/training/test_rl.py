@@ -29,6 +29,7 @@ from earl_cli.training.assembling import (
 )
 from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.learners import make_learner
+from earl_cli.training.log import is_logged, write_line
 from earl_cli.training.rl import reinforce
 from earl_cli.training.run import Judged, Run
 
@@ -125,7 +126,7 @@ def train(
         sleep=lambda _: None,
     )
     try:
-        reinforce(run, start)
+        reinforce(run, start, validated=start > 0)
     except KeyboardInterrupt:
         return watcher, {}
     save_model(config, base, learner, config.folder)
@@ -242,6 +243,31 @@ def test_a_judge_that_is_down_pauses_the_run(tiny_model_dir: Path, store: Path, 
     _, healthy = train(settings(tiny_model_dir, store, tmp_path / "healthy"))
     assert same(weights, healthy)
     assert [iteration for iteration, _ in watcher.waits] == [2]
+
+
+def test_a_run_that_is_killed_while_a_validation_waits_validates_after_all(
+    tiny_model_dir: Path, store: Path, tmp_path: Path
+) -> None:
+    """The log says that its validation is still to come."""
+    judge_is_down = True
+
+    def judge(edits: Sequence[Edit]) -> list[Score]:
+        if judge_is_down and len(edits) == 4:
+            raise JudgeDownError("the judge doesn't answer")
+        return brightness(edits)
+
+    more = {"judge_patience": 1.0, "validate_every": 1, "num_iterations": 1, "validation_rows": 4}
+    config = settings(tiny_model_dir, store, tmp_path / "run", **more)
+    log = tmp_path / "run/log.jsonl"
+    with pytest.raises(JudgeDownError):
+        train(config, judge)
+    assert not is_logged(log, 0, "validation_missing")
+    judge_is_down = False
+    watcher, _ = train(config, judge)
+    assert len(watcher.validations) == 2
+    write_line(log, 1, {"validation_missing": 0.0})
+    assert is_logged(log, 1, "validation_missing")
+    assert not is_logged(log, 1, "reward")
 
 
 def test_a_judge_that_stays_down_ends_the_run_with_a_checkpoint_if_patience_has_an_end(
