@@ -180,9 +180,9 @@ class Judge:
                 return await _complete(client, self.model, content, question.max_tokens, temperature, more)
 
             try:
-                raw = await persistently(asked, self.pacing, self.timeout)
+                raw = await self._reply(client, asked)
             except OutOfTriesError as error:
-                return await self._is_up(client, str(error))
+                return Answer(None, self._clean(f"the judge fails at this question alone: {error}"))
             try:
                 reply = cache.keep(key, raw, READERS[question.reads](raw))
                 return Answer(reply.numbers, reply.reasoning)
@@ -190,8 +190,20 @@ class Judge:
                 wrong = f"{error}: {' '.join(raw.split())[:120]}"
         return Answer(None, self._clean(f"the judge's reply can't be read, also when asked {ROUNDS} times: {wrong}"))
 
-    async def _is_up(self, client: openai.AsyncOpenAI, failure: str) -> Answer:
-        """A question got no reply: if the server answers an easy one, it is the question's fault, else nobody's."""
+    async def _reply(self, client: openai.AsyncOpenAI, asked: Callable[[], Coroutine[Any, Any, str]]) -> str:
+        """What the judge says. Raises OutOfTriesError if it fails at this question alone, JudgeDownError if at any.
+
+        Which of the two it is shows an easy question; if that is answered, the other one is asked again, since the
+        server may have come back in between.
+        """
+        try:
+            return await persistently(asked, self.pacing, self.timeout)
+        except OutOfTriesError as error:
+            await self._check_up(client, str(error))
+        return await persistently(asked, self.pacing, self.timeout)
+
+    async def _check_up(self, client: openai.AsyncOpenAI, failure: str) -> None:
+        """Raise JudgeDownError unless the server answers an easy question."""
         easy = _content(Question("Which colour is this? Say one word.", (np.full((32, 32, 3), 128, np.uint8),)))
 
         async def asked() -> str:
@@ -207,7 +219,6 @@ class Judge:
             ) from None
         except RefusedError:  # it is there, and answers
             pass
-        return Answer(None, self._clean(f"the judge fails at this question alone: {failure}"))
 
     # -- the connection ------------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ def test_there_are_examples() -> None:
 
 def test_from_pairs_to_a_trained_model(tmp_path: Path) -> None:
     rows = []
-    for index in range(4):
+    for index in range(8):
         names = {"source": f"{index}.png", "edited": f"{index} edited.png"}
         for name in names.values():
             small(tmp_path / "pairs" / name)
@@ -58,7 +58,7 @@ def test_from_pairs_to_a_trained_model(tmp_path: Path) -> None:
     (tmp_path / "my-model").symlink_to(ROOT / "earl_cli" / "models" / "embedded")
     for line in TRAINING:
         typed(line, tmp_path)
-    assert json.loads(typed("earl tokenize inspect again/ --json", tmp_path).stdout)["pairs"] == 4
+    assert json.loads(typed("earl tokenize inspect again/ --json", tmp_path).stdout)["pairs"] == 8
     for name in ("pairs.html", "curves.png", "my-editor/config.json", "my-editor/validation/step-000002.html"):
         assert (tmp_path / name).stat().st_size > 0
 

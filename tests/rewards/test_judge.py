@@ -273,6 +273,22 @@ def test_back_off_doubles_with_full_jitter(judge: JudgeServer, ask: Ask) -> None
     assert waits == [1, 2, 4, 5, 5]
 
 
+def test_a_server_that_comes_back_while_it_is_tried_answers_everything(judge: JudgeServer, ask: Ask) -> None:
+    """The question has run out of tries by then, the easy one after it succeeds: it is asked again, and not lost."""
+    pauses = 0
+
+    async def sleep(_: float) -> None:
+        nonlocal pauses
+        pauses += 1
+        judge.is_down = pauses < 2  # the first pause is the question's, the second the easy one's
+
+    judge.is_down = True
+    (answer,) = ask(pacing=Pacing(tries=2, sleep=sleep)).ask_all(questions(1))
+    assert answer.numbers is not None
+    judge.forget()
+    assert [answer] == ask().ask_all(questions(1))
+
+
 def test_waiting_until_it_is_up(judge: JudgeServer, ask: Ask) -> None:
     clock, told = [0.0], []
 
