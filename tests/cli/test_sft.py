@@ -132,6 +132,7 @@ def test_if_all_are_too_long_none_is_left_out(sft: Callable[..., Said]) -> None:
     assert "12 of 12 sequences are longer than 5 tokens" in complaint(sft("--max-length", 5, too_long="skip"), 3)
 
 
+@pytest.mark.slow
 def test_if_all_of_a_sample_are_too_long_none_is_left_out(sft: Callable[..., Said]) -> None:
     """Of the two pairs that a seed chooses, both are among the long ones now and then."""
     for seed in range(100):
@@ -212,6 +213,7 @@ def test_a_tracker_that_is_not_installed(sft: Callable[..., Said], tmp_path: Pat
 # -- a loss that is no number ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_names_the_rows_and_keeps_the_last_good_checkpoint(
     sft: Callable[..., Said], tmp_path: Path
 ) -> None:
@@ -237,6 +239,7 @@ def test_a_loss_that_is_no_number_names_the_rows_and_keeps_the_last_good_checkpo
 # -- what is right ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_original_layout_loads_back(sft: Callable[..., Said], tmp_path: Path) -> None:
     assert sft("-o", tmp_path / "native").code == 0
     assert sft("-o", tmp_path / "original", "--save-layout", "original").code == 0
@@ -281,6 +284,7 @@ def test_tensorboard_writes_into_the_folder_of_the_run(sft: Callable[..., Said],
     assert [scalar.step for scalar in read.Scalars("train/loss")] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_settings_of_today(sft: Callable[..., Said], tmp_path: Path) -> None:
     """What the message about a loss that is no number advises must help."""
     assert sft(min_learning_rate=0).code == 0

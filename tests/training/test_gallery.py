@@ -100,6 +100,7 @@ def test_a_model_that_thinks_is_asked_to(model: EarlModel, store: Path, tmp_path
     assert "thinking" in page.text or "problem" in page.text
 
 
+@pytest.mark.slow
 def test_drawing_in_between_changes_no_bit_of_the_training(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     small = {"max_steps": 4, "batch_size": 2, "accumulation": 1, "warmup_steps": 1, "learning_rate": 3e-3}
     sets = options(**small, validate_every=1, log_every=1, precision="float32")

@@ -26,6 +26,8 @@ from earl_cli.training.trainee import load_trainee, merged
 SMALL = {"max_steps": 6, "batch_size": 2, "accumulation": 2, "warmup_steps": 1, "learning_rate": 3e-3, "log_every": 1}
 LORA = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1, "precision": "float32", "device": "cpu"}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -33,6 +33,8 @@ from earl_cli.training.log import is_logged, write_line
 from earl_cli.training.rl import reinforce
 from earl_cli.training.run import Judged, Run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -75,6 +75,7 @@ def train(model: Path, settings: SftConfig, stop_at: int | None = None) -> tuple
     return result, {name: weight.clone() for name, weight in language.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_resumed_training_ends_in_the_same_bits(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     _, whole = train(tiny_model_dir, config(store, tmp_path / "whole"))
     train(tiny_model_dir, config(store, tmp_path / "torn"), stop_at=5)
@@ -84,6 +85,7 @@ def test_resumed_training_ends_in_the_same_bits(store: Path, tiny_model_dir: Pat
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_it_learns_and_the_folder_edits(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     settings = config(store, tmp_path / "out", max_steps=60, validation=[store], validate_every=60, checkpoint_every=60)
     result, _ = train(tiny_model_dir, settings)
