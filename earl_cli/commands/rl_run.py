@@ -22,6 +22,7 @@ from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.rewards.choosing import reward_of
 from earl_cli.rewards.reward import Reward
 from earl_cli.training.assembling import (
+    MODEL,
     RlData,
     WithoutAdapters,
     load_policy,
@@ -184,8 +185,7 @@ class _Watcher:
         self.board.update(iteration, self.config.num_iterations, {}, what)
 
     def sampling(self, iteration: int, done: int, expected: int) -> None:
-        if done * 20 // max(1, expected) != (done - self.config.episodes_per_iteration) * 20 // max(1, expected):
-            self.phase(iteration, f"sampling {done / max(1, expected):.0%}")
+        self.phase(iteration, f"sampling {done / expected:.0%}")
 
     def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
         self._log(step, {**figures, **self._memory()})
@@ -205,7 +205,7 @@ class _Watcher:
             from earl_cli.models.hub import push
 
             try:
-                push(checkpoint / "hf_model", repository, checkpoint.name)
+                push(checkpoint / MODEL, repository, checkpoint.name)
             except EarlError as error:  # the run has its checkpoint, and goes on
                 console.warn(str(error))
 

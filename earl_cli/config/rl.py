@@ -92,7 +92,6 @@ class RlConfig(BaseModel):
     judge_at_once: Positive = 64
     judge_timeout: Above = 120.0  # seconds for one answer
     judge_patience: Above | None = None  # seconds that a run waits for a judge that is down; None: as long as it takes
-    engine: Literal["auto", "transformers"] = "auto"
     train_forced_tokens: bool = False  # as published; the grammar leaves them no choice
     advantage_over_std: bool = True  # False: Dr. GRPO, arXiv 2503.20783
     drop_groups_without_signal: bool = False  # DAPO, arXiv 2503.14476: they don't count in the mean over tokens either

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -32,7 +31,6 @@ from earl_cli.rewards.reward import JudgeDownError, Pixels
 JPEG_QUALITY = 95
 ROUNDS = 5  # times that a question is asked until the reply is readable
 AGAIN_TEMPERATURE = 0.5  # at least, from the second round on: at 0 the reply would be the same
-POLL_SECONDS = 5.0
 NO_KEY = "none"  # servers that want no key don't look at it
 READERS: Mapping[str, Callable[[str], Reply]] = {"scores": read_scores, "tag": read_tag}
 Result = TypeVar("Result")
@@ -101,34 +99,6 @@ class Judge:
             return [each.id async for each in client.models.list()]
 
         return _apart(lambda: asyncio.run(self._connected(listed, self.pacing)))
-
-    def wait_until_up(
-        self,
-        timeout: float,
-        on_wait: Callable[[float], None] = lambda _seconds: None,
-        *,
-        sleep: Callable[[float], None] = time.sleep,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Come back when the server lists its models; it is asked every 5 s.
-
-        ``on_wait`` is told the seconds waited so far, each time that it isn't up. Raises JudgeDownError after
-        ``timeout`` seconds, and UsageError.
-        """
-
-        async def asked(client: openai.AsyncOpenAI) -> None:
-            await client.models.list()
-
-        start, once = now(), Pacing(tries=1, limits=0)
-        while True:
-            try:
-                return _apart(lambda: asyncio.run(self._connected(asked, once)))
-            except JudgeDownError:
-                waited = now() - start
-                if waited >= timeout:
-                    raise
-                on_wait(waited)
-            sleep(min(POLL_SECONDS, max(0.0, timeout - waited)))
 
     # -- one pass over questions ---------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class Learner(Protocol):
     def step(self, learning_rate: float) -> float:
         """Update the weights and forget the gradients; returns the gradients' norm before clipping.
 
-        A norm that is no number leaves the weights as they are.
+        After a norm that is no number the weights are worth nothing.
         """
 
     @contextmanager

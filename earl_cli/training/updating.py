@@ -41,11 +41,12 @@ def update(run: Run, iteration: int, groups: Sequence[Judged], clock: Clock) -> 
     objective = Objective.of(config)
     device = next(learner.policy.parameters()).device
     kind = trained_kind(config, iteration)
-    counted = sum(int(mask.sum()) for group in groups for mask in trained_tokens(run, group, kind))
+    masks = [trained_tokens(run, group, kind) for group in groups]
+    counted = sum(int(mask.sum()) for group in masks for mask in group)
     total = sum(gathered(counted))
     if total == 0:
         return {}
-    work = [_work(run, part, kind, device) for part in _parts(groups, config.per_device_batch_size)]
+    work = [_work(run, part, device) for part in _parts(groups, masks, config.per_device_batch_size)]
     ready = [each for each in work if each is not None]
     if run.reference is not None:
         with clock.phase("reference"), run.reference.at_hand(), torch.no_grad():
@@ -94,41 +95,57 @@ def trained_tokens(run: Run, group: Judged, kind: Kind) -> list[NDArray[np.bool_
     return masks
 
 
-def _parts(groups: Sequence[Judged], size: int) -> list[list[tuple[Judged, slice]]]:
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Some completions of a group, and which of their tokens count."""
+
+    group: Judged
+    masks: Sequence[NDArray[np.bool_]]
+    which: slice
+
+
+def _parts(groups: Sequence[Judged], masks: Sequence[Sequence[NDArray[np.bool_]]], size: int) -> list[list[_Piece]]:
     """Batches of ``size`` completions: whole groups together, or a group in pieces."""
-    pieces = [(group, slice(start, start + size)) for group in groups for start in range(0, len(group.scores), size)]
+    pieces = [
+        _Piece(group, chosen[start : start + size], slice(start, start + size))
+        for group, chosen in zip(groups, masks, strict=True)
+        for start in range(0, len(group.scores), size)
+    ]
     together = max(1, size // len(groups[0].scores)) if groups else 1
     return [pieces[start : start + together] for start in range(0, len(pieces), together)]
 
 
-def _work(run: Run, part: Sequence[tuple[Judged, slice]], kind: Kind, device: torch.device) -> _Work | None:
+def _work(run: Run, part: Sequence[_Piece], device: torch.device) -> _Work | None:
     """A batch of these completions, None if nothing is to be learned from them."""
     learns = bool(run.config.kl_coeff or run.config.entropy_coeff)
-    pieces, kept = [], []
-    for group, which in part:
-        prompt = np.asarray(group.rollout.request.prompt, dtype=np.int64)
-        masks = trained_tokens(run, group, kind)
-        if not group.signal and not learns:
-            masks = [np.zeros_like(mask) for mask in masks]
-        ids = tuple(completion.ids for completion in group.rollout.completions)
-        pieces.append(Sampled(prompt, ids[which], tuple(masks[which])))
-        kept += list(zip(group.rollout.completions[which], group.advantages[which], masks[which], strict=True))
-    weight = 1.0
-    batch = pack(pieces, device)
+    masks = [
+        [mask & (piece.group.signal or learns) for mask in piece.masks]  # else its gradient is zero
+        for piece in part
+    ]
+    weight, batch = 1.0, pack(_sampled(part, masks), device)
     if batch is None and run.learner.independent:
         return None
     if batch is None:  # the other processes run a batch too
-        weight = 0.0
-        kept = [(completion, 0.0, np.ones_like(mask)) for completion, _, mask in kept]
-        pieces = [
-            Sampled(piece.prompt, piece.completions, tuple(np.ones_like(mask) for mask in piece.trained))
-            for piece in pieces
-        ]
-        batch = pack(pieces, device)
+        masks = [[np.ones_like(mask) for mask in chosen] for chosen in masks]
+        weight, batch = 0.0, pack(_sampled(part, masks), device)
         assert batch is not None
-    by_completion = torch.tensor([advantage for _, advantage, _ in kept], dtype=torch.float32, device=device)
-    sampled = np.concatenate([completion.logprobs[mask] for completion, _, mask in kept])
+    advantages = np.concatenate([piece.group.advantages[piece.which] for piece in part])
+    completions = [each for piece in part for each in piece.group.rollout.completions[piece.which]]
+    chosen = [mask for group in masks for mask in group]
+    sampled = np.concatenate([each.logprobs[mask] for each, mask in zip(completions, chosen, strict=True)])
+    by_completion = torch.from_numpy(np.nan_to_num(advantages)).float().to(device)
     return _Work(batch, by_completion[batch.owners], torch.from_numpy(sampled).to(device), weight)
+
+
+def _sampled(part: Sequence[_Piece], masks: Sequence[Sequence[NDArray[np.bool_]]]) -> list[Sampled]:
+    return [
+        Sampled(
+            np.asarray(piece.group.rollout.request.prompt, dtype=np.int64),
+            tuple(each.ids for each in piece.group.rollout.completions[piece.which]),
+            tuple(chosen),
+        )
+        for piece, chosen in zip(part, masks, strict=True)
+    ]
 
 
 def learning_rate(config: RlConfig, iteration: int) -> float:
@@ -144,7 +161,7 @@ class _Sums:
 
     def add(self, config: RlConfig, work: _Work, logprobs: Tensor, losses: Tensor) -> None:
         """Take in a batch."""
-        found = {"loss": losses, "entropy": -logprobs}
+        found = {"loss": losses, "entropy": -logprobs, "tokens": torch.ones_like(logprobs)}
         if work.reference is not None:
             found["kl"] = k3(logprobs, work.reference)
         if config.separate_language_and_vision_vocabs and config.emu3_use_logit_processor:
@@ -153,6 +170,11 @@ class _Sums:
             self.values[name] = self.values.get(name, torch.zeros(())) + work.weight * values.sum().double().cpu()
 
     def figures(self, total: int) -> dict[str, float]:
-        """Means over all ``total`` tokens. ``entropy`` is the mean of −log p, whose expectation it is."""
+        """The loss over all ``total`` tokens, the others' means over those that were run.
+
+        ``entropy`` is the mean of −log p, whose expectation it is.
+        """
         parts = gathered({name: float(value) for name, value in self.values.items()})
-        return {name: sum(part.get(name, 0.0) for part in parts) / total for part in parts for name in part}
+        sums = {name: sum(part.get(name, 0.0) for part in parts) for part in parts for name in part}
+        run = sums.pop("tokens", 0.0)
+        return {name: value / (total if name == "loss" else run) for name, value in sums.items() if run}

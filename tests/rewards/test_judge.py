@@ -289,23 +289,6 @@ def test_a_server_that_comes_back_while_it_is_tried_answers_everything(judge: Ju
     assert [answer] == ask().ask_all(questions(1))
 
 
-def test_waiting_until_it_is_up(judge: JudgeServer, ask: Ask) -> None:
-    clock, told = [0.0], []
-
-    def sleep(seconds: float) -> None:
-        clock[0] += seconds
-        judge.is_down = clock[0] < 12
-
-    judge.is_down = True
-    ask().wait_until_up(60, told.append, sleep=sleep, now=lambda: clock[0])
-    assert told == [0, 5, 10]
-    judge.is_down, clock[0] = True, -1000.0
-    with pytest.raises(JudgeDownError) as caught:
-        ask().wait_until_up(12, told.append, sleep=sleep, now=lambda: clock[0])
-    assert clock[0] == -988
-    assert caught.value.where == judge.api_base
-
-
 def test_it_works_from_any_thread_and_within_a_loop(judge: JudgeServer, ask: Ask) -> None:
     found: list[list[Answer]] = []
     client = ask()
