@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainings import Trainings
+from trainings import Trainings, torchrun, worker
 from victims import Run
 
 from earl_cli.files import is_aside
-from earl_cli.training.checkpoints import CHECKPOINTS, MODEL_ONLY, checkpoints
+from earl_cli.training.checkpoints import CHECKPOINTS, LOCK, MODEL_ONLY, checkpoints
 from earl_cli.training.curves import read_run
 from earl_cli.training.log import LOG
 
@@ -283,3 +283,51 @@ def assert_disk_is_full(runs: Sequence[Run], where: Path, what: str) -> None:
                 run.output
             )
             assert "hint: make room and start again" in run.output or what == "the model"
+
+
+def kill_under_torchrun(setting: Setting, output: Path, killed: int) -> None:
+    """One of two processes: torchrun ends the other, and the next start goes on."""
+    process = torchrun(2, *setting.arguments, "-o", output)
+    try:
+        while not (output / CHECKPOINTS / LOCK).exists():
+            assert process.poll() is None, process.communicate()
+        victim, other = (worker(process.pid, rank) for rank in (killed, 1 - killed))
+        assert setting.reaches(output, ["between checkpoints"], 120)
+        os.kill(victim, signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0
+    assert not Path(f"/proc/{other}").exists()
+    assert err.count("error:") <= 1, err
+    setting.check(output)
+    setting.finish(output)
+
+
+def stop(setting: Setting, output: Path, moment: str, number: signal.Signals, code: int) -> None:
+    """By a signal that can be caught: the program says no more than that, and goes on later."""
+    (run,) = setting.start(output)
+    assert setting.reaches(output, [moment], 10 * setting.seconds)
+    if moment == "while starting":
+        time.sleep(0.1)
+    os.killpg(run.pid, number)
+    assert run.wait(30) == code, run.output
+    assert "Traceback" not in run.output
+    assert "error:" not in run.output
+    assert run.output.rstrip().endswith("stopped") == (number == signal.SIGINT)
+    setting.check(output)
+    setting.finish(output)
+
+
+def start_twice(setting: Setting, output: Path) -> None:
+    """The second is refused while the first is there, and does no harm."""
+    (first,) = setting.start(output)
+    assert setting.reaches(output, ["in the first steps"], 10 * setting.seconds)
+    first.send(signal.SIGSTOP)
+    (second,) = setting.start(output)
+    assert second.wait() == 8, second.output
+    assert f"error: {output / CHECKPOINTS}: another training is at work here\n" in second.output
+    assert f"hint: wait for it, or end process {first.pid}\n" in second.output
+    kill([first])
+    setting.finish(output)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
 
 import typer
 
+from earl_cli.commands.judging import (
+    API_BASE,
+    API_KEY_VARIABLE,
+    TIMEOUT,
+    ApiBaseOption,
+    JudgeOption,
+    KeyOption,
+    TimeoutOption,
+)
 from earl_cli.console import console
 from earl_cli.errors import EarlError
 
@@ -15,16 +23,10 @@ SIDE = 64
 
 def judge_check(
     *,
-    api_base: Annotated[
-        str, typer.Option("--api-base", envvar="APP__REWARD_FUNCTION_API_BASE", help="The judge's address.")
-    ] = "http://localhost:4877/v1",
-    model: Annotated[
-        str | None, typer.Option("--model", help="Which of its models; the published judge, or the only one.")
-    ] = None,
-    api_key_variable: Annotated[
-        str, typer.Option("--api-key-variable", help="The environment variable that holds the key.")
-    ] = "OPENAI_API_KEY",
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 120.0,
+    api_base: ApiBaseOption = API_BASE,
+    model: JudgeOption = None,
+    api_key_variable: KeyOption = API_KEY_VARIABLE,
+    timeout: TimeoutOption = TIMEOUT,
 ) -> None:
     """Ask a judge one small question, and see that its answer can be read: earl judge check"""
     import numpy as np

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from earl_cli.commands.training import (
+    CoefficientsOption,
+    DataOption,
+    DeviceOption,
+    ModelOption,
+    OutputOption,
+    SetOption,
+    ValidationOption,
+    listed,
+)
 from earl_cli.errors import UsageError
 
 
@@ -17,18 +26,10 @@ def rl(
         typer.Option("--config", "-c", help="A .jsonnet, .json or .yaml file, or a recipe such as rl/sft_s__rl_s."),
     ] = None,
     *,
-    model: Annotated[
-        str | None, typer.Option("--model", help="The model to start from: a folder or ORG/NAME[@REV].")
-    ] = None,
-    data: Annotated[
-        list[Path] | None, typer.Option("--data", help="A token store or published folder; may be repeated.")
-    ] = None,
-    coefficients: Annotated[
-        str | None, typer.Option("--coefficients", help="How often each set occurs in the mixture: 1,0.5")
-    ] = None,
-    validation: Annotated[
-        list[Path] | None, typer.Option("--validation", help="A token store to validate on; may be repeated.")
-    ] = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    coefficients: CoefficientsOption = None,
+    validation: ValidationOption = None,
     reward: Annotated[
         str | None,
         typer.Option("--reward", help="viescore, ground_score, reference, MODULE:FUNCTION, or weights as JSON."),
@@ -38,11 +39,9 @@ def rl(
     ] = None,
     judge: Annotated[str | None, typer.Option("--judge", help="The judge's model name.")] = None,
     iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="How many iterations in all.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the trained model goes.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a value of the config; may be repeated.")
-    ] = None,
+    output: OutputOption = None,
+    device: DeviceOption = None,
+    sets: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show values, data and memory, and stop.")] = False,
 ) -> None:
     """Improve a model by its own edits and a reward: earl rl --config embedded/rl --data store/ -o better/"""
@@ -52,7 +51,7 @@ def rl(
     given = {
         "model_path": model,
         "data": data or None,
-        "coefficients": [part.strip() for part in coefficients.split(",")] if coefficients else None,
+        "coefficients": listed(coefficients),
         "validation": validation or None,
         "reward": _weights(reward) if reward and reward.startswith("{") else reward,
         "reward_function_api_base": api_base,

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from earl_cli.commands.sft_run import MEMORY, shown
+from earl_cli.commands.training import check_folder, positions, show_config, show_memory, show_sets
 from earl_cli.config.loader import Resolved
 from earl_cli.config.rl import RlConfig
 from earl_cli.console import console
 from earl_cli.dashboard import Board, Figure, dashboard, gigabytes, scientific, whole
 from earl_cli.data.batches import Rows
-from earl_cli.errors import EarlError, OutputError, UsageError
+from earl_cli.errors import EarlError, UsageError
 from earl_cli.files import is_aside
 from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.rewards.choosing import reward_of
@@ -62,22 +62,17 @@ def show_plan(resolved: Resolved[RlConfig]) -> None:
     """Everything that can be known of a run without its weights."""
     config = resolved.config
     base = _base(config)
-    data = load_prompts(config, base.layout, _positions(base))
+    data = load_prompts(config, base.layout, positions(base))
     processes = config.processes or world_size()
     _check_shares(config, processes)
-    values = config.model_dump(mode="json")
-    console.table(
-        ["value", "is", "from"],
-        [[key, shown(value), resolved.origins.get(key, "default")] for key, value in values.items()],
-        title="Config",
-    )
+    values = show_config(resolved)
     sets = [
         {"data": name, "rows": size, "coefficient": round(coefficient, 4), "rows_in_the_mixture": count}
         for name, size, coefficient, count in zip(
             data.rows.names, data.rows.sizes, data.mixture.coefficients, data.mixture.counts, strict=True
         )
     ]
-    console.table(list(sets[0]), [[shown(value) for value in each.values()] for each in sets], title="Data")
+    show_sets(sets)
     prompts = config.prompts_per_iteration
     console.say(
         f"{config.num_iterations} iterations of {prompts} prompts × {config.generations_per_sample} edits, "
@@ -86,13 +81,7 @@ def show_plan(resolved: Resolved[RlConfig]) -> None:
         + (f"; {data.skipped} are too long and left out" if data.skipped else "")
     )
     memory = memory_of(config, base, processes, _longest(config, data))
-    names = (*MEMORY, "reference")
-    parts = {**{name: getattr(memory, name) for name in names}, "device": memory.device, "host": memory.host}
-    console.table(
-        ["memory of one device", "GB"],
-        [[name if name != "device" else "in all", f"{size / 1e9:.2f}"] for name, size in parts.items() if size],
-        title=f"Memory, {base.parameters / 1e6:.1f} M weights on {processes} device(s), by calculation",
-    )
+    parts = show_memory(memory, base, processes)
     console.document(
         {
             "config": values,
@@ -119,10 +108,9 @@ def train(resolved: Resolved[RlConfig]) -> None:
         check_processes(config.processes, config.per_device_batch_size, 1)
         _check_shares(config, world_size())
         check_trackers(config.trackers)
-        if config.folder.exists() and not config.folder.is_dir():
-            raise OutputError("this is a file, not a folder for the model", where=str(config.folder))
+        check_folder(config.folder)
         base = _base(config)
-        data = load_prompts(config, base.layout, _positions(base))
+        data = load_prompts(config, base.layout, positions(base))
         if data.skipped:
             console.warn(f"{data.skipped} prompts have too many tokens and are left out")
         reward = reward_of(config, config.folder / CACHE)
@@ -289,7 +277,3 @@ def _longest(config: RlConfig, data: RlData) -> int:
 
 def _base(config: RlConfig) -> Base:
     return open_base(config.model_path, revision=config.model_revision, tokenizer=config.tokenizer_path)
-
-
-def _positions(base: Base) -> int:
-    return int(base.config["max_position_embeddings"])

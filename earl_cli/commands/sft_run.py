@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
-from typing import Any
 
+from earl_cli.commands.training import check_folder, positions, show_config, show_memory, show_sets
 from earl_cli.config.loader import Resolved
 from earl_cli.config.sft import SftConfig
 from earl_cli.console import console
 from earl_cli.dashboard import Figure, dashboard, gigabytes, scientific, whole
 from earl_cli.data.batches import ExampleData
-from earl_cli.errors import OutputError
 from earl_cli.files import is_aside
 from earl_cli.generation.engine import Sampling
 from earl_cli.models.bundle import Base, load_vision_of, open_base, save_trained
@@ -32,14 +31,9 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
     """Everything that can be known of a run without its weights."""
     config = resolved.config
     base = open_base(config.model)
-    data = load_data(config, base.layout, _positions(base))
+    data = load_data(config, base.layout, positions(base))
     processes = config.processes or world_size()
-    values = config.model_dump(mode="json")
-    console.table(
-        ["value", "is", "from"],
-        [[key, shown(value), resolved.origins.get(key, "default")] for key, value in values.items()],
-        title="Config",
-    )
+    values = show_config(resolved)
     rows = data.train.rows
     sets = [
         {"data": name, "rows": size, "coefficient": round(coefficient, 4), "rows_an_epoch": count, "unreadable": lost}
@@ -47,7 +41,7 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
             rows.names, rows.sizes, data.mixture.coefficients, data.mixture.counts, rows.unreadable, strict=True
         )
     ]
-    console.table(list(sets[0]), [[shown(value) for value in each.values()] for each in sets], title="Data")
+    show_sets(sets)
     lengths = rows.lengths[data.train.order]
     steps = steps_of(config, len(data.train), processes)
     pairs = config.batch_size * config.accumulation * processes
@@ -64,12 +58,7 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
         bfloat16=uses_bfloat16(config),
         longest=int(lengths.max()),
     )
-    parts = {**{name: getattr(memory, name) for name in MEMORY}, "device": memory.device, "host": memory.host}
-    console.table(
-        ["memory of one device", "GB"],
-        [[name if name != "device" else "in all", f"{size / 1e9:.2f}"] for name, size in parts.items() if size],
-        title=f"Memory, {base.parameters / 1e6:.1f} M weights on {processes} device(s), by calculation",
-    )
+    parts = show_memory(memory, base, processes)
     console.document(
         {
             "config": values,
@@ -86,9 +75,6 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
     )
 
 
-MEMORY = ("weights", "gradients", "optimizer", "activations", "logits")
-
-
 def train(resolved: Resolved[SftConfig]) -> None:
     """Train, and write the model."""
     config = resolved.config
@@ -99,10 +85,9 @@ def train(resolved: Resolved[SftConfig]) -> None:
     with first_speaks():
         check_processes(config.processes, config.batch_size, config.accumulation)
         check_trackers(config.trackers)
-        if config.output.exists() and not config.output.is_dir():
-            raise OutputError("this is a file, not a folder for the model", where=str(config.output))
+        check_folder(config.output)
         base = open_base(config.model)
-        data = load_data(config, base.layout, _positions(base))
+        data = load_data(config, base.layout, positions(base))
         if data.skipped:
             console.warn(f"{data.skipped} pairs have too many tokens and are left out")
         with alone_in(config.output / CHECKPOINTS) if rank() == 0 else nullcontext():
@@ -170,13 +155,3 @@ def _draws(config: SftConfig) -> bool:
     """Whether validations are drawn: where the weights are in one place, by the first process."""
     whole = not config.sharding.startswith("zero3") and config.quantize == "none"
     return bool(config.validation and config.gallery_rows and whole and rank() == 0)
-
-
-def _positions(base: Base) -> int:
-    return int(base.config["max_position_embeddings"])
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "-"
-    return "-" if value is None else str(value)

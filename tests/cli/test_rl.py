@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from said import Said, complaint
 from trainings import options, write_pairs
 
 from earl_cli.app import run
@@ -21,19 +20,6 @@ from earl_cli.training.episodes import SCHEMA
 SMALL: dict[str, object] = {"num_iterations": 2, "episodes_per_iteration": 6, "generations_per_sample": 2}
 SMALL |= {"max_response_tokens": 64, "model_context_size": 128, "learning_rate": 1e-3, "precision": "float32"}
 SMALL |= {"log_episodes_every_n_iterations": 1, "gradient_checkpointing": "false", "per_device_batch_size": 4}
-
-
-@dataclass(frozen=True)
-class Said:
-    """How a run of the command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        return dict(json.loads(self.out))
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +50,6 @@ def rl(
         return Said(code, captured.out, captured.err)
 
     return start
-
-
-def complaint(said: Said, code: int) -> str:
-    """The one message of a failure, and its hint."""
-    assert said.code == code, said.err
-    messages = [line for line in said.err.splitlines() if line.startswith(("error:", "hint:"))]
-    assert [line.split(":")[0] for line in messages] in (["error"], ["error", "hint"]), said.err
-    return "\n".join(messages)
 
 
 # -- data that can't be used -----------------------------------------------------------------------------------------

@@ -8,13 +8,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from said import Said, complaint
 from trainings import options, write_pairs
 
 from earl_cli.app import run
@@ -26,19 +25,6 @@ from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
 
 SMALL = {"max_steps": 4, "batch_size": 2, "accumulation": 1, "warmup_steps": 1, "learning_rate": 3e-3}
 MORE = {"precision": "float32", "log_every": 1, "gradient_checkpointing": "false"}
-
-
-@dataclass(frozen=True)
-class Said:
-    """How a run of the command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        return dict(json.loads(self.out))
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +47,6 @@ def sft(tiny_model_dir: Path, store: Path, tmp_path: Path, capsys: pytest.Captur
         return Said(code, captured.out, captured.err)
 
     return start
-
-
-def complaint(said: Said, code: int) -> str:
-    """The one message of a failure, and its hint."""
-    assert said.code == code, said.err
-    messages = [line for line in said.err.splitlines() if line.startswith(("error:", "hint:"))]
-    assert [line.split(":")[0] for line in messages] in (["error"], ["error", "hint"]), said.err
-    return "\n".join(messages)
 
 
 # -- data that can't be trained on -----------------------------------------------------------------------------------

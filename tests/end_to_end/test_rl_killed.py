@@ -7,7 +7,6 @@ EARL_SOAK_SEED repeats.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -25,12 +24,15 @@ from killing import (
     kill,
     kill_at_operations,
     kill_over_and_over,
+    kill_under_torchrun,
     make,
+    start_twice,
+    stop,
 )
-from trainings import Trainings, options, torchrun, worker, write_pairs
+from trainings import Trainings, options, write_pairs
 from victims import own_program
 
-from earl_cli.training.checkpoints import CHECKPOINTS, LOCK, checkpoints
+from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.curves import read_run
 from earl_cli.training.log import LOG
 
@@ -123,23 +125,7 @@ def test_both_processes_killed(name: str, settings: Callable[[str], Setting], tm
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_process_killed_under_torchrun(killed: int, settings: Callable[[str], Setting], tmp_path: Path) -> None:
     """torchrun ends the other, and the next start goes on."""
-    setting, output = settings("together"), tmp_path / "run"
-    process = torchrun(2, *setting.arguments, "-o", output)
-    try:
-        while not (output / CHECKPOINTS / LOCK).exists():
-            assert process.poll() is None, process.communicate()
-        victim, other = (worker(process.pid, rank) for rank in (killed, 1 - killed))
-        assert setting.reaches(output, ["between checkpoints"], 120)
-        os.kill(victim, signal.SIGKILL)
-        _, err = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode != 0
-    assert not Path(f"/proc/{other}").exists()
-    assert err.count("error:") <= 1, err
-    setting.check(output)
-    setting.finish(output)
+    kill_under_torchrun(settings("together"), tmp_path / "run", killed)
 
 
 def test_killed_over_and_over(settings: Callable[[str], Setting], tmp_path: Path) -> None:
@@ -160,18 +146,7 @@ def test_killed_over_and_over(settings: Callable[[str], Setting], tmp_path: Path
 def test_stopped(
     moment: str, number: signal.Signals, code: int, settings: Callable[[str], Setting], tmp_path: Path
 ) -> None:
-    setting = settings("alone")
-    (run,) = setting.start(tmp_path / "run")
-    assert setting.reaches(tmp_path / "run", [moment], 10 * setting.seconds)
-    if moment == "while starting":
-        time.sleep(0.1)
-    os.killpg(run.pid, number)
-    assert run.wait(30) == code, run.output
-    assert "Traceback" not in run.output
-    assert "error:" not in run.output
-    assert run.output.rstrip().endswith("stopped") == (number == signal.SIGINT)
-    setting.check(tmp_path / "run")
-    setting.finish(tmp_path / "run")
+    stop(settings("alone"), tmp_path / "run", moment, number, code)
 
 
 # -- two at once ---------------------------------------------------------------------------------------------------
@@ -179,16 +154,7 @@ def test_stopped(
 
 def test_a_second_run_in_the_same_folder_is_refused(settings: Callable[[str], Setting], tmp_path: Path) -> None:
     """As after a kill of torchrun alone, whose processes go on for a while."""
-    setting = settings("adapters")
-    (first,) = setting.start(tmp_path / "run")
-    assert setting.reaches(tmp_path / "run", ["in the first steps"], 10 * setting.seconds)
-    first.send(signal.SIGSTOP)
-    (second,) = setting.start(tmp_path / "run")
-    assert second.wait() == 8, second.output
-    assert f"error: {tmp_path / 'run' / CHECKPOINTS}: another training is at work here\n" in second.output
-    assert f"hint: wait for it, or end process {first.pid}\n" in second.output
-    kill([first])
-    setting.finish(tmp_path / "run")
+    start_twice(settings("adapters"), tmp_path / "run")
 
 
 # -- a full disk ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ of sharding; it prints a seed, which EARL_SOAK_SEED repeats.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,10 @@ from killing import (
     kill,
     kill_at_operations,
     kill_over_and_over,
+    kill_under_torchrun,
     make,
+    start_twice,
+    stop,
 )
 from trainings import Trainings, options, torchrun, worker, write_pairs
 from victims import own_program
@@ -116,23 +118,7 @@ def test_one_process_killed_under_torchrun(
     name: str, killed: int, settings: Callable[[str], Setting], tmp_path: Path
 ) -> None:
     """torchrun ends the other, and the next start goes on."""
-    setting, output = settings(name), tmp_path / "run"
-    process = torchrun(2, *setting.arguments, "-o", output)
-    try:
-        while not (output / CHECKPOINTS / LOCK).exists():
-            assert process.poll() is None, process.communicate()
-        victim, other = (worker(process.pid, rank) for rank in (killed, 1 - killed))
-        assert setting.reaches(output, ["between checkpoints"], 120)
-        os.kill(victim, signal.SIGKILL)
-        _, err = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode != 0
-    assert not Path(f"/proc/{other}").exists()
-    assert err.count("error:") <= 1, err
-    setting.check(output)
-    setting.finish(output)
+    kill_under_torchrun(settings("together"), tmp_path / "run", killed)
 
 
 def test_processes_whose_torchrun_was_killed_end_too(settings: Callable[[str], Setting], tmp_path: Path) -> None:
@@ -173,18 +159,7 @@ def test_killed_over_and_over(settings: Callable[[str], Setting], tmp_path: Path
 def test_stopped(
     moment: str, number: signal.Signals, code: int, settings: Callable[[str], Setting], tmp_path: Path
 ) -> None:
-    setting = settings("alone")
-    (run,) = setting.start(tmp_path / "run")
-    assert setting.reaches(tmp_path / "run", [moment], 10 * setting.seconds)
-    if moment == "while starting":
-        time.sleep(0.1)
-    os.killpg(run.pid, number)
-    assert run.wait(30) == code, run.output
-    assert "Traceback" not in run.output
-    assert "error:" not in run.output
-    assert run.output.rstrip().endswith("stopped") == (number == signal.SIGINT)
-    setting.check(tmp_path / "run")
-    setting.finish(tmp_path / "run")
+    stop(settings("alone"), tmp_path / "run", moment, number, code)
 
 
 # -- two at once ---------------------------------------------------------------------------------------------------
@@ -192,16 +167,7 @@ def test_stopped(
 
 def test_a_second_training_in_the_same_folder_is_refused(settings: Callable[[str], Setting], tmp_path: Path) -> None:
     """As after a kill of torchrun alone, whose processes go on for a while."""
-    setting = settings("alone")
-    (first,) = setting.start(tmp_path / "run")
-    assert setting.reaches(tmp_path / "run", ["in the first steps"], 10 * setting.seconds)
-    first.send(signal.SIGSTOP)
-    (second,) = setting.start(tmp_path / "run")
-    assert second.wait() == 8, second.output
-    assert f"error: {tmp_path / 'run' / CHECKPOINTS}: another training is at work here\n" in second.output
-    assert f"hint: wait for it, or end process {first.pid}\n" in second.output
-    kill([first])
-    setting.finish(tmp_path / "run")
+    start_twice(settings("alone"), tmp_path / "run")
 
 
 # -- a full disk ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,84 @@
+"""What ``earl sft`` and ``earl rl`` have in common: options, the plan's tables, and what is checked before anything."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from earl_cli.console import console
+from earl_cli.errors import OutputError
+
+if TYPE_CHECKING:
+    from earl_cli.config.loader import Resolved
+    from earl_cli.models.bundle import Base
+    from earl_cli.training.memory import Memory
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="The model to start from: a folder or ORG/NAME[@REV].")
+]
+DataOption = Annotated[
+    list[Path] | None, typer.Option("--data", help="A token store or published folder; may be repeated.")
+]
+CoefficientsOption = Annotated[
+    str | None, typer.Option("--coefficients", help="How often each set occurs in the mixture: 1,0.5")
+]
+ValidationOption = Annotated[
+    list[Path] | None, typer.Option("--validation", help="A token store to validate on; may be repeated.")
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where the trained model goes.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a value of the config; may be repeated.")
+]
+
+
+def listed(text: str | None) -> list[str] | None:
+    """The parts of a comma-separated option, None if it wasn't given."""
+    return [part.strip() for part in text.split(",")] if text else None
+
+
+def shown(value: Any) -> str:
+    """A value of a config as a person reads it."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
+
+
+def show_config(resolved: Resolved[Any]) -> dict[str, Any]:
+    """Print every value with where it came from; returns the values, ready for JSON."""
+    values: dict[str, Any] = resolved.config.model_dump(mode="json")
+    rows = [[key, shown(value), resolved.origins.get(key, "default")] for key, value in values.items()]
+    console.table(["value", "is", "from"], rows, title="Config")
+    return values
+
+
+def show_sets(sets: list[dict[str, Any]]) -> None:
+    """Print what is known of each data set."""
+    console.table(list(sets[0]), [[shown(value) for value in each.values()] for each in sets], title="Data")
+
+
+def show_memory(memory: Memory, base: Base, processes: int) -> dict[str, int]:
+    """Print what each device needs, by what it is for; returns the bytes."""
+    parts = asdict(memory)
+    host = parts.pop("host")
+    found = {**parts, "device": memory.device, "host": host}
+    console.table(
+        ["memory of one device", "GB"],
+        [[name if name != "device" else "in all", f"{size / 1e9:.2f}"] for name, size in found.items() if size],
+        title=f"Memory, {base.parameters / 1e6:.1f} M weights on {processes} device(s), by calculation",
+    )
+    return found
+
+
+def check_folder(output: Path) -> None:
+    """Raise OutputError if a file has the name of the run's folder."""
+    if output.exists() and not output.is_dir():
+        raise OutputError("this is a file, not a folder for the model", where=str(output))
+
+
+def positions(base: Base) -> int:
+    """How many positions the model has."""
+    return int(base.config["max_position_embeddings"])
