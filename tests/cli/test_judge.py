@@ -18,7 +18,9 @@ from PIL import Image
 from earl_cli import app
 from earl_cli.app import run
 
-SERVER = """#!{python}
+SERVER = """#!/bin/sh
+'''exec' "{python}" "$0" "$@"
+' '''
 import os, signal, sys, time
 if "--port=broken" in sys.argv: sys.exit(9)
 def stop(number, frame):
@@ -29,6 +31,8 @@ signal.signal(signal.SIGINT, stop)
 print("serving", os.getpid(), flush=True)
 time.sleep(60)
 """
+
+"""A program of Python for the shell and, as a text without effect, for Python: a path in #! may have no spaces."""
 
 
 @pytest.fixture
