@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, editors, scores, statistics, reports."""

@@ -1,0 +1,180 @@
+"""Results on disk: a folder for each benchmark and editor, with one JSON line a sample under the published names.
+
+A folder holds run.json (what the edits depend on), lines/*.jsonl (one file for each process that drew), pictures/, and
+once it is scored scored.jsonl and scoring.json. Published results are JSON lines with the same names, and load too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from earl_cli.errors import InputError
+from earl_cli.evaluation.columns import COLUMNS
+from earl_cli.files import whole_file
+
+RUN, LINES, PICTURES, SCORED, SCORING = "run.json", "lines", "pictures", "scored.jsonl", "scoring.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """An edit that was made, or wasn't: ``edited_image`` None, with a ``problem``.
+
+    Pictures are paths that count from the results' folder. ``number`` is the sample's place in its benchmark, from 0,
+    ``seed`` the run's; the two name a line. ``source`` is the part of the benchmark that the sample is from; samples
+    of one source picture have one ``picture``. ``seconds`` is the time that the edit took.
+    """
+
+    number: int
+    seed: int
+    id: str
+    edit_instruction: str
+    original_image: str
+    edited_image: str | None
+    gt_edited_image: str | None = None
+    overview: str | None = None
+    grounding_image: str | None = None
+    reasoning: str = ""
+    task: str = ""
+    source: str = ""
+    picture: str = ""
+    problem: str = ""
+    seconds: float | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Number and seed."""
+        return self.number, self.seed
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A result with its figures by the names of `COLUMNS`; ``missing`` says of others why they could not be had.
+
+    ``explanations`` are the judge's words, by ``sc``, ``pq`` and ``ground_score``.
+    """
+
+    result: Result
+    scores: Mapping[str, float] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    explanations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All lines of one editor on one benchmark, by number and seed.
+
+    ``about`` is run.json; ``scoring`` is scoring.json, empty where nothing was scored.
+    """
+
+    folder: Path
+    benchmark: str
+    editor: str
+    about: Mapping[str, Any]
+    scoring: Mapping[str, Any]
+    lines: tuple[Scored, ...]
+
+
+def load_run(place: Path) -> Run:
+    """The results in a folder of ours, scored or not, or in a file of published JSON lines.
+
+    Raises InputError that names the file and the line.
+    """
+    if place.is_file():
+        return _published(place)
+    about = read_object(place / RUN)
+    files = [place / SCORED] if (place / SCORED).is_file() else sorted((place / LINES).glob("*.jsonl"))
+    found = {line.result.key: line for file in files for line in _lines(file)}
+    scoring = read_object(place / SCORING) if (place / SCORED).is_file() else {}
+    named = about.get("benchmark"), about.get("editor")
+    names = [str(each.get("name", "")) if isinstance(each, Mapping) else "" for each in named]
+    return Run(place, names[0], names[1], about, scoring, tuple(found[key] for key in sorted(found)))
+
+
+def to_line(scored: Scored) -> dict[str, Any]:
+    """A line of scored.jsonl: the result's fields, the published names for scores and explanations, null if missing."""
+    line: dict[str, Any] = asdict(scored.result)
+    line |= {**scored.scores, **dict.fromkeys(scored.missing)}
+    line |= {f"{name}_explanation": text for name, text in scored.explanations.items()}
+    return line | ({"missing": dict(scored.missing)} if scored.missing else {})
+
+
+def write_scored(folder: Path, lines: Sequence[Scored], scoring: Mapping[str, Any]) -> None:
+    """Write scored.jsonl and scoring.json, each whole or not at all."""
+    with whole_file(folder / SCORED) as aside:
+        aside.write_text("".join(json.dumps(to_line(line)) + "\n" for line in lines), encoding="utf-8")
+    write_object(folder / SCORING, scoring)
+
+
+def write_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    with whole_file(path) as aside:
+        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError if it isn't there or is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        what = f"there are no results of earl eval here: {error.strerror or error}"
+        raise InputError(
+            what, where=str(path), hint="give a folder that earl eval wrote, or published JSON lines"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"this is no JSON: {error}", where=str(path)) from None
+    if not isinstance(content, dict):
+        raise InputError("this is no JSON object", where=str(path))
+    return content
+
+
+def _published(file: Path) -> Run:
+    """Published lines have no number and no seed: their order counts; paths count from the file's folder."""
+    lines = tuple(_lines(file))
+    return Run(file.parent, file.parent.name, file.stem, {}, {"published": str(file)} if _scored(lines) else {}, lines)
+
+
+def _scored(lines: Sequence[Scored]) -> bool:
+    return any(line.scores for line in lines)
+
+
+def _lines(file: Path) -> Iterator[Scored]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the results can't be read: {error}", where=str(file)) from None
+    lines = text.split("\n")
+    torn = lines.pop()  # "" after a whole line; else a line that is being written, or was when its process was killed
+    if torn.strip() and not lines:
+        lines = [torn]
+    for number, line in enumerate(lines):
+        if line.strip():
+            yield _line(line, number, f"{file}, line {number + 1}")
+
+
+def _line(text: str, number: int, where: str) -> Scored:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"this is no JSON: {error}", where=where) from None
+    if not isinstance(content, dict):
+        raise InputError("this is no JSON object", where=where)
+    for name in ("original_image", "edit_instruction"):
+        if not isinstance(content.get(name), str):
+            raise InputError(f"there is no text {name!r}", where=where, hint="results have one JSON object a line")
+    own = {each.name: content[each.name] for each in fields(Result) if content.get(each.name) is not None}
+    own = {"number": number, "seed": 0, "edited_image": None, **own}
+    own["id"] = str(own.get("id", number))
+    scores = {name: float(content[name]) for name in COLUMNS if _is_number(content.get(name))}
+    missing = content.get("missing")
+    endings = {key.removesuffix("_explanation"): text for key, text in content.items() if key.endswith("_explanation")}
+    explanations = {name: text for name, text in endings.items() if isinstance(text, str)}
+    return Scored(Result(**own), scores, missing if isinstance(missing, dict) else {}, explanations)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,209 @@
+"""Numbers that can be trusted: means with their intervals, and differences of two editors on the same samples.
+
+Samples of one source picture aren't independent, so pictures are what is drawn again in a bootstrap, never samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earl_cli.evaluation.columns import COLUMNS
+from earl_cli.evaluation.results import Run, Scored
+
+DRAWS = 10_000
+LEVEL = 0.95
+EXACT = 13  # pictures up to which all sign changes are tried
+DIMENSIONS = ("all", "source", "task", "source x task", "seed")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, the population's standard deviation as published, and a 95 % interval of the mean.
+
+    ``count`` values are in it, ``missing`` ones are not. NaN where there are too few values for a figure.
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    count: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures of some of a run's lines: those with ``key`` in the dimension ``by``, one of `DIMENSIONS`.
+
+    ``undrawn`` lines have no edited picture; they count with what scoring gives them.
+    """
+
+    by: str
+    key: str
+    samples: int
+    undrawn: int
+    columns: Mapping[str, Estimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Editor B against editor A on the samples that both have, seeds of a sample averaged.
+
+    ``low`` to ``high`` is the 95 % interval of ``difference`` = mean_b - mean_a; ``p`` is that of a two-sided sign-flip
+    test over source pictures; ``wins`` counts the samples where B is better, by the column's own direction.
+    """
+
+    mean_a: float
+    mean_b: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    wins: int
+    ties: int
+    losses: int
+    pictures: int
+
+
+def estimate(values: Sequence[float | None] | Floats, clusters: Sequence[str]) -> Estimate:
+    """The mean of the values that are there, with the interval from a bootstrap of whole clusters."""
+    columns = np.asarray([math.nan if value is None else value for value in values], dtype=np.float64)
+    return _estimates(columns[:, None], clusters)[0]
+
+
+def summarize(run: Run) -> list[Group]:
+    """All of a run's lines, then by source, task, both and seed where there is more than one of them."""
+    groups = [_group("all", "all", run.lines)]
+    for by in DIMENSIONS[1:]:
+        parts: dict[str, list[Scored]] = {}
+        for line in run.lines:
+            parts.setdefault(_key(line, by), []).append(line)
+        of_both = by == "source x task" and not all(
+            len({_key(line, each) for line in run.lines}) > 1 for each in DIMENSIONS[1:3]
+        )
+        if len(parts) > 1 and not of_both:
+            groups += [_group(by, key, parts[key]) for key in sorted(parts, key=_natural)]
+    return groups
+
+
+def columns_of(runs: Sequence[Run]) -> list[str]:
+    """The names of `COLUMNS` that any line has, or misses, in their order."""
+    there = {name for run in runs for line in run.lines for name in (*line.scores, *line.missing)}
+    return [name for name in COLUMNS if name in there]
+
+
+def compare(a: Run, b: Run, column: str) -> Difference | None:
+    """B against A in one column of `COLUMNS`, None if no sample has it in both."""
+    before, after = _by_sample(a, column), _by_sample(b, column)
+    shared = sorted(set(before) & set(after))
+    if not shared:
+        return None
+    picture = {line.result.number: cluster(line) for line in a.lines}
+    pairs = np.asarray([(before[number], after[number]) for number in shared])
+    change = pairs[:, 1] - pairs[:, 0]
+    clusters = [picture[number] for number in shared]
+    spread = _estimates(change[:, None], clusters)[0]
+    better = change if COLUMNS[column].higher_is_better else -change
+    means = pairs.mean(axis=0)
+    return Difference(
+        mean_a=float(means[0]),
+        mean_b=float(means[1]),
+        difference=spread.mean,
+        low=spread.low,
+        high=spread.high,
+        p=sign_flip_p(change, clusters),
+        wins=int((better > 0).sum()),
+        ties=int((better == 0).sum()),
+        losses=int((better < 0).sum()),
+        pictures=len(set(clusters)),
+    )
+
+
+def sign_flip_p(change: Floats, clusters: Sequence[str]) -> float:
+    """Two-sided p of a mean of paired differences: how often random signs of whole clusters give as much or more.
+
+    All signs are tried for up to `EXACT` clusters; else `DRAWS` random ones, with (hits + 1) / (draws + 1).
+    """
+    totals = _totals(change[:, None], clusters)[0][:, 0]
+    count = len(totals)
+    if count <= EXACT:
+        signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+    else:
+        signs = np.random.default_rng(0).choice([-1, 1], (DRAWS, count))
+    reached = np.abs(signs @ totals) >= abs(totals.sum()) * (1 - 1e-12)
+    hits, tried = int(reached.sum()), len(signs)
+    return hits / tried if count <= EXACT else (hits + 1) / (tried + 1)
+
+
+def cluster(line: Scored) -> str:
+    """What a line shares with the other lines of its source picture; the sample itself where that isn't known."""
+    return line.result.picture or f"sample {line.result.number}"
+
+
+def _group(by: str, key: str, lines: Sequence[Scored]) -> Group:
+    names = [name for name in COLUMNS if any(name in line.scores or name in line.missing for line in lines)]
+    undrawn = sum(line.result.edited_image is None for line in lines)
+    if not names:
+        return Group(by, key, len(lines), undrawn)
+    values = np.asarray([[line.scores.get(name, math.nan) for name in names] for line in lines], dtype=np.float64)
+    found = _estimates(values, [cluster(line) for line in lines])
+    return Group(by, key, len(lines), undrawn, dict(zip(names, found, strict=True)))
+
+
+def _key(line: Scored, by: str) -> str:
+    result = line.result
+    return {
+        "source": result.source,
+        "task": result.task,
+        "source x task": f"{result.source} x {result.task}",
+        "seed": str(result.seed),
+    }[by]
+
+
+def _natural(key: str) -> tuple[int, str]:
+    return (int(key), "") if key.isdecimal() else (0, key)
+
+
+def _by_sample(run: Run, column: str) -> dict[int, float]:
+    """The column's mean over the seeds of each sample."""
+    found: dict[int, list[float]] = {}
+    for line in run.lines:
+        if column in line.scores:
+            found.setdefault(line.result.number, []).append(line.scores[column])
+    return {number: sum(values) / len(values) for number, values in found.items()}
+
+
+def _estimates(values: Floats, clusters: Sequence[str]) -> list[Estimate]:
+    """Of each column of float64[n, c], NaN where a value is missing; every column sees the same draws."""
+    totals, counts = _totals(values, clusters)
+    count = counts.sum(axis=0)
+    rng = np.random.default_rng(0)
+    size = len(totals)
+    drawn = rng.multinomial(size, np.full(size, 1 / size), DRAWS).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = (drawn @ totals) / (drawn @ counts)
+    estimates = []
+    for column in range(values.shape[1]):
+        there = values[:, column][~np.isnan(values[:, column])]
+        of_draws = means[:, column][np.isfinite(means[:, column])]
+        several = int((counts[:, column] > 0).sum()) > 1
+        low, high = np.quantile(of_draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)) if several else (math.nan, math.nan)
+        mean, std = (float(there.mean()), float(there.std())) if len(there) else (math.nan, math.nan)
+        estimates.append(Estimate(mean, std, float(low), float(high), len(there), len(values) - int(count[column])))
+    return estimates
+
+
+def _totals(values: Floats, clusters: Sequence[str]) -> tuple[Floats, Floats]:
+    """Sums and numbers of the values that are there, float64[clusters, c] each."""
+    which = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    there = ~np.isnan(values)
+    totals, counts = (np.zeros((int(which.max()) + 1, values.shape[1])) for _ in range(2))
+    np.add.at(totals, which, np.where(there, values, 0.0))
+    np.add.at(counts, which, there.astype(np.float64))
+    return totals, counts
