@@ -15,7 +15,7 @@ import numpy as np
 from edits import Edit, Pixels, catalogue, to_bytes
 from PIL import Image, ImageFilter
 
-from earl_cli.generation.editing import EditSettings, decoded, draft, encoded, render, sheet
+from earl_cli.generation.editing import EditSettings, Job, decoded, draft, encoded, render, sheet
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.compose import compose
@@ -62,14 +62,14 @@ def evaluate(work: Path, folder: Path, count: int) -> None:
             picture = open_picture(path)
             source = as_floats(picture.rgb)
             target = as_floats(Image.fromarray(to_bytes(edit.apply(source, rng))))
-            variant = draft(model, engine, [picture], EditSettings(phrase, (index,), sampling))[0][0]
+            variant = draft(model, engine, [Job(picture.rgb, phrase, (index,))], EditSettings(sampling))[0][0]
             before = decoded(model, variant.source)
-            edited = as_floats(render(model, picture, before, variant, "source"))
-            true_codes = encoded(model, open_picture_of(target))
+            edited = as_floats(render(model, picture.rgb, before, variant, "source"))
+            true_codes = encoded(model, Image.fromarray(to_bytes(target)))
             ceiling = as_floats(Image.fromarray(compose(np.asarray(picture.rgb), before, decoded(model, true_codes))))
             shares.append(removed(edited, source, target, kind))
             ceilings.append(removed(ceiling, source, target, kind))
-            drawn = render(model, picture, before, variant, "model").resize(picture.rgb.size)
+            drawn = render(model, picture.rgb, before, variant, "model").resize(picture.rgb.size)
             rows += [picture.rgb, drawn, *(Image.fromarray(to_bytes(p)) for p in (edited, ceiling, target))]
         table[kind] = {"share": float(np.mean(shares)), "ceiling": float(np.mean(ceilings)), "worst": min(shares)}
         print(
@@ -81,15 +81,6 @@ def evaluate(work: Path, folder: Path, count: int) -> None:
     (work / "evaluation.json").write_text(json.dumps(document, indent=1))
     whole = [row["share"] for kind, row in table.items() if kind not in LOCAL_KINDS]
     print(f"mean of the {len(whole)} global kinds {np.mean(whole):.3f}")
-
-
-def open_picture_of(pixels: Pixels):
-    """The picture that a file with these pixels would give."""
-    import io
-
-    content = io.BytesIO()
-    Image.fromarray(to_bytes(pixels)).save(content, "PNG")
-    return open_picture(content.getvalue(), name="target")
 
 
 if __name__ == "__main__":

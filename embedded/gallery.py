@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from earl_cli.generation.editing import EditSettings, decoded, draft, render, sheet
+from earl_cli.generation.editing import EditSettings, Job, decoded, draft, render, sheet
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.picture import open_picture
@@ -39,8 +39,8 @@ def draw_gallery() -> None:
         picture = open_picture(path)
         tiles = [captioned(picture.rgb, "the photo")]
         for instruction in examples(model.abilities or {"kinds": {}}):
-            variant = draft(model, engine, [picture], EditSettings(instruction, (0,), sampling))[0][0]
-            edited = render(model, picture, decoded(model, variant.source), variant, "source")
+            variant = draft(model, engine, [Job(picture.rgb, instruction, (0,))], EditSettings(sampling))[0][0]
+            edited = render(model, picture.rgb, decoded(model, variant.source), variant, "source")
             tiles.append(captioned(edited, instruction))
             if path.stem == "palace" and "snowy" in instruction:
                 sheet([picture.rgb, edited], 2).save(folder / "snow.jpg", quality=88)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import io
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,14 +19,12 @@ from earl_cli.version import version
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from earl_cli.generation.editing import Draft, EditSettings
-    from earl_cli.generation.engine import Engine, Sampling
+    from earl_cli.generation.editing import Draft
+    from earl_cli.generation.loading import Editor
     from earl_cli.images.picture import Picture
-    from earl_cli.models.bundle import EarlModel
 
 Kind = Literal["edit", "grid", "compare"]
 VARIANTS_AT_ONCE = 8
-SMALL = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -86,15 +83,6 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Editor:
-    """A loaded model with what all pictures share."""
-
-    model: EarlModel
-    engine: Engine
-    settings: EditSettings
-
-
-@dataclass(frozen=True)
 class Opened:
     """A picture that is ready to be edited, and the names of its results; none where they go to stdout."""
 
@@ -123,7 +111,7 @@ def edit_all(
         last = min(start + at_once, len(sources))
         span = f"{start + 1}" if last == start + 1 else f"{start + 1}-{last}"
         label = "editing" if len(sources) == 1 else f"editing {span} of {len(sources)}"
-        for opened, drafts in zip(batch, _drafts(editor, batch, label, outcome), strict=True):
+        for opened, drafts in zip(batch, _drafts(order, editor, batch, label, outcome), strict=True):
             with outcome.going_on(opened.source.name):
                 _finish(order, opened, drafts, editor=editor, targets=targets, outcome=outcome)
     return outcome
@@ -153,55 +141,26 @@ def _without_collector() -> Iterator[None]:
 
 
 def _load(order: Order) -> Editor:
-    from earl_cli.generation.editing import EditSettings
-    from earl_cli.generation.transformers_engine import TransformersEngine
-    from earl_cli.models.bundle import load_model
+    from earl_cli.generation.loading import load_editor
 
-    _sampling({}, order.sampling)  # a value that can't be is found before the model is loaded
-    model = load_model(order.model, device=order.device)
-    console.note(f"{model.name}: {model.plan}")
-    _spare_threads(model)
-    sampling = _sampling(model.sampling or {}, order.sampling)
-    settings = EditSettings(order.instruction, order.seeds, sampling, order.mode, order.image_area)
-    return Editor(model, TransformersEngine(model.language, model.layout), settings)
-
-
-def _spare_threads(model: EarlModel) -> None:
-    """One thread for a small model on a CPU, unless OMP_NUM_THREADS says otherwise.
-
-    Its matrices are too small to share, and threads that wait for each other take minutes on a busy machine. The sums
-    are then the same on every number of cores, too.
-    """
-    if model.device.type == "cpu" and model.plan.needed < SMALL and "OMP_NUM_THREADS" not in os.environ:
-        import torch
-
-        torch.set_num_threads(1)
-
-
-def _sampling(own: Mapping[str, float], said: Mapping[str, float]) -> Sampling:
-    """What was said on the command line, else what the model names as its own, else the published values."""
-    from earl_cli.generation.engine import Sampling
-
-    chosen = {**own, **said}
-    usual = Sampling()
-    return Sampling(
-        temperature=chosen.get("temperature", usual.temperature),
-        top_k=int(chosen.get("top_k", usual.top_k)),
-        top_p=chosen.get("top_p", usual.top_p),
+    editor = load_editor(
+        order.model, device=order.device, sampling=order.sampling, mode=order.mode, image_area=order.image_area
     )
+    console.note(f"{editor.model.name}: {editor.model.plan}")
+    return editor
 
 
-def _drafts(editor: Editor, batch: Sequence[Opened], label: str, outcome: Outcome) -> list[list[Draft]]:
+def _drafts(order: Order, editor: Editor, batch: Sequence[Opened], label: str, outcome: Outcome) -> list[list[Draft]]:
     """The drafts of each picture of the batch. If the batch fails, each is tried alone: one may be at fault."""
-    from earl_cli.generation.editing import draft
+    from earl_cli.generation.editing import Job, draft
 
-    pictures = [opened.picture for opened in batch]
+    jobs = [Job(opened.picture.rgb, order.instruction, order.seeds) for opened in batch]
     try:
         with console.progress(label, unit="tokens") as progress:
-            return draft(editor.model, editor.engine, pictures, editor.settings, progress.update)
+            return draft(editor.model, editor.engine, jobs, editor.settings, progress.update)
     except Exception as failure:  # noted, or tried again one by one
         if len(batch) > 1:
-            return [drafts for opened in batch for drafts in _drafts(editor, [opened], label, outcome)]
+            return [drafts for opened in batch for drafts in _drafts(order, editor, [opened], label, outcome)]
         outcome.note(batch[0].source.name, failure)
         return [[]]
 
@@ -221,20 +180,20 @@ def _finish(
         if order.mode != "edit":
             console.say(f"reasoning: {draft.answer.thoughts or '(none)'}")
         with outcome.going_on(name):
-            image = render(editor.model, opened.picture, before, draft, order.size)
+            image = render(editor.model, opened.picture.rgb, before, draft, order.size)
             images.append(image)
             if opened.paths or not order.sheets:
                 path = opened.paths[index] if opened.paths else None
-                outcome.results.append(_save("edit", image, path, [draft], opened=opened, editor=editor))
+                outcome.results.append(_save(order, "edit", image, path, [draft], opened, editor))
     for kind in order.sheets if images else ():
         shown = images if kind == "grid" else [opened.picture.rgb.resize(images[0].size), *images]
         path = targets.beside(opened.paths[0], kind) if opened.paths else None
         tiles = sheet(shown, columns=None if kind == "grid" else len(shown))
-        outcome.results.append(_save(kind, tiles, path, drafts, opened=opened, editor=editor))
+        outcome.results.append(_save(order, kind, tiles, path, drafts, opened, editor))
 
 
 def _save(
-    kind: Kind, image: Image, path: Path | None, drafts: Sequence[Draft], *, opened: Opened, editor: Editor
+    order: Order, kind: Kind, image: Image, path: Path | None, drafts: Sequence[Draft], opened: Opened, editor: Editor
 ) -> Result:
     """Write one picture, to stdout where it has no path, with what is needed to make it again."""
     from earl_cli.images.picture import save_picture
@@ -243,7 +202,7 @@ def _save(
     seeds = tuple(draft.seed for draft in drafts)
     shown = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     metadata = {
-        "instruction": settings.instruction,
+        "instruction": order.instruction,
         "seed": shown,
         "model": editor.model.name,
         "version": f"earl {version()}",

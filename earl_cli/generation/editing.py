@@ -15,7 +15,6 @@ from earl_cli.errors import ModelError
 from earl_cli.generation.engine import Engine, Request, Sampling
 from earl_cli.images.area import resize_to_area
 from earl_cli.images.compose import compose
-from earl_cli.images.picture import Picture
 from earl_cli.tokens.layout import Grid, Mode, Parsed
 
 if TYPE_CHECKING:
@@ -26,12 +25,19 @@ SHEET_SIDE = 8192
 SHEET_GAP = 8
 
 
-@dataclass(frozen=True)
-class EditSettings:
-    """What all pictures of one run share. One variant is sampled for each seed, and depends on nothing but it."""
+@dataclass(frozen=True, eq=False)
+class Job:
+    """An upright RGB picture, what to do with it, and a seed for each variant to be sampled."""
 
+    picture: Image.Image
     instruction: str
     seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """What all jobs of one run share."""
+
     sampling: Sampling
     mode: Mode = "edit"
     image_area: int | None = None
@@ -49,35 +55,35 @@ class Draft:
 def draft(
     model: EarlModel,
     engine: Engine,
-    pictures: Sequence[Picture],
+    jobs: Sequence[Job],
     settings: EditSettings,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Draft]]:
-    """Sample every variant of every picture in one batch: for each picture a draft for each seed."""
-    sources = [encoded(model, picture, settings.image_area) for picture in pictures]
+    """Sample every variant of every job in one batch: for each job a draft for each seed."""
+    sources = [encoded(model, job.picture, settings.image_area) for job in jobs]
     grids = [Grid(*codes.shape) if settings.mode == "edit" else None for codes in sources]
     requests = []
-    for codes, grid in zip(sources, grids, strict=True):
-        prompt = model.layout.prompt(codes, settings.instruction, settings.mode, grid)
-        requests.append(Request(tuple(prompt.tolist()), settings.mode, grid, settings.seeds))
+    for job, codes, grid in zip(jobs, sources, grids, strict=True):
+        prompt = model.layout.prompt(codes, job.instruction, settings.mode, grid)
+        requests.append(Request(tuple(prompt.tolist()), settings.mode, grid, job.seeds))
     completions = engine.generate(requests, settings.sampling, on_progress)
     return [
         [
             Draft(codes, seed, model.layout.parse_completion(each.ids, settings.mode, grid))
-            for seed, each in zip(settings.seeds, group, strict=True)
+            for seed, each in zip(job.seeds, group, strict=True)
         ]
-        for codes, grid, group in zip(sources, grids, completions, strict=True)
+        for job, codes, grid, group in zip(jobs, sources, grids, completions, strict=True)
     ]
 
 
-def encoded(model: EarlModel, picture: Picture, image_area: int | None = None) -> NDArray[np.int64]:
-    """The picture's codes int64[h, w], at ``image_area`` pixels or the model's own area.
+def encoded(model: EarlModel, picture: Image.Image, image_area: int | None = None) -> NDArray[np.int64]:
+    """An RGB picture's codes int64[h, w], at ``image_area`` pixels or the model's own area.
 
     One picture at a time, so that its codes don't depend on what else is edited.
     """
     from earl_cli.models.vision import encode, pixels_of
 
-    small = resize_to_area(picture.rgb, image_area or model.image_area)
+    small = resize_to_area(picture, image_area or model.image_area)
     codes = encode(model.vision, pixels_of([small], model.vision.device, model.vision.dtype))
     return codes[0].cpu().numpy().astype(np.int64)
 
@@ -92,7 +98,9 @@ def decoded(model: EarlModel, codes: NDArray[np.int64]) -> NDArray[np.float32]:
     return ((pixels.permute(1, 2, 0) + 1) / 2).cpu().numpy().astype(np.float32)
 
 
-def render(model: EarlModel, picture: Picture, before: NDArray[np.float32], variant: Draft, size: Size) -> Image.Image:
+def render(
+    model: EarlModel, picture: Image.Image, before: NDArray[np.float32], variant: Draft, size: Size
+) -> Image.Image:
     """The edited picture: what the model drew, or its change brought to the photo at the photo's own size.
 
     ``before`` is what :func:`decoded` makes of the draft's source. Raises ModelError if the model drew no picture.
@@ -105,7 +113,7 @@ def render(model: EarlModel, picture: Picture, before: NDArray[np.float32], vari
         return Image.fromarray(np.round(after * 255).astype(np.uint8))
     if after.shape != before.shape:  # a model that thinks may choose its own grid
         after = _resized(after, before.shape[1], before.shape[0])
-    return Image.fromarray(compose(np.asarray(picture.rgb), before, after))
+    return Image.fromarray(compose(np.asarray(picture), before, after))
 
 
 def sheet(tiles: Sequence[Image.Image], columns: int | None = None) -> Image.Image:

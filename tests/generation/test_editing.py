@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from earl_cli.errors import ModelError
-from earl_cli.generation.editing import SHEET_SIDE, Draft, EditSettings, decoded, draft, encoded, render, sheet
+from earl_cli.generation.editing import SHEET_SIDE, Draft, EditSettings, Job, decoded, draft, encoded, render, sheet
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.images.picture import Picture
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.tokens.layout import Parsed
 
@@ -31,10 +30,9 @@ def engine(model: EarlModel) -> TransformersEngine:
     return TransformersEngine(model.language, model.layout)
 
 
-def picture(width: int, height: int, seed: int = 0) -> Picture:
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-    return Picture(smooth, None, None, None, "PNG", ())
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 40), (1, 1), (7, 300), (32, 32)])
@@ -42,7 +40,7 @@ def test_the_edit_has_the_photos_size_and_its_grid_the_models_area(
     model: EarlModel, engine: TransformersEngine, width: int, height: int
 ) -> None:
     photo = picture(width, height)
-    ((variant,),) = draft(model, engine, [photo], EditSettings("make it snowy", (1,), GREEDY))
+    ((variant,),) = draft(model, engine, [Job(photo, "make it snowy", (1,))], EditSettings(GREEDY))
     assert variant.answer.problem is None
     assert variant.answer.codes is not None
     assert variant.answer.codes.shape == variant.source.shape
@@ -61,10 +59,10 @@ def test_a_larger_area_gives_more_codes(model: EarlModel) -> None:
 
 
 def test_a_draft_depends_on_its_photo_and_seed_alone(model: EarlModel, engine: TransformersEngine) -> None:
-    photos = [picture(60, 40, 1), picture(40, 60, 2)]
-    settings = EditSettings("make it snowy", (1, 2, 3), Sampling())
-    together = draft(model, engine, photos, settings)
-    (alone,) = draft(model, engine, [photos[1]], EditSettings("make it snowy", (3,), Sampling()))
+    first, second = picture(60, 40, 1), picture(40, 60, 2)
+    jobs = [Job(first, "turn it into night", (1, 2)), Job(second, "make it snowy", (1, 2, 3))]
+    together = draft(model, engine, jobs, EditSettings(Sampling()))
+    (alone,) = draft(model, engine, [Job(second, "make it snowy", (3,))], EditSettings(Sampling()))
     assert np.array_equal(together[1][2].answer.codes, alone[0].answer.codes)
     assert not np.array_equal(together[1][1].answer.codes, alone[0].answer.codes)
 

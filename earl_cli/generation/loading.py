@@ -1,0 +1,68 @@
+"""A model with its engine, ready to edit, with everything that was left open chosen as the model itself would."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from earl_cli.generation.editing import EditSettings
+from earl_cli.generation.engine import Engine, Sampling
+from earl_cli.generation.transformers_engine import TransformersEngine
+from earl_cli.models.bundle import EarlModel, load_model
+from earl_cli.tokens.layout import Mode
+
+SMALL = 1_000_000_000  # bytes
+
+
+@dataclass(frozen=True)
+class Editor:
+    """A loaded model with what all pictures share."""
+
+    model: EarlModel
+    engine: Engine
+    settings: EditSettings
+
+
+def load_editor(
+    spec: str | None,
+    *,
+    device: str = "auto",
+    sampling: Mapping[str, float] | None = None,
+    mode: Mode = "edit",
+    image_area: int | None = None,
+) -> Editor:
+    """The model in a folder, at a Hub id, or (None) the embedded one, as `load_model` finds it.
+
+    What ``sampling`` doesn't say (temperature, top_k, top_p) is the model's own choice, else the published values.
+    Raises UsageError for a value that can't be, before the model is loaded, and what `load_model` raises.
+    """
+    said = sampling or {}
+    sampling_of({}, said)
+    model = load_model(spec, device=device)
+    _spare_threads(model)
+    settings = EditSettings(sampling_of(model.sampling or {}, said), mode, image_area)
+    return Editor(model, TransformersEngine(model.language, model.layout), settings)
+
+
+def sampling_of(own: Mapping[str, float], said: Mapping[str, float]) -> Sampling:
+    """What was said, else what the model names as its own, else the published values. Raises UsageError."""
+    chosen = {**own, **said}
+    usual = Sampling()
+    return Sampling(
+        temperature=chosen.get("temperature", usual.temperature),
+        top_k=int(chosen.get("top_k", usual.top_k)),
+        top_p=chosen.get("top_p", usual.top_p),
+    )
+
+
+def _spare_threads(model: EarlModel) -> None:
+    """One thread for a small model on a CPU, unless OMP_NUM_THREADS says otherwise.
+
+    Its matrices are too small to share, and threads that wait for each other take minutes on a busy machine. The sums
+    are then the same on every number of cores, too.
+    """
+    if model.device.type == "cpu" and model.plan.needed < SMALL and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
