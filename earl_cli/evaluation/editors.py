@@ -29,12 +29,14 @@ class Task:
 class Drawn:
     """What came of a task: an RGB picture of any size, or None and in ``problem`` why there is none.
 
-    ``reasoning`` is what the model wrote before it drew.
+    ``reasoning`` is what the model wrote before it drew; places in it are pixels of a picture of the size ``seen``
+    (width, height), None if that isn't known.
     """
 
     image: Image | None
     reasoning: str = ""
     problem: str = ""
+    seen: tuple[int, int] | None = None
 
 
 class Editor(Protocol):

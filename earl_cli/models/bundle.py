@@ -139,9 +139,18 @@ def load_model(
         description.content.get("abilities"),
         description.content.get("sampling"),
         "embedded" if spec is None else folder.resolve().name if Path(spec).is_dir() else spec,
-        fingerprint((*language.files, *vision.files), extra=_identity(language, vision, text=layout.text)),
+        _fingerprint(language, vision, layout.text),
         chosen,
     )
+
+
+def identify(spec: str | None = None, *, revision: str | None = None) -> tuple[Description, str]:
+    """What a model's folder says of it, and the fingerprint that `load_model` gives it, without loading it."""
+    folder = _embedded() if spec is None else locate(spec, revision)
+    language = open_checkpoint(folder, "language")
+    description = describe(folder, spec, revision)
+    vision = open_checkpoint(locate(description.vision), "vision")
+    return description, _fingerprint(language, vision, _text(description))
 
 
 def load_vision_of(spec: str | None = None, *, device: str = "auto", revision: str | None = None) -> VisionModel:
@@ -259,6 +268,10 @@ def _check_sizes(description: Description, language: Checkpoint, vision: Checkpo
             raise ModelError(
                 what, where=str(checkpoint.folder / "config.json"), hint="the parts are of different models"
             )
+
+
+def _fingerprint(language: Checkpoint, vision: Checkpoint, text: TextTokenizer) -> str:
+    return fingerprint((*language.files, *vision.files), extra=_identity(language, vision, text=text))
 
 
 def _identity(*checkpoints: Checkpoint, text: TextTokenizer | None = None) -> list[str]:

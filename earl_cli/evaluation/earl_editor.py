@@ -1,0 +1,86 @@
+"""EARL's own models as editors, by the same path as ``earl edit``: every model folder or Hub id, through any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from earl_cli.evaluation.editors import Drawn, OnProgress, Task
+
+if TYPE_CHECKING:
+    from earl_cli.generation.editing import Draft
+    from earl_cli.generation.loading import Editor
+    from earl_cli.tokens.layout import Mode
+
+TOGETHER = 8
+
+
+@dataclass(frozen=True)
+class EarlEditor:
+    """``spec`` None is the embedded model; ``sampling`` has only what was said, the rest is the model's own choice.
+
+    ``size`` "model" gives pictures as the model drew them, "source" as ``earl edit`` composes them.
+    """
+
+    name: str
+    spec: str | None
+    size: Literal["source", "model"]
+    device: str = "auto"
+    mode: Mode = "edit"
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    image_area: int | None = None
+    on_load: Callable[[str], None] = lambda _: None
+    at_once: int = TOGETHER
+
+    def describe(self) -> Mapping[str, Any]:
+        """As `Editor.describe`; the device isn't in it, as far as pictures don't depend on it."""
+        from earl_cli.generation.loading import sampling_of
+        from earl_cli.models.bundle import identify
+
+        description, fingerprint = identify(self.spec)
+        return {
+            "name": self.name,
+            "kind": "earl",
+            "model": self.spec or "embedded",
+            "fingerprint": fingerprint,
+            "sampling": asdict(sampling_of(description.content.get("sampling") or {}, self.sampling)),
+            "mode": self.mode,
+            "image_area": self.image_area or description.image_area,
+            "size": self.size,
+        }
+
+    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
+        """As `Editor.edit`: one batch."""
+        from earl_cli.generation.editing import Job, draft
+
+        def progress(done: int, expected: int) -> None:
+            if on_progress and expected:
+                on_progress(done / expected)
+
+        jobs = [Job(task.picture, task.instruction, (task.seed,)) for task in tasks]
+        drafts = draft(self._loaded.model, self._loaded.engine, jobs, self._loaded.settings, progress)
+        return [self._drawn(task, variants[0]) for task, variants in zip(tasks, drafts, strict=True)]
+
+    def _drawn(self, task: Task, draft: Draft) -> Drawn:
+        from earl_cli.generation.editing import decoded, render
+
+        answer = draft.answer
+        height, width = (8 * side for side in draft.source.shape)
+        reasoning, seen = answer.thoughts or "", (width, height)
+        if answer.codes is None:
+            return Drawn(None, reasoning, answer.problem or "no picture was drawn", seen)
+        model = self._loaded.model
+        image = render(model, task.picture, decoded(model, draft.source), draft, self.size)
+        return Drawn(image, reasoning, seen=seen)
+
+    @cached_property
+    def _loaded(self) -> Editor:
+        from earl_cli.generation.loading import load_editor
+
+        loaded = load_editor(
+            self.spec, device=self.device, sampling=self.sampling, mode=self.mode, image_area=self.image_area
+        )
+        self.on_load(f"{self.name}: {loaded.model.plan}")
+        return loaded

@@ -1,0 +1,176 @@
+"""The samples of a benchmark: pictures, instruction, task, in an order that is the same for every editor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from earl_cli.data.opening import open_source
+from earl_cli.data.order import Order
+from earl_cli.data.pairs import ID_NAMES, INSTRUCTION_NAMES, SOURCE_NAMES, TARGET_NAMES
+from earl_cli.data.pictures import picture_bytes
+from earl_cli.data.sources import BadRowError, Row, Source, row_count
+from earl_cli.errors import InputError
+from earl_cli.evaluation.benchmarks import Benchmark, Columns, Part
+from earl_cli.images.picture import open_picture
+
+CHOICE = 0
+"""The seed of the order in which a limit takes samples: 100 of them are among the 200."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One edit to be asked for: upright RGB pictures, ``target`` None where there is no true edit.
+
+    ``number`` counts all rows of the benchmark from 0; ``digest`` names the exact source picture.
+    """
+
+    number: int
+    id: str
+    picture: Image
+    digest: str
+    instruction: str
+    target: Image | None
+    task: str
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A benchmark whose data are there; ``parts`` have all columns named, ``starts`` are the numbers they begin at."""
+
+    benchmark: Benchmark
+    parts: tuple[Part, ...]
+    sources: tuple[Source, ...]
+    starts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.starts[-1] + row_count(self.sources[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the rows and with how they are read."""
+        read = [part.model_dump(mode="json", exclude={"place"}) for part in self.parts]
+        content = json.dumps([[source.fingerprint for source in self.sources], read])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def chosen(self, limit: int | None = None) -> list[int]:
+        """The numbers of all samples, or of so many, picked at random and always the same."""
+        everything = np.arange(len(self))
+        if limit is None or limit >= len(self):
+            return [int(number) for number in everything]
+        return sorted(int(number) for number in np.random.default_rng(CHOICE).permutation(everything)[:limit])
+
+    def read(self, numbers: Sequence[int]) -> Iterator[Sample | BadRowError]:
+        """The samples of these ascending numbers, in order; one that can't be used as an error in its place."""
+        for place, of_part in groupby(numbers, key=self._place):
+            part, source, start = self.parts[place], self.sources[place], self.starts[place]
+            order = Order(source.bounds)
+            blocks = groupby((number - start for number in of_part), key=lambda row: _block(order, row))
+            for _, rows in blocks:
+                for row in source.read(list(rows), _names(part.columns)):
+                    yield row if isinstance(row, BadRowError) else _sample(row, part, source, start)
+
+    def _place(self, number: int) -> int:
+        return int(np.searchsorted(self.starts, number, side="right")) - 1
+
+
+def open_benchmark(benchmark: Benchmark) -> Opened:
+    """Finds the data of all parts. Raises InputError or UsageError that says what is missing."""
+    sources = tuple(open_source(part.where()) for part in benchmark.parts)
+    parts = tuple(
+        part.model_copy(update={"columns": _columns(part, source.columns, source.name)})
+        for part, source in zip(benchmark.parts, sources, strict=True)
+    )
+    counts = [row_count(source) for source in sources]
+    starts = (0, *(int(total) for total in np.cumsum(counts)[:-1]))
+    return Opened(benchmark, parts, sources, starts)
+
+
+def _columns(part: Part, there: Sequence[str], where: str) -> Columns:
+    """All columns by name; of those that are left open the usual names, where the part says so."""
+    usual: Mapping[str, Sequence[str]] = {
+        "image": SOURCE_NAMES,
+        "instruction": INSTRUCTION_NAMES,
+        "target": TARGET_NAMES,
+        "id": ID_NAMES,
+        "task": ("task", "edit_type"),
+    }
+    found: dict[str, str | None] = {}
+    for kind, named in part.columns.model_dump().items():
+        name = named
+        if name is None and part.guess:
+            name = next((each for each in usual.get(kind, ()) if each in there), None)
+        if (name is None and kind in ("image", "instruction")) or (name is not None and name not in there):
+            what = f"no column {name!r}" if name else f"no column for the {kind} under a usual name"
+            listed = ", ".join(there) or "none"
+            hint = f"the columns are {listed}; a benchmark of your own in a .toml file names the right ones"
+            raise InputError(what, where=where, hint=hint)
+        found[kind] = name
+    return Columns(**found)
+
+
+def _names(columns: Columns) -> list[str]:
+    return list(dict.fromkeys(name for name in columns.model_dump().values() if name is not None))
+
+
+def _block(order: Order, row: int) -> int:
+    return int(np.searchsorted(order.bounds, row, side="right")) - 1
+
+
+def _sample(row: Row, part: Part, source: Source, start: int) -> Sample | BadRowError:
+    columns = part.columns
+    try:
+        picture, digest = _picture(row, columns.image, source)
+        target = _picture(row, columns.target, source)[0] if _value(row, columns.target) is not None else None
+        return Sample(
+            number=start + row.number,
+            id=_text(_value(row, columns.id)) or f"{start + row.number:06d}",
+            picture=picture,
+            digest=digest,
+            instruction=_instruction(row, part),
+            target=target,
+            task=_text(_value(row, columns.task)) or part.always.task,
+            source=_text(_value(row, columns.source)) or part.always.source,
+        )
+    except BadRowError as error:
+        error.where = error.where or row.where
+        return error
+
+
+def _picture(row: Row, column: str | None, source: Source) -> tuple[Image, str]:
+    value = _value(row, column)
+    if value is None:
+        raise BadRowError("picture", f"there is no {column}", where=row.where)
+    content = picture_bytes(value, source.base)
+    try:
+        picture = open_picture(content, name=row.where)
+    except InputError as error:
+        raise BadRowError("picture", error.what, where=error.where) from None
+    return picture.rgb, hashlib.sha256(content).hexdigest()[:16]
+
+
+def _instruction(row: Row, part: Part) -> str:
+    value = _value(row, part.columns.instruction)
+    if isinstance(value, list | tuple) and value:
+        value = value[0]
+    text = value.strip() if isinstance(value, str) else ""
+    text = text.removeprefix(part.drop.strip()).strip() if part.drop else text
+    if not text:
+        raise BadRowError("instruction", "there is no instruction", where=row.where)
+    return text
+
+
+def _value(row: Row, column: str | None) -> Any:
+    return row.values.get(column) if column is not None else None
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
