@@ -10,13 +10,10 @@ import base64
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import openai
@@ -24,6 +21,7 @@ from PIL import Image
 
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.rewards.cache import AnswerCache
+from earl_cli.rewards.connecting import apart, check_address, connect, plain_address, without_key
 from earl_cli.rewards.replies import Reply, UnreadableError, read_scores, read_tag
 from earl_cli.rewards.retrying import OutOfTriesError, Pacing, RefusedError, persistently
 from earl_cli.rewards.reward import JudgeDownError, Pixels
@@ -31,7 +29,6 @@ from earl_cli.rewards.reward import JudgeDownError, Pixels
 JPEG_QUALITY = 95
 ROUNDS = 5  # times that a question is asked until the reply is readable
 AGAIN_TEMPERATURE = 0.5  # at least, from the second round on: at 0 the reply would be the same
-NO_KEY = "none"  # servers that want no key don't look at it
 READERS: Mapping[str, Callable[[str], Reply]] = {"scores": read_scores, "tag": read_tag}
 Result = TypeVar("Result")
 
@@ -79,10 +76,7 @@ class Judge:
     _has_answered: bool = False
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.api_base)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            what = "this is no address of a judge's server"
-            raise UsageError(what, where=self.address, hint="it looks like http://localhost:4877/v1")
+        check_address(self.api_base, "a judge's")
 
     def ask_all(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer for each question, in order; equal questions are asked once.
@@ -90,7 +84,7 @@ class Judge:
         Raises JudgeDownError if the server as such doesn't answer (what it answered until then is kept), UsageError for
         what a person has to change. A question that alone fails gets an answer without numbers.
         """
-        return _apart(lambda: self._ask_all(questions))
+        return apart(lambda: self._ask_all(questions))
 
     def models(self) -> list[str]:
         """Names of the models that the server has. Raises JudgeDownError after a few tries, or UsageError."""
@@ -98,7 +92,7 @@ class Judge:
         async def listed(client: openai.AsyncOpenAI) -> list[str]:
             return [each.id async for each in client.models.list()]
 
-        return _apart(lambda: asyncio.run(self._connected(listed, self.pacing)))
+        return apart(lambda: asyncio.run(self._connected(listed, self.pacing)))
 
     # -- one pass over questions ---------------------------------------------------------------------------------
 
@@ -195,12 +189,10 @@ class Judge:
     @property
     def address(self) -> str:
         """``api_base`` without a password."""
-        parts = urlsplit(self.api_base)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        return plain_address(self.api_base)
 
     def _client(self) -> openai.AsyncOpenAI:
-        key = os.environ.get(self.api_key_variable) or NO_KEY
-        return openai.AsyncOpenAI(base_url=self.api_base, api_key=key, max_retries=0, timeout=self.timeout)
+        return connect(self.api_base, self.api_key_variable, self.timeout)
 
     async def _connected(
         self, work: Callable[[openai.AsyncOpenAI], Coroutine[Any, Any, Result]], pacing: Pacing
@@ -224,18 +216,7 @@ class Judge:
         return error
 
     def _clean(self, text: str) -> str:
-        key = os.environ.get(self.api_key_variable)
-        return text.replace(key, "***") if key else text
-
-
-def _apart(work: Callable[[], Result]) -> Result:
-    """``work()``, on another thread if this one has a running event loop, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return work()
-    with ThreadPoolExecutor(1) as beside:
-        return beside.submit(work).result()
+        return without_key(text, self.api_key_variable)
 
 
 async def _complete(

@@ -50,10 +50,32 @@ class RefusedError(Exception):
     """A server that works and doesn't take this request; the message says why."""
 
 
-async def persistently(call: Callable[[], Awaitable[Result]], pacing: Pacing, timeout: float) -> Result:
+def judge_refusal(error: openai.APIStatusError) -> Exception:
+    """What it means that a judge's server takes no such request, which doesn't pass."""
+    status = error.status_code
+    if status in (UNKNOWN_TO_YOU, FORBIDDEN):  # whose own words may hold the key
+        return UsageError(
+            f"the judge's server doesn't accept this key (status {status})",
+            hint="judge_api_key_variable names the environment variable that holds the key",
+        )
+    if status == NOT_THERE:
+        return UsageError(
+            f"the judge's server doesn't know the model or the address (status {status}): {in_words(error)}",
+            hint="earl judge check lists its models; an address usually ends in /v1",
+        )
+    return RefusedError(f"status {status}: {in_words(error)}")
+
+
+async def persistently(
+    call: Callable[[], Awaitable[Result]],
+    pacing: Pacing,
+    timeout: float,
+    refusal: Callable[[openai.APIStatusError], Exception] = judge_refusal,
+) -> Result:
     """What ``call`` gives within ``timeout`` seconds, called again while the failures are of the passing kind.
 
-    Raises OutOfTriesError when they don't pass, RefusedError, and UsageError for a wrong key, address or model.
+    Raises OutOfTriesError when they don't pass, and what ``refusal`` makes of others: RefusedError, and UsageError for
+    a wrong key, address or model.
     """
     failed = limited = 0
     while True:
@@ -62,31 +84,17 @@ async def persistently(call: Callable[[], Awaitable[Result]], pacing: Pacing, ti
                 return await call()
         except (openai.OpenAIError, TimeoutError, ValueError) as error:
             status = error.status_code if isinstance(error, openai.APIStatusError) else None
-            if status is not None and status not in PASSING and status < 500:
-                raise _refusal(error, status) from error
+            if isinstance(error, openai.APIStatusError) and status not in PASSING and error.status_code < 500:
+                raise refusal(error) from error
             wait = _wished(error, pacing)
             failed, limited = failed + (status != LIMITED), limited + (status == LIMITED)
-            last = _said(error, timeout)
+            last = in_words(error, timeout)
             if failed >= pacing.tries or limited > pacing.limits or (wait or 0) > pacing.patience:
                 raise OutOfTriesError(last) from error
         await pacing.sleep(pacing.wait(failed + limited) if wait is None else wait + pacing.draw() * pacing.first)
 
 
-def _refusal(error: Exception, status: int) -> Exception:
-    if status in (UNKNOWN_TO_YOU, FORBIDDEN):  # whose own words may hold the key
-        return UsageError(
-            f"the judge's server doesn't accept this key (status {status})",
-            hint="judge_api_key_variable names the environment variable that holds the key",
-        )
-    if status == NOT_THERE:
-        return UsageError(
-            f"the judge's server doesn't know the model or the address (status {status}): {_said(error, 0)}",
-            hint="earl judge check lists its models; an address usually ends in /v1",
-        )
-    return RefusedError(f"status {status}: {_said(error, 0)}")
-
-
-def _said(error: Exception, timeout: float) -> str:
+def in_words(error: Exception, timeout: float = 0.0) -> str:
     """The failure in one line."""
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return f"no answer within {timeout:g} s"
