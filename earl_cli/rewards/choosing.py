@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,9 @@ def _sum(weights: Mapping[str, float], scores: Mapping[str, Score]) -> Score:
     whole = len(known) == len(scores)
     value = sum(weights[name] * part for name, part in known.items()) if whole else None
     reason = "\n".join(f"{name}: {score.reason}" for name, score in scores.items() if score.reason)
-    return Score(value, parts | known, reason)
+    explanations = {f"{name}.{key}": text for name, score in scores.items() for key, text in score.explanations.items()}
+    missing = {f"{name}.{key}": text for name, score in scores.items() for key, text in score.missing.items()}
+    return Score(value, parts | known, reason, explanations, missing)
 
 
 def _of_user(spec: str) -> Reward:
@@ -164,5 +167,5 @@ def _checked(result: object, spec: str) -> Score:
     number = float(value)
     parts = {name: float(part) for name, part in score.parts.items() if math.isfinite(part)}
     if not math.isfinite(number):
-        return Score(None, parts, score.reason or f"the reward function gave {number}")
-    return Score(number, parts, score.reason)
+        return replace(score, value=None, parts=parts, reason=score.reason or f"the reward function gave {number}")
+    return replace(score, value=number, parts=parts)

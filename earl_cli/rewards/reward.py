@@ -32,12 +32,16 @@ class Edit:
 class Score:
     """A reward: ``value``, or None where it could not be had; ``parts`` are the figures that it was made of.
 
-    ``reason`` is the judge's in its own words, or why there is no value.
+    ``reason`` is the judge's in its own words, or why there is no value. Where a judge was asked, ``explanations`` are
+    its words by what they explain, ``sc``, ``pq`` and ``ground_score``, and ``missing`` says why it gave no
+    ``semantic_consistency``, ``perceptual_quality`` or ``ground_score``.
     """
 
     value: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    explanations: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reward(Protocol):

@@ -25,6 +25,7 @@ PARTS = {
     "perceptual_quality": ("looks_natural", "no_artifact"),
     "ground_score": (),
 }
+EXPLAINED = {"semantic_consistency": "sc", "perceptual_quality": "pq", "ground_score": "ground_score"}
 NO_TARGET = "there is no true edit to compare with"
 Asking: TypeAlias = Callable[[Edit], Question | None]
 
@@ -87,9 +88,11 @@ def _score(name: str, found: Mapping[str, Answer]) -> Score:
         if combined not in parts and all(task in parts for task in JUDGED[combined]):
             parts[combined] = math.sqrt(math.prod(parts[task] for task in JUDGED[combined]))
     reason = "\n".join(f"{task.replace('_', ' ')}: {answer.text}" for task, answer in found.items())
-    return Score(parts.get(name), parts, reason)
+    explanations = {EXPLAINED[task]: answer.text for task, answer in found.items() if answer.numbers is not None}
+    missing = {task: answer.text for task, answer in found.items() if answer.numbers is None}
+    return Score(parts.get(name), parts, reason, explanations, missing)
 
 
 def _nothing_drawn(name: str, needed: Sequence[str]) -> Score:
     zeros = {task: Answer((0.0,) * max(1, len(PARTS[task])), "") for task in needed}
-    return replace(_score(name, zeros), reason="there is no finished picture")
+    return replace(_score(name, zeros), reason="there is no finished picture", explanations={})

@@ -27,6 +27,7 @@ def plain(edits): return [1, 2.5, None]
 def numpys(edits): return np.array([1, 2.5, np.nan], dtype=np.float32)
 def scores(edits): return (Score(float(i), {"light": i, "odd": float("inf")}, "so") for i in range(len(edits)))
 def missing(edits): return [float("nan"), float("-inf"), Score(float("nan"), {}, "why")]
+def told(edits): return [Score(n, {}, "", {"sc": "as asked"}, {"pq": "no"}) for n in (1.0, float("nan"))]
 def few(edits): return [1.0]
 def words(edits): return ["good"] * 3
 def text(edits): return "123"
@@ -119,6 +120,11 @@ def test_the_reference_needs_no_judge() -> None:
     assert done.value is not None
     assert undone.value is not None
     assert done.value > undone.value
+
+
+def test_a_functions_own_words_stay(own: str) -> None:
+    for score in choose(f"{own}:told")(some_edits(2)):
+        assert (score.explanations, score.missing) == ({"sc": "as asked"}, {"pq": "no"})
 
 
 def test_a_weighted_sum(own: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from judge_server import Faults, JudgeServer, picture, some_edits
 
+from earl_cli.rewards.choosing import choose
 from earl_cli.rewards.judge import Judge
 from earl_cli.rewards.rubrics import load_rubrics
 from earl_cli.rewards.viescore import JUDGED, MIXED, judged
@@ -100,3 +101,39 @@ def test_faults_change_no_score(judge: JudgeServer, ask: Ask) -> None:
 def test_the_sizes_of_pictures_may_differ(judge: JudgeServer, ask: Ask) -> None:
     edits = [replace(edit, edited=picture(1, side=40)) for edit in some_edits(1)]
     assert judged(ask(), load_rubrics(), "viescore")(edits)[0].value is not None
+
+
+def test_the_judges_words_stand_by_what_they_explain(judge: JudgeServer, ask: Ask) -> None:
+    (score,) = judged(ask(), load_rubrics(), "viescore", ("ground_score",))(some_edits(1))
+    assert score.explanations == {
+        "sc": "It's there [mostly].",
+        "pq": "It's there [mostly].",
+        "ground_score": "The attempt has the snow, but the roof is darker.",
+    }
+    assert score.missing == {}
+
+
+def test_what_is_missing_says_why_by_its_name(judge: JudgeServer, ask: Ask) -> None:
+    judge.breaks = "make it snowy"
+    edits = [replace(edit, target=None) for edit in some_edits(1)]
+    (score,) = judged(ask(), load_rubrics(), "viescore", ("ground_score",))(edits)
+    assert score.missing.keys() == {"semantic_consistency", "ground_score"}
+    assert "status 500" in score.missing["semantic_consistency"]
+    assert score.missing["semantic_consistency"] in score.reason
+    assert score.missing["ground_score"] == "there is no true edit to compare with"
+    assert score.explanations == {"pq": "It's there [mostly]."}
+
+
+def test_what_was_never_drawn_has_neither_words_nor_gaps(judge: JudgeServer, ask: Ask) -> None:
+    (edit,) = some_edits(1)
+    (score,) = judged(ask(), load_rubrics(), "viescore")([replace(edit, edited=None)])
+    assert (score.explanations, score.missing) == ({}, {})
+    assert score.reason == "there is no finished picture"
+
+
+def test_a_weighted_sum_keeps_all_words(judge: JudgeServer, ask: Ask) -> None:
+    judge.breaks = "show the"  # what the ground score alone asks
+    (score,) = choose({"viescore": 1, "ground_score": 1}, ask(), load_rubrics())(some_edits(1))
+    assert score.value is None
+    assert score.explanations.keys() == {"viescore.sc", "viescore.pq"}
+    assert score.missing.keys() == {"ground_score.ground_score"}
