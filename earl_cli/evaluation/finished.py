@@ -57,8 +57,8 @@ class _Finished:
 
     def describe(self) -> Mapping[str, Any]:
         return {
+            "name": self.name,
             "kind": "finished",
-            "folder": self.name,
             "pictures": len(self.files),
             "fingerprint": _fingerprint(self.files),
         }
@@ -82,7 +82,7 @@ class _Copy:
     at_once: int = AT_ONCE
 
     def describe(self) -> Mapping[str, Any]:
-        return {"kind": "copy"}
+        return {"name": self.name, "kind": "copy"}
 
     def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
         return _each(lambda task: Drawn(task.picture), tasks, on_progress)

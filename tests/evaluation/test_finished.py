@@ -109,7 +109,7 @@ def test_the_fingerprint_is_that_of_the_pictures(limit: int, tmp_path: Path, mon
 
     def fingerprint() -> str:
         described = open_finished(Path()).describe()
-        assert (described["kind"], described["folder"]) == ("finished", tmp_path.name)
+        assert (described["kind"], described["name"]) == ("finished", tmp_path.name)
         return str(described["fingerprint"])
 
     first = fingerprint()
@@ -133,4 +133,4 @@ def test_the_copy_is_the_source() -> None:
     (found,) = editor.edit([task("1")])
     assert found.image is not None
     assert found.image.tobytes() == SOURCE.tobytes()
-    assert (editor.name, editor.describe()) == ("copy", {"kind": "copy"})
+    assert (editor.name, editor.describe()) == ("copy", {"name": "copy", "kind": "copy"})

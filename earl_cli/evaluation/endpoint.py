@@ -1,0 +1,235 @@
+"""An editor behind any OpenAI-compatible server that edits pictures (`/images/edits`), several at a time.
+
+Faults of the server are waited out; a picture that it refuses has a problem; a server that refuses all is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import openai
+from PIL import Image
+
+from earl_cli.errors import EarlError, InputError, UsageError
+from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
+from earl_cli.images.picture import open_picture, save_picture
+from earl_cli.rewards.connecting import apart, check_address, connect, plain_address, without_key
+from earl_cli.rewards.retrying import (
+    NOT_THERE,
+    UNKNOWN_TO_YOU,
+    OutOfTriesError,
+    Pacing,
+    RefusedError,
+    in_words,
+    persistently,
+)
+
+AUTO = "auto"
+EASY = Task("easy", Image.new("RGB", (256, 256), (128, 128, 128)), "make it a little brighter", 0)
+EASY_TRIES = 3
+
+
+def open_endpoint(
+    api_base: str,
+    model: str,
+    api_key_variable: str = "OPENAI_API_KEY",
+    at_once: int = 4,
+    timeout: float = 300.0,
+    size: str = AUTO,
+    *,
+    send_seed: bool = True,
+    pacing: Pacing | None = None,
+) -> Editor:
+    """The ``model`` of a server at ``api_base``, such as http://localhost:8000/v1, as an editor of the model's name.
+
+    Each try of an edit takes ``timeout`` seconds at most. ``size`` is what the server shall draw, such as 512x512;
+    auto leaves it to the server. ``send_seed`` gives it each task's seed, which OpenAI's own models don't take.
+    Raises UsageError for what is no address.
+    """
+    check_address(api_base, "an editor's")
+    return _Endpoint(model, at_once, api_base, api_key_variable, timeout, size, send_seed, pacing or Pacing())
+
+
+@dataclass(eq=False)
+class _Endpoint:
+    name: str
+    at_once: int
+    api_base: str
+    api_key_variable: str
+    timeout: float
+    size: str
+    send_seed: bool
+    pacing: Pacing
+    _has_drawn: bool = field(default=False, init=False)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "name": self.name,
+            "kind": "endpoint",
+            "address": plain_address(self.api_base),
+            "model": self.name,
+            "size": self.size,
+            "seeds": self.send_seed,
+        }
+
+    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
+        return apart(lambda: asyncio.run(self._edit(tasks, on_progress))) if tasks else []
+
+    async def _edit(self, tasks: Sequence[Task], on_progress: OnProgress | None) -> list[Drawn]:
+        drawn: dict[int, Drawn] = {}
+        turn = asyncio.Semaphore(self.at_once)
+
+        async def one(client: openai.AsyncOpenAI, number: int) -> None:
+            async with turn:
+                drawn[number] = await self._drawn(client, tasks[number])
+            if on_progress is not None:
+                on_progress(len(drawn) / len(tasks))
+
+        async with connect(self.api_base, self.api_key_variable, self.timeout) as client:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for number in range(len(tasks)):
+                        group.create_task(one(client, number))
+            except BaseExceptionGroup as failures:
+                raise self._discreet(failures.exceptions[0]) from failures.exceptions[0].__cause__
+        return [drawn[number] for number in range(len(tasks))]
+
+    async def _drawn(self, client: openai.AsyncOpenAI, task: Task) -> Drawn:
+        try:
+            answer = await self._answer(client, task)
+        except OutOfTriesError as error:
+            return self._failed(f"the server fails at this picture alone: {error}")
+        except RefusedError as error:
+            if not self._has_drawn:
+                await self._check_up(client, error)
+            return self._failed(f"the server refuses this: {error}")
+        self._has_drawn = True
+        try:
+            picture = await asyncio.to_thread(open_picture, answer, name="the server's answer")
+            return Drawn(picture.rgb)
+        except InputError as error:
+            return self._failed(str(error))
+
+    async def _answer(self, client: openai.AsyncOpenAI, task: Task) -> bytes:
+        """The file that the server drew. Raises OutOfTriesError if it fails at this picture alone, EarlError if at any.
+
+        Which of the two it is shows an easy picture; if that is drawn, the other one is asked for again, since the
+        server may have come back in between.
+        """
+        try:
+            return await self._asked(client, task, self.pacing)
+        except OutOfTriesError as error:
+            await self._check_up(client, error)
+        return await self._asked(client, task, self.pacing)
+
+    async def _check_up(self, client: openai.AsyncOpenAI, failure: Exception) -> None:
+        """Raise EarlError unless the server draws an easy picture, or refuses it where ``failure`` is no refusal."""
+        try:
+            await self._asked(client, EASY, replace(self.pacing, tries=min(EASY_TRIES, self.pacing.tries)))
+            self._has_drawn = True
+        except OutOfTriesError:
+            raise EarlError(
+                f"the server doesn't draw: {failure}", where=self._address, hint="when it does, start again"
+            ) from None
+        except RefusedError:
+            if isinstance(failure, RefusedError):
+                raise UsageError(f"the server refuses what it is asked: {failure}", where=self._address) from None
+
+    async def _asked(self, client: openai.AsyncOpenAI, task: Task, pacing: Pacing) -> bytes:
+        png = await asyncio.to_thread(_png, task.picture)
+        seed: dict[str, Any] = {"extra_body": {"seed": task.seed}} if self.send_seed else {}
+        size: dict[str, Any] = {} if self.size == AUTO else {"size": self.size}
+
+        async def drawn() -> str | bytes:
+            answer = await client.images.edit(
+                image=("picture.png", png, "image/png"), prompt=task.instruction, model=self.name, **size, **seed
+            )
+            return _content(answer)
+
+        async def fetched() -> bytes:
+            found = await client.get(address, cast_to=openai.HttpxBinaryResponseContent, options=_STAY)
+            return bytes(found.content)
+
+        content = await persistently(drawn, pacing, self.timeout, lambda error: self._refusal(error, task))
+        if isinstance(content, bytes):
+            return content
+        address = urljoin(self.api_base, content)
+        if _server(address) != _server(self.api_base):
+            raise RefusedError(f"its pictures are on another server, {urlsplit(address).hostname}")
+        return await persistently(fetched, pacing, self.timeout, _lost)
+
+    def _refusal(self, error: openai.APIStatusError, task: Task) -> Exception:
+        said = f"status {error.status_code}: {in_words(error)}"
+        if error.status_code == UNKNOWN_TO_YOU:  # whose own words may hold the key
+            what = f"the server doesn't accept this key (status {UNKNOWN_TO_YOU})"
+            return UsageError(what, where=self._address, hint=f"the key is the value of {self.api_key_variable}")
+        if error.status_code == NOT_THERE:
+            what = f"the server doesn't know the model or the address ({said})"
+            return UsageError(what, where=self._address, hint="an address usually ends in /v1")
+        if self.send_seed and _names_seed(error, task):
+            return UsageError(f"the server takes no seed ({said})", where=self._address, hint="ask without seeds")
+        return RefusedError(said)
+
+    @property
+    def _address(self) -> str:
+        return plain_address(self.api_base)
+
+    def _failed(self, problem: str) -> Drawn:
+        return Drawn(None, problem=without_key(problem, self.api_key_variable))
+
+    def _discreet(self, error: BaseException) -> BaseException:
+        """The error, if it is one of ours without the key."""
+        if isinstance(error, EarlError):
+            error.what = without_key(error.what, self.api_key_variable)
+        return error
+
+
+_STAY: Any = {"follow_redirects": False}
+
+
+def _server(address: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(address)
+    return parts.scheme, parts.hostname, parts.port
+
+
+def _lost(error: openai.APIStatusError) -> Exception:
+    return RefusedError(f"the picture that it drew isn't where it says (status {error.status_code})")
+
+
+def _names_seed(error: openai.APIStatusError, task: Task) -> bool:
+    """Whether the server minds the field of that name; its words may quote the instruction, which may have seeds."""
+    words = f"{error} {error.body}".replace(task.instruction, "")
+    return error.param == "seed" or re.search(r"\bseed\b", words) is not None
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    save_picture(picture, out, format="png")
+    return out.getvalue()
+
+
+def _content(answer: Any) -> str | bytes:
+    """The picture's file, or the URL that it is at. Raises ValueError if the answer has neither."""
+    try:
+        first = answer.data[0]
+        code, url = first.b64_json or "", first.url or ""
+    except (AttributeError, IndexError, TypeError):
+        code = url = ""
+    if not code and url.startswith("data:"):
+        code = url
+    if code:
+        try:
+            return base64.b64decode(code.rpartition(",")[2], validate=True)
+        except binascii.Error:
+            return b"no base64"  # which is no picture either
+    if not url:
+        raise ValueError("the server's answer holds no picture")
+    return str(url)

@@ -1,0 +1,253 @@
+"""An editor behind a real server that is healthy, faulty, choosy or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from images_server import KINDS, MODEL, ImagesServer, as_png, negative
+from judge_server import Faults
+from PIL import Image
+
+from earl_cli.errors import EarlError, UsageError
+from earl_cli.evaluation.editors import Drawn, Editor, Task
+from earl_cli.evaluation.endpoint import open_endpoint
+from earl_cli.rewards.retrying import Pacing
+
+KEY = "sk-very-secret"
+QUICK = Pacing(tries=4, limits=4, first=0.001)
+
+
+@pytest.fixture
+def images(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImagesServer]:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = ImagesServer().start()
+    yield server
+    server.stop()
+
+
+Open = Callable[..., Editor]
+
+
+@pytest.fixture
+def endpoint(images: ImagesServer) -> Open:
+    def opened(**settings: object) -> Editor:
+        return open_endpoint(images.api_base, **{"model": MODEL, "pacing": QUICK, "timeout": 10.0} | settings)
+
+    return opened
+
+
+def some_tasks(count: int, instruction: str = "make it snowy") -> list[Task]:
+    def noise(number: int) -> Image.Image:
+        size = (8 + number, 16, 3)
+        return Image.fromarray(np.random.default_rng(number).integers(0, 256, size, dtype=np.uint8))
+
+    return [Task(str(number), noise(number), f"{instruction} {number}", number) for number in range(count)]
+
+
+def pixels(drawn: list[Drawn]) -> list[tuple[tuple[int, int], bytes]]:
+    assert not any(each.problem for each in drawn), drawn
+    return [(each.image.size, each.image.tobytes()) for each in drawn if each.image is not None]
+
+
+def expected(tasks: list[Task], seeds: bool = True) -> list[tuple[tuple[int, int], bytes]]:
+    return pixels([Drawn(negative(task.picture, task.instruction, task.seed if seeds else None)) for task in tasks])
+
+
+def test_what_the_server_gets(images: ImagesServer, endpoint: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    (task,) = some_tasks(1)
+    endpoint(api_key_variable="MY_KEY", size="512x512").edit([task])
+    (call,) = images.calls
+    assert dict(call.form) == {"model": MODEL, "prompt": "make it snowy 0", "seed": "0", "size": "512x512"}
+    assert (call.kind, call.key) == ("image/png", f"Bearer {KEY}")
+    with Image.open(io.BytesIO(call.file)) as sent:
+        assert (sent.format, sent.mode, sent.tobytes()) == ("PNG", "RGB", task.picture.tobytes())
+
+
+def test_the_size_is_the_servers_choice_unless_said(images: ImagesServer, endpoint: Open) -> None:
+    endpoint().edit(some_tasks(1))
+    assert "size" not in images.calls[0].form
+
+
+def test_a_third_of_faults_changes_no_picture(images: ImagesServer, endpoint: Open) -> None:
+    images.faults = Faults(share=0.4, kinds=KINDS, slow=0.3)
+    tasks, shares = some_tasks(24), list[float]()
+    drawn = endpoint(timeout=0.2).edit(tasks, shares.append)
+    assert {call.fault for call in images.calls} > {None, "limited", "error", "dropped", "partial"}
+    assert pixels(drawn) == expected(tasks)
+    assert shares == [(number + 1) / 24 for number in range(24)]
+
+
+@pytest.mark.parametrize("gives", ["b64_json", "data", "path", "url"])
+def test_wherever_the_picture_is_on_the_server(gives: str, images: ImagesServer, endpoint: Open) -> None:
+    images.gives = gives
+    tasks = some_tasks(3)
+    assert pixels(endpoint().edit(tasks)) == expected(tasks)
+
+
+@pytest.mark.parametrize(("gives", "said"), [("elsewhere", "on another server, 127.0.0.2"), ("redirect", "status 302")])
+def test_a_picture_elsewhere_is_not_fetched(gives: str, said: str, images: ImagesServer, endpoint: Open) -> None:
+    editor = endpoint()
+    editor.edit(some_tasks(1))
+    images.gives = gives
+    (drawn,) = editor.edit(some_tasks(1))
+    assert drawn.image is None
+    assert said in drawn.problem
+
+
+def test_no_more_at_once_than_allowed(images: ImagesServer, endpoint: Open) -> None:
+    images.faults = Faults(share=1, kinds=("slow",), at_most=1, slow=0.05)
+    endpoint(at_once=3).edit(some_tasks(9))
+    assert images.most_at_once == 3
+
+
+def test_it_works_within_a_loop(endpoint: Open) -> None:
+    tasks = some_tasks(2)
+
+    async def notebook() -> list[Drawn]:
+        return endpoint().edit(tasks)
+
+    assert pixels(asyncio.run(notebook())) == expected(tasks)
+    assert endpoint().edit([]) == []
+
+
+@pytest.mark.parametrize("status", [400, 403, 422])
+@pytest.mark.parametrize("first", [True, False])
+def test_one_picture_that_is_refused_costs_only_itself(
+    status: int, first: bool, images: ImagesServer, endpoint: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    images.refuses = {"a gun and a seed": status}
+    bad, good = some_tasks(1, "add a gun and a seed")[0], some_tasks(2)
+    tasks = [bad, *good] if first else [*good, bad]
+    drawn = endpoint(at_once=1).edit(tasks)
+    refused = drawn.pop(0 if first else -1)
+    assert pixels(drawn) == expected(good)
+    assert refused.image is None
+    assert f"the server refuses this: status {status}: Your request" in refused.problem
+    assert KEY not in refused.problem
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_server_that_refuses_everything_is_no_editor(
+    status: int, images: ImagesServer, endpoint: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    images.refuses = {"": status}
+    with pytest.raises(
+        UsageError, match=f"refuses what it is asked: status {status}: .* rejected for Bearer "
+    ) as caught:
+        endpoint().edit(some_tasks(3))
+    assert caught.value.where == images.api_base
+    assert KEY not in str(caught.value)
+
+
+def test_one_picture_that_breaks_the_server_costs_only_itself(images: ImagesServer, endpoint: Open) -> None:
+    images.refuses = {"break": 500}
+    bad, *good = [*some_tasks(1, "break it"), *some_tasks(2)]
+    broken, *drawn = endpoint().edit([bad, *good])
+    assert pixels(drawn) == expected(good)
+    assert broken.image is None
+    assert "the server fails at this picture alone: status 500" in broken.problem
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_that_only_fails_is_down(kind: str, images: ImagesServer, endpoint: Open) -> None:
+    images.faults = Faults(share=1, kinds=(kind,), at_most=1000, slow=0.3)
+    with pytest.raises(EarlError, match="the server doesn't draw") as caught:
+        endpoint(timeout=0.1, pacing=Pacing(tries=2, limits=2, first=0.001)).edit(some_tasks(2))
+    assert caught.value.where == images.api_base
+
+
+def test_a_server_that_is_gone(images: ImagesServer, endpoint: Open) -> None:
+    images.is_down = True
+    with pytest.raises(EarlError, match="the server doesn't draw: no connection"):
+        endpoint().edit(some_tasks(2))
+
+
+def test_a_server_that_comes_back_while_it_is_tried_draws_everything(images: ImagesServer, endpoint: Open) -> None:
+    images.is_down = True
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        images.is_down = len(waits) < 2
+
+    tasks = some_tasks(1)
+    drawn = endpoint(pacing=Pacing(tries=2, first=0.001, sleep=sleep)).edit(tasks)
+    assert pixels(drawn) == expected(tasks)
+
+
+def test_a_wrong_key_is_a_mistake_and_stays_secret(
+    images: ImagesServer, endpoint: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images.key = "another"
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(UsageError, match="doesn't accept this key") as caught:
+        endpoint().edit(some_tasks(3))
+    assert "OPENAI_API_KEY" in str(caught.value)
+    assert KEY not in f"{caught.value} {caught.value.where}"
+
+
+def test_a_model_that_is_not_there(images: ImagesServer, endpoint: Open) -> None:
+    with pytest.raises(UsageError, match=r"doesn't know the model .*`dall-e` does not exist"):
+        endpoint(model="dall-e").edit(some_tasks(1))
+
+
+def test_a_server_without_seeds_is_asked_without(images: ImagesServer, endpoint: Open) -> None:
+    images.takes_seed = False
+    with pytest.raises(UsageError, match=r"takes no seed .*Unknown parameter.*ask without seeds"):
+        endpoint().edit(some_tasks(2))
+    tasks = some_tasks(2)
+    assert pixels(endpoint(send_seed=False).edit(tasks)) == expected(tasks, seeds=False)
+
+
+def bomb() -> bytes:
+    """A PNG of a hundred kilobytes that says it has 400 million pixels."""
+    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(100_000_000), 9)), (b"IEND", b""))
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (b"<html>Sorry</html>", "isn't a picture"),
+        (as_png(some_tasks(1)[0].picture)[:100], "the picture is"),
+        (bomb(), "400,000,000 pixels"),
+    ],
+    ids=["html", "cut", "bomb"],
+)
+def test_an_answer_that_is_no_picture_is_a_problem(
+    file: bytes, said: str, images: ImagesServer, endpoint: Open
+) -> None:
+    images.draws = {"odd": file}
+    odd, *drawn = endpoint().edit([*some_tasks(1, "odd"), *some_tasks(2)])
+    assert odd.image is None
+    assert "the server's answer: " in odd.problem
+    assert said in odd.problem
+    assert pixels(drawn) == expected(some_tasks(2))
+
+
+def test_its_description_says_what_edits_depend_on_and_no_password(images: ImagesServer) -> None:
+    editor = open_endpoint(images.api_base.replace("//", "//me:word@"), MODEL, size="512x512")
+    described = {"name": MODEL, "kind": "endpoint", "address": images.api_base, "model": MODEL, "size": "512x512"}
+    assert json.loads(json.dumps(editor.describe())) == {**described, "seeds": True}
+    assert (editor.name, editor.at_once, images.calls) == (MODEL, 4, [])
+
+
+@pytest.mark.parametrize("address", ["localhost:8000/v1", "ftp://host/v1", "http:///v1"])
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(UsageError, match="this is no address of an editor's server"):
+        open_endpoint(address, MODEL)

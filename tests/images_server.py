@@ -1,0 +1,230 @@
+"""An image model to test against: a web server on this machine that speaks the edit part of the OpenAI protocol.
+
+It draws by content (the negative of the picture, tinted by instruction and seed), so that a healthy and a faulty one
+draw the same, and it can misbehave in every way that real servers do.
+"""
+
+from __future__ import annotations
+
+import base64
+import email
+import email.policy
+import hashlib
+import io
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+from judge_server import Faults
+from PIL import Image
+
+MODEL = "qwen-image-edit"
+KINDS = ("slow", "no json", "nothing", "partial", "limited", "error", "dropped")
+MOMENT = 0.01
+
+
+@dataclass(frozen=True)
+class Call:
+    """An edit as the server saw it: the form's fields, the type and bytes of the file, the key, what happened to it."""
+
+    form: Mapping[str, str]
+    kind: str
+    file: bytes
+    key: str
+    fault: str | None
+
+
+@dataclass
+class ImagesServer:
+    """The server, from `start` to `stop`; ``api_base`` is its address. Change how it behaves at any time.
+
+    ``gives`` says where a picture is: "b64_json", "data" (a URL of that kind), "path", "url", "redirect" or "elsewhere"
+    (on another server).
+    """
+
+    faults: Faults = field(default_factory=Faults)
+    key: str | None = None  # the only one that is let in
+    is_down: bool = False  # hangs up on everybody
+    takes_seed: bool = True  # else status 400 for a form with one
+    refuses: Mapping[str, int] = field(default_factory=dict)  # status for instructions with this text
+    draws: Mapping[str, bytes] = field(default_factory=dict)  # file for instructions with this text
+    gives: str = "b64_json"
+    calls: list[Call] = field(default_factory=list)
+    most_at_once: int = 0
+    api_base: str = ""
+
+    def start(self) -> ImagesServer:
+        """Listens on a free port of 127.0.0.1."""
+        self.lock, self.at_once, self.attempts = threading.Lock(), 0, Counter[str]()
+        self.files: dict[str, bytes] = {}
+        self.server = _Server(self)
+        self.api_base = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(MOMENT,), daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """Ends every connection and listens no more."""
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def negative(picture: Image.Image, instruction: str, seed: int | None) -> Image.Image:
+    """What the server draws."""
+    tint = hashlib.sha256(f"{instruction} {seed}".encode()).digest()[:3]
+    return Image.fromarray(255 - np.asarray(picture) ^ np.frombuffer(tint, np.uint8))
+
+
+def as_png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, images: ImagesServer) -> None:
+        self.images = images
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away in the middle is nothing to report."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """`ImagesServer.calls` is the log."""
+
+    def do_GET(self) -> None:
+        images, name = self.server.images, self.path.rpartition("/")[2]
+        if not self._is_let_in():
+            return
+        if images.gives == "redirect" and not name.startswith("moved-"):
+            images.files[f"moved-{name}"] = images.files[name]
+            self._send(302, b"", {"Location": f"/files/moved-{name}"})
+        elif name in images.files:
+            self._send(200, images.files[name], {"Content-Type": "image/png"})
+        else:
+            self._error(404, "There is no such file.")
+
+    def do_POST(self) -> None:
+        form, kind, file = self._form()
+        if not self._is_let_in():
+            return
+        images = self.server.images
+        with images.lock:
+            images.at_once += 1
+            images.most_at_once = max(images.most_at_once, images.at_once)
+        try:
+            self._answer(images, form, kind, file)
+        finally:
+            with images.lock:
+                images.at_once -= 1
+
+    def _form(self) -> tuple[dict[str, str], str, bytes]:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+        form, kind, file = dict[str, str](), "", b""
+        for part in email.message_from_bytes(head + body, policy=email.policy.HTTP).iter_parts():
+            content = part.get_payload(decode=True)
+            if part.get_filename() is None:
+                form[part.get_param("name", header="content-disposition")] = content.decode()
+            else:
+                kind, file = part.get_content_type(), content
+        return form, kind, file
+
+    def _is_let_in(self) -> bool:
+        images, key = self.server.images, self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if images.is_down:
+            self._hang_up()
+            return False
+        if images.key is not None and key != images.key:
+            self._error(401, f"Incorrect API key provided: {key}")
+            return False
+        return True
+
+    def _answer(self, images: ImagesServer, form: Mapping[str, str], kind: str, file: bytes) -> None:
+        key, instruction = self.headers.get("Authorization", ""), form["prompt"]
+        content = hashlib.sha256(f"{sorted(form.items())}".encode() + file).hexdigest()
+        with images.lock:
+            fault = images.faults.of(content, images.attempts[content])
+            images.attempts[content] += 1
+            images.calls.append(Call(form, kind, file, key, fault))
+        if self.path != "/v1/images/edits" or form["model"] != MODEL:
+            return self._error(404, f"The model `{form['model']}` does not exist.")
+        if "seed" in form and not images.takes_seed:
+            return self._error(400, "Unknown parameter: 'seed'.", param="seed")
+        for text, status in images.refuses.items():
+            if text in instruction:
+                return self._error(status, f"Your request {instruction!r} was rejected for {key}.")
+        if fault not in (None, "slow"):
+            return self._fail(images, fault)
+        if fault == "slow":
+            time.sleep(images.faults.slow)
+        with Image.open(io.BytesIO(file)) as picture:
+            seed = int(form["seed"]) if "seed" in form else None
+            drawn = as_png(negative(picture, instruction, seed))
+        return self._give(images, next((each for text, each in images.draws.items() if text in instruction), drawn))
+
+    def _give(self, images: ImagesServer, file: bytes) -> None:
+        code, name = base64.b64encode(file).decode(), hashlib.sha256(file).hexdigest()
+        images.files[name] = file
+        path, host = f"/files/{name}", images.api_base.removesuffix("/v1")
+        urls = {
+            "data": f"data:image/png;base64,{code}",
+            "path": path,
+            "url": host + path,
+            "redirect": host + path,
+            "elsewhere": "http://127.0.0.2" + path,
+        }
+        entry = {"b64_json": code} if images.gives == "b64_json" else {"url": urls[images.gives]}
+        self._json(200, {"created": 0, "data": [entry]})
+
+    def _fail(self, images: ImagesServer, fault: str | None) -> None:
+        match fault:
+            case "no json":
+                self._send(200, b'{"created": 0, "da', {})
+            case "nothing":
+                self._json(200, {"created": 0, "data": []})
+            case "limited":
+                self._error(429, "Too many requests.", {"Retry-After": str(images.faults.retry_after)})
+            case "error":
+                self._error(503, "The engine is starting.")
+            case "partial":
+                self._send(200, b'{"created": 0, "data": [', {"Content-Length": "1000"})
+                self._hang_up()
+            case "dropped":
+                self._hang_up()
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _error(
+        self, status: int, message: str, headers: Mapping[str, str] | None = None, param: str | None = None
+    ) -> None:
+        self._json(status, {"error": {"message": message, "type": "error", "param": param, "code": None}}, headers)
+
+    def _json(self, status: int, value: object, headers: Mapping[str, str] | None = None) -> None:
+        self._send(status, json.dumps(value).encode(), headers or {})
+
+    def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        defaults = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+        for name, value in {**defaults, **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
