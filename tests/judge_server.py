@@ -71,6 +71,7 @@ class JudgeServer:
     is_down: bool = False  # hangs up on everybody
     refuses: str | None = None  # questions with this text get status 400
     breaks: str | None = None  # questions with this text always get status 500
+    favours: str | None = None  # the choice that it always makes between two edits, "1", "2" or "tie"
     calls: list[Call] = field(default_factory=list)
     most_at_once: int = 0
     api_base: str = ""
@@ -111,14 +112,28 @@ def some_edits(count: int) -> list[Edit]:
     return [Edit(f"row-{n}", "make it snowy", picture(n), picture(n + 1000), picture(n + 2000)) for n in range(count)]
 
 
-def verdict(text: str, pictures: tuple[str, ...]) -> str:
-    """What the judge says to a question: numbers and wording depend on the text and the pictures only."""
+def verdict(text: str, pictures: tuple[str, ...], favours: str | None = None) -> str:
+    """What the judge says to a question: numbers and wording depend on the text and the pictures only.
+
+    Of two edits it takes the same one in either order, unless it can't tell them apart or has a choice that it
+    ``favours``.
+    """
     draw = random.Random(f"{text} {pictures}")
+    if "<choice>" in text:
+        return f"Both have the snow, one has more.\n<choice>{favours or _choice(text, pictures)}</choice>"
     if "<score>" in text:
         return f"The attempt has the snow, but the roof is darker.\n<score>{draw.randint(0, 10)}</score>"
     answer = json.dumps({"score": [draw.randint(0, 10), draw.randint(0, 10)], "reasoning": "It's there [mostly]."})
     before, after = draw.choice(WRAPPINGS)
     return f"{before}{answer}{after}"
+
+
+def _choice(text: str, pictures: tuple[str, ...]) -> str:
+    """By content, whatever the order; one pair in eight is a tie, and of one in eight the first is taken."""
+    source, first, second = pictures
+    chance = random.Random(f"{text} {source} {sorted((first, second))}").randrange(8)
+    best = max(first, second, key=lambda each: hashlib.sha256(f"{text} {source} {each}".encode()).digest())
+    return {0: "tie", 1: "1"}.get(chance, "1" if best == first else "2")
 
 
 class _Server(ThreadingHTTPServer):
@@ -204,7 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(500, "EngineCore encountered an issue.")
         if fault == "slow":
             time.sleep(judge.faults.slow)
-        return self._fail(judge, fault) if fault not in (None, "slow") else self._complete(verdict(text, pictures))
+        if fault not in (None, "slow"):
+            return self._fail(judge, fault)
+        return self._complete(verdict(text, pictures, judge.favours))
 
     def _fail(self, judge: JudgeServer, fault: str) -> None:
         match fault:

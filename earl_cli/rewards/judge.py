@@ -22,24 +22,24 @@ from PIL import Image
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.rewards.cache import AnswerCache
 from earl_cli.rewards.connecting import apart, check_address, connect, plain_address, without_key
-from earl_cli.rewards.replies import Reply, UnreadableError, read_scores, read_tag
+from earl_cli.rewards.replies import Reply, UnreadableError, read_choice, read_scores, read_tag
 from earl_cli.rewards.retrying import OutOfTriesError, Pacing, RefusedError, persistently
 from earl_cli.rewards.reward import JudgeDownError, Pixels
 
 JPEG_QUALITY = 95
 ROUNDS = 5  # times that a question is asked until the reply is readable
 AGAIN_TEMPERATURE = 0.5  # at least, from the second round on: at 0 the reply would be the same
-READERS: Mapping[str, Callable[[str], Reply]] = {"scores": read_scores, "tag": read_tag}
+READERS: Mapping[str, Callable[[str], Reply]] = {"scores": read_scores, "tag": read_tag, "choice": read_choice}
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """Pictures uint8[h, w, 3] and a text below them; ``reads`` is what the reply holds, `read_scores` or `read_tag`."""
+    """Pictures uint8[h, w, 3] and a text below them; ``reads`` names the one of `READERS` that the reply is for."""
 
     text: str
     pictures: tuple[Pixels, ...]
-    reads: Literal["scores", "tag"] = "scores"
+    reads: Literal["scores", "tag", "choice"] = "scores"
     max_tokens: int = 1400
     temperature: float = 0.0
 

@@ -26,6 +26,9 @@ _LOOSE_SCORE = re.compile(
 _LOOSE_REASONING = re.compile(rf"{_QUOTE}reasoning{_QUOTE}\s*[:=]\s*(.*)", re.IGNORECASE | re.DOTALL)
 _WRAPPING = re.compile(r"\|\|V\^=\^V\|\||```\w*")
 _TAG = re.compile(r"<score>(.*?)</score>", re.IGNORECASE | re.DOTALL)
+_CHOICE = re.compile(r"<choice>(.*?)</choice>", re.IGNORECASE | re.DOTALL)
+TIE, FIRST, SECOND = 0.0, 1.0, 2.0
+_CHOICES = {"1": FIRST, "2": SECOND, "tie": TIE}
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,23 @@ def read_tag(text: str) -> Reply:
     if not number.is_integer():
         raise UnreadableError(f"its score {number:g} is no whole number")
     return Reply((number,), text[: found[-1].start()].strip())
+
+
+def read_choice(text: str) -> Reply:
+    """The choice of ``<choice>1</choice>``, 2 or tie, as `FIRST`, `SECOND` or `TIE`, and the text before the last one.
+
+    Raises UnreadableError, also for choices that differ.
+    """
+    text = _spoken(text)
+    found = list(_CHOICE.finditer(text))
+    if not found:
+        raise UnreadableError("there is no <choice>1</choice> in it" if text else "it is empty")
+    said = {match[1].strip().lower() for match in found}
+    for word in sorted(said - _CHOICES.keys()):
+        raise UnreadableError(f"its choice {word[:40]!r} is not 1, 2 or tie")
+    if len(said) > 1:
+        raise UnreadableError(f"it makes {len(said)} different choices")
+    return Reply((_CHOICES[said.pop()],), text[: found[-1].start()].strip())
 
 
 def _spoken(text: str) -> str:

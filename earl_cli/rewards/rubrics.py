@@ -5,7 +5,9 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, fields
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 from earl_cli.errors import UsageError
 
@@ -14,27 +16,24 @@ SLOT = "{instruction}"
 
 @dataclass(frozen=True)
 class Rubrics:
-    """The three tasks of a judge; `SLOT` in the first and the last stands for an edit's instruction."""
+    """The tasks of a judge; `SLOT` stands for an edit's instruction, in all but `perceptual_quality`."""
 
     semantic_consistency: str
     perceptual_quality: str
     ground_score: str
+    pairwise: str
 
 
 NAMES = tuple(each.name for each in fields(Rubrics))
+OPTIONAL = ("pairwise",)
+"""What a file may leave to the package's own wording."""
 
 
 def load_rubrics(path: Path | None = None) -> Rubrics:
     """The rubrics of a TOML file, or the package's own. Raises UsageError that names the file and the key."""
+    own = _read(resources.files("earl_cli.rewards") / "rubrics.toml", "rubrics.toml")
     where = str(path or "rubrics.toml")
-    try:
-        source = path or resources.files("earl_cli.rewards") / "rubrics.toml"
-        found = tomllib.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"the rubrics can't be read: {error.strerror or error}", where=where) from None
-    except ValueError as error:  # no UTF-8, or no TOML
-        what = f"the rubrics can't be read: {error}"
-        raise UsageError(what, where=where, hint="it is TOML with the keys " + ", ".join(NAMES)) from None
+    found = {name: own[name] for name in OPTIONAL} | _read(path, where) if path else own
     for name in NAMES:
         if not isinstance(text := found.get(name), str) or not text.strip():
             raise UsageError(f"{name} must be there, and be a text", where=where)
@@ -49,3 +48,13 @@ def load_rubrics(path: Path | None = None) -> Rubrics:
 def asked(rubric: str, instruction: str) -> str:
     """The rubric with an edit's instruction in its place."""
     return rubric.replace(SLOT, instruction.strip())
+
+
+def _read(source: Traversable, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"the rubrics can't be read: {error.strerror or error}", where=where) from None
+    except ValueError as error:  # no UTF-8, or no TOML
+        what = f"the rubrics can't be read: {error}"
+        raise UsageError(what, where=where, hint="it is TOML with the keys " + ", ".join(NAMES)) from None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from earl_cli.rewards.replies import UnreadableError, read_scores, read_tag
+from earl_cli.rewards.replies import FIRST, SECOND, TIE, UnreadableError, read_choice, read_scores, read_tag
 
 READABLE = [
     ('{"score": [6, 0], "reasoning": "ok"}', (6, 0), "ok"),
@@ -109,7 +109,7 @@ def test_only_as_many_numbers_of_the_range_are_ever_read(numbers: list[float]) -
 
 @given(st.text(st.sampled_from("{}[]\"',:.-0123456789eEscoreasonnaninf|V^=` \n<>/") | st.characters(), max_size=80))
 def test_no_text_breaks_the_readers(text: str) -> None:
-    for read in (read_scores, read_tag):
+    for read in (read_scores, read_tag, read_choice):
         try:
             reply = read(text)
         except UnreadableError as error:
@@ -141,3 +141,34 @@ def test_the_last_tag_counts(number: int, before: str) -> None:
 def test_a_tag_without_a_whole_number_is_refused(text: str, why: str) -> None:
     with pytest.raises(UnreadableError, match=why):
         read_tag(text)
+
+
+@pytest.mark.parametrize(("word", "choice"), [("1", FIRST), (" 2\n", SECOND), ("tie", TIE), ("Tie", TIE)])
+def test_a_choice_is_understood(word: str, choice: float) -> None:
+    reply = read_choice(f"<think><choice>9</choice></think>Attempt 1 has [1, 2].\n<CHOICE>{word}</choice>")
+    assert (reply.numbers, reply.reasoning) == ((choice,), "Attempt 1 has [1, 2].")
+
+
+def test_the_same_choice_twice_is_one() -> None:
+    assert read_choice("So <choice>2</choice>, then.\n<choice>2</choice>").numbers == (SECOND,)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "empty"),
+        ("The first is better.", "no <choice>"),
+        ("1", "no <choice>"),
+        ("<choice>1", "no <choice>"),
+        ("<choice>3</choice>", "'3' is not 1, 2 or tie"),
+        ("<choice>0</choice>", "'0' is not"),
+        ("<choice></choice>", "'' is not"),
+        ("<choice>1 or 2</choice>", "'1 or 2' is not"),
+        ("<choice>first</choice>", "'first' is not"),
+        ("<choice>1</choice> or rather <choice>2</choice>", "2 different choices"),
+        ("<choice>1</choice><choice>?</choice>", "is not 1, 2 or tie"),
+    ],
+)
+def test_a_choice_that_is_not_clear_is_refused(text: str, why: str) -> None:
+    with pytest.raises(UnreadableError, match=why):
+        read_choice(text)

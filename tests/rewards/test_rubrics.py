@@ -22,6 +22,7 @@ def test_the_packages_own_ask_for_what_is_read() -> None:
     assert '{"score": [a, b], "reasoning"' in rubrics.semantic_consistency
     assert '{"score": [a, b], "reasoning"' in rubrics.perceptual_quality
     assert rubrics.ground_score.endswith("<score>N</score>")
+    assert rubrics.pairwise.endswith("<choice>1</choice>\n<choice>2</choice>\n<choice>tie</choice>")
     said = asked(rubrics.semantic_consistency, ' make {it} "snowy" \n')
     assert 'make {it} "snowy"' in said
     assert "{instruction}" not in said
@@ -34,6 +35,14 @@ def test_a_file_takes_their_place(tmp_path: Path) -> None:
     assert [each.name for each in fields(Rubrics)] == list(load_rubrics(path).__dict__)
 
 
+def test_a_file_may_leave_pairs_to_the_packages_own_words(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(OWN)
+    assert load_rubrics(path).pairwise == load_rubrics().pairwise
+    path.write_text(OWN + 'pairwise = "Which is better at {instruction}?"')
+    assert load_rubrics(path).pairwise == "Which is better at {instruction}?"
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -42,6 +51,8 @@ def test_a_file_takes_their_place(tmp_path: Path) -> None:
         (('"How good does it look?"', '" "'), "perceptual_quality must be there, and be a text"),
         (("done: {instruction}", "done"), "semantic_consistency needs a place"),
         (("How good", "{instruction}"), "perceptual_quality sees no instruction"),
+        (("\nground_score", "\npairwise = 'Which?'\nground_score"), "pairwise needs a place"),
+        (("\nground_score", "\npairwise = 1\nground_score"), "pairwise must be there, and be a text"),
         (("\nground_score", "\nmore = 1\nground_score"), "unknown key 'more'"),
         (("=", ":"), "can't be read"),
     ],
