@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 
 Size = tuple[int, int]
-_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
+NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+"""A coordinate, its digits a group."""
+BOX = rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]"
+"""A box, its four coordinates groups."""
+_BOX = re.compile(BOX)
 
 
 def rescale_boxes(text: str, before: Size, after: Size) -> str:
