@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -40,3 +41,19 @@ def remove_asides(path: Path) -> None:
     """Remove what killed processes left behind of ``path``."""
     for left in path.parent.glob(f".{path.name}.*{ASIDE}"):
         left.unlink(missing_ok=True)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Take away what a killed process left of its last line."""
+    if path.is_file():
+        content = path.read_bytes()
+        with path.open("rb+") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Only one process of this machine at a time is in here; ``path`` is the file that they agree on, and stays."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

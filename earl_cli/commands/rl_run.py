@@ -17,7 +17,7 @@ from earl_cli.console import console
 from earl_cli.dashboard import Board, Figure, dashboard, gigabytes, scientific, whole
 from earl_cli.data.batches import Rows
 from earl_cli.errors import EarlError, UsageError
-from earl_cli.files import is_aside
+from earl_cli.files import cut_torn_line, is_aside
 from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.rewards.choosing import reward_of
 from earl_cli.rewards.reward import Reward
@@ -47,7 +47,7 @@ from earl_cli.training.distributed import (
 )
 from earl_cli.training.episodes import write_episodes, write_gallery
 from earl_cli.training.learners import Learner, make_learner
-from earl_cli.training.log import LOG, check_trackers, cut_torn_line, is_logged, peak_memory, start_trackers, write_line
+from earl_cli.training.log import LOG, check_trackers, is_logged, peak_memory, start_trackers, write_line
 from earl_cli.training.precision import uses_cpu
 from earl_cli.training.rl import reinforce
 from earl_cli.training.rollouts import lengths

@@ -21,13 +21,14 @@ TOGETHER = 8
 class EarlEditor:
     """``spec`` None is the embedded model; ``sampling`` has only what was said, the rest is the model's own choice.
 
-    ``size`` "model" gives pictures as the model drew them, "source" as ``earl edit`` composes them.
+    ``size`` "model" gives pictures as the model drew them, "source" as ``earl edit`` composes them. ``load`` gives the
+    same loaded model whenever it is called.
     """
 
     name: str
     spec: str | None
     size: Literal["source", "model"]
-    device: str = "auto"
+    load: Callable[[], Editor]
     mode: Mode = "edit"
     sampling: Mapping[str, float] = field(default_factory=dict)
     image_area: int | None = None
@@ -77,10 +78,6 @@ class EarlEditor:
 
     @cached_property
     def _loaded(self) -> Editor:
-        from earl_cli.generation.loading import load_editor
-
-        loaded = load_editor(
-            self.spec, device=self.device, sampling=self.sampling, mode=self.mode, image_area=self.image_area
-        )
+        loaded = self.load()
         self.on_load(f"{self.name}: {loaded.model.plan}")
         return loaded

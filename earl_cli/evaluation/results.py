@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from earl_cli.errors import InputError
 from earl_cli.evaluation.columns import COLUMNS
 from earl_cli.files import whole_file
 
-RUN, LINES, PICTURES, SCORED, SCORING = "run.json", "lines", "pictures", "scored.jsonl", "scoring.json"
+RUN, LINES, PICTURES = "run.json", "lines", "pictures"
+PICTURE_FIELDS = ("original_image", "edited_image", "gt_edited_image", "overview", "grounding_image")
+SCORED, SCORING, SUMMARY = "scored.jsonl", "scoring.json", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Scored:
 class Run:
     """All lines of one editor on one benchmark, by number and seed.
 
-    ``about`` is run.json; ``scoring`` is scoring.json, empty where nothing was scored.
+    ``about`` is run.json; ``scoring`` is scoring.json, empty where nothing was scored. ``unreadable`` are rows of the
+    data that could not be used: they have a ``problem``, and no picture at all.
     """
 
     folder: Path
@@ -77,22 +81,46 @@ class Run:
     about: Mapping[str, Any]
     scoring: Mapping[str, Any]
     lines: tuple[Scored, ...]
+    unreadable: tuple[Result, ...] = ()
 
 
-def load_run(place: Path) -> Run:
-    """The results in a folder of ours, scored or not, or in a file of published JSON lines.
+def find_results(places: Sequence[Path]) -> list[Path]:
+    """The folders of results in these places, at any depth, and files of published lines as they are named.
 
-    Raises InputError that names the file and the line.
+    Raises InputError for a place without any.
+    """
+    found: list[Path] = []
+    for place in places:
+        here = [place] if place.is_file() else sorted(each.parent for each in place.rglob(RUN))
+        if not here:
+            what = "there are no results here" if place.exists() else "there is no such file or folder"
+            raise InputError(what, where=str(place), hint="give a folder of earl eval, or published JSON lines")
+        found += here
+    return list(dict.fromkeys(found))
+
+
+def load_run(place: Path, *, scored: bool = True) -> Run:
+    """The results in a folder of ours, or in a file of published JSON lines, with their scores if they have some.
+
+    Without ``scored`` a folder's scores are left out, and lines that were drawn since are in. Raises InputError that
+    names the file and the line.
     """
     if place.is_file():
         return _published(place)
     about = read_object(place / RUN)
-    files = [place / SCORED] if (place / SCORED).is_file() else sorted((place / LINES).glob("*.jsonl"))
-    found = {line.result.key: line for file in files for line in _lines(file)}
-    scoring = read_object(place / SCORING) if (place / SCORED).is_file() else {}
+    scored = scored and (place / SCORED).is_file()
+    found = {line.result.key: line for line in (_lines(place / SCORED) if scored else lines_of(place))}
+    scoring = read_object(place / SCORING) if scored else {}
     named = about.get("benchmark"), about.get("editor")
     names = [str(each.get("name", "")) if isinstance(each, Mapping) else "" for each in named]
-    return Run(place, names[0], names[1], about, scoring, tuple(found[key] for key in sorted(found)))
+    lines = tuple(found[key] for key in sorted(found) if found[key].result.original_image)
+    lost = {each.result.number: each.result for each in lines_of(place) if not each.result.original_image}
+    return Run(place, names[0], names[1], about, scoring, lines, tuple(lost[number] for number in sorted(lost)))
+
+
+def lines_of(folder: Path) -> list[Scored]:
+    """All edits that have a line in a folder, in no order, without scores; a line that is half written isn't there."""
+    return [line for file in sorted((folder / LINES).glob("*.jsonl")) for line in _lines(file, may_be_torn=True)]
 
 
 def to_line(scored: Scored) -> dict[str, Any]:
@@ -108,6 +136,26 @@ def write_scored(folder: Path, lines: Sequence[Scored], scoring: Mapping[str, An
     with whole_file(folder / SCORED) as aside:
         aside.write_text("".join(json.dumps(to_line(line)) + "\n" for line in lines), encoding="utf-8")
     write_object(folder / SCORING, scoring)
+
+
+def adopt(file: Path) -> Path:
+    """A folder of ours beside a file of published lines, with the same pictures, so that they can be scored again."""
+    folder = file.with_name(f"{file.stem}-results")
+    run = _published(file)
+
+    def moved(picture: str | None) -> str | None:
+        return picture and Path(os.path.relpath(file.parent / picture, folder)).as_posix()
+
+    lines = []
+    for line in run.lines:
+        pictures = {name: moved(getattr(line.result, name)) for name in PICTURE_FIELDS}
+        lines.append(json.dumps(asdict(replace(line.result, **pictures))) + "\n")  # type: ignore[arg-type]
+    (folder / LINES).mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / LINES / "published.jsonl") as aside:
+        aside.write_text("".join(lines), encoding="utf-8")
+    editor = {"name": run.editor, "kind": "published", "file": file.name}
+    write_object(folder / RUN, {"benchmark": {"name": run.benchmark}, "editor": editor})
+    return folder
 
 
 def write_object(path: Path, content: Mapping[str, Any]) -> None:
@@ -142,16 +190,13 @@ def _scored(lines: Sequence[Scored]) -> bool:
     return any(line.scores for line in lines)
 
 
-def _lines(file: Path) -> Iterator[Scored]:
+def _lines(file: Path, *, may_be_torn: bool = False) -> Iterator[Scored]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the results can't be read: {error}", where=str(file)) from None
     lines = text.split("\n")
-    torn = lines.pop()  # "" after a whole line; else a line that is being written, or was when its process was killed
-    if torn.strip() and not lines:
-        lines = [torn]
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines[:-1] if may_be_torn else lines):
         if line.strip():
             yield _line(line, number, f"{file}, line {number + 1}")
 

@@ -29,14 +29,6 @@ def is_logged(log: Path, step: int, figure: str) -> bool:
     return any(found["step"] == step and figure in found for found in map(json.loads, lines))
 
 
-def cut_torn_line(log: Path) -> None:
-    """Take away what a killed process left of its last line."""
-    if log.is_file():
-        content = log.read_bytes()
-        with log.open("rb+") as file:
-            file.truncate(content.rfind(b"\n") + 1)
-
-
 def peak_memory() -> int:
     """The most bytes of memory that this process has had."""
     unit = 1 if sys.platform == "darwin" else 1024

@@ -24,6 +24,7 @@ from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import ExampleData, Rows, collate, load_rows
 from earl_cli.data.mixture import Mixture, first_rows, mix
 from earl_cli.errors import EarlError, InputError, UsageError
+from earl_cli.files import cut_torn_line
 from earl_cli.tokens.layout import Layout
 from earl_cli.training.checkpoints import (
     CHECKPOINTS,
@@ -35,7 +36,7 @@ from earl_cli.training.checkpoints import (
     written,
 )
 from earl_cli.training.distributed import deepspeed_config, quiet_libraries, rank, world_size
-from earl_cli.training.log import LOG, cut_torn_line, peak_memory, write_line
+from earl_cli.training.log import LOG, peak_memory, write_line
 from earl_cli.training.losses import labelled, separate_heads, whole_head
 from earl_cli.training.precision import uses_bfloat16, uses_cpu
 

@@ -1,0 +1,204 @@
+"""The first stage of an evaluation: an editor's pictures, one JSON line each, in any number of processes.
+
+A line is written after its pictures are; what has a line is never drawn again. Killed at any moment, the same call goes
+on where it stopped, and processes that share the work need no word between them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from earl_cli.data.order import Share
+from earl_cli.data.sources import BadRowError
+from earl_cli.errors import UsageError
+from earl_cli.evaluation.drawing import boxes_and_points, draw_marks, overview
+from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
+from earl_cli.evaluation.results import LINES, PICTURES, RUN, Result, lines_of, read_object, write_object
+from earl_cli.evaluation.samples import Opened, Sample
+from earl_cli.files import cut_torn_line
+from earl_cli.images.picture import save_picture
+
+ORIGINALS = "originals"
+WHOLE = Share()
+Progress = Callable[[float, int], None]
+"""Called with the edits that are done, parts of them too, and their number."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a benchmark is drawn: ``limit`` samples (None: all), each with every seed; ``share`` is this process'."""
+
+    limit: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    share: Share = WHOLE
+
+
+def start_run(folder: Path, opened: Opened, editor: Editor, versions: Mapping[str, str]) -> None:
+    """Note in run.json what the edits depend on. Raises UsageError if the folder has edits of anything else."""
+    about = {
+        "benchmark": {
+            "name": opened.benchmark.name,
+            "title": opened.benchmark.title,
+            "fingerprint": opened.fingerprint,
+            "samples": len(opened),
+        },
+        "editor": dict(editor.describe()),
+        "versions": dict(versions),
+    }
+    if (folder / RUN).is_file():
+        before = read_object(folder / RUN)
+        for part in ("benchmark", "editor"):
+            differs = _difference(before.get(part), json.loads(json.dumps(about[part])))
+            if differs:
+                what = f"these results were made otherwise: {part} {differs}"
+                raise UsageError(what, where=str(folder), hint="choose another --output, or remove that folder")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_object(folder / RUN, about)
+
+
+def generate(folder: Path, opened: Opened, editor: Editor, wanted: Wanted, progress: Progress | None = None) -> None:
+    """Draw what is still missing of this process' share, into ``folder`` (see `start_run`).
+
+    A row of the data that can't be used gets a line that says why, without pictures. Raises EarlError if the editor
+    can't go on, and OSError if the disk can't; what was drawn is kept.
+    """
+    (folder / LINES).mkdir(exist_ok=True)
+    (folder / PICTURES).mkdir(exist_ok=True)
+    own = folder / LINES / f"{wanted.share.index}-of-{wanted.share.count}.jsonl"
+    cut_torn_line(own)
+    todo, total = missing(folder, opened, wanted), len(keys(opened, wanted))
+    done = total - len(todo)
+    for start in range(0, len(todo), editor.at_once):
+        _report(progress, done, total)
+        chunk = todo[start : start + editor.at_once]
+        samples, unreadable = _samples(opened, chunk)
+        _append(own, unreadable)
+        if samples:
+            tasks = [_task(sample, seed) for sample, seed in samples]
+            began = time.monotonic()
+            drawn = editor.edit(tasks, _within(progress, done, len(tasks), total))
+            seconds = (time.monotonic() - began) / len(tasks)
+            found = zip(samples, drawn, strict=True)
+            _append(own, [_saved(folder, sample, seed, each, seconds) for (sample, seed), each in found])
+        done += len(chunk)
+    _report(progress, done, total)
+
+
+def keys(opened: Opened, wanted: Wanted) -> list[tuple[int, int]]:
+    """Number and seed of this share's edits, in the order in which they are drawn."""
+    chosen = opened.chosen(wanted.limit)
+    mine = [number for place, number in enumerate(chosen) if wanted.share.owns(place)]
+    return [(number, seed) for number in mine for seed in wanted.seeds]
+
+
+def missing(folder: Path, opened: Opened, wanted: Wanted) -> list[tuple[int, int]]:
+    """Those of `keys` that have no line yet."""
+    done = {line.result.key for line in lines_of(folder)}
+    return [key for key in keys(opened, wanted) if key not in done]
+
+
+def folder_of(results: Path, benchmark: str, editor: Mapping[str, Any]) -> Path:
+    """Where an editor's results on a benchmark are: its name, and digits for all that its edits depend on."""
+    digest = hashlib.sha256(json.dumps(editor, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return results / plain(benchmark) / f"{plain(str(editor['name']))}-{digest}"
+
+
+def plain(name: str, length: int = 60) -> str:
+    """A name as part of a file's."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("._")[:length] or "_"
+
+
+def _samples(opened: Opened, todo: Sequence[tuple[int, int]]) -> tuple[list[tuple[Sample, int]], list[Result]]:
+    """The samples with their seeds, and lines for those that can't be read."""
+    numbers = sorted({number for number, _ in todo})
+    found = dict(zip(numbers, opened.read(numbers), strict=True))
+    samples: list[tuple[Sample, int]] = []
+    lost: list[Result] = []
+    for number, seed in todo:
+        row = found[number]
+        if isinstance(row, BadRowError):
+            why = f"{row.where}: {row.what}" if row.where else row.what
+            lost.append(Result(number, seed, f"{number:06d}", "", "", None, problem=why))
+        else:
+            samples.append((row, seed))
+    return samples, lost
+
+
+def _task(sample: Sample, seed: int) -> Task:
+    """The task's seed follows from the run's seed and the sample, so that no two samples share their noise."""
+    digest = hashlib.sha256(f"{seed} {sample.number}".encode()).digest()
+    return Task(sample.id, sample.picture, sample.instruction, int.from_bytes(digest[:4]) >> 1)
+
+
+def _saved(folder: Path, sample: Sample, seed: int, drawn: Drawn, seconds: float) -> Result:
+    """The line of an edit whose pictures are saved: the sample's own once for all editors, beside their folders."""
+    name = f"{sample.number:06d}"
+    shared = folder.parent / ORIGINALS
+    shared.mkdir(exist_ok=True)
+
+    def kept(path: Path, image: Image | None, fresh: bool = True) -> str | None:
+        if image is None:
+            return None
+        if fresh or not path.is_file():
+            save_picture(image, path)
+        return Path(os.path.relpath(path, folder)).as_posix()
+
+    marks = boxes_and_points(drawn.reasoning)
+    marked = draw_marks(sample.picture, marks, drawn.seen or sample.picture.size) if marks else None
+    side_by_side = overview(sample.picture, drawn.image, sample.target, sample.instruction, drawn.reasoning)
+    pictures = folder / PICTURES
+    return Result(
+        number=sample.number,
+        seed=seed,
+        id=sample.id,
+        edit_instruction=sample.instruction,
+        original_image=kept(shared / f"{name}-{sample.digest}.png", sample.picture, fresh=False) or "",
+        edited_image=kept(pictures / f"{name}-{seed}.png", drawn.image),
+        gt_edited_image=kept(shared / f"{name}-{sample.digest}-target.png", sample.target, fresh=False),
+        overview=kept(pictures / f"{name}-{seed}-overview.jpg", side_by_side),
+        grounding_image=kept(pictures / f"{name}-{seed}-grounding.png", marked),
+        reasoning=drawn.reasoning,
+        task=sample.task,
+        source=sample.source,
+        picture=sample.digest,
+        problem=drawn.problem,
+        seconds=round(seconds, 3),
+    )
+
+
+def _append(path: Path, results: Sequence[Result]) -> None:
+    if not results:
+        return
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in results))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _within(progress: Progress | None, done: int, count: int, total: int) -> OnProgress:
+    return lambda share: _report(progress, done + share * count, total)
+
+
+def _report(progress: Progress | None, done: float, total: int) -> None:
+    if progress:
+        progress(done, total)
+
+
+def _difference(before: Any, now: Any) -> str:
+    """The first entry in which two objects differ, in words; "" if none does."""
+    before = before if isinstance(before, Mapping) else {}
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            return f"{key} {before.get(key)!r} there, {now.get(key)!r} now"
+    return ""

@@ -1,0 +1,177 @@
+"""The second stage of an evaluation: figures for edits that are there already, by a judge and by the true edit.
+
+A figure that can't be had is missing with its reason, never a zero; an edit that was never drawn gets the judge's zero,
+as published. Nothing is drawn here, and what a judge answered once isn't asked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from earl_cli.errors import EarlError
+from earl_cli.evaluation.metrics import measure, versions
+from earl_cli.evaluation.results import Result, Run, Scored
+from earl_cli.images.picture import open_picture
+from earl_cli.rewards.judge import Judge
+from earl_cli.rewards.pairwise import Pair
+from earl_cli.rewards.reference import reference_reward
+from earl_cli.rewards.reward import Edit, Pixels, Reward, Score
+from earl_cli.rewards.rubrics import Rubrics
+from earl_cli.rewards.viescore import judged
+
+AREA = 512 * 512
+AT_ONCE = 64
+JUDGED = {
+    "semantic_consistency": ("vie_sc", "edit_success", "overedit", "vie_all"),
+    "perceptual_quality": ("vie_pq", "looks_natural", "no_artifact", "vie_all"),
+    "ground_score": ("ground_score",),
+}
+"""What is missing where the judge didn't answer this."""
+NAMES = {"semantic_consistency": "vie_sc", "perceptual_quality": "vie_pq", "viescore": "vie_all"}
+NO_EDIT = "there is no edited picture"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How edits are scored: ``judge`` None asks nobody; ``metrics`` are names of `measure`, for edits with a target.
+
+    Pictures of more than ``area`` pixels are made smaller for the judge.
+    """
+
+    judge: Judge | None
+    rubrics: Rubrics
+    metrics: tuple[str, ...]
+    ground_score: bool = False
+    area: int = AREA
+
+    def describe(self) -> dict[str, Any]:
+        """All that figures depend on, ready for JSON."""
+        wording = {name: text for name, text in asdict(self.rubrics).items() if self._asks(name)}
+        return {
+            "judge": {"model": self.judge.model} if self.judge else None,
+            "rubrics": hashlib.sha256(repr(wording).encode()).hexdigest()[:16] if self.judge else None,
+            "area": self.area if self.judge else None,
+            "metrics": list(self.metrics),
+            "versions": versions(),
+        }
+
+    def _asks(self, rubric: str) -> bool:
+        return rubric in ("semantic_consistency", "perceptual_quality") or (
+            rubric == "ground_score" and self.ground_score
+        )
+
+
+def score(run: Run, scoring: Scoring, progress: Callable[[int, int], None] | None = None) -> list[Scored]:
+    """All lines of a run with their figures, in order.
+
+    Raises JudgeDownError if the judge doesn't answer; what it said until then is in its cache.
+    """
+    reward = judge_reward(scoring)
+    found: list[Scored] = []
+    for start in range(0, len(run.lines), AT_ONCE):
+        lines = run.lines[start : start + AT_ONCE]
+        edits = [_opened(run.folder, line.result) for line in lines]
+        there = [edit for edit in edits if isinstance(edit, Edit)]
+        scores = iter(reward([_smaller(edit, scoring.area) for edit in there]) if reward else [None] * len(there))
+        found += [
+            _scored(line.result, edit, next(scores), scoring)
+            if isinstance(edit, Edit)
+            else _lost(line.result, edit, scoring)
+            for line, edit in zip(lines, edits, strict=True)
+        ]
+        if progress:
+            progress(len(found), len(run.lines))
+    return found
+
+
+def judge_reward(scoring: Scoring) -> Reward | None:
+    """VIEScore by the judge, and what else is asked; None without a judge."""
+    if scoring.judge is None:
+        return None
+    return judged(scoring.judge, scoring.rubrics, "viescore", ("ground_score",) if scoring.ground_score else ())
+
+
+def pairs_of(a: Run, b: Run) -> list[Pair]:
+    """The edits of the samples and seeds that both have, as a judge sees them; lines without pictures are left out."""
+    others = {line.result.key: line.result for line in b.lines}
+    pairs = []
+    for line in a.lines:
+        if line.result.key not in others:
+            continue
+        first, second = _opened(a.folder, line.result), _opened(b.folder, others[line.result.key])
+        if isinstance(first, Edit) and isinstance(second, Edit):
+            first, second = _smaller(first, AREA), _smaller(second, AREA)
+            pairs.append(Pair(first.id, first.instruction, first.source, first.edited, second.edited))
+    return pairs
+
+
+def opened(folder: Path, picture: str) -> Pixels:
+    """A picture of a line, uint8[h, w, 3]. Raises InputError."""
+    return np.asarray(open_picture(folder / picture).rgb)
+
+
+def _opened(folder: Path, result: Result) -> Edit | str:
+    """The edit with its pictures, or why they can't be had."""
+    try:
+        source = opened(folder, result.original_image)
+        edited = opened(folder, result.edited_image) if result.edited_image else None
+        target = opened(folder, result.gt_edited_image) if result.gt_edited_image else None
+    except EarlError as error:
+        return str(error)
+    return Edit(result.id, result.edit_instruction, source, edited, target)
+
+
+def _scored(result: Result, edit: Edit, judgement: Score | None, scoring: Scoring) -> Scored:
+    scores: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    explanations: Mapping[str, str] = {}
+    if judgement is not None:
+        scores |= {NAMES.get(part, part): value for part, value in judgement.parts.items()}
+        unanswered = {
+            task: why for task, why in judgement.missing.items() if task != "ground_score" or edit.target is not None
+        }
+        missing |= {name: why for task, why in unanswered.items() for name in JUDGED[task]}
+        explanations = judgement.explanations
+    if edit.target is not None:
+        reference = reference_reward([edit])[0]
+        if reference.value is not None:
+            scores["reference"] = reference.value
+        if edit.edited is None:
+            missing |= dict.fromkeys(scoring.metrics, NO_EDIT)
+        else:
+            scores |= measure(edit.edited, edit.target, scoring.metrics)
+    return Scored(result, scores, missing, explanations)
+
+
+def _lost(result: Result, why: str, scoring: Scoring) -> Scored:
+    """A line whose pictures are gone: everything is missing."""
+    tasks = [task for task in JUDGED if task != "ground_score" or scoring.ground_score] if scoring.judge else []
+    names = [name for task in tasks for name in JUDGED[task]]
+    names += ["reference", *scoring.metrics] if result.gt_edited_image else []
+    return Scored(result, {}, dict.fromkeys(names, why))
+
+
+def _smaller(edit: Edit, area: int) -> Edit:
+    """The edit as the judge sees it: pictures of at most about ``area`` pixels."""
+    return replace(
+        edit,
+        source=_shrunk(edit.source, area),
+        edited=None if edit.edited is None else _shrunk(edit.edited, area),
+        target=None if edit.target is None else _shrunk(edit.target, area),
+    )
+
+
+def _shrunk(pixels: Pixels, area: int) -> Pixels:
+    height, width = pixels.shape[:2]
+    scale = (area / (height * width)) ** 0.5
+    if scale >= 1:
+        return pixels
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))

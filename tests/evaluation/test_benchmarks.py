@@ -1,0 +1,273 @@
+"""Benchmarks as declarations: the package's own against data of the published form, a third party's, and one's own."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from evaluations import inverted, pairs, picture
+from hub_server import Hub, Repository
+
+from earl_cli.data.sources import BadRowError
+from earl_cli.errors import EarlError, InputError, UsageError
+from earl_cli.evaluation.benchmarks import ENTRY_POINTS, benchmarks, find_benchmark
+from earl_cli.evaluation.samples import Opened, Sample, open_benchmark
+
+DECLARED = """
+[mine]
+title = "Mine"
+[[mine.parts]]
+place = "pairs"
+columns = { image = "source", instruction = "instruction", task = "task" }
+"""
+
+
+def png(seed: int) -> dict[str, Any]:
+    content = io.BytesIO()
+    picture(seed).save(content, "PNG")
+    return {"bytes": content.getvalue(), "path": None}
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def all_samples(opened: Opened) -> list[Sample]:
+    found = list(opened.read(range(len(opened))))
+    assert all(isinstance(each, Sample) for each in found), found
+    return [each for each in found if isinstance(each, Sample)]
+
+
+PUBLISHED: dict[str, tuple[str, dict[str, list[dict[str, Any]]]]] = {
+    "omniedit": (
+        "TIGER-Lab/OmniEdit-Filtered-1.2M",
+        {
+            f"data/dev-0000{part}-of-00001.parquet": [
+                {
+                    "omni_edit_id": f"o{part}",
+                    "src_img": png(part),
+                    "edited_prompt_list": ["make it red", "longer"],
+                    "edited_img": png(9),
+                    "task": "color",
+                }
+            ]
+            for part in range(2)
+        }
+        | {"data/train-00000-of-00001.parquet": [{"omni_edit_id": "no"}]},
+    ),
+    "emuedit": (
+        "facebook/emu_edit_test_set",
+        {
+            "data/test-00000-of-00001.parquet": [
+                {"idx": 7, "image": png(1), "instruction": "add a hat", "task": "add"}
+            ],
+            "data/validation-00000-of-00001.parquet": [{"idx": 8, "image": png(2), "instruction": "no", "task": "no"}],
+        },
+    ),
+    "aurora": (
+        "McGill-NLP/aurora-bench",
+        {"data/test-00000-of-00001.parquet": [{"input": png(1), "instruction": "open the door", "source": "ag"}]},
+    ),
+    "magicbrush": (
+        "sikarwarank/magicbrush_eval",
+        {
+            "magicbrush-test-00000.parquet": [
+                {"input": png(1), "instruction": "a cat", "output": png(2), "mask": png(3)}
+            ]
+        },
+    ),
+    "vismin": (
+        "mair-lab/escher-vismin-dev",
+        {
+            f"data/train/{task}-00001.parquet": [
+                {
+                    "id": f"{task}-{row}",
+                    "source_image": png(row),
+                    "edit_instruction": "edit_instruction: take one away",
+                    "edited_image": png(5),
+                }
+                for row in range(rows)
+            ]
+            for task, rows in (("counting", 3), ("relation", 2))
+        }
+        | {"data/train/object-00001.parquet": [{"id": "no"}]},
+    ),
+    "i2ebench": (
+        "sikarwarank/i2bench_eval",
+        {"i2ebench-dataset.parquet": [{"image": png(1), "instruction": "remove the haze", "task": "HazeRemoval"}]},
+    ),
+}
+EXPECTED = {
+    "omniedit": [("o0", "make it red", True, "color"), ("o1", "make it red", True, "color")],
+    "emuedit": [("7", "add a hat", False, "add")],
+    "aurora": [("000000", "open the door", False, "ag")],
+    "magicbrush": [("000000", "a cat", True, "")],
+    "vismin": [(f"counting-{n}", "take one away", True, "counting") for n in range(3)]
+    + [(f"relation-{n}", "take one away", True, "relation") for n in range(2)],
+    "i2ebench": [("000000", "remove the haze", False, "HazeRemoval")],
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_benchmark_is_read_as_its_declaration_says(hub: Hub, tmp_path: Path, name: str) -> None:
+    repository, files = PUBLISHED[name]
+    for file, rows in files.items():
+        table(tmp_path / "repo" / file, rows)
+    hub.add(Repository(repository, {"main": tmp_path / "repo"}, kind="dataset"))
+    opened = open_benchmark(find_benchmark(name))
+    assert opened.benchmark.size == "model"
+    found = all_samples(opened)
+    assert [(each.id, each.instruction, each.target is not None, each.task) for each in found] == EXPECTED[name]
+    assert [each.number for each in found] == list(range(len(found)))
+    assert np.array_equal(
+        np.asarray(found[-1].picture), np.asarray(picture(len(found) - 1 if name == "omniedit" else 1))
+    )
+
+
+def test_the_six_and_the_one_that_ships_with_the_package_are_known() -> None:
+    assert list(benchmarks()) == [*PUBLISHED, "embedded"]
+
+
+def test_the_embedded_benchmark_has_every_kind_of_edit_and_all_its_pictures() -> None:
+    opened = open_benchmark(find_benchmark("embedded"))
+    found = all_samples(opened)
+    assert len(found) == 40
+    assert len({each.task for each in found}) == 19
+    assert len({each.digest for each in found}) == 8
+    for each in found:
+        assert each.target is not None
+        assert each.target.size == each.picture.size
+        assert 0.9 * 256**2 < each.picture.width * each.picture.height < 1.1 * 256**2
+        assert not np.array_equal(np.asarray(each.target), np.asarray(each.picture))
+
+
+def test_a_file_declares_benchmarks_and_places_count_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs(tmp_path / "deep" / "pairs")
+    file = tmp_path / "deep" / "mine.toml"
+    file.write_text(DECLARED, encoding="utf-8")
+    monkeypatch.chdir("/")
+    found = all_samples(open_benchmark(find_benchmark(str(file))))
+    assert [each.task for each in found[:2]] == ["colour", "weather"]
+    assert found[0].target is None  # no column says where it is
+    file.write_text(DECLARED + DECLARED.replace("mine", "other"), encoding="utf-8")
+    with pytest.raises(UsageError, match="which") as caught:
+        find_benchmark(str(file))
+    assert f"{file}:other" in str(caught.value)
+    assert find_benchmark(f"{file}:other").name == "other"
+
+
+@pytest.mark.parametrize("form", ["mapping", "path", "function"])
+def test_an_installed_package_adds_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    pairs(tmp_path / "pairs")
+    (tmp_path / "mine.toml").write_text(DECLARED, encoding="utf-8")
+    code = {
+        "mapping": "thing = tomllib.loads(file.read_text())",
+        "path": "thing = file",
+        "function": "def thing(): return file",
+    }[form]
+    begin = "import tomllib, pathlib\nfile = pathlib.Path(__file__).parent / 'mine.toml'\n"
+    (tmp_path / "their_benchmarks.py").write_text(begin + code, encoding="utf-8")
+    information = tmp_path / "their_benchmarks-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: their-benchmarks\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\nmine = their_benchmarks:thing\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert find_benchmark("mine").title == "Mine"
+    sys.modules.pop("their_benchmarks")
+
+
+def test_data_of_ones_own_needs_no_declaration(tmp_path: Path) -> None:
+    folder = pairs(tmp_path / "my photos")
+    for path in (folder, folder / "pairs.jsonl"):
+        found = all_samples(open_benchmark(find_benchmark(str(path))))
+        assert [each.id for each in found] == [f"s{number}" for number in range(6)]
+        assert np.array_equal(np.asarray(found[3].target), np.asarray(inverted(picture(1))))
+        assert found[0].digest == found[1].digest != found[2].digest
+
+
+def test_a_limit_is_a_fixed_choice_and_a_larger_one_holds_it(tmp_path: Path) -> None:
+    opened = open_benchmark(find_benchmark(str(pairs(tmp_path, 40))))
+    few, more = opened.chosen(5), opened.chosen(20)
+    assert len(few) == 5
+    assert few == sorted(set(few))
+    assert set(few) < set(more)
+    assert few != list(range(5))
+    assert opened.chosen(400) == opened.chosen() == list(range(40))
+
+
+def test_the_fingerprint_changes_with_the_rows_and_with_how_they_are_read(tmp_path: Path) -> None:
+    folder = pairs(tmp_path / "pairs")
+    benchmark = find_benchmark(str(folder))
+    before = open_benchmark(benchmark).fingerprint
+    assert open_benchmark(find_benchmark(str(folder / "pairs.jsonl"))).fingerprint == before
+    (part,) = benchmark.parts
+    named = part.model_copy(update={"drop": "please "})
+    assert open_benchmark(benchmark.model_copy(update={"parts": (named,)})).fingerprint != before
+    pairs(folder, 5)
+    assert open_benchmark(benchmark).fingerprint != before
+
+
+def test_a_bad_row_is_an_error_in_its_place(tmp_path: Path) -> None:
+    folder = pairs(tmp_path)
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    rows[1]["source"], rows[2]["instruction"] = "nowhere.png", "  "
+    (folder / "1.png").write_bytes(b"not a picture")
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    opened = open_benchmark(find_benchmark(str(folder)))
+    found = list(opened.read(range(6)))
+    bad = {number for number, each in enumerate(found) if isinstance(each, BadRowError)}
+    assert bad == {1, 2, 3}
+    assert all(each.where for each in found if isinstance(each, BadRowError))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("x", "no TOML"),
+        ("", "no benchmark"),
+        ("mine = 3", "no table"),
+        ("[mine]\ntitle = 'x'\nparts = []", "parts"),
+        ("[mine]\nparts = [{place = 'pairs', colums = {}}]", "colums"),
+        ("[mine]\nsize = 'huge'\nparts = [{place = 'pairs'}]", "size"),
+    ],
+)
+def test_a_bad_declaration_is_named(tmp_path: Path, content: str, says: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=says) as caught:
+        find_benchmark(str(file))
+    assert caught.value.where == str(file)
+
+
+@pytest.mark.parametrize(("spec", "says"), [("omnedit", "omniedit"), ("local", "path"), ("no.toml", "can't be read")])
+def test_a_benchmark_that_isnt_there(spec: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=says):
+        find_benchmark(spec)
+
+
+def test_a_column_that_isnt_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    pairs(tmp_path / "pairs")
+    (tmp_path / "mine.toml").write_text(DECLARED.replace('task = "task"', 'task = "kind"'), encoding="utf-8")
+    with pytest.raises(InputError, match="'kind'") as caught:
+        open_benchmark(find_benchmark(str(tmp_path / "mine.toml")))
+    assert "instruction" in str(caught.value.hint)
+
+
+def test_a_broken_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    information = tmp_path / "broken_benchmarks-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-benchmarks\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\nbroken = no_such_module:thing\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(EarlError, match="no_such_module") as caught:
+        find_benchmark("embedded")
+    assert "broken" in (caught.value.where or "")
