@@ -14,9 +14,10 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BASE := $(VENV)/.installed
 DEV  := $(VENV)/.installed-dev
+HAS_BROWSER := PYTHONPATH=tests $(BIN)/python -c 'import browser, sys; sys.exit(not browser.find_browser())'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-fast lint types bench soak gpu-check embedded-model
+.PHONY: help demo test check check-fast browser lint types bench soak gpu-check embedded-model
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -50,11 +51,17 @@ demo: $(BASE) ## set up and edit a photo: one command on a fresh machine
 
 test: check ## set up and run everything that CI runs
 
-check: lint types ## every check, and every test that needs no GPU
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not gpu"
+check: lint types browser ## every check, and every test that needs no GPU
+	@OMP_NUM_THREADS=1 EARL_NEEDS_BROWSER=$$($(HAS_BROWSER) && echo 1) $(BIN)/python -m pytest -n $(WORKERS) -m "not gpu"
 
 check-fast: lint types ## the checks, and the tests that take no more than seconds
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not gpu and not slow" --ignore=tests/end_to_end
+
+browser: $(DEV) ## a Chromium for the tests of pages: one that is there, else Debian's where that may be installed
+	@$(HAS_BROWSER) || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	    && echo "[browser] Debian's chromium, for the tests of pages" && apt-get -qq update \
+	    && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; } \
+	  || echo "No Chromium: the tests of pages will be skipped. Install one, or name one with EARL_BROWSER=/path/to/it."
 
 lint: $(DEV) ## style, formatting, and which module may import which
 	@$(BIN)/ruff check .

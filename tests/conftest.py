@@ -12,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from hub_server import Hub
     from judge_server import JudgeServer
+    from playwright.sync_api import Browser
 
 TINY_AREA = 32 * 32
 TINY_ABILITIES = {
@@ -111,3 +112,12 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
     server = JudgeServer().start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; where there is none, tests with it are skipped (see `browser.py`)."""
+    from browser import launched
+
+    with launched() as browser:
+        yield browser

@@ -1,0 +1,142 @@
+"""Whether numbers of several editors may stand beside each other, and in words why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from earl_cli.evaluation.results import Run
+
+TIMES = frozenset({"seconds", "time", "times", "date", "started", "finished", "when", "took"})
+"""Entries of these names say when or how long; they never make two runs different."""
+UNKNOWN, NONE = "unknown", "none"
+SETTINGS = {
+    "judge.model": "the judge's model",
+    "rubrics": "the rubrics' digest",
+    "area": "the area in pixels that the judge sees",
+}
+
+
+def by_benchmark(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each benchmark, both in the order given."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.benchmark, []).append(run)
+    return found
+
+
+def benchmark_title(runs: Sequence[Run]) -> str:
+    """How the benchmark of these runs is called: its title where a run knows it, else its name."""
+    titles = (str(_benchmark(run).get("title") or "") for run in runs)
+    return next(filter(None, titles), runs[0].benchmark or "benchmark")
+
+
+def editor_names(runs: Sequence[Run]) -> list[str]:
+    """A name for each of a benchmark's runs that no other has: a second ``x`` is called ``x (2)``."""
+    names: list[str] = []
+    for run in runs:
+        name, again = run.editor or "editor", 2
+        while name in names:
+            name, again = f"{run.editor or 'editor'} ({again})", again + 1
+        names.append(name)
+    return names
+
+
+def flat(settings: Mapping[str, Any], without: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Nested settings as texts by dotted names, in their order; names in ``without`` are left out at any depth."""
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        if name in without:
+            continue
+        if isinstance(value, Mapping) and value:
+            found |= {f"{name}.{below}": text for below, text in flat(value, without).items()}
+        elif value is None or value in ({}, []):
+            found[name] = NONE
+        elif isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+            found[name] = ", ".join(value)
+        else:
+            found[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return found
+
+
+def comparability(runs: Sequence[Run]) -> list[str]:
+    """A sentence for each reason why runs of one benchmark can't be compared; none if they can.
+
+    Compared are the benchmark's fingerprint, samples, instructions and seeds, and all that the scoring depends on.
+    Runs of different benchmarks never stand beside each other, so nothing is said of them.
+    """
+    sentences = []
+    for some in by_benchmark(runs).values():
+        title, names = benchmark_title(some), editor_names(some)
+        if len(some) > 1:
+            reasons = [*_differing_samples(some, names), *_differing_scoring(some, names)]
+            sentences += [f"{title}: {reason}" for reason in reasons]
+    return sentences
+
+
+def seeds_of(run: Run) -> list[int]:
+    return sorted({line.result.seed for line in run.lines})
+
+
+def joined(parts: Sequence[str]) -> str:
+    """As prose: a, b and c."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def _benchmark(run: Run) -> Mapping[str, Any]:
+    about = run.about.get("benchmark")
+    return about if isinstance(about, Mapping) else {}
+
+
+def _differing_samples(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    prints = [str(_benchmark(run).get("fingerprint") or UNKNOWN) for run in runs]
+    reasons = _differing("the benchmark's fingerprint", names, prints, prints)
+    keys = [frozenset(line.result.key for line in run.lines) for run in runs]
+    numbers = [frozenset(number for number, _ in each) for each in keys]
+    seeds = [seeds_of(run) for run in runs]
+    if len(set(numbers)) > 1:
+        shared = len(frozenset.intersection(*numbers))
+        counts = [f"{len(each)} samples" for each in numbers]
+        reasons.append(f"not the same samples were edited: {_parts(names, counts)}; {shared} are in all.")
+    drawn = [f"seed{'s' * (len(each) != 1)} {joined([str(seed) for seed in each])}" for each in seeds]
+    reasons += _differing("what was drawn", names, list(map(tuple, seeds)), drawn)
+    if not reasons:
+        reasons += _differing("the set of samples and seeds", names, keys, [f"{len(each)} edits" for each in keys])
+    first = {line.result.number: line.result.edit_instruction for line in runs[0].lines}
+    for run, name in zip(runs[1:], names[1:], strict=True):
+        theirs = {line.result.number: line.result.edit_instruction for line in run.lines}
+        both = first.keys() & theirs.keys()
+        other = sum(first[number] != theirs[number] for number in both)
+        if other:
+            of_all = f"{other} of {len(both)} shared samples"
+            reasons.append(f"the instruction of {of_all} isn't the same for {names[0]} and {name}.")
+    return reasons
+
+
+def _differing_scoring(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    known = [(name, flat(run.scoring, TIMES)) for run, name in zip(runs, names, strict=True) if _is_known(run)]
+    unknown = [name for run, name in zip(runs, names, strict=True) if not _is_known(run)]
+    reasons = [f"it isn't known how {joined(unknown)} was scored."] if known and unknown else []
+    every = dict.fromkeys(key for _, settings in known for key in settings)
+    for key in every:
+        if not any(other.startswith(f"{key}.") for other in every):
+            values = [settings.get(key, NONE) for _, settings in known]
+            what = SETTINGS.get(key, f"the scoring's {key.replace('.', ' ').replace('_', ' ')}")
+            reasons += _differing(what, [name for name, _ in known], values, values)
+    return reasons
+
+
+def _is_known(run: Run) -> bool:
+    return bool(run.scoring) and "published" not in run.scoring
+
+
+def _differing(what: str, names: Sequence[str], values: Sequence[Hashable], said: Sequence[str]) -> list[str]:
+    return [f"{what} differs: {_parts(names, said)}."] if len(set(values)) > 1 else []
+
+
+def _parts(names: Sequence[str], said: Sequence[str]) -> str:
+    groups: dict[str, list[str]] = {}
+    for name, text in zip(names, said, strict=True):
+        groups.setdefault(text, []).append(name)
+    return ", ".join(f"{text} ({joined(some)})" for text, some in groups.items())

@@ -1,0 +1,291 @@
+"""The gallery of a report: what every editor made of a sample, beside its source and target, as HTML.
+
+A picture that stands in several places is embedded once. Whatever goes in as text comes out as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from earl_cli.evaluation.columns import COLUMNS
+from earl_cli.evaluation.comparing import benchmark_title, by_benchmark, editor_names
+from earl_cli.evaluation.results import Run, Scored
+from earl_cli.evaluation.tables import floor_last, heading, is_floor, number
+
+SIDE = 320
+"""No picture on the page is longer than this."""
+PNG_PIXELS = 96 * 96
+JPEG_QUALITY = 85
+HEADLINE = ("vie_all", "reference", "ssim", "l1")
+"""The figure that stands for an edit: the first of these that there is."""
+EXPLAINED = {"sc": "semantic consistency", "pq": "perceptual quality", "ground_score": "ground score"}
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture for the page: its ``data:`` address and size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What one editor made of a sample; a picture is None where there is none or its file can't be read."""
+
+    editor: int
+    line: Scored
+    edited: Picture | None
+    overview: Picture | None
+    boxes: Picture | None
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One number and seed of a benchmark, and its edits in the order of the benchmark's runs."""
+
+    anchor: str
+    benchmark: int
+    edits: tuple[Edit, ...]
+    source: Picture | None
+    target: Picture | None
+    has_target: bool
+
+
+@dataclass
+class Album:
+    """The pictures of a page; each is read once, and those that are used twice are embedded once."""
+
+    _read: dict[Path, Picture | None] = field(default_factory=dict)
+    _uses: Counter[str] = field(default_factory=Counter)
+    _shared: dict[str, tuple[str, Picture]] = field(default_factory=dict)
+
+    def add(self, folder: Path, name: str | None) -> Picture | None:
+        """The picture of this name in a results' folder, None if there is none that can be read."""
+        if not name:
+            return None
+        path = folder / name
+        if path not in self._read:
+            self._read[path] = shrunk(path)
+        picture = self._read[path]
+        if picture:
+            self._uses[picture.uri] += 1
+        return picture
+
+    def tag(self, picture: Picture, alt: str) -> str:
+        """The picture as HTML, after all were added."""
+        size = f'width="{picture.width}" height="{picture.height}"'
+        if self._uses[picture.uri] < 2:
+            return f'<img class="picture" src="{picture.uri}" {size} alt="{text(alt)}" decoding="async">'
+        name, _ = self._shared.setdefault(picture.uri, (f"p{len(self._shared)}", picture))
+        box = f'viewBox="0 0 {picture.width} {picture.height}" {size}'
+        use = f'<use href="#{name}"></use>'
+        return f'<svg class="picture" {box} preserveAspectRatio="none" role="img" aria-label="{text(alt)}">{use}</svg>'
+
+    def shared(self) -> str:
+        """What the tags of shared pictures refer to."""
+        images = (
+            f'<image id="{name}" width="{each.width}" height="{each.height}" href="{each.uri}"></image>'
+            for name, each in self._shared.values()
+        )
+        return f'<svg class="shared" width="0" height="0" aria-hidden="true"><defs>{"".join(images)}</defs></svg>'
+
+
+def shrunk(path: Path) -> Picture | None:
+    """The picture in a file, at most `SIDE` pixels long: PNG if it is small or see-through, else JPEG."""
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            see_through = picture.has_transparency_data
+            picture = picture.convert("RGBA" if see_through else "RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=None)
+    encoded = io.BytesIO()
+    small = see_through or picture.width * picture.height <= PNG_PIXELS
+    if small:
+        picture.save(encoded, "PNG", optimize=True)
+    else:
+        picture.save(encoded, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    content = base64.b64encode(encoded.getvalue()).decode("ascii")
+    return Picture(f"data:image/{'png' if small else 'jpeg'};base64,{content}", *picture.size)
+
+
+def spread(runs: Sequence[Run], entries: int) -> list[tuple[int, int]]:
+    """At most ``entries`` of the (number, seed) that any run has, in order, all seeds of a sample together.
+
+    They are spread evenly over sources and tasks, and within each over the numbers.
+    """
+    keys = sorted({line.result.key for run in runs for line in run.lines})
+    parts = {line.result.number: (line.result.source, line.result.task) for run in runs for line in run.lines}
+    numbers = sorted(parts, key=lambda number: (parts[number], number))
+    wanted = min(len(numbers), max(1, entries * len(numbers) // len(keys))) if keys else 0
+    chosen = {numbers[(2 * i + 1) * len(numbers) // (2 * wanted)] for i in range(wanted)}
+    return [key for key in keys if key[0] in chosen]
+
+
+def samples_of(runs: Sequence[Run], entries_per_run: int, album: Album) -> list[Sample]:
+    """The samples that a report shows, benchmark by benchmark; their pictures are in the album."""
+    samples: list[Sample] = []
+    slugs: list[str] = []
+    for index, (name, some) in enumerate(by_benchmark(runs).items()):
+        slug = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-") or "benchmark"
+        slugs.append(slug if slug not in slugs else f"{slug}-{index}")
+        ordered = floor_last(some)
+        lines = [{line.result.key: line for line in run.lines} for run in ordered]
+        for key in spread(some, entries_per_run):
+            there = [(i, run, of[key]) for i, (run, of) in enumerate(zip(ordered, lines, strict=True)) if key in of]
+            edits = tuple(_edit(i, run.folder, line, album) for i, run, line in there)
+            source = _first(album, [(run.folder, line.result.original_image) for _, run, line in there])
+            target = _first(album, [(run.folder, line.result.gt_edited_image) for _, run, line in there])
+            has_target = any(line.result.gt_edited_image for _, _, line in there)
+            anchor = f"s-{slugs[-1]}-{key[0]}-{key[1]}"
+            samples.append(Sample(anchor, index, edits, source, target, has_target))
+    return samples
+
+
+def gallery(runs: Sequence[Run], samples: Sequence[Sample], album: Album) -> Iterator[str]:
+    """The HTML of each sample."""
+    groups = list(by_benchmark(runs).values())
+    titles = [benchmark_title(some) for some in groups]
+    names = [dict(zip(map(id, some), editor_names(some), strict=True)) for some in groups]
+    editors = [[(names[i][id(run)], is_floor(run)) for run in floor_last(some)] for i, some in enumerate(groups)]
+    for sample in samples:
+        yield _article(sample, titles[sample.benchmark], editors[sample.benchmark], album)
+
+
+def text(content: str) -> str:
+    """Text for HTML; what no page may hold, control characters for instance, becomes the replacement character."""
+    lines = content.replace("\r\n", "\n").replace("\r", "\n")
+    return html.escape(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", lines))
+
+
+def _edit(editor: int, folder: Path, line: Scored, album: Album) -> Edit:
+    result = line.result
+    pictures = [album.add(folder, name) for name in (result.edited_image, result.overview, result.grounding_image)]
+    return Edit(editor, line, *pictures)
+
+
+def _first(album: Album, names: Sequence[tuple[Path, str | None]]) -> Picture | None:
+    for folder, name in names:
+        found = album.add(folder, name)
+        if found:
+            return found
+    return None
+
+
+def _article(sample: Sample, benchmark: str, editors: Sequence[tuple[str, bool]], album: Album) -> str:
+    result = sample.edits[0].line.result
+    failed = any(edit.line.missing or not edit.edited for edit in sample.edits)
+    data = {
+        "benchmark": str(sample.benchmark),
+        "task": result.task,
+        "source": result.source,
+        "failed": "1" if failed else "",
+        "words": f"{result.id} {result.edit_instruction}".lower(),
+    }
+    facts = [("benchmark", benchmark), ("id", result.id), ("source", result.source), ("task", result.task)]
+    facts += [("sample", str(result.number)), ("seed", str(result.seed))]
+    facts = [(name, value) for name, value in facts if value]
+    instruction = result.edit_instruction.strip() or "(no instruction)"
+    lines = [
+        f'<article class="sample" id="{sample.anchor}" tabindex="-1" aria-labelledby="{sample.anchor}-title" '
+        f"{_data(data)}>",
+        f'<h3 id="{sample.anchor}-title" dir="auto"><a href="#{sample.anchor}" title="Link to this sample">'
+        f"{text(instruction)}</a></h3>",
+        '<p class="facts">' + "".join(f"<span><b>{name}</b> {text(value)}</span>" for name, value in facts) + "</p>",
+        '<div class="stage">',
+        _figure("source", sample.source, "Source", instruction, album, "The source's picture file can't be read."),
+    ]
+    lines += [_section(edit, *editors[edit.editor], instruction, album) for edit in sample.edits]
+    if sample.has_target:
+        problem = "The target's picture file can't be read."
+        lines.append(_figure("target", sample.target, "Target", instruction, album, problem))
+    return "\n".join([*lines, "</div>", "</article>"])
+
+
+def _figure(kind: str, picture: Picture | None, caption: str, of: str, album: Album, absent: str) -> str:
+    shown = album.tag(picture, f"{caption}: {of}") if picture else f'<p class="absent">{text(absent)}</p>'
+    return f'<figure class="{kind}"><div class="frame">{shown}</div><figcaption>{text(caption)}</figcaption></figure>'
+
+
+def _section(edit: Edit, name: str, floor: bool, instruction: str, album: Album) -> str:
+    line, result = edit.line, edit.line.result
+    if result.edited_image is None:
+        absent = f"Not drawn: {result.problem.strip() or 'no reason is known'}"
+    else:
+        absent = f"The edit's picture file can't be read: {result.edited_image}"
+    data = {
+        "editor": name,
+        "scores": json.dumps(dict(line.scores)),
+        "failed": "1" if line.missing or not edit.edited else "",
+    }
+    parts = [
+        f'<section class="edit{" floor" if floor else ""}" aria-label="Edit by {text(name)}" {_data(data)}>',
+        _figure("edited", edit.edited, f"Edit by {name}", instruction, album, absent),
+        _scores(line),
+    ]
+    if result.problem.strip() and edit.edited:
+        parts.append(f'<p class="problem">{text(result.problem.strip())}</p>')
+    reasons = [(EXPLAINED.get(key, key), said) for key, said in line.explanations.items() if said.strip()]
+    if reasons:
+        parts.append(_details("Judge’s reasons", reasons))
+    if result.reasoning.strip() or result.grounding_image or edit.overview:
+        more = _figure("boxes", edit.boxes, "Boxes", instruction, album, "The picture with boxes can't be read.")
+        more = more if result.grounding_image else ""
+        more += _figure("overview", edit.overview, "Overview", instruction, album, "") if edit.overview else ""
+        thoughts = [("", result.reasoning.strip())] if result.reasoning.strip() else []
+        parts.append(
+            _details("Model’s reasoning" if thoughts or result.grounding_image else "Overview", thoughts, more)
+        )
+    return "\n".join([*parts, "</section>"])
+
+
+def _scores(line: Scored) -> str:
+    names = [name for name in COLUMNS if name in line.scores or name in line.missing]
+    if not names:
+        return '<p class="unscored">not scored</p>'
+    headline = next((name for name in HEADLINE if name in names), names[0])
+    names.remove(headline)
+    rows = "".join(_score(line, name, "") for name in names)
+    reasons: dict[str, list[str]] = {}
+    for name, reason in line.missing.items():
+        title = COLUMNS[name].title if name in COLUMNS else name
+        reasons.setdefault(str(reason) if reason else "no reason is known", []).append(title)
+    missing = "".join(
+        f'<p class="problem"><b>{text(", ".join(titles))} missing:</b> {text(reason)}</p>'
+        for reason, titles in reasons.items()
+    )
+    return f'<dl class="scores">{_score(line, headline, "headline")}{rows}</dl>{missing}'
+
+
+def _score(line: Scored, name: str, kind: str) -> str:
+    title, arrow, unit = heading(name)
+    value = number(name, line.scores[name]) if name in line.scores else "missing"
+    absent = "" if name in line.scores else " none"
+    shown_unit = f" <small>{unit}</small>" if unit and not absent and (kind or not unit.startswith("of")) else ""
+    return f'<div class="{kind}{absent}"><dt>{text(title)} <i>{arrow}</i></dt><dd>{value}{shown_unit}</dd></div>'
+
+
+def _details(title: str, texts: Sequence[tuple[str, str]], more: str = "") -> str:
+    parts = [
+        (f"<h4>{text(name)}</h4>" if name else "") + f'<p class="said" dir="auto">{text(said.strip())}</p>'
+        for name, said in texts
+    ]
+    return f"<details><summary>{title}</summary>{more}{''.join(parts)}</details>"
+
+
+def _data(values: Mapping[str, str]) -> str:
+    return " ".join(f'data-{name}="{text(value)}"' for name, value in values.items())
