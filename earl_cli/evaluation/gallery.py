@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,6 +108,7 @@ def shrunk(path: Path) -> Picture | None:
     """The picture in a file, at most `SIDE` pixels long: PNG if it is small or see-through, else JPEG."""
     try:
         with Image.open(path) as file:
+            file.draft("RGB", (2 * SIDE, 2 * SIDE))  # a large JPEG is decoded at a part of its size
             picture = ImageOps.exif_transpose(file)
             see_through = picture.has_transparency_data
             picture = picture.convert("RGBA" if see_through else "RGB")
@@ -227,30 +229,39 @@ def _section(edit: Edit, name: str, floor: bool, instruction: str, album: Album)
         absent = f"Not drawn: {result.problem.strip() or 'no reason is known'}"
     else:
         absent = f"The edit's picture file can't be read: {result.edited_image}"
+    finite = {column: value for column, value in line.scores.items() if math.isfinite(value)}
     data = {
         "editor": name,
-        "scores": json.dumps(dict(line.scores)),
+        "scores": json.dumps(finite),
         "failed": "1" if line.missing or not edit.edited else "",
     }
+    problem = result.problem.strip() if edit.edited else ""
     parts = [
         f'<section class="edit{" floor" if floor else ""}" aria-label="Edit by {text(name)}" {_data(data)}>',
         _figure("edited", edit.edited, f"Edit by {name}", instruction, album, absent),
-        _scores(line),
+        f'<div class="figures">{_scores(line)}',
+        f'<p class="problem">{text(problem)}</p></div>' if problem else "</div>",
+        f'<div class="words">{_words(edit, instruction, album)}</div>',
+        "</section>",
     ]
-    if result.problem.strip() and edit.edited:
-        parts.append(f'<p class="problem">{text(result.problem.strip())}</p>')
-    reasons = [(EXPLAINED.get(key, key), said) for key, said in line.explanations.items() if said.strip()]
-    if reasons:
-        parts.append(_details("Judge’s reasons", reasons))
-    if result.reasoning.strip() or result.grounding_image or edit.overview:
-        more = _figure("boxes", edit.boxes, "Boxes", instruction, album, "The picture with boxes can't be read.")
-        more = more if result.grounding_image else ""
-        more += _figure("overview", edit.overview, "Overview", instruction, album, "") if edit.overview else ""
-        thoughts = [("", result.reasoning.strip())] if result.reasoning.strip() else []
-        parts.append(
-            _details("Model’s reasoning" if thoughts or result.grounding_image else "Overview", thoughts, more)
-        )
-    return "\n".join([*parts, "</section>"])
+    return "\n".join(parts)
+
+
+def _words(edit: Edit, instruction: str, album: Album) -> str:
+    """What the judge and the model said, with the picture of the places that the model named."""
+    result = edit.line.result
+    reasons = [(EXPLAINED.get(key, key), said) for key, said in edit.line.explanations.items() if said.strip()]
+    found = _details("Judge’s reasons", reasons) if reasons else ""
+    pictures, thoughts = "", result.reasoning.strip()
+    if result.grounding_image:
+        absent = "The picture with boxes can't be read."
+        pictures = _figure("boxes", edit.boxes, "Boxes", instruction, album, absent)
+    if edit.overview:
+        pictures += _figure("overview", edit.overview, "Overview", instruction, album, "")
+    if thoughts or pictures:
+        title = "Model’s reasoning" if thoughts or result.grounding_image else "Overview"
+        found += _details(title, [("", thoughts)] if thoughts else [], pictures)
+    return found
 
 
 def _scores(line: Scored) -> str:

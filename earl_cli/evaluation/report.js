@@ -93,13 +93,28 @@
       range.value = String(Math.round((100 * (event.clientX - box.left)) / box.width));
       show();
     };
+    // A finger that goes up or down scrolls the page; one that goes sideways, or taps, is meant for the picture.
+    let from = null;
+    let meant = false;
     frame.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
+      from = event;
+      meant = event.pointerType === "mouse";
       frame.setPointerCapture(event.pointerId);
-      follow(event);
+      if (meant) follow(event);
     });
     frame.addEventListener("pointermove", (event) => {
-      if (frame.hasPointerCapture(event.pointerId)) follow(event);
+      if (!from) return;
+      const [x, y] = [event.clientX - from.clientX, event.clientY - from.clientY].map(Math.abs);
+      meant ||= x > 6 && x > y;
+      if (meant) follow(event);
+    });
+    frame.addEventListener("pointerup", (event) => {
+      if (from) follow(event);
+      from = null;
+    });
+    frame.addEventListener("pointercancel", () => {
+      from = null;
     });
   };
 
@@ -129,7 +144,6 @@
     const [low, high] = ["filter-low", "filter-high"].map((id) => parseFloat(value(id)));
     const bounded = !Number.isNaN(low) || !Number.isNaN(high);
     const failed = byId("filter-failed").checked;
-    place.classList.toggle("one", editor !== "");
     const keep = (sample) => {
       const edits = sample.edits.filter((edit) => !editor || `=${edit.editor}` === editor);
       const found = edits.map((edit) => edit.scores[column]).filter((score) => score !== undefined);
@@ -152,6 +166,7 @@
       sample.element.hidden = !kept && !asked;
       sample.element.classList.toggle("aside", !kept && asked);
       const here = sample.edits.some((edit) => `=${edit.editor}` === editor);
+      sample.element.classList.toggle("one", here);
       for (const edit of sample.edits) edit.element.hidden = here && `=${edit.editor}` !== editor;
     }
     const order = value("filter-order");

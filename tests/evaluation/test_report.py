@@ -363,6 +363,8 @@ def test_a_switch_shows_all_editors_side_by_side_or_one(page: Page) -> None:
     page.check("input[name=editor][value='=copy']", force=True)
     assert sample.locator(".edit:visible").get_attribute("data-editor") == "copy"
     settle(page, 12)  # the other benchmark has no copy
+    page.evaluate("location.hash = 's-more-pairs-2-0'")
+    assert page.locator("#s-more-pairs-2-0 .edit:visible").count() == 2
 
 
 @pytest.mark.slow
@@ -389,6 +391,22 @@ def test_a_slider_lays_the_source_over_the_edit_by_key_and_mouse(page: Page) -> 
     page.mouse.move(box["x"] + 2, box["y"] + 20)
     assert abs(int(slider.input_value()) - 50) <= 1
     assert page.locator("#s-edits-1-0 .edit").first.locator("input[type=range]").count() == 0  # nothing was drawn
+
+
+@pytest.mark.slow
+def test_a_finger_moves_the_slider_too(browser: Browser, file: Path) -> None:
+    with opened(browser, address(file, "s-edits-7-0"), size=(390, 800), touch=True) as page:
+        edit = page.locator("#s-edits-7-0 .edit:visible")
+        expect(edit).to_have_count(1)
+        frame, slider = edit.locator(".edited .frame"), edit.locator("input[type=range]")
+        box = frame.bounding_box()
+        assert box is not None
+        page.touchscreen.tap(box["x"] + box["width"] * 0.75, box["y"] + 20)
+        expect(slider).to_have_value(re.compile("7[456]"))
+        box = slider.bounding_box()
+        assert box is not None
+        page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        expect(slider).to_have_value(re.compile("49|50|51"))
 
 
 @pytest.mark.slow
