@@ -139,16 +139,10 @@ def _abilities(instruction: str, abilities: Mapping[str, Any] | None) -> dict[st
     """What the model recognises in the instruction; said aloud where that isn't one edit in words it was trained on."""
     if not abilities:
         return None
-    from earl_cli.models.abilities import examples, recognise
+    from earl_cli.models.abilities import doubt, examples, recognise
 
     found, known = recognise(instruction, abilities), examples(abilities)
-    if not found.in_range:
-        if not found.kinds:
-            reason = f'was not trained for "{instruction}"'
-        elif found.unknown_words:
-            reason = f"does not know {', '.join(found.unknown_words)}"
-        else:
-            reason = f"was trained for one edit at a time, not for {' and '.join(found.kinds)} at once"
+    if reason := doubt(instruction, found):
         some = "; ".join(known[:EXAMPLES_SHOWN])
         console.warn(f"this model {reason}, so the result is a guess. It can, for instance: {some}")
     return {"in_range": found.in_range, "kinds": found.kinds, "unknown_words": found.unknown_words, "examples": known}

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from earl_cli.commands.edit_files import EXTENSIONS, Failed, Source, Targets
 from earl_cli.console import console
 from earl_cli.errors import InputError, explain
-from earl_cli.version import version
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -196,19 +195,13 @@ def _save(
     order: Order, kind: Kind, image: Image, path: Path | None, drafts: Sequence[Draft], opened: Opened, editor: Editor
 ) -> Result:
     """Write one picture, to stdout where it has no path, with what is needed to make it again."""
+    from earl_cli.generation.editing import provenance
     from earl_cli.images.picture import save_picture
 
-    settings, name = editor.settings, opened.source.name
+    name = opened.source.name
     seeds = tuple(draft.seed for draft in drafts)
     shown = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    metadata = {
-        "instruction": order.instruction,
-        "seed": shown,
-        "model": editor.model.name,
-        "version": f"earl {version()}",
-        "sampling": f"temperature {settings.sampling.temperature:g}, top-k {settings.sampling.top_k}, "
-        f"top-p {settings.sampling.top_p:g}, mode {settings.mode}",
-    }
+    metadata = provenance(editor.model.name, order.instruction, shown, editor.settings)
     if path:
         save_picture(image, path, like=opened.picture, metadata=metadata)
     else:

@@ -16,6 +16,7 @@ from earl_cli.generation.engine import Engine, Request, Sampling
 from earl_cli.images.area import resize_to_area
 from earl_cli.images.compose import compose
 from earl_cli.tokens.layout import Grid, Mode, Parsed
+from earl_cli.version import version
 
 if TYPE_CHECKING:
     from earl_cli.models.bundle import EarlModel
@@ -114,6 +115,19 @@ def render(
     if after.shape != before.shape:  # a model that thinks may choose its own grid
         after = _resized(after, before.shape[1], before.shape[0])
     return Image.fromarray(compose(np.asarray(picture), before, after))
+
+
+def provenance(model: str, instruction: str, seed: str, settings: EditSettings) -> dict[str, str]:
+    """What a file should remember of its edit, so that it can be made again; ``model`` is the model's name."""
+    sampling = settings.sampling
+    return {
+        "instruction": instruction,
+        "seed": seed,
+        "model": model,
+        "version": f"earl {version()}",
+        "sampling": f"temperature {sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}, "
+        f"mode {settings.mode}",
+    }
 
 
 def sheet(tiles: Sequence[Image.Image], columns: int | None = None) -> Image.Image:

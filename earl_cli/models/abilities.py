@@ -87,6 +87,17 @@ def recognise(instruction: str, abilities: Mapping[str, Any]) -> Recognised:
     return Recognised(tuple(kinds), unknown)
 
 
+def doubt(instruction: str, found: Recognised) -> str | None:
+    """Why what the model makes of the instruction is a guess, as what follows "this model"; None if it is in range."""
+    if found.in_range:
+        return None
+    if not found.kinds:
+        return f'was not trained for "{instruction}"'
+    if found.unknown_words:
+        return f"does not know {', '.join(found.unknown_words)}"
+    return f"was trained for one edit at a time, not for {' and '.join(found.kinds)} at once"
+
+
 def examples(abilities: Mapping[str, Any]) -> tuple[str, ...]:
     """One instruction of each kind that the model can follow."""
     return tuple(entry["example"] for entry in abilities["kinds"].values())
