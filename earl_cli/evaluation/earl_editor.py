@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from earl_cli.evaluation.editors import Drawn, OnProgress, Task
@@ -44,7 +45,7 @@ class EarlEditor:
         return {
             "name": self.name,
             "kind": "earl",
-            "model": self.spec or "embedded",
+            "model": _called(self.spec),
             "fingerprint": fingerprint,
             "sampling": asdict(sampling_of(description.content.get("sampling") or {}, self.sampling)),
             "mode": self.mode,
@@ -81,3 +82,10 @@ class EarlEditor:
         loaded = self.load()
         self.on_load(f"{self.name}: {loaded.model.plan}")
         return loaded
+
+
+def _called(spec: str | None) -> str:
+    """A Hub id, or the name of a folder: its content is in the fingerprint, its place doesn't matter."""
+    if spec is None:
+        return "embedded"
+    return Path(spec).resolve().name if Path(spec).is_dir() else spec

@@ -175,7 +175,11 @@ class _Endpoint:
             what = f"the server doesn't know the model or the address ({said})"
             return UsageError(what, where=self._address, hint="an address usually ends in /v1")
         if self.send_seed and _names_seed(error, task):
-            return UsageError(f"the server takes no seed ({said})", where=self._address, hint="ask without seeds")
+            return UsageError(
+                f"the server takes no seed ({said})",
+                where=self._address,
+                hint="earl eval --no-endpoint-seed asks without",
+            )
         return RefusedError(said)
 
     @property

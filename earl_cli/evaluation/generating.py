@@ -135,10 +135,14 @@ def _samples(opened: Opened, todo: Sequence[tuple[int, int]]) -> tuple[list[tupl
     return samples, lost
 
 
+def task_seed(seed: int, number: int) -> int:
+    """An edit's own seed, in 31 bits, from the run's and the sample's number: no two samples share their noise."""
+    digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+    return int.from_bytes(digest[:4]) >> 1
+
+
 def _task(sample: Sample, seed: int) -> Task:
-    """The task's seed follows from the run's seed and the sample, so that no two samples share their noise."""
-    digest = hashlib.sha256(f"{seed} {sample.number}".encode()).digest()
-    return Task(sample.id, sample.picture, sample.instruction, int.from_bytes(digest[:4]) >> 1)
+    return Task(sample.id, sample.picture, sample.instruction, task_seed(seed, sample.number))
 
 
 def _saved(folder: Path, sample: Sample, seed: int, drawn: Drawn, seconds: float) -> Result:

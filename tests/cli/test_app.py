@@ -51,6 +51,7 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
             "commands.plotting",
             "commands.training",
             "commands.judging",
+            "commands.evaluating",
         }
         allowed |= {f"commands.{'_'.join(args[:-1])}"}
     assert imported <= {f"earl_cli.{name}" for name in allowed}

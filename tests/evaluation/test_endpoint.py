@@ -204,7 +204,7 @@ def test_a_model_that_is_not_there(images: ImagesServer, endpoint: Open) -> None
 
 def test_a_server_without_seeds_is_asked_without(images: ImagesServer, endpoint: Open) -> None:
     images.takes_seed = False
-    with pytest.raises(UsageError, match=r"takes no seed .*Unknown parameter.*ask without seeds"):
+    with pytest.raises(UsageError, match=r"takes no seed .*Unknown parameter.*--no-endpoint-seed"):
         endpoint().edit(some_tasks(2))
     tasks = some_tasks(2)
     assert pixels(endpoint(send_seed=False).edit(tasks)) == expected(tasks, seeds=False)

@@ -1,0 +1,122 @@
+"""The work of ``earl eval``: check everything, draw what is missing, score what is complete, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from earl_cli.commands.evaluating import (
+    judge_of,
+    run_document,
+    score_folder,
+    scoring_of,
+    show_runs,
+    write_tables,
+)
+from earl_cli.console import console
+from earl_cli.data.order import Share
+from earl_cli.errors import OutputError, UsageError
+from earl_cli.evaluation.benchmarks import find_benchmark
+from earl_cli.evaluation.choosing import COPY, Options, choose
+from earl_cli.evaluation.editors import Editor
+from earl_cli.evaluation.generating import WHOLE, Wanted, folder_of, generate, keys, missing, start_run
+from earl_cli.evaluation.results import Run, load_run
+from earl_cli.evaluation.samples import Opened, open_benchmark
+from earl_cli.version import version
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the person asked for."""
+
+    benchmarks: tuple[str, ...]
+    models: tuple[str, ...]
+    options: Options
+    output: Path
+    limit: int | None
+    seeds: tuple[int, ...]
+    share: Share
+    judge: str | None
+    judge_model: str | None
+    judge_key_variable: str
+    rubrics: Path | None
+    ground_score: bool
+    lpips: bool
+    timeout: float
+    page: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One editor on one benchmark, and the folder of its results."""
+
+    opened: Opened
+    editor: Editor
+    wanted: Wanted
+    folder: Path
+
+
+def evaluate(order: Order) -> None:
+    """Everything that ``earl eval`` does. Whatever can be wrong with the order is found before the first edit."""
+    if order.output.exists() and not order.output.is_dir():
+        raise OutputError("this is a file, not a folder for results", where=str(order.output))
+    judge = judge_of(order.judge, order.judge_model, order.judge_key_variable, order.timeout)
+    scoring = scoring_of(judge, order.rubrics, order.ground_score, order.lpips)
+    if judge is None:
+        console.note("no judge is named (--judge), so there is no VIEScore; figures come from true edits only")
+    jobs = _jobs(order)
+    for job in jobs:
+        start_run(job.folder, job.opened, job.editor, {"earl": version()})
+    places = [(job.folder, job.opened, job.wanted) for job in jobs]
+    while jobs:  # a model that has drawn everything leaves the memory before the next one comes
+        _draw(jobs.pop(0))
+    runs = []
+    for folder, opened, wanted in places:
+        whole = replace(wanted, share=WHOLE)
+        left = len(missing(folder, opened, whole))
+        if left:
+            console.note(f"{folder}: {left} edits are left to other processes; whoever is last scores")
+        else:
+            runs.append(score_folder(load_run(folder), scoring, keys(opened, whole)))
+    if len(runs) == len(places):
+        _report(order, runs)
+    else:
+        console.document({"results": [str(folder) for folder, *_ in places], "complete": False})
+
+
+def _jobs(order: Order) -> list[Job]:
+    """Every editor on every benchmark, an editor's together. Raises UsageError if two would share a folder."""
+    opened = [open_benchmark(find_benchmark(name)) for name in order.benchmarks]
+    jobs: list[Job] = []
+    for spec in order.models:
+        pick = choose(spec, replace(order.options, on_load=console.note))
+        for each in opened:
+            editor = pick(each.benchmark.size)
+            seeds = order.seeds[:1] if spec == COPY else order.seeds  # the source is the same for all of them
+            wanted = Wanted(order.limit, seeds, order.share)
+            folder = folder_of(order.output, each.benchmark.name, editor.describe())
+            jobs.append(Job(each, editor, wanted, folder))
+    folders = [job.folder for job in jobs]
+    twice = next((job for job in jobs if folders.count(job.folder) > 1), None)
+    if twice is not None:
+        what = f"{twice.editor.name} is named twice on {twice.opened.benchmark.name}"
+        raise UsageError(what, where="--model", hint="leave one out")
+    return jobs
+
+
+def _draw(job: Job) -> None:
+    label = f"{job.editor.name} on {job.opened.benchmark.name}"
+    part = f" ({job.wanted.share})" if job.wanted.share.count > 1 else ""
+    with console.progress(f"{label}{part}", unit="edits") as progress:
+        generate(job.folder, job.opened, job.editor, job.wanted, lambda done, of: progress.update(round(done, 1), of))
+
+
+def _report(order: Order, runs: Sequence[Run]) -> None:
+    show_runs(runs)
+    files = write_tables(order.output, runs, order.page)
+    for path in files.values():
+        console.say(path)
+    document: dict[str, Any] = {"results": [run_document(run) for run in runs], "complete": True, **files}
+    console.document(document)

@@ -1,0 +1,172 @@
+"""What the commands of ``earl eval`` share: how edits are scored, and how figures look on a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from earl_cli.commands.judging import API_KEY_VARIABLE, KeyOption, TimeoutOption
+from earl_cli.console import console
+
+if TYPE_CHECKING:
+    from earl_cli.evaluation.results import Run
+    from earl_cli.evaluation.scoring import Scoring
+    from earl_cli.evaluation.statistics import Estimate
+    from earl_cli.rewards.judge import Judge
+
+__all__ = ["API_KEY_VARIABLE", "KeyOption", "TimeoutOption"]
+JudgeAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="URL",
+        envvar="APP__REWARD_FUNCTION_API_BASE",
+        help="The judge's address, such as http://localhost:4877/v1. Without one there is no VIEScore.",
+    ),
+]
+JudgeModelOption = Annotated[
+    str | None, typer.Option("--judge-model", help="Which of its models; the published reward's, or the only one.")
+]
+RubricsOption = Annotated[
+    Path | None, typer.Option("--rubrics", metavar="FILE", help="Your own wording of the judge's task.")
+]
+GroundOption = Annotated[
+    bool, typer.Option("--ground-score", help="Also ask the judge how close an edit comes to the true one.")
+]
+LpipsOption = Annotated[bool, typer.Option("--lpips", help="Also LPIPS; needs torchvision, which fetches weights.")]
+CACHE = "judge.sqlite"
+MAIN = ("vie_all", "vie_sc", "vie_pq", "reference", "psnr", "ssim", "l1")
+MOST_COLUMNS = 7
+MOST_REASONS = 3
+SCORING_LOCK = ".scoring.lock"
+
+
+def judge_of(address: str | None, model: str | None, key_variable: str, timeout: float) -> Judge | None:
+    """The judge, which answers and has the model; None without an address. Raises UsageError or JudgeDownError."""
+    if not address:
+        return None
+    from earl_cli.rewards.serving import reach
+
+    return reach(address, model, key_variable, timeout)[0]
+
+
+def scoring_of(judge: Judge | None, rubrics: Path | None, ground: bool, lpips: bool) -> Scoring:
+    """How edits are to be scored. Raises UsageError or MissingExtraError before anything is drawn."""
+    from earl_cli.evaluation.metrics import DEFAULT, available
+    from earl_cli.evaluation.scoring import Scoring
+    from earl_cli.rewards.rubrics import load_rubrics
+
+    metrics = (*DEFAULT, "lpips") if lpips else DEFAULT
+    available(metrics)
+    if ground and judge is None:
+        from earl_cli.errors import UsageError
+
+        raise UsageError("the ground score needs a judge", where="--ground-score", hint="--judge http://HOST:4877/v1")
+    return Scoring(judge, load_rubrics(rubrics), metrics, ground)
+
+
+def score_folder(run: Run, scoring: Scoring, keys: Sequence[tuple[int, int]] | None = None) -> Run:
+    """Score a run's lines, or those of ``keys``, with progress; write what came of it into its folder.
+
+    The judge's answers are kept there. Of several processes that come here one works, the others wait.
+    """
+    from dataclasses import replace
+
+    from earl_cli.evaluation.results import SUMMARY, write_object, write_scored
+    from earl_cli.evaluation.scoring import score
+    from earl_cli.evaluation.summaries import summary_document
+    from earl_cli.files import exclusive
+    from earl_cli.rewards.retrying import Pacing
+
+    wanted = None if keys is None else set(keys)
+    chosen = replace(run, lines=tuple(each for each in run.lines if wanted is None or each.result.key in wanted))
+    if scoring.judge is not None:
+        judge = replace(scoring.judge, cache=run.folder / CACHE, pacing=Pacing())
+        scoring = replace(scoring, judge=judge)
+    with exclusive(run.folder / SCORING_LOCK):
+        with console.progress(f"scoring {run.editor} on {run.benchmark}", len(chosen.lines), unit="edits") as progress:
+            lines = score(chosen, scoring, progress.update)
+        write_scored(run.folder, lines, scoring.describe())
+        scored = replace(chosen, lines=tuple(lines), scoring=scoring.describe())
+        write_object(run.folder / SUMMARY, summary_document(scored))
+    return scored
+
+
+def show_runs(runs: Sequence[Run]) -> None:
+    """A table for each benchmark: editors, their figures with 95 % intervals, what is missing."""
+    from earl_cli.evaluation.columns import COLUMNS
+    from earl_cli.evaluation.comparing import comparability
+    from earl_cli.evaluation.statistics import columns_of, summarize
+
+    for benchmark in dict.fromkeys(run.benchmark for run in runs):
+        mine = [run for run in runs if run.benchmark == benchmark]
+        names = columns_of(mine)
+        if len(names) > MOST_COLUMNS:
+            names = [name for name in names if name in MAIN]
+        groups = [summarize(run)[0] for run in mine]
+        lost = any(estimate.missing for group in groups for estimate in group.columns.values())
+        undrawn = any(group.undrawn for group in groups)
+        heads = ["editor", "edits", *(COLUMNS[name].title for name in names)]
+        rows = []
+        for run, group in zip(mine, groups, strict=True):
+            row = [run.editor, str(group.samples)]
+            row += [cell(group.columns.get(name), COLUMNS[name].digits) for name in names]
+            row += [str(group.undrawn)] if undrawn else []
+            row += [str(max((each.missing for each in group.columns.values()), default=0))] if lost else []
+            rows.append(row)
+        heads += ["not drawn"] if undrawn else []
+        heads += ["missing"] if lost else []
+        console.table(heads, rows, title=benchmark)
+        reasons = {why for run in mine for line in run.lines for why in line.missing.values()}
+        for why in sorted(reasons)[:MOST_REASONS]:
+            console.note(f"missing: {why}")
+        for run in mine:
+            if run.unreadable:
+                first = run.unreadable[0].problem
+                console.warn(f"{run.editor}: {len(run.unreadable)} rows can't be used; the first: {first}")
+        for sentence in comparability(mine):
+            console.warn(sentence)
+
+
+def cell(estimate: Estimate | None, digits: int) -> str:
+    """mean (low to high), or a dash."""
+    if estimate is None or math.isnan(estimate.mean):
+        return "-"
+    if math.isnan(estimate.low):
+        return f"{estimate.mean:.{digits}f}"
+    return f"{estimate.mean:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
+
+
+def run_document(run: Run) -> dict[str, Any]:
+    """A run for ``--json``: where it is, and its figures."""
+    from earl_cli.evaluation.statistics import summarize
+    from earl_cli.evaluation.summaries import group_document
+
+    return {
+        "benchmark": run.benchmark,
+        "editor": run.editor,
+        "folder": str(run.folder),
+        "unreadable": len(run.unreadable),
+        **group_document(summarize(run)[0]),
+    }
+
+
+def write_tables(output: Path, runs: Sequence[Run], pages: bool) -> dict[str, str]:
+    """tables.md, tables.tex and, with ``pages``, report.html in ``output``; their paths by kind."""
+    from earl_cli.evaluation import tables
+    from earl_cli.files import whole_file
+
+    files = {"markdown": output / "tables.md", "latex": output / "tables.tex"}
+    for kind, text in (("markdown", tables.markdown(runs)), ("latex", tables.latex(runs))):
+        with whole_file(files[kind]) as aside:
+            aside.write_text(text, encoding="utf-8")
+    if pages:
+        from earl_cli.evaluation.report import report, write_report
+
+        files["report"] = output / "report.html"
+        write_report(files["report"], report(runs, "Evaluation"))
+    return {kind: str(path) for kind, path in files.items()}

@@ -1,0 +1,315 @@
+"""``earl eval`` and what is below it, as a person types it: tiny models, a real local judge, real servers."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from evaluations import inverted, pairs, picture
+from images_server import MODEL as IMAGES_MODEL
+from images_server import ImagesServer
+from judge_server import MODEL, JudgeServer
+from PIL import Image
+from said import Said, complaint
+
+from earl_cli.app import run
+from earl_cli.evaluation import generating
+from earl_cli.evaluation.generating import task_seed
+from earl_cli.evaluation.results import load_run
+from earl_cli.models.bundle import EarlModel, load_model
+from earl_cli.rewards.retrying import Pacing
+
+Say = Callable[..., Said]
+
+
+@pytest.fixture
+def say(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
+    """Runs a command in an empty folder with a benchmark in ``pairs``."""
+    monkeypatch.chdir(tmp_path)
+    pairs(tmp_path / "pairs")
+
+    def said(*words: str) -> Said:
+        code = run(list(words))
+        return Said(code, *capfd.readouterr())
+
+    return said
+
+
+def evaluated(say: Say, *words: str) -> dict[str, Any]:
+    said = say("eval", "--json", "-b", "pairs", *words)
+    assert said.code == 0, said.err
+    return dict(said.document)
+
+
+def impatient(patch: pytest.MonkeyPatch) -> None:
+    """No second is waited for a judge that fails."""
+    patch.setattr("earl_cli.rewards.retrying.Pacing", lambda **_: Pacing(tries=2, first=0.01, most=0.01))
+
+
+def test_a_model_and_the_floor_on_ones_own_pairs(say: Say, tiny_model_dir: Path) -> None:
+    document = evaluated(say, "-m", f"tiny={tiny_model_dir}")
+    assert [each["editor"] for each in document["results"]] == ["tiny", "copy"]
+    assert document["complete"] is True
+    tiny, floor = document["results"]
+    assert set(tiny["figures"]) == {"reference", "l1", "l2", "psnr", "ssim"}
+    assert floor["figures"]["reference"]["mean"] == pytest.approx(0.0)
+    assert tiny["edits"] == floor["edits"] == 6
+    for name in ("report", "markdown", "latex"):
+        assert Path(document[name]).stat().st_size > 0
+    about = json.loads((Path(tiny["folder"]) / "run.json").read_text())
+    assert about["editor"]["model"] == "tiny"
+    assert len(about["editor"]["fingerprint"]) == 16
+    assert about["editor"]["sampling"] == {"temperature": 1.0, "top_k": 64, "top_p": 1.0}
+    assert about["benchmark"]["samples"] == 6
+
+
+def test_the_same_call_again_draws_nothing_and_says_the_same(say: Say, tiny_model_dir: Path) -> None:
+    first = evaluated(say, "-m", str(tiny_model_dir))
+    lines = [path.read_bytes() for path in sorted(Path("results").rglob("*.jsonl"))]
+    assert evaluated(say, "-m", str(tiny_model_dir)) == first
+    assert [path.read_bytes() for path in sorted(Path("results").rglob("*.jsonl"))] == lines
+
+
+def test_an_edit_is_the_one_that_earl_edit_makes(say: Say, tiny_model_dir: Path, tmp_path: Path) -> None:
+    document = evaluated(say, "-m", str(tiny_model_dir), "--limit", "1")
+    (line,) = load_run(Path(document["results"][0]["folder"])).lines
+    seed = str(task_seed(0, line.result.number))
+    source = str(Path(document["results"][0]["folder"]) / line.result.original_image)
+    said = say(
+        "edit", source, line.result.edit_instruction, "--model", str(tiny_model_dir), "--seed", seed, "-o", "own.png"
+    )
+    assert said.code == 0
+    edited = Path(document["results"][0]["folder"]) / str(line.result.edited_image)
+    assert np.array_equal(np.asarray(Image.open("own.png")), np.asarray(Image.open(edited)))
+
+
+def test_size_is_the_benchmarks_choice_or_the_persons(say: Say, tiny_model_dir: Path) -> None:
+    sizes = {}
+    for words in ([], ["--size", "model"]):
+        document = evaluated(say, "-m", str(tiny_model_dir), *words)
+        run_ = load_run(Path(document["results"][0]["folder"]))
+        sizes[len(words)] = Image.open(run_.folder / str(run_.lines[0].result.edited_image)).size
+    assert sizes == {0: (24, 16), 2: (40, 24)}
+
+
+def test_shards_add_up_and_the_last_one_scores(say: Say, tiny_model_dir: Path) -> None:
+    whole = evaluated(say, "-m", str(tiny_model_dir), "-o", "whole")
+    first = evaluated(say, "-m", str(tiny_model_dir), "-o", "parts", "--shard", "1/2")
+    assert first["complete"] is False
+    second = evaluated(say, "-m", str(tiny_model_dir), "-o", "parts", "--shard", "2/2")
+    assert second["complete"] is True
+    assert [each["figures"] for each in second["results"]] == [each["figures"] for each in whole["results"]]
+
+
+def test_several_seeds(say: Say, tiny_model_dir: Path) -> None:
+    document = evaluated(say, "-m", str(tiny_model_dir), "--seeds", "3", "--seed", "5", "--limit", "2")
+    tiny, floor = document["results"]
+    assert (tiny["edits"], floor["edits"]) == (6, 2)
+    summary = json.loads((Path(tiny["folder"]) / "summary.json").read_text())
+    assert set(summary["by seed"]) == {"5", "6", "7"}
+
+
+def test_a_judge_gives_viescore_and_its_answers_are_kept(say: Say, judge: JudgeServer, tiny_model_dir: Path) -> None:
+    words = ("-m", str(tiny_model_dir), "--judge", judge.api_base)
+    document = evaluated(say, *words)
+    assert document["results"][0]["figures"]["VIE_ALL"]["count"] == 6
+    asked = len(judge.calls)
+    assert evaluated(say, *words) == document
+    assert len(judge.calls) == asked
+    run_ = load_run(Path(document["results"][0]["folder"]))
+    assert run_.scoring["judge"] == {"model": MODEL}
+    assert set(run_.lines[0].explanations) == {"sc", "pq"}
+
+
+def test_scoring_again_by_another_judge_draws_nothing(say: Say, judge: JudgeServer, tiny_model_dir: Path) -> None:
+    judge.models = (MODEL, "gpt-4o-mini")
+    document = evaluated(say, "-m", str(tiny_model_dir), "--judge", judge.api_base)
+    pictures = {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.png")}
+    said = say("eval", "score", "results", "--judge", judge.api_base, "--judge-model", "gpt-4o-mini", "--json")
+    assert said.code == 0, said.err
+    assert {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.png")} == pictures
+    assert load_run(Path(document["results"][0]["folder"])).scoring["judge"] == {"model": "gpt-4o-mini"}
+
+
+def test_a_judge_that_goes_down_costs_nothing_that_was_drawn(
+    say: Say, judge: JudgeServer, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = generating.generate
+
+    def and_then_down(*args: Any) -> None:
+        real(*args)
+        judge.is_down = True
+
+    impatient(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr("earl_cli.commands.eval_run.generate", and_then_down)
+        said = say("eval", "-b", "pairs", "-m", str(tiny_model_dir), "--judge", judge.api_base)
+    assert "judge" in complaint(said, 1)
+    judge.is_down = False
+    monkeypatch.setattr("earl_cli.generation.loading.load_model", lambda *_, **__: pytest.fail("drawn again"))
+    said = say("eval", "score", "results/pairs", "--judge", judge.api_base, "--json")
+    assert said.code == 0, said.err
+    assert said.document["results"][0]["figures"]["VIE_ALL"]["count"] == 6
+
+
+def test_what_the_judge_doesnt_say_is_in_the_table(
+    say: Say, judge: JudgeServer, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch)
+    judge.breaks = "invert 3"
+    said = say("eval", "-b", "pairs", "-m", str(tiny_model_dir), "--judge", judge.api_base)
+    assert said.code == 0, said.err
+    assert "missing" in said.out
+    assert "the judge fails at this question alone" in said.err
+
+
+def test_finished_pictures_of_somebody_else(say: Say, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    for number in range(5):
+        inverted(picture(number // 2)).save(tmp_path / "theirs" / f"s{number}.png")
+    document = evaluated(say, "-m", "results:theirs")
+    theirs = document["results"][0]
+    assert theirs["editor"] == "theirs"
+    assert theirs["not_drawn"] == 1
+    assert theirs["figures"]["l1"] == {**theirs["figures"]["l1"], "mean": 0.0, "count": 5, "missing": 1}
+
+
+def test_an_image_edit_endpoint(say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    server = ImagesServer().start()
+    try:
+        document = evaluated(say, "-m", f"{server.api_base}#{IMAGES_MODEL}")
+    finally:
+        server.stop()
+    assert document["results"][0]["edits"] == 6
+    assert document["results"][0]["not_drawn"] == 0
+
+
+def test_compare_says_by_how_much(say: Say, tiny_model_dir: Path) -> None:
+    tiny, floor = evaluated(say, "-m", f"tiny={tiny_model_dir}")["results"]
+    said = say("eval", "compare", tiny["folder"], floor["folder"], "--json")
+    assert said.code == 0, said.err
+    psnr = said.document["columns"]["psnr"]
+    assert psnr["difference"] == pytest.approx(floor["figures"]["psnr"]["mean"] - tiny["figures"]["psnr"]["mean"])
+    assert psnr["wins"] + psnr["ties"] + psnr["losses"] == 6
+    assert said.document["warnings"] == []
+    assert "B better" in said.err
+
+
+def test_compare_pairwise_asks_in_both_orders(say: Say, judge: JudgeServer, tiny_model_dir: Path) -> None:
+    tiny, floor = evaluated(say, "-m", f"tiny={tiny_model_dir}")["results"]
+    said = say("eval", "compare", tiny["folder"], floor["folder"], "--pairwise", "--judge", judge.api_base, "--json")
+    assert said.code == 0, said.err
+    found = said.document["pairwise"]
+    assert found["a"] + found["b"] + found["ties"] + found["missing"] == 6
+    assert len(judge.calls) == 12
+    assert "needs a judge" in complaint(say("eval", "compare", tiny["folder"], floor["folder"], "--pairwise"), 2)
+
+
+def test_tables_that_cant_be_compared_say_so(say: Say, judge: JudgeServer, tiny_model_dir: Path) -> None:
+    tiny, floor = evaluated(say, "-m", f"tiny={tiny_model_dir}", "--judge", judge.api_base)["results"]
+    judge.models = ("gpt-4o-mini",)
+    assert say("eval", "score", floor["folder"], "--judge", judge.api_base).code == 0
+    said = say("eval", "compare", tiny["folder"], floor["folder"], "--json")
+    assert any("gpt-4o-mini" in sentence for sentence in said.document["warnings"])
+    said = say("eval", "report", "results", "-o", "both.html")
+    assert "gpt-4o-mini" in said.err
+    assert "gpt-4o-mini" in Path("both.html").read_text(encoding="utf-8")
+
+
+def test_published_results_are_scored_and_reported(say: Say, tmp_path: Path) -> None:
+    rows = []
+    for number in range(3):
+        picture(number).save(f"{number}.png")
+        inverted(picture(number)).save(f"{number}-edited.png")
+        rows.append(
+            {
+                "id": number,
+                "original_image": f"{number}.png",
+                "edited_image": f"{number}-edited.png",
+                "edit_instruction": "invert",
+                "gt_edited_image": f"{number}-edited.png",
+                "task": "x",
+            }
+        )
+    Path("theirs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    said = say("eval", "score", "theirs.jsonl", "--json")
+    assert said.code == 0, said.err
+    assert said.document["results"][0]["figures"]["l1"]["mean"] == 0.0
+    assert say("eval", "report", "theirs-results", "-o", "t.html", "--markdown", "t.md", "--latex", "t.tex").code == 0
+    assert all(Path(name).stat().st_size > 0 for name in ("t.html", "t.md", "t.tex"))
+
+
+def test_list_names_benchmarks_and_editors(say: Say) -> None:
+    said = say("eval", "list", "--json")
+    assert [each["name"] for each in said.document["benchmarks"]][-1] == "embedded"
+    assert len(said.document["benchmarks"]) == 7
+    assert set(said.document["editors"]) == {"instruct-pix2pix", "magicbrush", "aurora", "omnigen"}
+
+
+def test_only_one_model_is_in_memory(say: Say, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[EarlModel]] = []
+    alive: list[int] = []
+
+    def load(*args: Any, **settings: Any) -> EarlModel:
+        gc.collect()
+        alive.append(sum(model() is not None for model in loaded))
+        loaded.append(weakref.ref(model := load_model(*args, **settings)))
+        return model
+
+    monkeypatch.setattr("earl_cli.generation.loading.load_model", load)
+    words = ("-m", f"a={tiny_model_dir}", "-m", f"b={tiny_model_dir}", "-b", str(tiny_model_dir.parent / "again"))
+    pairs(tiny_model_dir.parent / "again", 2)
+    evaluated(say, *words)
+    assert alive == [0, 0]  # and once for both benchmarks
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["-b", "omnedit"], 2, "no such benchmark"),
+        (["-m", "nowhere/"], 4, "nowhere"),
+        (["-b", "pairs", "-m", "results:nowhere"], 3, "nowhere"),
+        (["-b", "pairs", "-m", "https://example.org/v1"], 2, "which of its models"),
+        (["-b", "pairs", "--judge", "localhost"], 2, "no address"),
+        (["-b", "pairs", "--ground-score"], 2, "needs a judge"),
+        (["-b", "pairs", "--rubrics", "nowhere.toml"], 2, "nowhere.toml"),
+        (["-b", "pairs", "--shard", "3/2"], 2, "no part"),
+        (["-b", "pairs", "-m", "copy", "-m", "again=copy", "--lpips"], 6, "torchvision"),
+        (["-b", "pairs", "-o", "pairs/pairs.jsonl"], 8, "a file, not a folder"),
+        (["-b", "pairs", "-m", "embedded", "--temperature", "-1"], 2, "temperature"),
+        (["score", "nowhere"], 3, "no such file or folder"),
+        (["compare", "pairs", "pairs"], 3, "no results"),
+        (["report", "pairs"], 3, "no results"),
+    ],
+)
+def test_bad_input_is_one_message_and_nothing_is_written(say: Say, words: list[str], code: int, says: str) -> None:
+    if says == "torchvision":
+        try:
+            import torchvision  # noqa: F401
+
+            pytest.skip("torchvision is there")
+        except (ImportError, RuntimeError):
+            pass
+    assert says in complaint(say("eval", *words), code)
+    assert not Path("results").exists()
+
+
+def test_the_same_editor_twice_is_refused(say: Say, tiny_model_dir: Path) -> None:
+    said = say("eval", "-b", "pairs", "-m", f"a={tiny_model_dir}", "-m", f"a={tiny_model_dir}/")
+    assert "twice" in complaint(said, 2)
+
+
+def test_rows_that_cant_be_used_are_said_and_counted(say: Say, tiny_model_dir: Path) -> None:
+    Path("pairs/0.png").write_bytes(b"no picture")
+    said = say("eval", "-b", "pairs", "-m", str(tiny_model_dir), "--json")
+    assert said.code == 0
+    assert said.document["results"][0]["unreadable"] == 2
+    assert "2 rows can't be used" in said.err

@@ -1,0 +1,179 @@
+"""The second stage: figures of finished edits by a real local judge and by the true edit, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluations import Inverting, pairs
+from judge_server import MODEL, Faults, JudgeServer
+
+from earl_cli.evaluation.benchmarks import find_benchmark
+from earl_cli.evaluation.columns import PUBLISHED
+from earl_cli.evaluation.finished import copy_editor
+from earl_cli.evaluation.generating import Wanted, generate, start_run
+from earl_cli.evaluation.results import Run, load_run
+from earl_cli.evaluation.samples import open_benchmark
+from earl_cli.evaluation.scoring import NO_EDIT, Scoring, pairs_of, score
+from earl_cli.evaluation.statistics import summarize
+from earl_cli.evaluation.summaries import summary_document
+from earl_cli.rewards.judge import Judge
+from earl_cli.rewards.retrying import Pacing
+from earl_cli.rewards.reward import JudgeDownError
+from earl_cli.rewards.rubrics import load_rubrics
+
+OFFLINE = ("l1", "l2", "psnr", "ssim")
+QUICK = Pacing(tries=3, first=0.01, most=0.02)
+
+
+def results(folder: Path, editor: Inverting | None = None, *, targets: bool = True) -> Run:
+    opened = open_benchmark(find_benchmark(str(pairs(folder / "pairs", targets=targets))))
+    chosen = editor or Inverting()
+    start_run(folder / "run", opened, chosen, {})
+    generate(folder / "run", opened, chosen, Wanted())
+    return load_run(folder / "run")
+
+
+def scoring(judge: JudgeServer | None = None, folder: Path | None = None, **more: object) -> Scoring:
+    client = (
+        Judge(judge.api_base, MODEL, folder and folder / "judge.sqlite", pacing=QUICK, timeout=10) if judge else None
+    )
+    return Scoring(client, load_rubrics(), OFFLINE, **more)  # type: ignore[arg-type]
+
+
+def test_without_a_judge_figures_come_from_true_edits(tmp_path: Path) -> None:
+    for line in score(results(tmp_path), scoring()):
+        assert set(line.scores) == {*OFFLINE, "reference"}
+        assert line.scores["l1"] < 0.02
+        assert line.scores["reference"] > 0.8
+        assert line.missing == {}
+
+
+def test_without_true_edits_and_judge_there_are_no_figures(tmp_path: Path) -> None:
+    assert all(line.scores == line.missing == {} for line in score(results(tmp_path, targets=False), scoring()))
+
+
+def test_the_judges_figures_have_the_published_names(tmp_path: Path, judge: JudgeServer) -> None:
+    lines = score(results(tmp_path), scoring(judge))
+    for line in lines:
+        assert set(PUBLISHED) <= set(line.scores)
+        assert line.scores["vie_sc"] == min(line.scores["edit_success"], line.scores["overedit"])
+        assert line.scores["vie_pq"] == min(line.scores["looks_natural"], line.scores["no_artifact"])
+        assert line.scores["vie_all"] == pytest.approx((line.scores["vie_sc"] * line.scores["vie_pq"]) ** 0.5)
+        assert set(line.explanations) == {"sc", "pq"}
+    assert "ground_score" not in lines[0].scores
+
+
+def test_the_ground_score_is_asked_where_there_is_a_true_edit(tmp_path: Path, judge: JudgeServer) -> None:
+    with_target = score(results(tmp_path / "with"), scoring(judge, ground_score=True))
+    without = score(results(tmp_path / "without", targets=False), scoring(judge, ground_score=True))
+    assert all("ground_score" in line.scores for line in with_target)
+    assert not any("ground_score" in {*line.scores, *line.missing} for line in without)
+
+
+def test_an_edit_that_wasnt_drawn_is_a_zero_for_the_judge_and_missing_elsewhere(
+    tmp_path: Path, judge: JudgeServer
+) -> None:
+    line = score(results(tmp_path, Inverting(refuses="invert 2")), scoring(judge))[2]
+    assert {line.scores[name] for name in PUBLISHED} == {0.0}
+    assert line.missing == dict.fromkeys(OFFLINE, NO_EDIT)
+
+
+def test_what_the_judge_doesnt_say_is_missing_and_counted_never_zero(tmp_path: Path, judge: JudgeServer) -> None:
+    judge.breaks = "invert 3"
+    run = results(tmp_path)
+    lines = score(run, scoring(judge))
+    asked = {"vie_sc", "vie_all", "edit_success", "overedit"}
+    assert set(lines[3].missing) == asked
+    assert all("judge" in why for why in lines[3].missing.values())
+    assert "vie_pq" in lines[3].scores
+    summary = summary_document(replace(run, lines=tuple(lines)))["overall"]["figures"]
+    assert (summary["VIE_ALL"]["count"], summary["VIE_ALL"]["missing"]) == (5, 1)
+    assert (summary["VIE_PQ"]["count"], summary["VIE_PQ"]["missing"]) == (6, 0)
+    others = [line.scores["vie_all"] for number, line in enumerate(lines) if number != 3]
+    assert summary["VIE_ALL"]["mean"] == pytest.approx(np.mean(others))
+    assert summary["VIE_ALL"]["std"] == pytest.approx(np.std(others))
+
+
+def test_a_faulty_judge_gives_the_figures_of_a_healthy_one(tmp_path: Path, judge: JudgeServer) -> None:
+    run = results(tmp_path)
+    healthy = score(run, scoring(judge))
+    judge.faults = Faults(share=0.4, slow=0.05)
+    assert score(run, scoring(judge)) == healthy
+
+
+def test_a_judge_that_is_down_ends_it_and_what_it_said_isnt_asked_again(tmp_path: Path, judge: JudgeServer) -> None:
+    run = results(tmp_path)
+    first = replace(run, lines=run.lines[:4])
+    score(first, scoring(judge, tmp_path))
+    judge.is_down = True
+    with pytest.raises(JudgeDownError):
+        score(run, scoring(judge, tmp_path))
+    judge.is_down = False
+    judge.forget()
+    lines = score(run, scoring(judge, tmp_path))
+    assert len(judge.calls) == 4
+    assert all(set(PUBLISHED) <= set(line.scores) for line in lines)
+
+
+def test_pictures_that_are_gone_are_missing_figures_with_the_reason(tmp_path: Path, judge: JudgeServer) -> None:
+    run = results(tmp_path)
+    edited = run.lines[1].result.edited_image
+    assert edited is not None
+    (run.folder / edited).unlink()
+    lines = score(run, scoring(judge))
+    assert set(lines[1].missing) == {*PUBLISHED, "reference", *OFFLINE}
+    assert all("no such file" in why for why in lines[1].missing.values())
+    assert lines[0].missing == {}
+
+
+def test_the_judge_sees_no_more_pixels_than_it_should(tmp_path: Path, judge: JudgeServer) -> None:
+    import base64
+    import io
+
+    from PIL import Image
+
+    score(results(tmp_path), scoring(judge, area=100))
+    for call in judge.calls:
+        for part in call.body["messages"][0]["content"]:
+            if part["type"] == "image_url":
+                data = part["image_url"]["url"].partition(",")[2]
+                width, height = Image.open(io.BytesIO(base64.b64decode(data))).size
+                assert width * height <= 110
+
+
+def test_copying_the_source_is_the_floor(tmp_path: Path) -> None:
+    run = results(tmp_path)
+    opened = open_benchmark(find_benchmark(str(tmp_path / "pairs")))
+    start_run(tmp_path / "copy", opened, copy_editor(), {})
+    generate(tmp_path / "copy", opened, copy_editor(), Wanted())
+    floor = score(load_run(tmp_path / "copy"), scoring())
+    assert all(line.scores["reference"] == pytest.approx(0.0) for line in floor)
+    better = score(run, scoring())
+    assert all(b.scores["psnr"] > f.scores["psnr"] for b, f in zip(better, floor, strict=True))
+
+
+def test_pairs_are_of_the_same_sample_and_seed(tmp_path: Path) -> None:
+    a = results(tmp_path)
+    b = replace(a, lines=a.lines[2:])
+    assert [pair.id for pair in pairs_of(a, b)] == ["s2", "s3", "s4", "s5"]
+
+
+def test_a_summary_is_json_with_all_that_figures_depend_on(tmp_path: Path, judge: JudgeServer) -> None:
+    run = results(tmp_path)
+    how = scoring(judge)
+    document = json.loads(
+        json.dumps(
+            summary_document(replace(run, lines=tuple(score(run, how)), scoring=how.describe())), allow_nan=False
+        )
+    )
+    assert document["scoring"]["judge"] == {"model": MODEL}
+    assert len(document["scoring"]["rubrics"]) == 16
+    assert document["editor"]["fingerprint"] == "f00"
+    assert set(document["by task"]) == {"colour", "weather"}
+    assert document["by task"]["colour"]["edits"] == 3
+    groups = summarize(replace(run, lines=tuple(score(run, how))))
+    assert document["overall"]["figures"]["psnr"]["low"] == groups[0].columns["psnr"].low
