@@ -25,7 +25,7 @@ from earl_cli.evaluation.drawing import boxes_and_points, draw_marks, overview
 from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
 from earl_cli.evaluation.results import LINES, PICTURES, RUN, Result, lines_of, read_object, write_object
 from earl_cli.evaluation.samples import Opened, Sample
-from earl_cli.files import cut_torn_line
+from earl_cli.files import cut_torn_line, remove_asides
 from earl_cli.images.picture import save_picture
 
 ORIGINALS = "originals"
@@ -154,6 +154,8 @@ def _saved(folder: Path, sample: Sample, seed: int, drawn: Drawn, seconds: float
     def kept(path: Path, image: Image | None, fresh: bool = True) -> str | None:
         if image is None:
             return None
+        if fresh:
+            remove_asides(path)
         if fresh or not path.is_file():
             save_picture(image, path)
         return Path(os.path.relpath(path, folder)).as_posix()

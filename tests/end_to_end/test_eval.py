@@ -1,0 +1,177 @@
+"""``earl eval`` as a whole: the benchmark that ships with it and a local judge, and runs that are killed and go on."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import address, opened
+from evaluations import pairs
+from judge_server import JudgeServer
+from PIL import Image
+from playwright.sync_api import Browser
+from trainings import torchrun
+from victims import Forks, own_program
+
+from earl_cli.evaluation.columns import PUBLISHED
+from earl_cli.evaluation.results import LINES, find_results, lines_of, load_run
+from earl_cli.files import is_aside
+
+pytestmark = pytest.mark.slow
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for processes that are left over")
+EDITS = 10
+
+
+def made(results: Path) -> dict[str, Any]:
+    """What a run made: its pictures, lines and figures, but for times and for how lines are spread over files."""
+    found: dict[str, Any] = {}
+    for path in sorted(results.rglob("*")):
+        name = str(path.relative_to(results))
+        if path.suffix == ".png":
+            found[name] = np.asarray(Image.open(path)).tobytes()
+        elif path.name in ("summary.json", "tables.md", "tables.tex", "scoring.json"):
+            found[name] = path.read_text(encoding="utf-8")
+        elif path.name == "scored.jsonl":
+            found[name] = [{**json.loads(line), "seconds": None} for line in path.read_text().splitlines()]
+        assert not is_aside(path)
+    return found
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> tuple[object, ...]:
+    folder = pairs(tmp_path_factory.mktemp("data") / "pairs", EDITS)
+    return ("eval", "-b", folder, "-m", tiny_model_dir, "--device", "cpu", "--no-report")
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    program = Forks(tmp_path_factory.mktemp("logs"))
+    yield program
+    program.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forks: Forks, words: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    output = tmp_path_factory.mktemp("undisturbed") / "results"
+    run = forks(*words, "-o", output)
+    assert run.wait() == 0, run.output
+    return made(output)
+
+
+@linux
+def test_killed_at_any_operation_it_ends_as_if_nothing_had_happened(
+    forks: Forks, words: tuple[object, ...], undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    output, kills = tmp_path / "results", 0
+    for touches in (1, 4, 9, 17, 30, 45, 62, 80, 100, 100, 100, 100, 100):
+        run = forks(*words, "-o", output, touches=touches)
+        code = run.wait()
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, run.output
+        kills += 1
+        if output.exists():
+            for folder in find_results([output]) if any(output.rglob("run.json")) else []:
+                for line in lines_of(folder):
+                    assert (folder / str(line.result.edited_image)).is_file()
+    assert kills >= 5
+    run = forks(*words, "-o", output)
+    assert run.wait() == 0, run.output
+    for left in filter(is_aside, output.rglob("*")):
+        left.unlink()
+    assert made(output) == undisturbed
+
+
+@linux
+def test_two_processes_share_the_work_and_the_last_one_scores(
+    words: tuple[object, ...], undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    process = torchrun(2, *words, "-o", tmp_path / "results")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    assert made(tmp_path / "results") == undisturbed
+    shares = {path.name for path in (tmp_path / "results").rglob(f"{LINES}/*.jsonl")}
+    assert shares == {"0-of-2.jsonl", "1-of-2.jsonl"}
+
+
+@linux
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_it_without_a_word_too_much(
+    forks: Forks,
+    words: tuple[object, ...],
+    undisturbed: dict[str, Any],
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    output = tmp_path / "results"
+    run = forks(*words, "-o", output)
+    end = time.monotonic() + 60
+    while not any(path.stat().st_size for path in output.rglob(f"{LINES}/*.jsonl")) and time.monotonic() < end:
+        time.sleep(0.01)
+    run.send(number)
+    assert run.wait(30) in (code, 0), run.output
+    assert "Traceback" not in run.output
+    run = forks(*words, "-o", output)
+    assert run.wait() == 0, run.output
+    assert made(output) == undisturbed
+
+
+def test_a_full_disk_is_one_message_and_costs_nothing_written(
+    forks: Forks, words: tuple[object, ...], undisturbed: dict[str, Any], small_disk: Callable[[int], Path]
+) -> None:
+    output = small_disk(120_000) / "results"
+    run = forks(*words, "-o", output)
+    assert run.wait() == 8, run.output
+    assert run.output.count("error:") == 1
+    assert "disk is full" in run.output or "No space left" in run.output
+    small_disk(20_000_000)
+    run = forks(*words, "-o", output)
+    assert run.wait() == 0, run.output
+    assert made(output) == undisturbed
+
+
+def test_the_embedded_model_on_the_embedded_benchmark_with_a_judge(
+    judge: JudgeServer, tmp_path: Path, browser: Browser
+) -> None:
+    start = functools.partial(own_program, tmp_path)
+    run = start(
+        "eval",
+        "--judge",
+        judge.api_base,
+        "-o",
+        tmp_path / "results",
+        environment={"OPENAI_API_KEY": "sk-test"},
+    )
+    assert run.wait(300) == 0, run.output
+    assert "sk-test" not in run.output
+    model, floor = sorted(
+        (load_run(folder) for folder in find_results([tmp_path / "results"])), key=lambda r: r.editor == "copy"
+    )
+    assert (len(model.lines), len(floor.lines)) == (40, 40)
+    for line in model.lines:
+        assert set(PUBLISHED) <= set(line.scores)
+        assert line.missing == {}
+    better = [a.scores["psnr"] > b.scores["psnr"] for a, b in zip(model.lines, floor.lines, strict=True)]
+    assert np.mean(better) > 0.8
+    asked = len(judge.calls)
+    again = start("eval", "score", tmp_path / "results", "--judge", judge.api_base)
+    assert again.wait(300) == 0, again.output
+    assert len(judge.calls) == asked
+    compared = start("eval", "compare", floor.folder, model.folder, "--json")
+    assert compared.wait(60) == 0
+    psnr = json.loads(compared.output[compared.output.index("{") :])["columns"]["psnr"]
+    assert psnr["low"] > 5
+    assert psnr["p"] < 0.05
+    with opened(browser, address(tmp_path / "results" / "report.html")) as page:
+        text = page.inner_text("body")
+    for word in ("VIEScore", "PSNR", "embedded", "copy"):
+        assert word in text
