@@ -10,7 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earl_cli.errors import InputError, UsageError
+from earl_cli.tokens.grammar import FreeState, GrammarState, start_state
 from earl_cli.tokens.layout import Grid, Layout, Mode
+
+MAX_TEXT_TOKENS = 1024
+TEXT_AT_FIRST = 256
+"""Tokens of text before a picture that are reckoned with, until a model writes more."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the tokens that are done and the tokens expected in all; the second may change as pictures begin."""
@@ -67,6 +72,22 @@ class Completion:
     finished: bool
 
 
+@dataclass(frozen=True)
+class Limits:
+    """``text`` tokens at most before a picture in the modes that have some, ``positions`` for prompt and completion."""
+
+    text: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a request's completions begin; ``room`` is what each is likely to take, its prompt included."""
+
+    state: GrammarState | FreeState
+    room: int
+
+
 class Engine(Protocol):
     """Draws completions; each depends on its prompt, its seed and the sampling, not on what is drawn beside it."""
 
@@ -86,3 +107,27 @@ def grid_of_request(request: Request, layout: Layout) -> Grid:
         if grid is not None:
             return grid
     raise InputError("a request without a grid needs a prompt that begins with bos and a picture", where="prompt")
+
+
+def start_of(request: Request, layout: Layout, limits: Limits, where: str) -> Start:
+    """Checks a request; its room is exact in edit mode, and elsewhere what it starts with.
+
+    Raises InputError for a prompt that isn't one, or is too long.
+    """
+    grid, vocabulary = grid_of_request(request, layout), layout.vocabulary
+    if not request.prompt:
+        raise InputError("an empty prompt", where=where)
+    if min(request.prompt) < 0 or max(request.prompt) >= vocabulary.size:
+        raise InputError("the prompt holds ids outside the vocabulary", where=where)
+    state: GrammarState | FreeState = start_state(layout, request.mode, grid, limits.text, 2 * grid.codes)
+    drawing = isinstance(state, GrammarState) and state.image is not None
+    least = len(request.prompt) + (0 if drawing else len(layout.opening(grid))) + grid.tokens + 1
+    if least > limits.positions:
+        what = f"a prompt of {len(request.prompt)} tokens and a picture of {grid} codes"
+        what = f"{what} are more than the model's {limits.positions} positions"
+        raise InputError(what, where=where, hint="a smaller image area takes fewer tokens")
+    room = min(least + (0 if drawing else min(limits.text, TEXT_AT_FIRST)), limits.positions)
+    if not request.grammar:
+        most = least - len(request.prompt) + (0 if drawing else limits.text)
+        state = FreeState(vocabulary, min(most, limits.positions - len(request.prompt)))
+    return Start(state, room)

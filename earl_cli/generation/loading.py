@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
+from earl_cli.errors import UsageError
 from earl_cli.generation.editing import EditSettings
 from earl_cli.generation.engine import Engine, Sampling
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.models.bundle import EarlModel, load_model
+from earl_cli.generation.vllm_environment import has_vllm, need_vllm
+from earl_cli.models.bundle import EarlModel, load_model, open_base
+from earl_cli.models.device import LARGE, choose_device
 from earl_cli.tokens.layout import Mode
 
 SMALL = 1_000_000_000  # bytes
+
+EngineName = Literal["auto", "transformers", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -31,18 +37,50 @@ def load_editor(
     sampling: Mapping[str, float] | None = None,
     mode: Mode = "edit",
     image_area: int | None = None,
+    engine: EngineName = "auto",
+    engine_args: Mapping[str, Any] | None = None,
 ) -> Editor:
     """The model in a folder, at a Hub id, or (None) the embedded one, as `load_model` finds it.
 
     What ``sampling`` doesn't say (temperature, top_k, top_p) is the model's own choice, else the published values.
-    Raises UsageError for a value that can't be, before the model is loaded, and what `load_model` raises.
+    ``engine_args`` are vLLM's. Raises UsageError for a value that can't be, before the model is loaded,
+    MissingExtraError if vLLM is asked for and missing, and what `load_model` raises.
     """
     said = sampling or {}
     sampling_of({}, said)
+    if engine == "vllm":
+        need_vllm()
+    if takes_vllm(engine, device, lambda: open_base(spec).parameters):
+        return _with_vllm(spec, device, said, mode, image_area, engine_args or {})
+    if engine_args:
+        raise UsageError("only the engine vllm takes arguments", where="--engine-arg", hint="--engine vllm")
     model = load_model(spec, device=device)
     _spare_threads(model)
     settings = EditSettings(sampling_of(model.sampling or {}, said), mode, image_area)
     return Editor(model, TransformersEngine(model.language, model.layout), settings)
+
+
+def takes_vllm(engine: EngineName, device: str, parameters: Callable[[], int]) -> bool:
+    """Whether vLLM samples: where it is asked for, and by itself where it is installed for a large model on a GPU."""
+    if engine != "auto":
+        return engine == "vllm"
+    return has_vllm() and choose_device(device).type == "cuda" and 4 * parameters() >= LARGE
+
+
+def _with_vllm(
+    spec: str | None,
+    device: str,
+    sampling: Mapping[str, float],
+    mode: Mode,
+    image_area: int | None,
+    engine_args: Mapping[str, Any],
+) -> Editor:
+    from earl_cli.generation.vllm_engine import VllmEngine
+
+    model = load_model(spec, device=device, language_elsewhere=True)
+    settings = EditSettings(sampling_of(model.sampling or {}, sampling), mode, image_area)
+    engine = VllmEngine(model.folder, model.layout, device=model.device, dtype=model.dtype, engine_args=engine_args)
+    return Editor(model, engine, settings)
 
 
 def sampling_of(own: Mapping[str, float], said: Mapping[str, float]) -> Sampling:

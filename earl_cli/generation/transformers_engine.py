@@ -18,20 +18,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from earl_cli.errors import InputError, ModelError
+from earl_cli.errors import ModelError
 from earl_cli.generation.decoder import Decoder
-from earl_cli.generation.engine import Completion, OnProgress, Request, Sampling, grid_of_request
+from earl_cli.generation.engine import (
+    MAX_TEXT_TOKENS,
+    Completion,
+    Limits,
+    OnProgress,
+    Request,
+    Sampling,
+    start_of,
+)
 from earl_cli.generation.sampling import draw, uniforms
 from earl_cli.models.device import free_memory
-from earl_cli.tokens.grammar import FreeState, GrammarState, start_state
+from earl_cli.tokens.grammar import FreeState, GrammarState
 from earl_cli.tokens.layout import Layout
 
 if TYPE_CHECKING:
     from transformers import Emu3ForCausalLM
-
-MAX_TEXT_TOKENS = 1024
-TEXT_AT_FIRST = 256
-"""Room for text that a batch starts with; it grows if a model writes more."""
 
 
 @dataclass
@@ -138,27 +142,8 @@ class TransformersEngine:
         return [[done[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
 
     def _job(self, index: int, request: Request) -> _Job:
-        """Checks a request; what it holds in the cache is exact in edit mode, and elsewhere what it starts with."""
-        grid, where = grid_of_request(request, self.layout), f"request {index + 1}"
-        if not request.prompt:
-            raise InputError("an empty prompt", where=where)
-        if min(request.prompt) < 0 or max(request.prompt) >= self.layout.vocabulary.size:
-            raise InputError("the prompt holds ids outside the vocabulary", where=where)
-        state: GrammarState | FreeState = start_state(
-            self.layout, request.mode, grid, self.max_text_tokens, 2 * grid.codes
-        )
-        drawing = isinstance(state, GrammarState) and state.image is not None
-        least = len(request.prompt) + (0 if drawing else len(self.layout.opening(grid))) + grid.tokens + 1
-        if least > self.positions:
-            what = f"a prompt of {len(request.prompt)} tokens and a picture of {grid} codes"
-            what = f"{what} are more than the model's {self.positions} positions"
-            raise InputError(what, where=where, hint="a smaller image area takes fewer tokens")
-        text = 0 if drawing else min(self.max_text_tokens, TEXT_AT_FIRST)
-        room = min(least + text, self.positions)
-        if not request.grammar:
-            most = least - len(request.prompt) + (0 if drawing else self.max_text_tokens)
-            state = FreeState(self.layout.vocabulary, min(most, self.positions - len(request.prompt)))
-        return _Job(index, tuple(range(len(request.seeds))), request.prompt, state, room)
+        start = start_of(request, self.layout, Limits(self.max_text_tokens, self.positions), f"request {index + 1}")
+        return _Job(index, tuple(range(len(request.seeds))), request.prompt, start.state, start.room)
 
     def _uniforms(self, seed: int) -> list[float]:
         numbers: list[float] = uniforms(seed, self.positions).tolist()

@@ -19,9 +19,9 @@ from earl_cli.errors import ModelError, OutputError
 from earl_cli.files import whole_file
 from earl_cli.models import names
 from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, parameter_count, part_config
-from earl_cli.models.device import DevicePlan, plan
+from earl_cli.models.device import DevicePlan, plan, preferred_dtype
 from earl_cli.models.hub import CONFIGS_AND_WEIGHTS, TOKENIZER_FILES, locate
-from earl_cli.models.language import load_language, save_language
+from earl_cli.models.language import empty_language, load_language, save_language
 from earl_cli.models.vision import load_vision
 from earl_cli.models.weights import fingerprint, read_json, write_json
 from earl_cli.tokens.layout import Layout
@@ -52,7 +52,8 @@ class Description:
 class EarlModel:
     """A model ready to edit: ``abilities`` and ``sampling`` are those entries of earl.json, None where it has none.
 
-    ``fingerprint`` names the exact weights and tokenizers, ``image_area`` is in pixels.
+    ``fingerprint`` names the exact weights and tokenizers, ``image_area`` is in pixels, ``folder`` holds the language
+    model.
     """
 
     language: Emu3ForCausalLM
@@ -64,6 +65,7 @@ class EarlModel:
     name: str
     fingerprint: str
     plan: DevicePlan
+    folder: Path
 
     @property
     def device(self) -> torch.device:
@@ -112,11 +114,13 @@ def load_model(
     dtype: str = "auto",
     attention: str = "auto",
     revision: str | None = None,
+    language_elsewhere: bool = False,
 ) -> EarlModel:
     """Loads the model in a folder, at a Hub id ``org/name[@revision]``, or (None) the embedded one.
 
-    The memory is checked before any weight is read. Raises ModelError if something is missing or of the wrong kind,
-    DeviceError if the device isn't there or too small.
+    With ``language_elsewhere`` the language model stays on the meta device, for an engine that reads it by itself, in
+    the number type that is planned. The memory is checked before any weight is read. Raises ModelError if something is
+    missing or of the wrong kind, DeviceError if the device isn't there or too small.
     """
     folder = _embedded() if spec is None else locate(spec, revision)
     language = open_checkpoint(folder, "language")
@@ -124,15 +128,20 @@ def load_model(
     layout = Layout(description.vocabulary, _text(description))
     vision = open_checkpoint(locate(description.vision), "vision")
     _check_sizes(description, language, vision)
+    needed = 4 * parameter_count(language) * 11 // 10
+    if language_elsewhere and dtype == "auto":
+        dtype = preferred_dtype(device, needed)
     chosen = plan(
         device,
-        4 * parameter_count(language) * 11 // 10,
+        0 if language_elsewhere else needed,
         fixed_bytes=4 * parameter_count(vision) + WORKING_BYTES,
         dtype=dtype,
         attention=attention,
     )
     return EarlModel(
-        load_language(folder, device=chosen.device, dtype=chosen.dtype, attention=chosen.attention),
+        empty_language(folder)
+        if language_elsewhere
+        else load_language(folder, device=chosen.device, dtype=chosen.dtype, attention=chosen.attention),
         load_vision(vision.folder, device=chosen.device),
         layout,
         description.image_area,
@@ -141,6 +150,7 @@ def load_model(
         "embedded" if spec is None else folder.resolve().name if Path(spec).is_dir() else spec,
         _fingerprint(language, vision, layout.text),
         chosen,
+        folder,
     )
 
 

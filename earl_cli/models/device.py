@@ -79,6 +79,11 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(kind)
 
 
+def preferred_dtype(device: str, needed_bytes: int) -> str:
+    """The name of the number type that suits a model of ``needed_bytes`` in float32 best, whatever memory is free."""
+    return _name(_dtypes(choose_device(device), large=needed_bytes >= LARGE)[0])
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be taken on a device; on a CPU also within the limit of the container. None if unknown."""
     if device.type == "cuda":

@@ -48,6 +48,15 @@ def load_language(
     return model.eval()
 
 
+def empty_language(folder: Path) -> Emu3ForCausalLM:
+    """The language model in a folder without its weights, on the meta device. Raises ModelError as `load_language`."""
+    from transformers.models.emu3.configuration_emu3 import Emu3TextConfig
+    from transformers.models.emu3.modeling_emu3 import Emu3ForCausalLM
+
+    model: Emu3ForCausalLM = build(open_checkpoint(folder, "language"), Emu3TextConfig, Emu3ForCausalLM)
+    return model.eval()
+
+
 def save_language(
     model: Emu3ForCausalLM,
     folder: Path,

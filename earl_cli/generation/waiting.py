@@ -1,0 +1,80 @@
+"""Calls into an engine that may hang or die: one thread makes them all, and nobody waits for it for ever."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from earl_cli.errors import EarlError
+
+LINES, WIDTH = 12, 200
+T = TypeVar("T")
+
+
+class EngineError(EarlError):
+    """An engine that died or gave no answer in time; the message ends with the last lines of its log."""
+
+
+class Caller:
+    """The thread that an engine lives in; ``name`` and ``log`` are the engine's.
+
+    Being no part of what Python waits for at its end, it can't keep a program from ending either.
+    """
+
+    def __init__(self, name: str, log: Path | None) -> None:
+        self.name, self.log = name, log
+        self.dead = False
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def call(self, what: str, seconds: float, function: Callable[[], T]) -> T:
+        """The function's result. Raises EngineError naming ``what`` if it fails or takes longer than ``seconds``."""
+        if self.dead:
+            raise self._error(f"{what} was asked of {self.name}, which is dead")
+        future: Future[T] = Future()
+        self._calls.put((future, function))
+        try:
+            return future.result(seconds)
+        except TimeoutError as failure:
+            self.dead = True
+            done = future.done()  # then the function itself raised it
+            problem = f"failed: {failure}" if done else f"took longer than {seconds:g} s"
+            raise self._error(f"{what} by {self.name} {problem}") from failure
+        except EarlError:
+            raise
+        except Exception as failure:
+            self.dead = True
+            first = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+            raise self._error(f"{what} by {self.name} failed: {first}") from failure
+
+    def close(self) -> None:
+        """End the thread after what it is doing."""
+        self.dead = True
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (given := self._calls.get()) is not None:
+            future, function = given
+            try:
+                future.set_result(function())
+            except BaseException as failure:  # the caller's to judge
+                future.set_exception(failure)
+            del given, future, function
+
+    def _error(self, what: str) -> EngineError:
+        last = last_lines(self.log)
+        return EngineError(what, hint="\n".join(["the end of its log:", *last]) if last else None)
+
+
+def last_lines(log: Path | None) -> list[str]:
+    """The end of a log, [] if there is none."""
+    if log is None or not log.is_file():
+        return []
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - 16_384))
+        lines = stream.read().decode(errors="replace").splitlines()
+    return [line[:WIDTH] for line in lines if line.strip()][-LINES:]
