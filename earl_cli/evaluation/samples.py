@@ -101,7 +101,7 @@ def _columns(part: Part, there: Sequence[str], where: str) -> Columns:
         "instruction": INSTRUCTION_NAMES,
         "target": TARGET_NAMES,
         "id": ID_NAMES,
-        "task": ("task", "edit_type"),
+        "task": ("task", "edit_type", "kind", "category"),
     }
     found: dict[str, str | None] = {}
     for kind, named in part.columns.model_dump().items():

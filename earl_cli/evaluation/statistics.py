@@ -17,6 +17,8 @@ from earl_cli.evaluation.results import Run, Scored
 
 DRAWS = 10_000
 LEVEL = 0.95
+FEWEST = 5
+"""Source pictures that an interval needs: of fewer, a bootstrap knows too little, and makes it too narrow."""
 EXACT = 13  # pictures up to which all sign changes are tried
 DIMENSIONS = ("all", "source", "task", "source x task", "seed")
 Floats = NDArray[np.float64]
@@ -26,7 +28,8 @@ Floats = NDArray[np.float64]
 class Estimate:
     """A mean, the population's standard deviation as published, and a 95 % interval of the mean.
 
-    ``count`` values are in it, ``missing`` ones are not. NaN where there are too few values for a figure.
+    ``count`` values are in it, ``missing`` ones are not. NaN where there are too few values, or for the interval fewer
+    than `FEWEST` source pictures.
     """
 
     mean: float
@@ -192,8 +195,8 @@ def _estimates(values: Floats, clusters: Sequence[str]) -> list[Estimate]:
     for column in range(values.shape[1]):
         there = values[:, column][~np.isnan(values[:, column])]
         of_draws = means[:, column][np.isfinite(means[:, column])]
-        several = int((counts[:, column] > 0).sum()) > 1
-        low, high = np.quantile(of_draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)) if several else (math.nan, math.nan)
+        enough = int((counts[:, column] > 0).sum()) >= FEWEST
+        low, high = np.quantile(of_draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)) if enough else (math.nan, math.nan)
         mean, std = (float(there.mean()), float(there.std())) if len(there) else (math.nan, math.nan)
         estimates.append(Estimate(mean, std, float(low), float(high), len(there), len(values) - int(count[column])))
     return estimates

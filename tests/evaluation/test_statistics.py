@@ -31,9 +31,9 @@ def run_of(values: list[float | None], column: str = "vie_all", *, seeds: int = 
 
 
 def test_a_mean_has_the_published_deviation_and_counts_what_is_missing() -> None:
-    found = estimate([1.0, 2.0, None, 6.0], ["a", "b", "c", "d"])
-    assert (found.mean, found.count, found.missing) == (3.0, 3, 1)
-    assert found.std == pytest.approx(math.sqrt((4 + 1 + 9) / 3))
+    found = estimate([1.0, 2.0, None, 6.0, 1.0, 5.0], ["a", "b", "c", "d", "e", "f"])
+    assert (found.mean, found.count, found.missing) == (3.0, 5, 1)
+    assert found.std == pytest.approx(math.sqrt((4 + 1 + 9 + 4 + 4) / 5))
     assert found.low < 3.0 < found.high
 
 
@@ -68,11 +68,11 @@ def test_nothing_to_count_is_no_number(values: list[float | None]) -> None:
     assert compare(run, run, "vie_all") is None
 
 
-def test_one_picture_has_a_mean_and_no_interval() -> None:
-    found = estimate([1.0, 3.0], ["a", "a"])
-    assert found.mean == 2.0
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
+@pytest.mark.parametrize(("pictures", "has_interval"), [(1, False), (4, False), (5, True)])
+def test_few_pictures_have_a_mean_and_no_interval(pictures: int, has_interval: bool) -> None:
+    found = estimate([float(number) for number in range(30)], [str(number % pictures) for number in range(30)])
+    assert found.mean == 14.5
+    assert math.isnan(found.low) == math.isnan(found.high) == (not has_interval)
 
 
 def test_groups_by_source_task_both_and_seed() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from earl_cli.evaluation import statistics
 from earl_cli.evaluation.comparing import comparability
 from earl_cli.evaluation.results import Result, Run, Scored
 from earl_cli.evaluation.tables import latex, markdown, tables_of
@@ -67,7 +68,8 @@ def rows_of(markdown: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
-def test_a_row_an_editor_with_means_intervals_and_the_floor_last() -> None:
+def test_a_row_an_editor_with_means_intervals_and_the_floor_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "FEWEST", 2)
     runs = [run("copy", vie(0, 1)), run("a", vie(4, 6)), run("b", vie(8, 10))]
     text = markdown(runs)
     head, marks, *rows = rows_of(text)
