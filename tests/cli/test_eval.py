@@ -254,6 +254,13 @@ def test_list_names_benchmarks_and_editors(say: Say) -> None:
     assert set(said.document["editors"]) == {"instruct-pix2pix", "magicbrush", "aurora", "omnigen"}
 
 
+def test_a_model_that_reasons_has_its_words_in_the_results(say: Say, tiny_model_dir: Path) -> None:
+    document = evaluated(say, "-m", str(tiny_model_dir), "--think", "--limit", "2")
+    run_ = load_run(Path(document["results"][0]["folder"]))
+    assert run_.about["editor"]["mode"] == "reasoning"
+    assert any(line.result.reasoning for line in run_.lines)
+
+
 def test_only_one_model_is_in_memory(say: Say, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[weakref.ref[EarlModel]] = []
     alive: list[int] = []

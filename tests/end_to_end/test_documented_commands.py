@@ -21,6 +21,7 @@ ROOT = Path(app.__file__).parents[1]
 TEXT = (ROOT / "docs" / "COMMANDS.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^(earl edit .+?) +#", TEXT, re.MULTILINE)
 TRAINING = re.findall(r"^(earl (?:tokenize|sft|rl) .+?) *(?:#.*)?$", TEXT, re.MULTILINE)
+EVALUATION = re.findall(r"^(earl eval .+?) +#", TEXT, re.MULTILINE)
 
 
 def small(path: Path) -> None:
@@ -41,6 +42,7 @@ def typed(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_there_are_examples() -> None:
     assert len(LINES) >= 5
     assert len(TRAINING) >= 12
+    assert len(EVALUATION) >= 6
 
 
 def test_from_pairs_to_a_trained_model(tmp_path: Path) -> None:
@@ -60,6 +62,21 @@ def test_from_pairs_to_a_trained_model(tmp_path: Path) -> None:
         typed(line, tmp_path)
     assert json.loads(typed("earl tokenize inspect again/ --json", tmp_path).stdout)["pairs"] == 8
     for name in ("pairs.html", "curves.png", "my-editor/config.json", "my-editor/validation/step-000002.html"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_from_models_to_a_report(tmp_path: Path) -> None:
+    rows = []
+    for index in range(2):
+        names = {"source": f"{index}.png", "edited": f"{index} edited.png"}
+        for name in names.values():
+            small(tmp_path / "pairs" / name)
+        rows.append({"id": str(index), **names, "instruction": "make it warmer"})
+    (tmp_path / "pairs" / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "my-model").symlink_to(ROOT / "earl_cli" / "models" / "embedded")
+    for line in EVALUATION:
+        typed(line, tmp_path)
+    for name in ("all.html", "all.tex", "mine/report.html", "first/tables.md"):
         assert (tmp_path / name).stat().st_size > 0
 
 
