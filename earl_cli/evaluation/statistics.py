@@ -76,8 +76,8 @@ class Difference:
 
 def estimate(values: Sequence[float | None] | Floats, clusters: Sequence[str]) -> Estimate:
     """The mean of the values that are there, with the interval from a bootstrap of whole clusters."""
-    columns = np.asarray([math.nan if value is None else value for value in values], dtype=np.float64)
-    return _estimates(columns[:, None], clusters)[0]
+    column = np.asarray([math.nan if value is None else value for value in values], dtype=np.float64)
+    return _estimates(column[:, None], clusters, [int(np.isnan(column).sum())])[0]
 
 
 def summarize(run: Run) -> list[Group]:
@@ -111,7 +111,7 @@ def compare(a: Run, b: Run, column: str) -> Difference | None:
     pairs = np.asarray([(before[number], after[number]) for number in shared])
     change = pairs[:, 1] - pairs[:, 0]
     clusters = [picture[number] for number in shared]
-    spread = _estimates(change[:, None], clusters)[0]
+    spread = estimate(change, clusters)
     better = change if COLUMNS[column].higher_is_better else -change
     means = pairs.mean(axis=0)
     return Difference(
@@ -155,7 +155,8 @@ def _group(by: str, key: str, lines: Sequence[Scored]) -> Group:
     if not names:
         return Group(by, key, len(lines), undrawn)
     values = np.asarray([[line.scores.get(name, math.nan) for name in names] for line in lines], dtype=np.float64)
-    found = _estimates(values, [cluster(line) for line in lines])
+    lost = [sum(name in line.missing for line in lines) for name in names]
+    found = _estimates(values, [cluster(line) for line in lines], lost)
     return Group(by, key, len(lines), undrawn, dict(zip(names, found, strict=True)))
 
 
@@ -182,10 +183,12 @@ def _by_sample(run: Run, column: str) -> dict[int, float]:
     return {number: sum(values) / len(values) for number, values in found.items()}
 
 
-def _estimates(values: Floats, clusters: Sequence[str]) -> list[Estimate]:
-    """Of each column of float64[n, c], NaN where a value is missing; every column sees the same draws."""
+def _estimates(values: Floats, clusters: Sequence[str], lost: Sequence[int]) -> list[Estimate]:
+    """Of each column of float64[n, c], NaN where there is no value; ``lost`` int[c] of them should have been there.
+
+    Every column sees the same draws.
+    """
     totals, counts = _totals(values, clusters)
-    count = counts.sum(axis=0)
     rng = np.random.default_rng(0)
     size = len(totals)
     drawn = rng.multinomial(size, np.full(size, 1 / size), DRAWS).astype(np.float64)
@@ -198,7 +201,7 @@ def _estimates(values: Floats, clusters: Sequence[str]) -> list[Estimate]:
         enough = int((counts[:, column] > 0).sum()) >= FEWEST
         low, high = np.quantile(of_draws, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)) if enough else (math.nan, math.nan)
         mean, std = (float(there.mean()), float(there.std())) if len(there) else (math.nan, math.nan)
-        estimates.append(Estimate(mean, std, float(low), float(high), len(there), len(values) - int(count[column])))
+        estimates.append(Estimate(mean, std, float(low), float(high), len(there), lost[column]))
     return estimates
 
 

@@ -29,8 +29,8 @@ OFFLINE = ("l1", "l2", "psnr", "ssim")
 QUICK = Pacing(tries=3, first=0.01, most=0.02)
 
 
-def results(folder: Path, editor: Inverting | None = None, *, targets: bool = True) -> Run:
-    opened = open_benchmark(find_benchmark(str(pairs(folder / "pairs", targets=targets))))
+def results(folder: Path, editor: Inverting | None = None, *, targets: bool = True, count: int = 6) -> Run:
+    opened = open_benchmark(find_benchmark(str(pairs(folder / "pairs", count, targets=targets))))
     chosen = editor or Inverting()
     start_run(folder / "run", opened, chosen, {})
     generate(folder / "run", opened, chosen, Wanted())
@@ -163,7 +163,7 @@ def test_pairs_are_of_the_same_sample_and_seed(tmp_path: Path) -> None:
 
 
 def test_a_summary_is_json_with_all_that_figures_depend_on(tmp_path: Path, judge: JudgeServer) -> None:
-    run = results(tmp_path)
+    run = results(tmp_path, count=10)
     how = scoring(judge)
     document = json.loads(
         json.dumps(
@@ -174,6 +174,6 @@ def test_a_summary_is_json_with_all_that_figures_depend_on(tmp_path: Path, judge
     assert len(document["scoring"]["rubrics"]) == 16
     assert document["editor"]["fingerprint"] == "f00"
     assert set(document["by task"]) == {"colour", "weather"}
-    assert document["by task"]["colour"]["edits"] == 3
+    assert document["by task"]["colour"]["edits"] == 5
     groups = summarize(replace(run, lines=tuple(score(run, how))))
     assert document["overall"]["figures"]["psnr"]["low"] == groups[0].columns["psnr"].low

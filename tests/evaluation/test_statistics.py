@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,13 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         found = estimate(rng.normal(1.0, 1.0, 60), [str(number) for number in range(60)])
         hits += found.low <= 1.0 <= found.high
     assert hits >= 51
+
+
+def test_a_figure_that_a_sample_cant_have_isnt_missing() -> None:
+    run = run_of([1.0, None, 3.0])
+    without_target = replace(run.lines[0], scores={}, missing={})
+    (group,) = summarize(replace(run, lines=(without_target, *run.lines[1:])))
+    assert (group.columns["vie_all"].count, group.columns["vie_all"].missing) == (1, 1)
 
 
 @pytest.mark.parametrize("values", [[], [None], [None, None]])
