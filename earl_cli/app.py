@@ -25,6 +25,7 @@ from earl_cli.version import version as earl_version
 
 COMMANDS = {
     "edit": "Edit pictures by an instruction in plain words.",
+    "serve": "Serve a page and an HTTP endpoint that edit pictures.",
     "tokenize": "Turn pairs of pictures and instructions into a token store.",
     "tokenize inspect": "Say what a token store holds, and draw some of its pairs.",
     "tokenize verify": "Check every shard and row of token stores.",

@@ -11,7 +11,9 @@ from earl_cli.serving.multipart import MAX_PARTS, MAX_TEXT, Field, read_form, te
 from earl_cli.serving.refusing import RefusedError
 
 TYPE = "multipart/form-data; boundary=b"
-NAMES = some.text(some.characters(min_codepoint=32, exclude_characters="\x7f"), min_size=1, max_size=20)
+NAMES = some.text(
+    some.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs"]), min_size=1, max_size=20
+)
 
 
 def part(head: str, content: bytes = b"x") -> bytes:

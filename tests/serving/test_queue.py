@@ -169,7 +169,7 @@ def test_closing_ends_what_is_drawn_and_what_waits(gate: Gate) -> None:
 
 def test_a_thread_that_never_comes_back_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     never = threading.Event()
-    line = EditQueue(lambda orders, on_progress: iter([never.wait(60)]), LIMITS).start()  # type: ignore[list-item]
+    line = EditQueue(lambda *_: iter([never.wait(60)]), LIMITS).start()
     ticket = line.submit(order("a"))
     assert eventually(lambda: ticket.view.phase == "drawing")
     monkeypatch.setattr(queues, "STALE", 0.0)

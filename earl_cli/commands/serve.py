@@ -1,0 +1,95 @@
+"""``earl serve``: the model behind an HTTP endpoint in the OpenAI protocol's shape, and a page to use it from."""
+
+from __future__ import annotations
+
+import os
+import threading
+import webbrowser
+from typing import Annotated
+
+import typer
+
+from earl_cli.console import console
+from earl_cli.errors import UsageError
+
+MIB = 1 << 20
+
+
+def serve(
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="PATH|HUB_ID[@REV]", help="The small model that ships with earl by default."),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    host: Annotated[
+        str, typer.Option("--host", help="Who may ask: 127.0.0.1 is this machine only, 0.0.0.0 is everybody.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Where it listens; 0 is any free one.")] = 8360,
+    api_key_variable: Annotated[
+        str | None, typer.Option("--api-key-variable", help="Ask for the key in this environment variable.")
+    ] = None,
+    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="How many edits may wait.")] = 32,
+    max_variants: Annotated[int, typer.Option("--max-variants", min=1, help="How many variants at a time.")] = 8,
+    max_pixels: Annotated[int, typer.Option("--max-pixels", min=1, help="Refuse larger pictures.")] = 100_000_000,
+    max_upload: Annotated[int, typer.Option("--max-upload", min=1, help="Refuse larger files; in MiB.")] = 32,
+    rate: Annotated[
+        int, typer.Option("--rate", min=0, help="Edits a minute that one address may ask for; 0 is any number.")
+    ] = 60,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Serve a page for editing photos, and the OpenAI protocol's image edits: earl serve
+
+    The page is at http://127.0.0.1:8360/, the endpoint at http://127.0.0.1:8360/v1. Ctrl-C stops it.
+    """
+    key = _key(api_key_variable)
+    from earl_cli.serving.connections import Server
+    from earl_cli.serving.limits import Limits
+
+    limits = Limits(
+        max_queue=max_queue,
+        max_variants=max_variants,
+        max_pixels=max_pixels,
+        rate=rate,
+        upload=max_upload * MIB,
+        uploads=max(8 * max_upload * MIB, Limits.uploads),
+    )
+    server = Server(host, port, limits.connections)  # a port that is taken is known before the model is loaded
+
+    from earl_cli.generation.loading import load_editor
+    from earl_cli.serving.server import serve as answer
+    from earl_cli.serving.service import is_loopback, service_of
+
+    editor = load_editor(model, device=device)
+    console.note(f"{editor.model.name}: {editor.model.plan}")
+    service = service_of(editor, limits, key, is_local=is_loopback(server.host))
+    if not service.is_local and key is None:
+        console.warn(
+            f"whoever reaches {server.host} can edit here: there is no password. --api-key-variable asks for one"
+        )
+    page = server.page_address
+
+    def ready() -> None:
+        console.say(f"page      {page}")
+        console.say(f"endpoint  {page}v1")
+        console.note("Ctrl-C stops it")
+        console.document(
+            {
+                "page": page,
+                "api_base": f"{page}v1",
+                "model": service.about.model,
+                "engine": service.about.engine,
+                "device": service.about.device,
+            }
+        )
+        if show:
+            threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
+
+    answer(server, service, ready)
+
+
+def _key(variable: str | None) -> str | None:
+    key = os.environ.get(variable, "").strip() if variable else None
+    if key == "":
+        raise UsageError("this environment variable has no key", where=variable, hint=f"export {variable}=...")
+    return key

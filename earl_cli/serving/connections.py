@@ -1,0 +1,176 @@
+"""TCP connections with an end to everybody's patience: so many at once, so many bytes and seconds for each request."""
+
+from __future__ import annotations
+
+import errno
+import io
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from earl_cli.errors import UsageError
+from earl_cli.serving.refusing import report
+
+FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class TooLargeError(OSError):
+    """More bytes came than a request may have."""
+
+
+class PatientReader(io.RawIOBase):
+    """Reads a socket until a deadline and up to a number of bytes, which `expect` sets."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._deadline, self._left = 0.0, 0
+
+    def expect(self, seconds: float, size: int) -> None:
+        """From now on so many bytes may come in so many seconds, however they are spread."""
+        self._deadline, self._left = time.monotonic() + seconds, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As for any raw stream. TimeoutError after the deadline, TooLargeError beyond the bytes."""
+        seconds = self._deadline - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError
+        if self._left <= 0:
+            raise TooLargeError
+        self._connection.settimeout(seconds)
+        count = self._connection.recv_into(memoryview(buffer)[: self._left])
+        self._left -= count
+        return count
+
+
+def is_gone(connection: socket.socket) -> bool:
+    """Whether the other side has closed; what it may still send is left there."""
+    patience = connection.gettimeout()
+    try:
+        connection.settimeout(0)
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(patience)
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """A thread for each connection, ``most`` at once; it has its port from the start, and listens after `listen`.
+
+    Raises UsageError for a port or host that can't be had.
+    """
+
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, host: str, port: int, most: int) -> None:
+        self._slots = threading.BoundedSemaphore(most)
+        self._busy, self._changed = 0, threading.Condition()
+        with _explained(host, port):
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            self.address_family, address = found[0][0], found[0][4]
+            super().__init__((str(address[0]), port), socketserver.BaseRequestHandler, bind_and_activate=False)
+            try:
+                self.server_bind()
+            except OSError:
+                self.server_close()
+                raise
+
+    @property
+    def host(self) -> str:
+        """The address that it is bound to."""
+        return str(self.server_address[0])
+
+    @property
+    def port(self) -> int:
+        """The port that it is bound to."""
+        return int(self.server_address[1])
+
+    @property
+    def page_address(self) -> str:
+        """Where a browser on this machine finds it, with a slash at the end."""
+        name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{name}]' if ':' in name else name}:{self.port}/"
+
+    def listen(self, handler: type[socketserver.BaseRequestHandler]) -> None:
+        """From now on connections are taken, once `serve_forever` runs."""
+        self.RequestHandlerClass = handler
+        with _explained(self.host, self.port):
+            self.server_activate()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """A request is being answered, which `settle` waits for."""
+        with self._changed:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
+
+    def settle(self, seconds: float) -> None:
+        """Takes no new connection, and waits until every request has its answer, at most so long."""
+        self.server_close()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy, seconds)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """As for any server with threads; beyond the number of connections a client is told to come again."""
+        if not self._slots.acquire(blocking=False):
+            request.setblocking(False)
+            try:
+                request.send(FULL)
+            except OSError:
+                pass
+            finally:
+                self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """As for any server with threads."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, _request: Any, _client_address: Any) -> None:
+        """A client that goes away is nothing to report."""
+        if (failure := sys.exception()) is not None and not isinstance(failure, OSError):
+            report(failure)
+
+
+@contextmanager
+def _explained(host: str, port: int) -> Iterator[None]:
+    """Failures to get an address, in words."""
+    try:
+        yield
+    except socket.gaierror:
+        raise UsageError("this machine has no such name or address", where=f"--host {host}") from None
+    except OverflowError:
+        raise UsageError("no such port", where=f"--port {port}") from None
+    except OSError as error:
+        whys = {errno.EADDRINUSE: "this port is taken", errno.EACCES: "this port needs more rights"}
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UsageError("this machine doesn't have this address", where=f"--host {host}") from None
+        if error.errno not in whys:
+            raise
+        hint = f"--port {port + 1 if port > 1023 else 8360}, or --port 0 for any that is free"
+        raise UsageError(whys[error.errno], where=f"--port {port}", hint=hint) from None

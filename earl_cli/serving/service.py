@@ -1,0 +1,108 @@
+"""What all connections of a server share: the model's name and line, the limits, the key, the page's files."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from ipaddress import ip_address
+from typing import Any
+
+from earl_cli.generation.engine import Sampling
+from earl_cli.generation.loading import Editor
+from earl_cli.models.abilities import examples
+from earl_cli.serving.drawing import drawing
+from earl_cli.serving.limits import Budget, Limits, Rate
+from earl_cli.serving.queue import EditQueue
+from earl_cli.version import version
+
+OPENED_AT_ONCE = 2
+PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/script.js": ("script.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+
+@dataclass(frozen=True)
+class About:
+    """What the server says of its model; ``abilities`` as in earl.json."""
+
+    model: str
+    engine: str
+    device: str
+    sampling: Sampling
+    abilities: Mapping[str, Any] | None = None
+    suggestions: Sequence[str] = ()
+
+
+@dataclass(eq=False)
+class Service:
+    """What all connections share. ``key`` is asked of every client; without one everybody who gets here is let in."""
+
+    about: About
+    queue: EditQueue
+    limits: Limits
+    key: str | None
+    is_local: bool
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.rate, self.budget = Rate(self.limits.rate), Budget(self.limits.uploads)
+        self.opening = threading.BoundedSemaphore(OPENED_AT_ONCE)
+        room = files("earl_cli.serving") / "page"
+        self.page = {path: ((room / name).read_bytes(), kind) for path, (name, kind) in PAGE.items()}
+
+    def health(self) -> dict[str, Any]:
+        """How the server is, for people and supervisors."""
+        return {
+            "status": self.queue.state,
+            "model": self.about.model,
+            "engine": self.about.engine,
+            "device": self.about.device,
+            "queue": {"waiting": self.queue.waiting, "drawing": self.queue.drawing, "most": self.limits.max_queue},
+            "edits": self.queue.drawn,
+            "uptime": round(time.monotonic() - self.started, 1),
+            "version": version(),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What the page has to know."""
+        return {
+            "model": self.about.model,
+            "suggestions": list(self.about.suggestions),
+            "max_variants": self.limits.max_variants,
+            "max_bytes": self.limits.upload,
+            "needs_key": self.key is not None,
+        }
+
+    def model(self) -> dict[str, Any]:
+        """The model in the protocol's list."""
+        return {"id": self.about.model, "object": "model", "created": 0, "owned_by": "earl"}
+
+
+def service_of(
+    editor: Editor, limits: Limits, key: str | None, *, is_local: bool, engine: str = "transformers"
+) -> Service:
+    """The service of one loaded editor."""
+    model = editor.model
+    about = About(
+        model.name,
+        engine,
+        str(model.device),
+        editor.settings.sampling,
+        model.abilities,
+        examples(model.abilities) if model.abilities else (),
+    )
+    return Service(about, EditQueue(drawing(editor), limits), limits, key, is_local)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address reaches this machine only."""
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
