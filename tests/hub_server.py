@@ -10,25 +10,22 @@ import hashlib
 import json
 import os
 import re
-import socket
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from local_server import MOMENT, LocalHandler, LocalServer
 
 TOKEN = "hf_of_somebody_with_access"
 LARGE_FILES = (".arrow", ".bin", ".parquet", ".safetensors", ".tiktoken", ".zip")
 CHUNK = 1 << 16
-MOMENT = 0.01
 TIMEOUT = 5
 WHEN = "2025-01-01T00:00:00.000Z"
 API = re.compile(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
@@ -76,15 +73,13 @@ class Hub:
 
     def start(self) -> Hub:
         """Listens on a free port of 127.0.0.1."""
-        self.server = _Server(self)
-        self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, args=(MOMENT,), daemon=True).start()
+        self.server = LocalServer(self, _Handler).start()
+        self.endpoint = self.server.address
         return self
 
     def stop(self) -> None:
         """Ends every connection and listens no more; a second time is nothing."""
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.stop()
 
     def add(self, repository: Repository) -> Repository:
         """Serves one more repository, or another in place of the one with this kind and id."""
@@ -133,42 +128,11 @@ class Hub:
         return {"http_proxy": self.endpoint, "https_proxy": self.endpoint, "no_proxy": "127.0.0.1"}
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
-        self.open: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def server_close(self) -> None:
-        super().server_close()
-        for connection in list(self.open):
-            _hang_up(connection)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle is nothing to report."""
-
-
 class _RefusalError(Exception):
     """Answers with an error as the Hub words it: status, X-Error-Code, X-Error-Message."""
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Server
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.open.add(self.connection)
-
-    def finish(self) -> None:
-        self.server.open.discard(self.connection)
-        super().finish()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """`Hub.requests` is the log."""
-
+class _Handler(LocalHandler):
     def do_HEAD(self) -> None:
         self._answer()
 
@@ -183,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         self.request_seen = Request(self.command, self.path, self.headers.get("Range"))
-        self.server.hub.requests.append(self.request_seen)
+        self.server.owner.requests.append(self.request_seen)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
             self._route(body)
@@ -212,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _find(self, kind: str, repo_id: str, revision: str) -> tuple[Repository, str]:
         """The repository and its revision's name; ``revision`` is that name or the commit."""
-        repository = self.server.hub.repositories.get((kind, repo_id))
+        repository = self.server.owner.repositories.get((kind, repo_id))
         if repository is None or (repository.private and not self._has_access()):
             # The Hub doesn't tell strangers which of both; from an https address its clients know without the code.
             if self.headers.get("Authorization"):
@@ -253,10 +217,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b"", {"Content-Range": f"bytes */{size}"})
             status, content = HTTPStatus.PARTIAL_CONTENT, content[first : last + 1]
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-        if self.command == "GET" and self.server.hub.cuts.get((repository.id, path), 0) > 0:
-            self.server.hub.cuts[repository.id, path] -= 1
+        if self.command == "GET" and self.server.owner.cuts.get((repository.id, path), 0) > 0:
+            self.server.owner.cuts[repository.id, path] -= 1
             self._send(status, content, headers, upto=len(content) // 2)
-            return _hang_up(self.connection)
+            return self.drop()
         return self._send(status, content, headers)
 
     def _json(self, value: object) -> None:
@@ -282,13 +246,6 @@ class _Handler(BaseHTTPRequestHandler):
             part = content[start : start + CHUNK]
             self.request_seen.sent += len(part)
             self.wfile.write(part)
-
-
-def _hang_up(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:  # the other side was first
-        return
 
 
 def _info(repository: Repository, name: str) -> dict[str, object]:

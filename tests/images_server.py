@@ -11,23 +11,19 @@ import email
 import email.policy
 import hashlib
 import io
-import json
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import numpy as np
 from judge_server import Faults
+from local_server import LocalHandler, LocalServer
 from PIL import Image
 
 MODEL = "qwen-image-edit"
 KINDS = ("slow", "no json", "nothing", "partial", "limited", "error", "dropped")
-MOMENT = 0.01
 
 
 @dataclass(frozen=True)
@@ -64,15 +60,13 @@ class ImagesServer:
         """Listens on a free port of 127.0.0.1."""
         self.lock, self.at_once, self.attempts = threading.Lock(), 0, Counter[str]()
         self.files: dict[str, bytes] = {}
-        self.server = _Server(self)
-        self.api_base = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        threading.Thread(target=self.server.serve_forever, args=(MOMENT,), daemon=True).start()
+        self.server = LocalServer(self, _Handler).start()
+        self.api_base = f"{self.server.address}/v1"
         return self
 
     def stop(self) -> None:
         """Ends every connection and listens no more."""
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.stop()
 
 
 def negative(picture: Image.Image, instruction: str, seed: int | None) -> Image.Image:
@@ -87,43 +81,24 @@ def as_png(picture: Image.Image) -> bytes:
     return out.getvalue()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(self, images: ImagesServer) -> None:
-        self.images = images
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle is nothing to report."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Server
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """`ImagesServer.calls` is the log."""
-
+class _Handler(LocalHandler):
     def do_GET(self) -> None:
-        images, name = self.server.images, self.path.rpartition("/")[2]
+        images, name = self.server.owner, self.path.rpartition("/")[2]
         if not self._is_let_in():
             return
         if images.gives == "redirect" and not name.startswith("moved-"):
             images.files[f"moved-{name}"] = images.files[name]
-            self._send(302, b"", {"Location": f"/files/moved-{name}"})
+            self.send(302, b"", {"Location": f"/files/moved-{name}"})
         elif name in images.files:
-            self._send(200, images.files[name], {"Content-Type": "image/png"})
+            self.send(200, images.files[name], {"Content-Type": "image/png"})
         else:
-            self._error(404, "There is no such file.")
+            self.send_error_of(404, "There is no such file.")
 
     def do_POST(self) -> None:
         form, kind, file = self._form()
         if not self._is_let_in():
             return
-        images = self.server.images
+        images = self.server.owner
         with images.lock:
             images.at_once += 1
             images.most_at_once = max(images.most_at_once, images.at_once)
@@ -146,12 +121,12 @@ class _Handler(BaseHTTPRequestHandler):
         return form, kind, file
 
     def _is_let_in(self) -> bool:
-        images, key = self.server.images, self.headers.get("Authorization", "").removeprefix("Bearer ")
+        images, key = self.server.owner, self.headers.get("Authorization", "").removeprefix("Bearer ")
         if images.is_down:
-            self._hang_up()
+            self.drop()
             return False
         if images.key is not None and key != images.key:
-            self._error(401, f"Incorrect API key provided: {key}")
+            self.send_error_of(401, f"Incorrect API key provided: {key}")
             return False
         return True
 
@@ -163,12 +138,12 @@ class _Handler(BaseHTTPRequestHandler):
             images.attempts[content] += 1
             images.calls.append(Call(form, kind, file, key, fault))
         if self.path != "/v1/images/edits" or form["model"] != MODEL:
-            return self._error(404, f"The model `{form['model']}` does not exist.")
+            return self.send_error_of(404, f"The model `{form['model']}` does not exist.")
         if "seed" in form and not images.takes_seed:
-            return self._error(400, "Unknown parameter: 'seed'.", param="seed")
+            return self.send_error_of(400, "Unknown parameter: 'seed'.", param="seed")
         for text, status in images.refuses.items():
             if text in instruction:
-                return self._error(status, f"Your request {instruction!r} was rejected for {key}.")
+                return self.send_error_of(status, f"Your request {instruction!r} was rejected for {key}.")
         if fault not in (None, "slow"):
             return self._fail(images, fault)
         if fault == "slow":
@@ -190,41 +165,20 @@ class _Handler(BaseHTTPRequestHandler):
             "elsewhere": "http://127.0.0.2" + path,
         }
         entry = {"b64_json": code} if images.gives == "b64_json" else {"url": urls[images.gives]}
-        self._json(200, {"created": 0, "data": [entry]})
+        self.send_json(200, {"created": 0, "data": [entry]})
 
     def _fail(self, images: ImagesServer, fault: str | None) -> None:
         match fault:
             case "no json":
-                self._send(200, b'{"created": 0, "da', {})
+                self.send(200, b'{"created": 0, "da', {})
             case "nothing":
-                self._json(200, {"created": 0, "data": []})
+                self.send_json(200, {"created": 0, "data": []})
             case "limited":
-                self._error(429, "Too many requests.", {"Retry-After": str(images.faults.retry_after)})
+                self.send_error_of(429, "Too many requests.", {"Retry-After": str(images.faults.retry_after)})
             case "error":
-                self._error(503, "The engine is starting.")
+                self.send_error_of(503, "The engine is starting.")
             case "partial":
-                self._send(200, b'{"created": 0, "data": [', {"Content-Length": "1000"})
-                self._hang_up()
+                self.send(200, b'{"created": 0, "data": [', {"Content-Length": "1000"})
+                self.drop()
             case "dropped":
-                self._hang_up()
-
-    def _hang_up(self) -> None:
-        self.close_connection = True
-        self.wfile.flush()
-        self.connection.shutdown(socket.SHUT_RDWR)
-
-    def _error(
-        self, status: int, message: str, headers: Mapping[str, str] | None = None, param: str | None = None
-    ) -> None:
-        self._json(status, {"error": {"message": message, "type": "error", "param": param, "code": None}}, headers)
-
-    def _json(self, status: int, value: object, headers: Mapping[str, str] | None = None) -> None:
-        self._send(status, json.dumps(value).encode(), headers or {})
-
-    def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
-        self.send_response(status)
-        defaults = {"Content-Type": "application/json", "Content-Length": str(len(content))}
-        for name, value in {**defaults, **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+                self.drop()

@@ -11,23 +11,21 @@ import hashlib
 import io
 import json
 import random
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
+from local_server import LocalHandler, LocalServer
 from PIL import Image
 
 from earl_cli.rewards.reward import Edit, Pixels
 
 MODEL = "Qwen/Qwen2.5-VL-72B-Instruct"
 KINDS = ("slow", "unreadable", "no json", "partial", "limited", "error", "dropped")
-MOMENT = 0.01
 WRAPPINGS = (("", ""), ("```json\n", "\n```"), ("||V^=^V||\n", "\n||V^=^V||"), ("My grades are:\n", "\nThat's all."))
 
 
@@ -79,15 +77,13 @@ class JudgeServer:
     def start(self) -> JudgeServer:
         """Listens on a free port of 127.0.0.1."""
         self.lock, self.at_once, self.attempts = threading.Lock(), 0, Counter[str]()
-        self.server = _Server(self)
-        self.api_base = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        threading.Thread(target=self.server.serve_forever, args=(MOMENT,), daemon=True).start()
+        self.server = LocalServer(self, _Handler).start()
+        self.api_base = f"{self.server.address}/v1"
         return self
 
     def stop(self) -> None:
         """Ends every connection and listens no more."""
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.stop()
 
     def forget(self) -> None:
         """As if nobody had asked yet."""
@@ -136,52 +132,19 @@ def _choice(text: str, pictures: tuple[str, ...]) -> str:
     return {0: "tie", 1: "1"}.get(chance, "1" if best == first else "2")
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(self, judge: JudgeServer) -> None:
-        self.judge = judge
-        self.open: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def server_close(self) -> None:
-        super().server_close()
-        for connection in list(self.open):
-            _hang_up(connection)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle is nothing to report."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Server
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.open.add(self.connection)
-
-    def finish(self) -> None:
-        self.server.open.discard(self.connection)
-        super().finish()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """`JudgeServer.calls` is the log."""
-
+class _Handler(LocalHandler):
     def do_GET(self) -> None:
         if self._is_let_in():
             models = [
-                {"id": name, "object": "model", "created": 0, "owned_by": "me"} for name in self.server.judge.models
+                {"id": name, "object": "model", "created": 0, "owned_by": "me"} for name in self.server.owner.models
             ]
-            self._json(200, {"object": "list", "data": models})
+            self.send_json(200, {"object": "list", "data": models})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self._is_let_in():
             return
-        judge = self.server.judge
+        judge = self.server.owner
         with judge.lock:
             judge.at_once += 1
             judge.most_at_once = max(judge.most_at_once, judge.at_once)
@@ -192,13 +155,12 @@ class _Handler(BaseHTTPRequestHandler):
                 judge.at_once -= 1
 
     def _is_let_in(self) -> bool:
-        judge, key = self.server.judge, self.headers.get("Authorization", "").removeprefix("Bearer ")
+        judge, key = self.server.owner, self.headers.get("Authorization", "").removeprefix("Bearer ")
         if judge.is_down:
-            _hang_up(self.connection)
-            self.close_connection = True
+            self.drop()
             return False
         if judge.key is not None and key != judge.key:
-            self._error(401, f"Incorrect API key provided: {key}")
+            self.send_error_of(401, f"Incorrect API key provided: {key}")
             return False
         return True
 
@@ -212,11 +174,11 @@ class _Handler(BaseHTTPRequestHandler):
             judge.attempts[content] += 1
             judge.calls.append(Call(body, text, pictures, self.headers.get("Authorization", ""), fault))
         if body["model"] not in judge.models:
-            return self._error(404, f"The model `{body['model']}` does not exist.")
+            return self.send_error_of(404, f"The model `{body['model']}` does not exist.")
         if judge.refuses is not None and judge.refuses in text:
-            return self._error(400, f"This content isn't judged for {self.headers.get('Authorization')}.")
+            return self.send_error_of(400, f"This content isn't judged for {self.headers.get('Authorization')}.")
         if judge.breaks is not None and judge.breaks in text:
-            return self._error(500, "EngineCore encountered an issue.")
+            return self.send_error_of(500, "EngineCore encountered an issue.")
         if fault == "slow":
             time.sleep(judge.faults.slow)
         if fault not in (None, "slow"):
@@ -228,38 +190,22 @@ class _Handler(BaseHTTPRequestHandler):
             case "unreadable":
                 self._complete("I'd give the edit 7 for success and 11 for all else.")
             case "no json":
-                self._send(200, b'{"id": "chatcmpl', {})
+                self.send(200, b'{"id": "chatcmpl', {})
             case "limited":
-                self._error(429, "Too many requests.", {"Retry-After": str(judge.faults.retry_after)})
+                self.send_error_of(429, "Too many requests.", {"Retry-After": str(judge.faults.retry_after)})
             case "error":
-                self._error(503, "The engine is starting.")
+                self.send_error_of(503, "The engine is starting.")
             case "partial":
-                self._send(200, b'{"id": "chatcmpl-1", "choices": [', {"Content-Length": "1000"})
-                self.close_connection = True
-                _hang_up(self.connection)
+                self.send(200, b'{"id": "chatcmpl-1", "choices": [', {"Content-Length": "1000"})
+                self.drop()
             case "dropped":
-                self.close_connection = True
-                _hang_up(self.connection)
+                self.drop()
 
     def _complete(self, text: str) -> None:
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         about = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": MODEL}
-        self._json(200, {**about, "choices": [choice]})
-
-    def _error(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        self._json(status, {"error": {"message": message, "type": "error", "code": status}}, headers)
-
-    def _json(self, status: int, value: object, headers: Mapping[str, str] | None = None) -> None:
-        self._send(status, json.dumps(value).encode(), headers or {})
-
-    def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
-        self.send_response(status)
-        defaults = {"Content-Type": "application/json", "Content-Length": str(len(content))}
-        for name, value in {**defaults, **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+        self.send_json(200, {**about, "choices": [choice]})
 
 
 def _digest(url: str) -> str:
@@ -270,10 +216,3 @@ def _digest(url: str) -> str:
     with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
         size = f"{picture.width} x {picture.height} "
         return size + hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
-
-
-def _hang_up(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:  # the other side was first
-        return

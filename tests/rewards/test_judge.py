@@ -122,9 +122,10 @@ def test_an_unreadable_reply_is_asked_again_otherwise(judge: JudgeServer, ask: A
 
 @pytest.mark.parametrize("kind", ["dropped", "error", "no json", "partial", "limited", "slow"])
 def test_a_server_that_only_fails_is_down(kind: str, judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
-    client = ask(tmp_path / "cache", timeout=0.1, pacing=Pacing(tries=2, limits=2, first=0.001))
+    patience = 0.5 if kind == "slow" else 10.0
+    client = ask(tmp_path / "cache", timeout=patience, pacing=Pacing(tries=2, limits=2, first=0.001))
     before = client.ask_all(questions(3))
-    judge.faults = Faults(1.0, (kind,), at_most=float("inf"), slow=0.3)
+    judge.faults = Faults(1.0, (kind,), at_most=float("inf"), slow=2 * patience)
     with pytest.raises(JudgeDownError) as caught:
         client.ask_all(questions(6))
     assert caught.value.where == judge.api_base
