@@ -92,22 +92,24 @@ def _benchmark(run: Run) -> Mapping[str, Any]:
 def _differing_samples(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     prints = [str(_benchmark(run).get("fingerprint") or UNKNOWN) for run in runs]
     reasons = _differing("the benchmark's fingerprint", names, prints, prints)
-    keys = [frozenset(line.result.key for line in run.lines) for run in runs]
-    numbers = [frozenset(number for number, _ in each) for each in keys]
-    seeds = [seeds_of(run) for run in runs]
+    numbers = [frozenset(line.result.number for line in run.lines) for run in runs]
     if len(set(numbers)) > 1:
         shared = len(frozenset.intersection(*numbers))
         counts = [f"{len(each)} samples" for each in numbers]
         reasons.append(f"not the same samples were edited: {_parts(names, counts)}; {shared} are in all.")
+    random = [(name, run) for run, name in zip(runs, names, strict=True) if not _is_floor(run)]
+    theirs = [name for name, _ in random]
+    seeds = [seeds_of(run) for _, run in random]
     drawn = [f"seed{'s' * (len(each) != 1)} {joined([str(seed) for seed in each])}" for each in seeds]
-    reasons += _differing("what was drawn", names, list(map(tuple, seeds)), drawn)
+    reasons += _differing("what was drawn", theirs, list(map(tuple, seeds)), drawn)
     if not reasons:
-        reasons += _differing("the set of samples and seeds", names, keys, [f"{len(each)} edits" for each in keys])
+        keys = [frozenset(line.result.key for line in run.lines) for _, run in random]
+        reasons += _differing("the set of samples and seeds", theirs, keys, [f"{len(each)} edits" for each in keys])
     first = {line.result.number: line.result.edit_instruction for line in runs[0].lines}
     for run, name in zip(runs[1:], names[1:], strict=True):
-        theirs = {line.result.number: line.result.edit_instruction for line in run.lines}
-        both = first.keys() & theirs.keys()
-        other = sum(first[number] != theirs[number] for number in both)
+        other_words = {line.result.number: line.result.edit_instruction for line in run.lines}
+        both = first.keys() & other_words.keys()
+        other = sum(first[number] != other_words[number] for number in both)
         if other:
             of_all = f"{other} of {len(both)} shared samples"
             reasons.append(f"the instruction of {of_all} isn't the same for {names[0]} and {name}.")
@@ -125,6 +127,12 @@ def _differing_scoring(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
             what = SETTINGS.get(key, f"the scoring's {key.replace('.', ' ').replace('_', ' ')}")
             reasons += _differing(what, [name for name, _ in known], values, values)
     return reasons
+
+
+def _is_floor(run: Run) -> bool:
+    """Whether these are unchanged sources, which are the same for every seed."""
+    editor = run.about.get("editor")
+    return isinstance(editor, Mapping) and editor.get("kind") == "copy"
 
 
 def _is_known(run: Run) -> bool:

@@ -204,7 +204,7 @@ def _report(progress: Progress | None, done: float, total: int) -> None:
 def _difference(before: Any, now: Any) -> str:
     """The first entry in which two objects differ, in words; "" if none does."""
     before = before if isinstance(before, Mapping) else {}
-    for key in sorted({*before, *now}):
+    for key in sorted({*before, *now} - {"title"}):
         if before.get(key) != now.get(key):
             return f"{key} {before.get(key)!r} there, {now.get(key)!r} now"
     return ""

@@ -113,6 +113,7 @@ def test_several_seeds(say: Say, tiny_model_dir: Path) -> None:
     assert (tiny["edits"], floor["edits"]) == (6, 2)
     summary = json.loads((Path(tiny["folder"]) / "summary.json").read_text())
     assert set(summary["by seed"]) == {"5", "6", "7"}
+    assert "Not comparable" not in Path(document["markdown"]).read_text()  # the source is the same for all seeds
 
 
 def test_a_judge_gives_viescore_and_its_answers_are_kept(say: Say, judge: JudgeServer, tiny_model_dir: Path) -> None:
