@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from earl_cli.evaluation.results import Result, Run, Scored
-from earl_cli.evaluation.statistics import columns_of, compare, estimate, sign_flip_p, summarize
+from earl_cli.evaluation.statistics import _tail, columns_of, compare, estimate, sign_flip_p, summarize
 
 
 def run_of(values: list[float | None], column: str = "vie_all", *, seeds: int = 1, **more: list[str]) -> Run:
@@ -52,13 +53,21 @@ def test_samples_of_one_picture_count_as_one() -> None:
     assert (together.high - together.low) / (apart.high - apart.low) == pytest.approx(math.sqrt(10), rel=0.15)
 
 
-def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+@pytest.mark.parametrize("pictures", [6, 8, 25])
+def test_an_interval_holds_the_truth_about_as_often_as_it_says(pictures: int) -> None:
     rng = np.random.default_rng(3)
+    names = [str(number) for number in range(pictures)]
     hits = 0
-    for _ in range(60):
-        found = estimate(rng.normal(1.0, 1.0, 60), [str(number) for number in range(60)])
+    for _ in range(200):
+        found = estimate(rng.normal(1.0, 1.0, pictures), names)
         hits += found.low <= 1.0 <= found.high
-    assert hits >= 51
+    assert 180 <= hits <= 198
+
+
+@pytest.mark.parametrize(("clusters", "quantile"), [(5, 2.7764), (6, 2.5706), (8, 2.3646), (11, 2.2281), (61, 2.0003)])
+def test_few_clusters_get_students_width(clusters: int, quantile: float) -> None:
+    expected = NormalDist().cdf(-math.sqrt(clusters / (clusters - 1)) * quantile)
+    assert _tail(clusters) == pytest.approx(expected, rel=0.005)
 
 
 def test_a_figure_that_a_sample_cant_have_isnt_missing() -> None:
