@@ -8,16 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from earl_cli.commands.evaluating import (
-    API_KEY_VARIABLE,
     GroundOption,
     JudgeAddressOption,
     JudgeModelOption,
-    KeyOption,
     LpipsOption,
     RubricsOption,
-    TimeoutOption,
 )
-from earl_cli.commands.judging import TIMEOUT
+from earl_cli.commands.judging import API_KEY_VARIABLE, TIMEOUT, KeyOption, TimeoutOption
 
 OWN = "The model's own by default."
 

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from earl_cli.commands.evaluating import (
-    API_KEY_VARIABLE,
     CACHE,
     JudgeAddressOption,
     JudgeModelOption,
-    KeyOption,
     RubricsOption,
-    TimeoutOption,
     judge_of,
 )
-from earl_cli.commands.judging import TIMEOUT
+from earl_cli.commands.judging import API_KEY_VARIABLE, TIMEOUT, KeyOption, TimeoutOption
 from earl_cli.console import console
 from earl_cli.errors import InputError, UsageError
 

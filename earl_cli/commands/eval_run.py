@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from earl_cli.evaluation.generating import WHOLE, Wanted, folder_of, generate, k
 from earl_cli.evaluation.results import Run, load_run
 from earl_cli.evaluation.samples import Opened, open_benchmark
 from earl_cli.version import version
+
+DRAWN_WITH = ("torch", "transformers", "vllm", "diffusers", "pillow")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def evaluate(order: Order) -> None:
         console.note("no judge is named (--judge), so there is no VIEScore; figures come from true edits only")
     jobs = _jobs(order)
     for job in jobs:
-        start_run(job.folder, job.opened, job.editor, {"earl": version()})
+        start_run(job.folder, job.opened, job.editor, _versions())
     places = [(job.folder, job.opened, job.wanted) for job in jobs]
     while jobs:  # a model that has drawn everything leaves the memory before the next one comes
         _draw(jobs.pop(0))
@@ -84,6 +88,15 @@ def evaluate(order: Order) -> None:
         _report(order, runs)
     else:
         console.document({"results": [str(folder) for folder, *_ in places], "complete": False})
+
+
+def _versions() -> dict[str, str]:
+    """Of this program, and of what it draws with."""
+    found = {"earl": version()}
+    for package in DRAWN_WITH:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _jobs(order: Order) -> list[Job]:

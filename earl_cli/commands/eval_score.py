@@ -8,21 +8,18 @@ from typing import Annotated
 import typer
 
 from earl_cli.commands.evaluating import (
-    API_KEY_VARIABLE,
     GroundOption,
     JudgeAddressOption,
     JudgeModelOption,
-    KeyOption,
     LpipsOption,
     RubricsOption,
-    TimeoutOption,
     judge_of,
     run_document,
     score_folder,
     scoring_of,
     show_runs,
 )
-from earl_cli.commands.judging import TIMEOUT
+from earl_cli.commands.judging import API_KEY_VARIABLE, TIMEOUT, KeyOption, TimeoutOption
 from earl_cli.console import console
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from earl_cli.commands.judging import API_KEY_VARIABLE, KeyOption, TimeoutOption
 from earl_cli.console import console
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from earl_cli.evaluation.statistics import Estimate
     from earl_cli.rewards.judge import Judge
 
-__all__ = ["API_KEY_VARIABLE", "KeyOption", "TimeoutOption"]
 JudgeAddressOption = Annotated[
     str | None,
     typer.Option(
