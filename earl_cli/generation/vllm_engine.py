@@ -54,6 +54,7 @@ class Patience:
     step: float = 600
     update: float = 600
     rest: float = 300
+    end: float = 30
 
 
 @dataclass
@@ -186,10 +187,8 @@ class VllmEngine:
             self._asleep = False
 
     def close(self) -> None:
-        """End the engine and its processes."""
-        if not self._caller.dead:
-            self._call("the end", self.patience.rest, self._llm.llm_engine.engine_core.shutdown)
-        self._caller.close()
+        """End the engine and its processes, dead or alive."""
+        self._caller.close(self.patience.end, self._llm.llm_engine.engine_core.shutdown)
         self._folder.cleanup()
 
     def _call(self, what: str, seconds: float, function: Any) -> Any:

@@ -27,7 +27,7 @@ class Caller:
 
     def __init__(self, name: str, log: Path | None) -> None:
         self.name, self.log = name, log
-        self.dead = False
+        self.dead = self.stuck = False
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
@@ -42,6 +42,7 @@ class Caller:
         except TimeoutError as failure:
             self.dead = True
             done = future.done()  # then the function itself raised it
+            self.stuck = not done
             problem = f"failed: {failure}" if done else f"took longer than {seconds:g} s"
             raise self._error(f"{what} by {self.name} {problem}") from failure
         except EarlError:
@@ -51,10 +52,24 @@ class Caller:
             first = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
             raise self._error(f"{what} by {self.name} failed: {first}") from failure
 
-    def close(self) -> None:
-        """End the thread after what it is doing."""
+    def close(self, seconds: float, function: Callable[[], Any]) -> None:
+        """Let ``function`` end the engine, in its thread or, if that hangs, in another; what fails or hangs is left."""
+        ended = threading.Event()
+
+        def end() -> None:
+            try:
+                function()
+            finally:
+                ended.set()
+
+        future: Future[Any] = Future()
         self.dead = True
-        self._calls.put(None)
+        if self.stuck:
+            threading.Thread(target=end, daemon=True).start()
+        else:
+            self._calls.put((future, end))
+            self._calls.put(None)
+        ended.wait(seconds)
 
     def _work(self) -> None:
         while (given := self._calls.get()) is not None:

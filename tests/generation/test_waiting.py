@@ -18,7 +18,9 @@ def test_all_calls_are_made_in_one_thread_and_give_their_results() -> None:
     caller = Caller("the engine", None)
     names = {caller.call("a step", 5, lambda: threading.current_thread().name) for _ in range(3)}
     assert names == {"the engine"}
-    caller.close()
+    ended: list[str] = []
+    caller.close(5, lambda: ended.append(threading.current_thread().name))
+    assert ended == ["the engine"]
 
 
 def test_a_call_that_hangs_ends_in_an_error_that_names_it(tmp_path: Path) -> None:
@@ -33,6 +35,9 @@ def test_a_call_that_hangs_ends_in_an_error_that_names_it(tmp_path: Path) -> Non
     assert "line 39" in told and "line 20\n" not in told and "x" * 300 not in told
     with pytest.raises(EngineError, match="an update was asked of the engine, which is dead"):
         caller.call("an update", 5, list)
+    ended = threading.Event()
+    caller.close(5, ended.set)
+    assert ended.is_set()
     over.set()
 
 
