@@ -25,6 +25,7 @@ from earl_cli.evaluation.results import load_run
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.rewards.retrying import Pacing
 
+pytestmark = pytest.mark.slow
 Say = Callable[..., Said]
 
 

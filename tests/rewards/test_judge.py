@@ -130,9 +130,18 @@ def test_a_server_that_only_fails_is_down(kind: str, judge: JudgeServer, ask: As
         client.ask_all(questions(6))
     assert caught.value.where == judge.api_base
     judge.faults = Faults()
+    settle(judge)
     judge.forget()
     assert client.ask_all(questions(6))[:3] == before
     assert len(judge.calls) == 3
+
+
+def settle(judge: JudgeServer) -> None:
+    """Until the server is through with what a client had sent before it gave up."""
+    seen = -1
+    while seen != len(judge.calls) or judge.at_once:
+        seen = len(judge.calls)
+        time.sleep(0.3)
 
 
 def test_what_was_answered_before_it_went_down_is_kept(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
