@@ -15,6 +15,7 @@ from earl_cli.commands.edit_files import Targets, find_sources, split_words
 from earl_cli.commands.edit_run import Kind, Order, Outcome, edit_all
 from earl_cli.console import console, error_document
 from earl_cli.errors import PartialFailureError, UsageError
+from earl_cli.generation.engine_arguments import engine_arguments
 from earl_cli.version import version
 
 SEEDS = 2**31
@@ -63,6 +64,14 @@ def edit(
         typer.Option("--model", metavar="PATH|HUB_ID[@REV]", help="The small model that ships with earl by default."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    engine: Annotated[
+        Literal["auto", "transformers", "vllm"],
+        typer.Option("--engine", help="What samples. auto: vllm for a large model on a GPU, if it is installed."),
+    ] = "auto",
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option("--engine-arg", metavar="KEY=VALUE", help="An argument of vLLM, such as tensor_parallel_size=2."),
+    ] = None,
     image_area: Annotated[
         int | None, typer.Option("--image-area", min=64, help=f"Pixels of the picture the model sees. {OWN}")
     ] = None,
@@ -93,6 +102,8 @@ def edit(
         sheets=sheets,
         model=model,
         device=device,
+        engine=engine,
+        engine_args=engine_arguments(engine_arg or []),
         image_area=image_area,
         max_pixels=max_pixels,
     )
@@ -117,6 +128,7 @@ def _report(order: Order, outcome: Outcome, named: int, seconds: float) -> None:
         document |= {
             "model": model.name,
             "device": str(model.device),
+            "engine": outcome.editor.engine_name,
             "sampling": asdict(outcome.editor.settings.sampling),
         }
         document["abilities"] = _abilities(order.instruction, model.abilities)

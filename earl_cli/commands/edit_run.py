@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from earl_cli.commands.edit_files import EXTENSIONS, Failed, Source, Targets
 from earl_cli.console import console
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from earl_cli.generation.editing import Draft
-    from earl_cli.generation.loading import Editor
+    from earl_cli.generation.loading import Editor, EngineName
     from earl_cli.images.picture import Picture
 
 Kind = Literal["edit", "grid", "compare"]
@@ -38,6 +38,8 @@ class Order:
     sheets: tuple[Kind, ...]
     model: str | None
     device: str
+    engine: EngineName
+    engine_args: Mapping[str, Any]
     image_area: int | None
     max_pixels: int
 
@@ -143,9 +145,15 @@ def _load(order: Order) -> Editor:
     from earl_cli.generation.loading import load_editor
 
     editor = load_editor(
-        order.model, device=order.device, sampling=order.sampling, mode=order.mode, image_area=order.image_area
+        order.model,
+        device=order.device,
+        sampling=order.sampling,
+        mode=order.mode,
+        image_area=order.image_area,
+        engine=order.engine,
+        engine_args=order.engine_args,
     )
-    console.note(f"{editor.model.name}: {editor.model.plan}")
+    console.note(f"{editor.model.name}: {editor.model.plan} · {editor.engine_name}")
     return editor
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,10 @@ from earl_cli.dashboard import Board, Figure, dashboard, gigabytes, scientific, 
 from earl_cli.data.batches import Rows
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.files import cut_torn_line, is_aside
+from earl_cli.generation.engine import Engine
+from earl_cli.generation.engine_arguments import checked_arguments
+from earl_cli.generation.loading import takes_vllm
+from earl_cli.generation.vllm_environment import need_vllm
 from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.rewards.choosing import reward_of
 from earl_cli.rewards.reward import Reward
@@ -108,6 +112,7 @@ def train(resolved: Resolved[RlConfig]) -> None:
         check_processes(config.processes, config.per_device_batch_size, 1)
         _check_shares(config, world_size())
         check_trackers(config.trackers)
+        _check_engine(config)
         check_folder(config.folder)
         base = _base(config)
         data = load_prompts(config, base.layout, positions(base))
@@ -131,6 +136,7 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
         cut_torn_line(config.folder / LOG)
     start = resume(config, learner)
     without = WithoutAdapters(learner) if policy.adapted and config.kl_coeff else None
+    engine = _engine(config, base, data, learner, place.device)
     with redirect_stdout(sys.stderr), dashboard(f"improving {config.folder.name}", FIGURES, unit="iterations") as board:
         board.update(start, config.num_iterations, {}, "starting")
         run = Run(
@@ -144,7 +150,7 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
             learner=learner,
             reference=without or reference,
             reward=reward,
-            engine=partial(make_engine, config, base.layout, data),
+            engine=engine,
             watcher=_Watcher(config, base, learner, data, vision, board),
         )
         done = any(gathered(is_logged(config.folder / LOG, start, "validation_missing")))  # or killed before it was
@@ -157,6 +163,26 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
     place_of_all = f"the model is in {config.folder}, its checkpoints in {CHECKPOINTS}/"
     console.say(f"{config.num_iterations} iterations{resumed}; {place_of_all}")
     console.document({"model": str(config.folder), "iterations": config.num_iterations, "resumed_from": start})
+
+
+def _check_engine(config: RlConfig) -> None:
+    """What of the engine can be known before anything is loaded."""
+    if config.engine == "vllm":
+        need_vllm()
+    elif config.engine == "transformers" and config.engine_args:
+        raise UsageError("only the engine vllm takes arguments", where="engine_args", hint="--set engine=vllm")
+    checked_arguments(config.engine_args)
+
+
+def _engine(
+    config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device
+) -> Callable[[Any], AbstractContextManager[Engine]]:
+    """What samples, by the config and by what is installed."""
+    if not takes_vllm(config.engine, config.device, lambda: base.parameters):
+        return partial(make_engine, config, base.layout, data)
+    from earl_cli.training.vllm_sampling import VllmSampler
+
+    return VllmSampler(config, base, data, learner, device)
 
 
 class _Watcher:

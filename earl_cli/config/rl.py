@@ -6,7 +6,7 @@ Fields from ``data`` on are EARL's own.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -106,6 +106,8 @@ class RlConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     device: str = "auto"
+    engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vllm for large models on GPUs
+    engine_args: dict[str, Any] = Field(default_factory=dict)  # vLLM's, such as tensor_parallel_size
     processes: Positive | None = None
     validate_every: Positive = 50
     validation_rows: Positive = 64

@@ -28,6 +28,7 @@ class Editor:
     model: EarlModel
     engine: Engine
     settings: EditSettings
+    engine_name: Literal["transformers", "vllm"] = "transformers"
 
 
 def load_editor(
@@ -80,7 +81,7 @@ def _with_vllm(
     model = load_model(spec, device=device, language_elsewhere=True)
     settings = EditSettings(sampling_of(model.sampling or {}, sampling), mode, image_area)
     engine = VllmEngine(model.folder, model.layout, device=model.device, dtype=model.dtype, engine_args=engine_args)
-    return Editor(model, engine, settings)
+    return Editor(model, engine, settings, "vllm")
 
 
 def sampling_of(own: Mapping[str, float], said: Mapping[str, float]) -> Sampling:

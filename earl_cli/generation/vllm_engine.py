@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from earl_cli.generation.engine import (
     grid_of_request,
     start_of,
 )
+from earl_cli.generation.engine_arguments import checked_arguments
 from earl_cli.generation.row_sampling import KEY, Order
 from earl_cli.generation.vllm_environment import environment, log_file, need_vllm
 from earl_cli.generation.waiting import Caller
@@ -42,8 +44,6 @@ from earl_cli.tokens.layout import Layout
 PROCESSOR = "earl_cli.generation.vllm_processor:DrawingProcessor"
 WATCHED = 32
 """Up to as many completions are followed token by token; of more, those that are finished count."""
-
-OWN = ("model", "logits_processors", "logprobs_mode", "additional_config", "skip_tokenizer_init", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class VllmEngine:
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             **_defaults(device),
-            **_checked(engine_args or {}),
+            **checked_arguments(engine_args or {}),
         }
         if checkpoint.combined:
             arguments["load_format"] = "dummy"
@@ -267,29 +267,6 @@ def write_config(checkpoint: Checkpoint, folder: Path) -> None:
             (folder / file.name).symlink_to(file.resolve())
 
 
-def engine_arguments(pairs: Sequence[str]) -> dict[str, Any]:
-    """vLLM's arguments from ``name=value``, values as in JSON or else text. Raises UsageError for anything else."""
-    import json
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or not name:
-            raise UsageError(f"{pair!r} is no key=value", where="--engine-arg", hint="tensor_parallel_size=2")
-        try:
-            found[name.strip().replace("-", "_")] = json.loads(value)
-        except ValueError:
-            found[name.strip().replace("-", "_")] = value
-    return _checked(found)
-
-
-def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    for name in arguments:
-        if name in OWN:
-            raise UsageError(f"{name} is set by earl itself", where="--engine-arg")
-    return dict(arguments)
-
-
 def _defaults(device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         return {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "block_size": 32}
@@ -297,13 +274,15 @@ def _defaults(device: torch.device) -> dict[str, Any]:
 
 
 def _start(arguments: Mapping[str, Any]) -> Any:
-    from vllm import LLM
-
     from earl_cli.generation.vllm_plugin import register
 
-    register()
     try:
-        return LLM(**arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, of what it uses itself
+            from vllm import LLM
+
+            register()
+            return LLM(**arguments)
     except TypeError as error:
         raise UsageError(f"vLLM takes no such argument: {error}", where="--engine-arg") from error
 

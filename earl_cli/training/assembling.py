@@ -20,6 +20,7 @@ from earl_cli.data.batches import Rows, load_rows
 from earl_cli.data.mixture import Mixture, first_rows, mix
 from earl_cli.errors import InputError, UsageError
 from earl_cli.files import whole_file
+from earl_cli.generation.engine import Engine
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.models.bundle import Base, save_trained
 from earl_cli.models.device import DevicePlan, plan
@@ -194,14 +195,17 @@ class WithoutAdapters:
             yield
 
 
-def make_engine(config: RlConfig, layout: Layout, data: RlData, language: Any) -> TransformersEngine:
-    """The engine that samples from the policy, within the limits of the config."""
-    return TransformersEngine(
-        language,
-        layout,
-        max_text_tokens=config.max_response_tokens - _largest_picture(data.rows),
-        max_positions=config.model_context_size,
+@contextmanager
+def make_engine(config: RlConfig, layout: Layout, data: RlData, language: Any) -> Iterator[Engine]:
+    """The engine that samples from the policy where it is, within the limits of the config."""
+    yield TransformersEngine(
+        language, layout, max_text_tokens=text_limit(config, data), max_positions=config.model_context_size
     )
+
+
+def text_limit(config: RlConfig, data: RlData) -> int:
+    """Tokens of text before a picture that leave room for the largest one within ``max_response_tokens``."""
+    return config.max_response_tokens - _largest_picture(data.rows)
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
@@ -270,13 +274,19 @@ def save_model(config: RlConfig, base: Base, learner: Learner, output: Path) -> 
         if not learner.policy.adapted:
             save_trained(base, language, output, config.save_layout)
             return
-        with plain(learner.policy.language) as merged:
-            state = {
-                name.replace(".base_layer", ""): weight
-                for name, weight in merged.state_dict().items()
-                if ".lora_" not in name
-            }
-            save_trained(base, merged, output, config.save_layout, state=state)
+        with merged_weights(learner.policy) as state:
+            save_trained(base, learner.policy.base, output, config.save_layout, state=state)
+
+
+@contextmanager
+def merged_weights(policy: Policy) -> Iterator[dict[str, Tensor]]:
+    """The weights under the names of a model without adapters, these multiplied in."""
+    with plain(policy.language) as language:
+        yield {
+            name.replace(".base_layer", ""): weight
+            for name, weight in language.state_dict().items()
+            if ".lora_" not in name
+        }
 
 
 def _drop_old(config: RlConfig, folder: Path) -> None:

@@ -75,9 +75,9 @@ def roll_out(run: Run, rows: Rows, prompts: Sequence[Prompt], on_progress: OnPro
     """Sample from the policy as it is."""
     config = run.config
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
-    with run.learner.whole() as language:
+    with run.learner.whole() as language, run.engine(language) as engine:
         return sample(
-            run.engine(language),
+            engine,
             run.layout,
             rows,
             prompts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -68,7 +68,10 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a run works with: ``prompts`` and ``validation`` are rows of ``rows`` and of ``held``."""
+    """What a run works with: ``prompts`` and ``validation`` are rows of ``rows`` and of ``held``.
+
+    ``engine`` lends what samples from a language model as it is; between two loans its memory is free.
+    """
 
     config: RlConfig
     layout: Layout
@@ -80,6 +83,6 @@ class Run:
     learner: Learner
     reference: Reference | None
     reward: Reward
-    engine: Callable[[Any], Engine]
+    engine: Callable[[Any], AbstractContextManager[Engine]]
     watcher: Watcher
     sleep: Callable[[float], None] = field(default=time.sleep)

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from earl_cli.errors import InputError, ModelError, UsageError
 from earl_cli.generation.engine import Completion, Request, Sampling
+from earl_cli.generation.engine_arguments import engine_arguments
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.generation.vllm_engine import Patience, VllmEngine, engine_arguments
+from earl_cli.generation.vllm_engine import Patience, VllmEngine
 from earl_cli.generation.waiting import EngineError
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.models.language import save_language
