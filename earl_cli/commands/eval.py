@@ -63,6 +63,14 @@ def eval(
     top_k: Annotated[int | None, typer.Option("--top-k", min=0, help=OWN)] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", min=0, max=1, help=OWN)] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    engine: Annotated[
+        Literal["auto", "transformers", "vllm"],
+        typer.Option("--engine", help="What samples. auto: vllm for a large model on a GPU, if it is installed."),
+    ] = "auto",
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option("--engine-arg", metavar="KEY=VALUE", help="An argument of vLLM, such as tensor_parallel_size=2."),
+    ] = None,
     judge: JudgeAddressOption = None,
     judge_model: JudgeModelOption = None,
     rubrics: RubricsOption = None,
@@ -86,6 +94,7 @@ def eval(
     from earl_cli.commands.eval_run import Order, evaluate
     from earl_cli.data.order import read_share
     from earl_cli.evaluation.choosing import Options
+    from earl_cli.generation.engine_arguments import engine_arguments
 
     said = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     options = Options(
@@ -94,6 +103,8 @@ def eval(
         sampling={key: value for key, value in said.items() if value is not None},
         image_area=image_area,
         size=size,
+        engine=engine,
+        engine_args=engine_arguments(engine_arg or []),
         endpoint_key_variable=endpoint_key_variable,
         endpoint_seed=endpoint_seed,
     )

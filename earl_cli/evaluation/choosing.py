@@ -14,6 +14,7 @@ from earl_cli.errors import UsageError
 from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
 
 if TYPE_CHECKING:
+    from earl_cli.generation.loading import EngineName
     from earl_cli.tokens.layout import Mode
 
 COPY, EMBEDDED, FINISHED = "copy", "embedded", "results:"
@@ -30,6 +31,8 @@ class Options:
     sampling: Mapping[str, float] = field(default_factory=dict)
     image_area: int | None = None
     size: Size | None = None
+    engine: EngineName = "auto"
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
     endpoint_key_variable: str = "OPENAI_API_KEY"
     endpoint_seed: bool = True
     on_load: Callable[[str], None] = lambda _: None
@@ -87,11 +90,21 @@ def _own(label: str | None, what: str, options: Options) -> Callable[[Size], Edi
             sampling=options.sampling,
             mode=options.mode,
             image_area=options.image_area,
+            engine=options.engine,
+            engine_args=options.engine_args,
         )
     )
     name = label or (Path(what).resolve().name if Path(what).is_dir() else what)
     return lambda size: EarlEditor(
-        name, spec, options.size or size, load, options.mode, options.sampling, options.image_area, options.on_load
+        name=name,
+        spec=spec,
+        size=options.size or size,
+        load=load,
+        mode=options.mode,
+        sampling=options.sampling,
+        image_area=options.image_area,
+        engine_args=options.engine_args,
+        on_load=options.on_load,
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from earl_cli.generation.loading import Editor
     from earl_cli.tokens.layout import Mode
 
-TOGETHER = 8
+TOGETHER, MANY = 8, 128
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,14 @@ class EarlEditor:
     mode: Mode = "edit"
     sampling: Mapping[str, float] = field(default_factory=dict)
     image_area: int | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
     on_load: Callable[[str], None] = lambda _: None
-    at_once: int = TOGETHER
+
+    @property
+    def at_once(self) -> int:
+        """As `Editor.at_once`; vLLM fills its batch by itself, so it gets many."""
+        loaded = self.__dict__.get("_loaded")
+        return MANY if loaded is not None and loaded.engine_name == "vllm" else TOGETHER
 
     def describe(self) -> Mapping[str, Any]:
         """As `Editor.describe`; the device isn't in it, as far as pictures don't depend on it."""
@@ -51,6 +57,7 @@ class EarlEditor:
             "mode": self.mode,
             "image_area": self.image_area or description.image_area,
             "size": self.size,
+            **({"engine_args": dict(self.engine_args)} if self.engine_args else {}),
         }
 
     def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
@@ -80,7 +87,7 @@ class EarlEditor:
     @cached_property
     def _loaded(self) -> Editor:
         loaded = self.load()
-        self.on_load(f"{self.name}: {loaded.model.plan}")
+        self.on_load(f"{self.name}: {loaded.model.plan} · {loaded.engine_name}")
         return loaded
 
 

@@ -79,9 +79,9 @@ def generate(folder: Path, opened: Opened, editor: Editor, wanted: Wanted, progr
     cut_torn_line(own)
     todo, total = missing(folder, opened, wanted), len(keys(opened, wanted))
     done = total - len(todo)
-    for start in range(0, len(todo), editor.at_once):
+    while todo:
         _report(progress, done, total)
-        chunk = todo[start : start + editor.at_once]
+        chunk, todo = todo[: editor.at_once], todo[editor.at_once :]
         samples, unreadable = _samples(opened, chunk)
         _append(own, unreadable)
         if samples:
