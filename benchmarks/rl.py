@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 import warnings
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def earl() -> Any:
         learner=PlainLearner(policy, config, cpu),
         reference=reference,
         reward=lambda _: [],
-        engine=partial(TransformersEngine, layout=layout),
+        engine=lambda language: nullcontext(TransformersEngine(language, layout)),
         watcher=Silent(),
     )
 

@@ -1,0 +1,130 @@
+"""Both engines on the embedded model: pictures a second at 1, 8 and 32 prompts at once.
+
+`python benchmarks/engines.py [--prompts 1 8 32] [--rounds 3] [--threads 1] [--json]`, in an environment with vLLM; on a
+GPU `--large` takes a model of 8 B's shape with random weights and 64 x 64 codes instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.models.emu3.configuration_emu3 import Emu3TextConfig
+from transformers.models.emu3.modeling_emu3 import Emu3ForCausalLM
+
+from earl_cli.errors import explain
+from earl_cli.generation.engine import Engine, Request, Sampling
+from earl_cli.generation.transformers_engine import TransformersEngine
+from earl_cli.generation.vllm_engine import VllmEngine
+from earl_cli.models import names
+from earl_cli.models.bundle import load_model
+from earl_cli.models.weights import write_json
+from earl_cli.tokens.layout import Grid, Layout
+from earl_cli.tokens.vocabulary import EMU3
+
+INSTRUCTION = "make it snowy"
+
+
+def requests(layout: Layout, count: int, grid: Grid) -> list[Request]:
+    """Different pictures, one edit of each."""
+    numbers = np.random.default_rng(count)
+    codes = numbers.integers(0, layout.vocabulary.codes, (count, grid.height, grid.width))
+    prompts = [layout.prompt(each, INSTRUCTION, "edit", grid) for each in codes]
+    return [Request(tuple(prompt.tolist()), "edit", grid, (seed,)) for seed, prompt in enumerate(prompts)]
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def small() -> tuple[Layout, Grid, dict[str, Engine]]:
+    """The embedded model in float32 on the processor."""
+    model = load_model(None, device="cpu")
+    return (
+        model.layout,
+        Grid(12, 12),
+        {
+            "transformers": TransformersEngine(model.language, model.layout),
+            "vllm": VllmEngine(model.folder, model.layout, device=model.device, dtype=model.dtype),
+        },
+    )
+
+
+def large() -> tuple[Layout, Grid, dict[str, Engine]]:
+    """8 B's shape in bfloat16 on a GPU; its weights are random, so what is drawn means nothing, but the time does."""
+    config = Emu3TextConfig(
+        vocab_size=EMU3.size,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=9216,
+        attention_dropout=0.0,
+        pad_token_id=EMU3.pad,
+        bos_token_id=EMU3.bos,
+        eos_token_id=EMU3.eos,
+    )
+    layout, device = Layout(EMU3, load_model(None, device="cpu").layout.text), torch.device("cuda", 0)
+    folder = Path(tempfile.mkdtemp())
+    write_json(
+        folder / "config.json",
+        {**config.to_dict(), "model_type": names.NATIVE_LANGUAGE, "architectures": [names.LANGUAGE_CLASS]},
+    )
+    (folder / "model.safetensors").touch()
+    arguments = {"load_format": "dummy", "gpu_memory_utilization": 0.4}
+    fast = VllmEngine(folder, layout, device=device, dtype=torch.bfloat16, engine_args=arguments)
+    with device:
+        language = Emu3ForCausalLM(config).to(torch.bfloat16).eval()
+    return layout, Grid(64, 64), {"transformers": TransformersEngine(language, layout), "vllm": fast}
+
+
+def measure(counts: list[int], rounds: int, *, shape: Callable[[], tuple[Layout, Grid, dict[str, Engine]]]) -> Any:
+    """Pictures a second of each engine: the best of ``rounds``, the engines taking turns after a round to warm up."""
+    layout, grid, engines = shape()
+    found = []
+    for count in counts:
+        asked = requests(layout, count, grid)
+        best = dict.fromkeys(engines, float("inf"))
+        for turn in range(rounds + 1):
+            for name, engine in engines.items():
+                taken = seconds(partial(engine.generate, asked, Sampling()))
+                best[name] = min(best[name], taken) if turn else best[name]
+        rates = {name: count / taken for name, taken in best.items()}
+        found.append({"prompts": count, **rates, "ratio": rates["vllm"] / rates["transformers"]})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    try:
+        rows = measure(given.prompts, given.rounds, shape=large if given.large else small)
+    except Exception as failure:
+        raise SystemExit(f"error: {explain(failure)}") from failure
+    if given.json:
+        print(json.dumps(rows))
+        return
+    print(f"{'prompts':>8} {'transformers':>14} {'vllm':>8} {'ratio':>7}   pictures a second")
+    for row in rows:
+        print(f"{row['prompts']:>8} {row['transformers']:>14.3f} {row['vllm']:>8.3f} {row['ratio']:>7.2f}")
+
+
+if __name__ == "__main__":
+    main()
