@@ -82,7 +82,7 @@ def opened(
     page.set_default_timeout(10_000)
     page.goto(address)
     yield page
-    elsewhere = [url for url in asked if not url.startswith(("data:", address.partition("#")[0]))]
+    elsewhere = [url for url in asked if not url.startswith(("data:", "blob:", address.partition("#")[0]))]
     context.close()
     assert not errors
     assert not elsewhere

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import webbrowser
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,10 @@ def serve(
         typer.Option("--model", metavar="PATH|HUB_ID[@REV]", help="The small model that ships with earl by default."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    engine: Annotated[
+        Literal["auto", "transformers", "vllm"],
+        typer.Option("--engine", help="What samples. auto: vLLM for a large model on a GPU, where it is installed."),
+    ] = "auto",
     host: Annotated[
         str, typer.Option("--host", help="Who may ask: 127.0.0.1 is this machine only, 0.0.0.0 is everybody.")
     ] = "127.0.0.1",
@@ -60,7 +64,7 @@ def serve(
     from earl_cli.serving.server import serve as answer
     from earl_cli.serving.service import is_loopback, service_of
 
-    editor = load_editor(model, device=device)
+    editor = load_editor(model, device=device, engine=engine)
     console.note(f"{editor.model.name}: {editor.model.plan}")
     service = service_of(editor, limits, key, is_local=is_loopback(server.host))
     if not service.is_local and key is None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from earl_cli.generation.engine import Sampling
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.multipart import Field, text
 from earl_cli.serving.refusing import RefusedError
@@ -83,15 +82,6 @@ def asked(fields: Sequence[Field], model: str, limits: Limits) -> Asked:
         format=_format(values.get("output_format", "png")),
         stream=_flag(values, "stream"),
         progress=_flag(values, "progress"),
-    )
-
-
-def sampling_for(own: Sampling, said: Mapping[str, float]) -> Sampling:
-    """The editor's ``own`` sampling with what was said in its place."""
-    return Sampling(
-        temperature=said.get("temperature", own.temperature),
-        top_k=int(said.get("top_k", own.top_k)),
-        top_p=said.get("top_p", own.top_p),
     )
 
 

@@ -6,7 +6,8 @@ import traceback
 from typing import Any
 
 from earl_cli.console import console
-from earl_cli.errors import DeviceError, EarlError, InputError, UsageError, explain
+from earl_cli.errors import DeviceError, InputError, ModelError, OutputError, UsageError, explain
+from earl_cli.generation.waiting import EngineError
 
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -35,15 +36,17 @@ class RefusedError(Exception):
 
 
 def refusal(failure: BaseException) -> RefusedError:
-    """What a client is told of ``failure``: the words of our own errors, and of any other only that there was one."""
+    """What a client is told of ``failure``: our own words about its picture, and of all else only that it happened."""
     if isinstance(failure, RefusedError):
         return failure
     if isinstance(failure, MemoryError | DeviceError) or type(failure).__name__ == "OutOfMemoryError":
         return RefusedError(503, "not enough memory for this edit; fewer variants or a smaller picture need less")
-    if isinstance(failure, InputError | UsageError):
+    if isinstance(failure, EngineError):
+        return RefusedError(503, "the engine behind this server has stopped working", code="unavailable")
+    if isinstance(failure, InputError | UsageError | OutputError):
         hint = f" ({failure.hint})" if failure.hint else ""
         return RefusedError(400, f"{failure.what}{hint}", param=failure.where)
-    if isinstance(failure, EarlError):
+    if isinstance(failure, ModelError):
         return RefusedError(500, failure.what)
     return RefusedError(500, "an unexpected failure; the server's own output says more")
 

@@ -10,16 +10,16 @@ import io
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from earl_cli.console import console
-from earl_cli.errors import EarlError
+from earl_cli.generation.loading import sampling_of
 from earl_cli.images.picture import open_picture
 from earl_cli.serving.answering import send_edits
-from earl_cli.serving.asking import Asked, asked, sampling_for
+from earl_cli.serving.asking import Asked, asked
 from earl_cli.serving.connections import PatientReader, Server, TooLargeError
 from earl_cli.serving.multipart import read_form
 from earl_cli.serving.queue import Order
@@ -126,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
             except Exception as failure:  # one answer for whatever it is
                 refused = refusal(failure)
-                if not isinstance(failure, RefusedError | EarlError):
+                if not isinstance(failure, RefusedError) and refused.status >= 500:
                     report(failure)
                 self.close_connection = self.close_connection or self.has_begun
                 if not self.has_begun:
@@ -234,7 +234,7 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(400, what, param="size")
         if width * height * len(wanted.seeds) > 2 * limits.max_pixels:
             raise RefusedError(400, "too many variants of so large a picture", param="n")
-        sampling = sampling_for(service.about.sampling, wanted.sampling)
+        sampling = sampling_of(asdict(service.about.sampling), wanted.sampling)
         return Order(picture, wanted.prompt, wanted.seeds, sampling), replace(wanted, image=b"")
 
     def _body(self) -> bytes:

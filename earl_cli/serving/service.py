@@ -12,6 +12,7 @@ from typing import Any
 
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.loading import Editor
+from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.models.abilities import examples
 from earl_cli.serving.drawing import drawing
 from earl_cli.serving.limits import Budget, Limits, Rate
@@ -84,14 +85,12 @@ class Service:
         return {"id": self.about.model, "object": "model", "created": 0, "owned_by": "earl"}
 
 
-def service_of(
-    editor: Editor, limits: Limits, key: str | None, *, is_local: bool, engine: str = "transformers"
-) -> Service:
+def service_of(editor: Editor, limits: Limits, key: str | None, *, is_local: bool) -> Service:
     """The service of one loaded editor."""
     model = editor.model
     about = About(
         model.name,
-        engine,
+        "transformers" if isinstance(editor.engine, TransformersEngine) else "vllm",
         str(model.device),
         editor.settings.sampling,
         model.abilities,

@@ -1,0 +1,148 @@
+"""``earl serve`` as a command: its options, and as a process that is asked, looked after and stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2 as httpx
+import openai
+import pytest
+from said import Said, complaint
+from serving_servers import eventually, png
+
+from earl_cli.app import run
+
+SERVE = [sys.executable, "-m", "earl_cli", "serve", "--port", "0", "--device", "cpu"]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    def say(*args: str) -> Said:
+        code = run(["serve", *args])
+        return Said(code, *capsys.readouterr())
+
+    return say
+
+
+def test_a_taken_port_is_one_message(say: Callable[..., Said]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        text = complaint(say("--port", str(port), "--model", "is never looked for"), code=2)
+    assert f"--port {port}: this port is taken" in text
+    assert f"--port {port + 1}" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--host", "no.such.name.invalid"], 2, "no such name"),
+        (["--host", "192.0.2.1"], 2, "doesn't have this address"),
+        (["--port", "70000"], 2, "--port"),
+        (["--max-queue", "0"], 2, "--max-queue"),
+        (["--api-key-variable", "EARL_NO_SUCH_KEY"], 2, "EARL_NO_SUCH_KEY"),
+        (["--port", "0", "--model", "/nonexistent/model"], 4, "/nonexistent/model"),
+        (["--port", "0", "--device", "abacus"], 2, "abacus"),
+    ],
+)
+def test_what_can_not_be_served(say: Callable[..., Said], args: list[str], code: int, said: str) -> None:
+    answer = say(*args)
+    assert said in complaint(answer, code)
+
+
+Start = Callable[..., tuple[subprocess.Popen[str], dict[str, str]]]
+
+
+@pytest.fixture
+def start(tiny_model_dir: Path) -> Iterator[Start]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*args: str, **environment: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+        process = subprocess.Popen(
+            [*SERVE, "--model", str(tiny_model_dir), "--json", *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in background
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        lines = [process.stdout.readline()]
+        while lines[-1] not in ("}\n", ""):
+            lines.append(process.stdout.readline())
+        return process, json.loads("".join(lines))
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_json_is_one_document_and_sigterm_ends_it(start: Start, tiny_model_dir: Path) -> None:
+    process, about = start()
+    assert about["model"] == tiny_model_dir.name
+    assert about["device"] == "cpu"
+    assert httpx.get(about["page"]).status_code == 200
+    client = openai.OpenAI(base_url=about["api_base"], api_key="none", max_retries=0)
+    assert client.images.edit(image=png(1), prompt="make it snowy").data
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=15)
+    assert process.returncode == 143, err
+    assert out == ""
+    assert "an edit of 40 x 24 pixels" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_while_it_draws(start: Start, number: signal.Signals, code: int) -> None:
+    process, about = start("--rate", "0", "--max-variants", "1000")
+
+    def ask() -> httpx.Response:
+        form = {"prompt": "make it snowy", "n": "1000"}
+        return httpx.post(f"{about['api_base']}/images/edits", data=form, files={"image": png(1)}, timeout=60)
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(ask) for _ in range(2)]
+        health = f"{about['page']}health"
+        assert eventually(lambda: httpx.get(health).json()["queue"]["waiting"] == 1)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=15)
+        assert process.returncode == code, err
+        assert "Traceback" not in err
+        assert [answer.result().status_code for answer in waiting] == [503, 503]
+
+
+@pytest.mark.slow
+def test_a_key_from_the_environment(start: Start) -> None:
+    _, about = start("--api-key-variable", "EARL_TEST_KEY", EARL_TEST_KEY="open sesame")
+    models = f"{about['api_base']}/models"
+    assert httpx.get(models).status_code == 401
+    assert httpx.get(models, headers={"Authorization": "Bearer open sesame"}).status_code == 200
+
+
+@pytest.mark.slow
+def test_beyond_this_machine_there_is_a_warning(start: Start) -> None:
+    process, about = start("--host", "0.0.0.0")
+    assert about["page"].startswith("http://127.0.0.1:")
+    assert httpx.get(about["page"], headers={"Host": "photos.example"}).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    assert "there is no password" in process.communicate(timeout=15)[1]
+
+
+@pytest.mark.slow
+def test_two_of_them_do_not_share_a_port(start: Start, say: Callable[..., Said]) -> None:
+    _, about = start()
+    port = about["page"].rstrip("/").rpartition(":")[2]
+    assert "taken" in complaint(say("--port", port), code=2)

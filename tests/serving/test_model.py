@@ -1,0 +1,89 @@
+"""A real model behind the server: the same edits as ``earl edit``, whatever is drawn beside them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from serving_servers import Running, eventually, pixels, png, running
+
+from earl_cli.app import run
+from earl_cli.generation.editing import Draft
+from earl_cli.generation.loading import load_editor
+from earl_cli.serving import drawing as drawings
+from earl_cli.serving.limits import Limits
+from earl_cli.serving.service import service_of
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model_dir: Path) -> Iterator[Running]:
+    editor = load_editor(str(tiny_model_dir), device="cpu", engine="transformers")
+    with running(service=service_of(editor, Limits(rate=0), None, is_local=True)) as server:
+        yield server
+
+
+def files_of(answer: httpx.Response) -> list[bytes]:
+    assert answer.status_code == 200, answer.text
+    return [base64.b64decode(entry["b64_json"]) for entry in answer.json()["data"]]
+
+
+def test_a_seed_means_the_same_edit_as_on_the_command_line(
+    server: Running, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(5, (90, 60)))
+    line = ["edit", str(tmp_path / "a.png"), "make it snowy", "-o", f"{tmp_path}/out/", "--seed", "11", "-n", "3"]
+    assert run([*line, "--model", str(tiny_model_dir), "--device", "cpu", "--json"]) == 0
+    outputs = [result["output"] for result in json.loads(capsys.readouterr().out)["results"]]
+    served = files_of(server.post(image=png(5, (90, 60)), seed=11, n=3))
+    assert served == [Path(output).read_bytes() for output in outputs]
+
+
+def test_who_is_edited_beside_it_changes_nothing(server: Running) -> None:
+    alone = [files_of(server.post(image=png(n), seed=n)) for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda n: files_of(server.post(image=png(n), seed=n)), range(8)))
+    assert together == alone
+    assert len({file for files in alone for file in files}) == 8
+
+
+def test_sampling_is_what_the_form_says(server: Running) -> None:
+    greedy = [pixels(files_of(server.post(seed=seed, temperature=0))[0]) for seed in (1, 2)]
+    assert (greedy[0] == greedy[1]).all()
+    assert (pixels(files_of(server.post(seed=1))[0]) != greedy[0]).any()
+
+
+def test_what_the_server_says_of_the_model(server: Running, tiny_model_dir: Path) -> None:
+    health = httpx.get(f"{server.address}health").json()
+    assert (health["model"], health["engine"], health["device"]) == (tiny_model_dir.name, "transformers", "cpu")
+    settings = httpx.get(f"{server.address}settings").json()
+    assert settings["suggestions"] == ["make it snowy", "turn it into night"]
+    assert server.post().json()["notes"] == []
+    assert "does not know" not in str(server.post().json())
+    assert "guess" in server.post(prompt="give it a moustache").json()["notes"][0]
+
+
+def test_one_bad_order_does_not_spoil_its_batch(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = drawings.draft
+
+    def draft(model: object, engine: object, jobs: list, *more: object) -> list[list[Draft]]:
+        if any("bad" in job.instruction for job in jobs):
+            raise ZeroDivisionError
+        return real(model, engine, jobs, *more)
+
+    monkeypatch.setattr(drawings, "draft", draft)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(server.post, n=8)
+        assert eventually(lambda: server.service.queue.drawing == 1 or first.done())
+        answers = [pool.submit(server.post, prompt=prompt) for prompt in ("bad", "good", "make it night")]
+        assert [answer.result().status_code for answer in answers] == [500, 200, 200]
+
+
+def test_a_prompt_that_is_too_long_for_the_model_is_the_clients_mistake(server: Running) -> None:
+    answer = server.post(prompt="雪" * 3000)
+    assert answer.status_code == 400, answer.text
+    assert "positions" in answer.json()["error"]["message"]
