@@ -24,8 +24,12 @@ def serve(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     engine: Annotated[
         Literal["auto", "transformers", "vllm"],
-        typer.Option("--engine", help="What samples. auto: vLLM for a large model on a GPU, where it is installed."),
+        typer.Option("--engine", help="What samples. auto: vllm for a large model on a GPU, if it is installed."),
     ] = "auto",
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option("--engine-arg", metavar="KEY=VALUE", help="An argument of vLLM, such as tensor_parallel_size=2."),
+    ] = None,
     host: Annotated[
         str, typer.Option("--host", help="Who may ask: 127.0.0.1 is this machine only, 0.0.0.0 is everybody.")
     ] = "127.0.0.1",
@@ -46,7 +50,10 @@ def serve(
 
     The page is at http://127.0.0.1:8360/, the endpoint at http://127.0.0.1:8360/v1. Ctrl-C stops it.
     """
-    key = _key(api_key_variable)
+    from earl_cli.generation.engine_arguments import engine_arguments
+
+    key, engine_args = _key(api_key_variable), engine_arguments(engine_arg or [])
+
     from earl_cli.serving.connections import Server
     from earl_cli.serving.limits import Limits
 
@@ -64,7 +71,7 @@ def serve(
     from earl_cli.serving.server import serve as answer
     from earl_cli.serving.service import is_loopback, service_of
 
-    editor = load_editor(model, device=device, engine=engine)
+    editor = load_editor(model, device=device, engine=engine, engine_args=engine_args)
     console.note(f"{editor.model.name}: {editor.model.plan}")
     service = service_of(editor, limits, key, is_local=is_loopback(server.host))
     if not service.is_local and key is None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from earl_cli.console import console
+from earl_cli.generation.waiting import EngineError
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.refusing import RefusedError, refusal, report
 
@@ -172,7 +173,10 @@ class EditQueue:
 
     @property
     def state(self) -> Literal["ok", "failing", "stuck", "dead", "stopping"]:
-        """Failing: the last few edits all failed unexpectedly. Stuck: nothing has moved for a minute amid work."""
+        """Failing: the last few edits all failed unexpectedly, or the engine died.
+
+        Stuck: nothing has moved for a minute amid work.
+        """
         if self._is_closed:
             return "stopping"
         if self._has_ended:
@@ -252,7 +256,7 @@ class EditQueue:
             view = View("drawn", variants=tuple(outcome))
         else:
             if refusal(outcome).status >= 500:
-                self._failed_in_a_row += 1
+                self._failed_in_a_row += FAILING_AFTER if isinstance(outcome, EngineError) else 1
                 report(outcome)
             view = View("failed", failure=outcome)
         with self._changed:

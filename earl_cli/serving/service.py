@@ -12,7 +12,6 @@ from typing import Any
 
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.loading import Editor
-from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.models.abilities import examples
 from earl_cli.serving.drawing import drawing
 from earl_cli.serving.limits import Budget, Limits, Rate
@@ -90,7 +89,7 @@ def service_of(editor: Editor, limits: Limits, key: str | None, *, is_local: boo
     model = editor.model
     about = About(
         model.name,
-        "transformers" if isinstance(editor.engine, TransformersEngine) else "vllm",
+        editor.engine_name,
         str(model.device),
         editor.settings.sampling,
         model.abilities,

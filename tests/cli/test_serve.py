@@ -48,6 +48,7 @@ def test_a_taken_port_is_one_message(say: Callable[..., Said]) -> None:
         (["--host", "no.such.name.invalid"], 2, "no such name"),
         (["--host", "192.0.2.1"], 2, "doesn't have this address"),
         (["--port", "70000"], 2, "--port"),
+        (["--port", "0", "--engine", "transformers", "--engine-arg", "a=1"], 2, "--engine-arg"),
         (["--max-queue", "0"], 2, "--max-queue"),
         (["--api-key-variable", "EARL_NO_SUCH_KEY"], 2, "EARL_NO_SUCH_KEY"),
         (["--port", "0", "--model", "/nonexistent/model"], 4, "/nonexistent/model"),

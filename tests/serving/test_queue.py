@@ -10,11 +10,12 @@ from serving_servers import Gate, eventually, png
 
 from earl_cli.errors import InputError
 from earl_cli.generation.engine import Sampling
+from earl_cli.generation.waiting import EngineError
 from earl_cli.images.picture import open_picture
 from earl_cli.serving import queue as queues
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.queue import EditQueue, Order, Ticket, View
-from earl_cli.serving.refusing import RefusedError
+from earl_cli.serving.refusing import RefusedError, refusal
 
 LIMITS = Limits(max_queue=4, max_pixels=10_000)
 
@@ -143,6 +144,16 @@ def test_unexpected_failures_in_a_row_are_a_state(line: EditQueue, gate: Gate) -
     assert line.state == "failing"
     ended(line, line.submit(order("good")))
     assert line.state == "ok"
+
+
+def test_an_engine_that_died_is_a_state_at_once(line: EditQueue, gate: Gate) -> None:
+    gate.open.set()
+    gate.breaks = lambda _: EngineError("died", hint="its log: /var/log/engine")
+    failure = ended(line, line.submit(order("a"))).failure
+    assert line.state == "failing"
+    assert failure is not None
+    assert refusal(failure).status == 503
+    assert "log" not in refusal(failure).message
 
 
 def test_when_the_thread_ends_everybody_is_told(line: EditQueue, gate: Gate) -> None:
