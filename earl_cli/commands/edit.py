@@ -15,7 +15,6 @@ from earl_cli.commands.edit_files import Targets, find_sources, split_words
 from earl_cli.commands.edit_run import Kind, Order, Outcome, edit_all
 from earl_cli.console import console, error_document
 from earl_cli.errors import PartialFailureError, UsageError
-from earl_cli.generation.engine_arguments import engine_arguments
 from earl_cli.version import version
 
 SEEDS = 2**31
@@ -81,6 +80,8 @@ def edit(
 
     The result lies beside the original as photo.edited.jpg, at its size. Nothing is overwritten without --force.
     """
+    from earl_cli.generation.engine_arguments import engine_arguments
+
     names, instruction = split_words(words or [])
     sources, failed = find_sources(names)
     named = len(sources) + len(failed)
