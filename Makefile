@@ -90,8 +90,11 @@ lint: $(DEV) ## style, formatting, and which module may import which
 types: $(DEV) ## mypy, strict
 	@$(BIN)/mypy
 
-bench: $(DEV) ## every speed claim: both sides and their ratio
-	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program; done
+bench: $(DEV) $(VLLM) ## every speed claim: both sides and their ratio
+	@set -e; for program in $(filter-out benchmarks/engines.py,$(wildcard benchmarks/*.py)); do \
+	  echo "== $$program"; $(BIN)/python $$program; \
+	done
+	@echo "== benchmarks/engines.py"; $(VLLM_VENV)/bin/python benchmarks/engines.py
 
 soak: $(DEV) ## kill earl tokenize, sft and rl 200 times each (KILLS) at random moments, compare what they make after all
 	@set -e; for command in tokenize sft rl; do \

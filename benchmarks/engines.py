@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from transformers.models.emu3.configuration_emu3 import Emu3TextConfig
 from transformers.models.emu3.modeling_emu3 import Emu3ForCausalLM
 
@@ -81,7 +82,7 @@ def large() -> tuple[Layout, Grid, dict[str, Engine]]:
         folder / "config.json",
         {**config.to_dict(), "model_type": names.NATIVE_LANGUAGE, "architectures": [names.LANGUAGE_CLASS]},
     )
-    (folder / "model.safetensors").touch()
+    save_file({"nothing": torch.zeros(1)}, folder / "model.safetensors")
     arguments = {"load_format": "dummy", "gpu_memory_utilization": 0.4}
     fast = VllmEngine(folder, layout, device=device, dtype=torch.bfloat16, engine_args=arguments)
     with device:

@@ -33,7 +33,7 @@ from earl_cli.generation.engine import (
 )
 from earl_cli.generation.engine_arguments import checked_arguments
 from earl_cli.generation.row_sampling import KEY, Order
-from earl_cli.generation.vllm_environment import environment, log_file, need_vllm
+from earl_cli.generation.vllm_environment import check_device, environment, log_file, need_vllm
 from earl_cli.generation.waiting import Caller
 from earl_cli.models import names
 from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, part_config
@@ -91,6 +91,7 @@ class VllmEngine:
         patience: Patience | None = None,
     ) -> None:
         need_vllm()
+        check_device(device)
         checkpoint = open_checkpoint(folder, "language")
         config = part_config(checkpoint)
         if config["vocab_size"] != layout.vocabulary.size:
@@ -284,6 +285,8 @@ def _start(arguments: Mapping[str, Any]) -> Any:
             register()
             return LLM(**arguments)
     except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
         raise UsageError(f"vLLM takes no such argument: {error}", where="--engine-arg") from error
 
 

