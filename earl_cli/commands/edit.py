@@ -13,6 +13,7 @@ import typer
 
 from earl_cli.commands.edit_files import Targets, find_sources, split_words
 from earl_cli.commands.edit_run import Kind, Order, Outcome, edit_all
+from earl_cli.commands.engines import EngineArgOption, EngineOption
 from earl_cli.console import console, error_document
 from earl_cli.errors import PartialFailureError, UsageError
 from earl_cli.version import version
@@ -63,14 +64,8 @@ def edit(
         typer.Option("--model", metavar="PATH|HUB_ID[@REV]", help="The small model that ships with earl by default."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    engine: Annotated[
-        Literal["auto", "transformers", "vllm"],
-        typer.Option("--engine", help="What samples. auto: vllm for a large model on a GPU, if it is installed."),
-    ] = "auto",
-    engine_arg: Annotated[
-        list[str] | None,
-        typer.Option("--engine-arg", metavar="KEY=VALUE", help="An argument of vLLM, such as tensor_parallel_size=2."),
-    ] = None,
+    engine: EngineOption = "auto",
+    engine_arg: EngineArgOption = None,
     image_area: Annotated[
         int | None, typer.Option("--image-area", min=64, help=f"Pixels of the picture the model sees. {OWN}")
     ] = None,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from earl_cli.commands.engines import EngineArgOption, EngineOption
 from earl_cli.commands.evaluating import (
     GroundOption,
     JudgeAddressOption,
@@ -63,14 +64,8 @@ def eval(
     top_k: Annotated[int | None, typer.Option("--top-k", min=0, help=OWN)] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", min=0, max=1, help=OWN)] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    engine: Annotated[
-        Literal["auto", "transformers", "vllm"],
-        typer.Option("--engine", help="What samples. auto: vllm for a large model on a GPU, if it is installed."),
-    ] = "auto",
-    engine_arg: Annotated[
-        list[str] | None,
-        typer.Option("--engine-arg", metavar="KEY=VALUE", help="An argument of vLLM, such as tensor_parallel_size=2."),
-    ] = None,
+    engine: EngineOption = "auto",
+    engine_arg: EngineArgOption = None,
     judge: JudgeAddressOption = None,
     judge_model: JudgeModelOption = None,
     rubrics: RubricsOption = None,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import webbrowser
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from earl_cli.commands.engines import EngineArgOption, EngineOption
 from earl_cli.console import console
 from earl_cli.errors import UsageError
 
@@ -22,14 +23,8 @@ def serve(
         typer.Option("--model", metavar="PATH|HUB_ID[@REV]", help="The small model that ships with earl by default."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    engine: Annotated[
-        Literal["auto", "transformers", "vllm"],
-        typer.Option("--engine", help="What samples. auto: vllm for a large model on a GPU, if it is installed."),
-    ] = "auto",
-    engine_arg: Annotated[
-        list[str] | None,
-        typer.Option("--engine-arg", metavar="KEY=VALUE", help="An argument of vLLM, such as tensor_parallel_size=2."),
-    ] = None,
+    engine: EngineOption = "auto",
+    engine_arg: EngineArgOption = None,
     host: Annotated[
         str, typer.Option("--host", help="Who may ask: 127.0.0.1 is this machine only, 0.0.0.0 is everybody.")
     ] = "127.0.0.1",

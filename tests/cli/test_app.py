@@ -52,6 +52,7 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
             "commands.training",
             "commands.judging",
             "commands.evaluating",
+            "commands.engines",
         }
         allowed |= {f"commands.{'_'.join(args[:-1])}"}
     assert imported <= {f"earl_cli.{name}" for name in allowed}
