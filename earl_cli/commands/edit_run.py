@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from earl_cli.images.picture import Picture
 
 Kind = Literal["edit", "grid", "compare"]
-VARIANTS_AT_ONCE = 8
+VARIANTS_AT_ONCE, VLLM_AT_ONCE = 8, 64
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,12 @@ def edit_all(
 ) -> Outcome:
     """Edit every source; one that fails is noted and the others go on. The model is loaded when the first is open."""
     outcome = Outcome(list(failed))
-    at_once = max(1, VARIANTS_AT_ONCE // len(order.seeds))
-    for start in range(0, len(sources), at_once):
+    last = 0
+    while last < len(sources):
+        start = last
+        last = min(start + _at_once(outcome.editor, len(order.seeds)), len(sources))
         batch: list[Opened] = []
-        for source in sources[start : start + at_once]:
+        for source in sources[start:last]:
             with outcome.going_on(source.name):
                 batch.append(_open(source, order, targets, piped))
         if not batch:
@@ -109,13 +111,18 @@ def edit_all(
             with _without_collector():
                 outcome.editor = _load(order)
         editor = outcome.editor
-        last = min(start + at_once, len(sources))
         span = f"{start + 1}" if last == start + 1 else f"{start + 1}-{last}"
         label = "editing" if len(sources) == 1 else f"editing {span} of {len(sources)}"
         for opened, drafts in zip(batch, _drafts(order, editor, batch, label, outcome), strict=True):
             with outcome.going_on(opened.source.name):
                 _finish(order, opened, drafts, editor=editor, targets=targets, outcome=outcome)
     return outcome
+
+
+def _at_once(editor: Editor | None, variants: int) -> int:
+    """Pictures of a batch; vLLM fills its own from many."""
+    most = VLLM_AT_ONCE if editor is not None and editor.engine_name == "vllm" else VARIANTS_AT_ONCE
+    return max(1, most // variants)
 
 
 def _open(source: Source, order: Order, targets: Targets, piped: bool) -> Opened:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,7 +62,7 @@ class EarlEditor:
         }
 
     def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
-        """As `Editor.edit`: one batch."""
+        """As `Editor.edit`: one batch, whose first pictures are decoded while the last ones are drawn."""
         from earl_cli.generation.editing import Job, draft
 
         def progress(done: int, expected: int) -> None:
@@ -69,8 +70,14 @@ class EarlEditor:
                 on_progress(done / expected)
 
         jobs = [Job(task.picture, task.instruction, (task.seed,)) for task in tasks]
-        drafts = draft(self._loaded.model, self._loaded.engine, jobs, self._loaded.settings, progress)
-        return [self._drawn(task, variants[0]) for task, variants in zip(tasks, drafts, strict=True)]
+        drawn: dict[int, Future[Drawn]] = {}
+        with ThreadPoolExecutor(1) as beside:
+
+            def take(number: int, each: Draft) -> None:
+                drawn[number] = beside.submit(self._drawn, tasks[number], each)
+
+            draft(self._loaded.model, self._loaded.engine, jobs, self._loaded.settings, progress, take)
+        return [drawn[number].result() for number in range(len(tasks))]
 
     def _drawn(self, task: Task, draft: Draft) -> Drawn:
         from earl_cli.generation.editing import decoded, render

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from earl_cli.errors import ModelError
-from earl_cli.generation.engine import Engine, Request, Sampling
+from earl_cli.generation.engine import Completion, Engine, Request, Sampling
 from earl_cli.images.area import resize_to_area
 from earl_cli.images.compose import compose
 from earl_cli.tokens.layout import Grid, Mode, Parsed
@@ -59,22 +59,28 @@ def draft(
     jobs: Sequence[Job],
     settings: EditSettings,
     on_progress: Callable[[int, int], None] | None = None,
+    on_draft: Callable[[int, Draft], None] | None = None,
 ) -> list[list[Draft]]:
-    """Sample every variant of every job in one batch: for each job a draft for each seed."""
+    """Sample every variant of every job in one batch: for each job a draft for each seed.
+
+    ``on_draft`` gets each with the number of its job as soon as it is there, while others are still drawn.
+    """
     sources = [encoded(model, job.picture, settings.image_area) for job in jobs]
     grids = [Grid(*codes.shape) if settings.mode == "edit" else None for codes in sources]
     requests = []
     for job, codes, grid in zip(jobs, sources, grids, strict=True):
         prompt = model.layout.prompt(codes, job.instruction, settings.mode, grid)
         requests.append(Request(tuple(prompt.tolist()), settings.mode, grid, job.seeds))
-    completions = engine.generate(requests, settings.sampling, on_progress)
-    return [
-        [
-            Draft(codes, seed, model.layout.parse_completion(each.ids, settings.mode, grid))
-            for seed, each in zip(job.seeds, group, strict=True)
-        ]
-        for job, codes, grid, group in zip(jobs, sources, grids, completions, strict=True)
-    ]
+    drafts: dict[tuple[int, int], Draft] = {}
+
+    def take(number: int, index: int, completion: Completion) -> None:
+        answer = model.layout.parse_completion(completion.ids, settings.mode, grids[number])
+        drafts[number, index] = each = Draft(sources[number], jobs[number].seeds[index], answer)
+        if on_draft is not None:
+            on_draft(number, each)
+
+    engine.generate(requests, settings.sampling, on_progress, take)
+    return [[drafts[number, index] for index in range(len(job.seeds))] for number, job in enumerate(jobs)]
 
 
 def encoded(model: EarlModel, picture: Image.Image, image_area: int | None = None) -> NDArray[np.int64]:

@@ -88,11 +88,19 @@ class Start:
     room: int
 
 
+OnCompletion = Callable[[int, int, Completion], None]
+"""Called as soon as a completion is there, in any order: the number of its request, of its seed, and the completion."""
+
+
 class Engine(Protocol):
     """Draws completions; each depends on its prompt, its seed and the sampling, not on what is drawn beside it."""
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, on_progress: OnProgress | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_progress: OnProgress | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """For each request a completion for each seed, in order. Raises InputError for a request that can't be met."""
 

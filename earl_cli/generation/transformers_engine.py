@@ -24,6 +24,7 @@ from earl_cli.generation.engine import (
     MAX_TEXT_TOKENS,
     Completion,
     Limits,
+    OnCompletion,
     OnProgress,
     Request,
     Sampling,
@@ -108,11 +109,16 @@ class TransformersEngine:
         self.positions = min(int(model.config.max_position_embeddings), max_positions or 1 << 62)
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, on_progress: OnProgress | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_progress: OnProgress | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """For each request one completion for each seed, in order.
 
-        ``on_progress`` is called after every step. Raises InputError for a prompt that isn't one or is too long.
+        ``on_progress`` is called after every step, ``on_completion`` at the end of a batch. Raises InputError for a
+        prompt that isn't one or is too long.
         """
         jobs = [self._job(index, request) for index, request in enumerate(requests)]
         done: dict[tuple[int, int], Completion] = {}
@@ -138,7 +144,10 @@ class TransformersEngine:
                         now = produced + sum(len(lane.ids) for lane in lanes)
                         on_progress(now, now + rest + sum(0 if lane.over else lane.state.expected for lane in lanes))
                 produced += sum(len(lane.ids) for lane in lanes)
-                done |= {(lane.request, lane.index): _completion(lane) for lane in lanes}
+                for lane in lanes:
+                    done[lane.request, lane.index] = completion = _completion(lane)
+                    if on_completion is not None:
+                        on_completion(lane.request, lane.index, completion)
         return [[done[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
 
     def _job(self, index: int, request: Request) -> _Job:

@@ -24,6 +24,7 @@ from earl_cli.generation.engine import (
     MAX_TEXT_TOKENS,
     Completion,
     Limits,
+    OnCompletion,
     OnProgress,
     Request,
     Sampling,
@@ -59,13 +60,15 @@ class Patience:
 
 @dataclass
 class _Draft:
-    """A completion under way: ``expected`` tokens are likely in all."""
+    """A completion under way, that of a request's seed: ``expected`` tokens are likely in all."""
 
+    request: int
+    index: int
     start: Start
     expected: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    over: bool = False
+    completion: Completion | None = None
 
 
 class VllmEngine:
@@ -132,7 +135,11 @@ class VllmEngine:
             self.update_weights(_stored(checkpoint))
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, on_progress: OnProgress | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_progress: OnProgress | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """For each request one completion for each seed, in order.
 
@@ -141,21 +148,19 @@ class VllmEngine:
         """
         starts = [start_of(each, self.layout, self.limits, f"request {i + 1}") for i, each in enumerate(requests)]
         drafts: dict[str, _Draft] = {}
-        groups: list[list[_Draft]] = []
         watched = sum(len(request.seeds) for request in requests) <= WATCHED
         try:
-            for request, start in zip(requests, starts, strict=True):
-                groups.append([])
-                for seed in request.seeds:
+            for number, (request, start) in enumerate(zip(requests, starts, strict=True)):
+                for index, seed in enumerate(request.seeds):
                     name = str(next(self._numbers))
                     self._add(name, request, start, self._order(request, start, seed, sampling), watched=watched)
-                    drafts[name] = _Draft(start, start.room - len(request.prompt))
-                    groups[-1].append(drafts[name])
-            self._run(drafts, on_progress)
+                    drafts[name] = _Draft(number, index, start, start.room - len(request.prompt))
+            self._run(drafts, on_progress, on_completion)
         except BaseException:
-            self._abort([name for name, draft in drafts.items() if not draft.over])
+            self._abort([name for name, draft in drafts.items() if draft.completion is None])
             raise
-        return [[_completion(draft) for draft in group] for group in groups]
+        done = {(draft.request, draft.index): draft.completion for draft in drafts.values() if draft.completion}
+        return [[done[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace the weights in place by ``weights``, all of the model's under its own names; caches start anew.
@@ -231,7 +236,9 @@ class VllmEngine:
         add = self._llm.llm_engine.add_request
         self._call("taking a prompt", self.patience.rest, lambda: add(name, prompt, parameters))
 
-    def _run(self, drafts: Mapping[str, _Draft], on_progress: OnProgress | None) -> None:
+    def _run(
+        self, drafts: Mapping[str, _Draft], on_progress: OnProgress | None, on_completion: OnCompletion | None
+    ) -> None:
         open_drafts = len(drafts)
         done, expected = 0, sum(draft.expected for draft in drafts.values())
         while open_drafts:
@@ -240,11 +247,14 @@ class VllmEngine:
                 draft.ids += news.token_ids
                 draft.logprobs += news.logprobs.logprobs
                 done += len(news.token_ids)
-                draft.over = output.finished
-                open_drafts -= output.finished
-                known = len(draft.ids) if draft.over else max(draft.expected, len(draft.ids) + 1)
+                known = len(draft.ids) if output.finished else max(draft.expected, len(draft.ids) + 1)
                 expected += known - draft.expected
                 draft.expected = known
+                if output.finished:
+                    open_drafts -= 1
+                    draft.completion = _completion(draft)
+                    if on_completion is not None:
+                        on_completion(draft.request, draft.index, draft.completion)
             if on_progress is not None:
                 on_progress(done, expected)
 

@@ -14,7 +14,7 @@ import torch
 
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import UsageError
-from earl_cli.generation.engine import Completion, Engine, OnProgress, Request, Sampling
+from earl_cli.generation.engine import Completion, Engine, OnCompletion, OnProgress, Request, Sampling
 from earl_cli.generation.vllm_engine import VllmEngine
 from earl_cli.models.bundle import Base
 from earl_cli.training.assembling import RlData, merged_weights, text_limit
@@ -79,11 +79,20 @@ class SharedEngine:
         self.engine, self.size = engine, size
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, on_progress: OnProgress | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_progress: OnProgress | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """As `Engine.generate`."""
         every = gathered(list(requests))
         first = rank() // self.size * self.size
         ours = [request for part in every[first : first + self.size] for request in part]
         begin = sum(len(part) for part in every[first : rank()])
-        return self.engine.generate(ours, sampling, on_progress)[begin : begin + len(requests)]
+
+        def own(request: int, index: int, completion: Completion) -> None:
+            if on_completion is not None and begin <= request < begin + len(requests):
+                on_completion(request - begin, index, completion)
+
+        return self.engine.generate(ours, sampling, on_progress, own)[begin : begin + len(requests)]

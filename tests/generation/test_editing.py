@@ -67,6 +67,24 @@ def test_a_draft_depends_on_its_photo_and_seed_alone(model: EarlModel, engine: T
     assert not np.array_equal(together[1][1].answer.codes, alone[0].answer.codes)
 
 
+def test_every_draft_is_given_out_as_soon_as_it_is_there(model: EarlModel) -> None:
+    engine = TransformersEngine(model.language, model.layout, max_batch_tokens=200)  # some batches
+    jobs = [Job(picture(60, 40, number), "make it snowy", (1, 2)) for number in range(4)]
+    given: list[tuple[int, Draft]] = []
+    counts: list[int] = []
+    drafts = draft(
+        model,
+        engine,
+        jobs,
+        EditSettings(Sampling()),
+        lambda *_: counts.append(len(given)),
+        lambda *it: given.append(it),
+    )
+    assert sorted((number, each.seed) for number, each in given) == [(n, seed) for n in range(4) for seed in (1, 2)]
+    assert all(any(each is other for other in drafts[number]) for number, each in given)
+    assert 0 < max(counts) < 8
+
+
 def test_a_model_that_chose_another_grid_is_brought_to_the_photo(model: EarlModel) -> None:
     photo = picture(50, 30)
     source = encoded(model, photo)

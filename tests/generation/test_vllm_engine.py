@@ -168,6 +168,16 @@ def test_progress_comes_by_tokens_and_in_large_batches_by_finished_pictures(
         assert all(done % jumps == 0 and expected == 18 * len(seeds) for done, expected in told)
 
 
+def test_a_completion_is_given_out_while_others_are_drawn(embedded: EarlModel, engine: VllmEngine) -> None:
+    small, large = (prompts(embedded, 1, seeds=(1, 2), grid=grid)[0] for grid in (Grid(2, 2), Grid(9, 9)))
+    given: list[tuple[int, int, Completion]] = []
+    told: list[int] = []
+    drawn = engine.generate([large, small], GREEDY, lambda *_: told.append(len(given)), lambda *it: given.append(it))
+    assert [request for request, _, _ in given] == [1, 1, 0, 0]
+    assert all(drawn[request][index] is completion for request, index, completion in given)
+    assert told.count(2) > 50
+
+
 def test_bad_requests_are_refused_before_anything_is_drawn(embedded: EarlModel, engine: VllmEngine) -> None:
     with pytest.raises(InputError, match="are more than the model's 2048 positions"):
         engine.generate([Request((1, 2), "edit", Grid(60, 60), (0,))], GREEDY)
