@@ -22,6 +22,7 @@ from earl_cli.errors import InputError, UsageError
 if TYPE_CHECKING:
     from earl_cli.evaluation.results import Run
     from earl_cli.evaluation.statistics import Difference
+    from earl_cli.rewards.pairwise import Preference
 
 AT_ONCE = 32
 
@@ -111,21 +112,28 @@ def _show(differences: dict[str, Difference]) -> None:
 def _pairwise(first: Run, second: Run, judge: Any, rubrics: Path | None) -> dict[str, Any]:
     from dataclasses import asdict, replace
 
-    from earl_cli.evaluation.scoring import pairs_of
+    from earl_cli.evaluation.scoring import pairs_of, shared_keys
     from earl_cli.rewards.pairwise import first_rate, prefer, sign_test_p, tally
     from earl_cli.rewards.retrying import Pacing
     from earl_cli.rewards.rubrics import load_rubrics
 
     judge = replace(judge, cache=second.folder / CACHE, pacing=Pacing())
     wording = load_rubrics(rubrics)
-    pairs = pairs_of(first, second)
-    if not pairs:
+    keys = shared_keys(first, second)
+    if not keys:
         raise InputError("there is no sample and seed that both have", where=f"{first.folder}, {second.folder}")
-    preferences = []
-    with console.progress("asking the judge", len(pairs), unit="pairs") as progress:
-        for start in range(0, len(pairs), AT_ONCE):
-            preferences += prefer(judge, wording, pairs[start : start + AT_ONCE])
-            progress.update(len(preferences), len(pairs))
+    preferences: list[Preference] = []
+    verdicts: list[dict[str, Any]] = []
+    with console.progress("asking the judge", len(keys), unit="pairs") as progress:
+        for start in range(0, len(keys), AT_ONCE):
+            pairs = pairs_of(first, second, keys[start : start + AT_ONCE])
+            answers = prefer(judge, wording, pairs)
+            preferences += answers
+            verdicts += [
+                {"id": pair.id, "verdict": each.verdict, "consistent": each.consistent, "missing": each.missing}
+                for pair, each in zip(pairs, answers, strict=True)
+            ]
+            progress.update(min(start + AT_ONCE, len(keys)), len(keys))
     result = tally(preferences)
     rows = [["A", str(result.a)], ["B", str(result.b)], ["neither", str(result.ties)]]
     rows += [["of these, the order decided", str(result.inconsistent)], ["no answer", str(result.missing)]]
@@ -133,9 +141,5 @@ def _pairwise(first: Run, second: Run, judge: Any, rubrics: Path | None) -> dict
     p, rate = sign_test_p(result.a, result.b), first_rate(preferences)
     said = "" if math.isnan(rate) else f"; of two edits the one shown first won {rate:.0%} of the time"
     console.say(f"p {p:.3f} (sign test){said}")
-    verdicts = [
-        {"id": pair.id, "verdict": each.verdict, "consistent": each.consistent, "missing": each.missing}
-        for pair, each in zip(pairs, preferences, strict=True)
-    ]
     shown_first = None if math.isnan(rate) else rate
     return {"judge": judge.model, **asdict(result), "p": p, "first_rate": shown_first, "verdicts": verdicts}

@@ -30,7 +30,6 @@ MOST_LIST_BYTES, MOST_HEADER_BYTES = 2**28, 2**20
 _LIST = PurePosixPath(LIST_FOLDER, LIST_NAME)
 _ESCAPES = "this data could reach for other files, so it was not read: don't use data from this place"
 
-_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, LookupError, ArithmeticError)
 
 Contents = Generator[bytes | BadRowError, None, None]
 

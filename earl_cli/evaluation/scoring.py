@@ -7,7 +7,7 @@ as published. Nothing is drawn here, and what a judge answered once isn't asked 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,18 @@ def judge_reward(scoring: Scoring) -> Reward | None:
     return judged(scoring.judge, scoring.rubrics, "viescore", ("ground_score",) if scoring.ground_score else ())
 
 
-def pairs_of(a: Run, b: Run) -> list[Pair]:
-    """The edits of the samples and seeds that both have, as a judge sees them; lines without pictures are left out."""
+def shared_keys(a: Run, b: Run) -> list[tuple[int, int]]:
+    """Number and seed of the edits that both have."""
+    theirs = {line.result.key for line in b.lines}
+    return [line.result.key for line in a.lines if line.result.key in theirs]
+
+
+def pairs_of(a: Run, b: Run, keys: Collection[tuple[int, int]]) -> list[Pair]:
+    """These edits of both, as a judge sees them; those whose pictures can't be read are left out."""
     others = {line.result.key: line.result for line in b.lines}
     pairs = []
     for line in a.lines:
-        if line.result.key not in others:
+        if line.result.key not in keys:
             continue
         first, second = _opened(a.folder, line.result), _opened(b.folder, others[line.result.key])
         if isinstance(first, Edit) and isinstance(second, Edit):

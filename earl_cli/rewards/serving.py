@@ -10,7 +10,6 @@ from earl_cli.rewards.judge import Judge
 from earl_cli.rewards.retrying import Pacing
 
 MODEL = "Qwen/Qwen2.5-VL-72B-Instruct"
-PORT = 4877
 LISTED = 8  # models in a message
 
 

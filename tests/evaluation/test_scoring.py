@@ -17,7 +17,7 @@ from earl_cli.evaluation.finished import copy_editor
 from earl_cli.evaluation.generating import Wanted, generate, start_run
 from earl_cli.evaluation.results import Run, load_run
 from earl_cli.evaluation.samples import open_benchmark
-from earl_cli.evaluation.scoring import NO_EDIT, Scoring, pairs_of, score
+from earl_cli.evaluation.scoring import NO_EDIT, Scoring, pairs_of, score, shared_keys
 from earl_cli.evaluation.statistics import summarize
 from earl_cli.evaluation.summaries import summary_document
 from earl_cli.rewards.judge import Judge
@@ -159,7 +159,7 @@ def test_copying_the_source_is_the_floor(tmp_path: Path) -> None:
 def test_pairs_are_of_the_same_sample_and_seed(tmp_path: Path) -> None:
     a = results(tmp_path)
     b = replace(a, lines=a.lines[2:])
-    assert [pair.id for pair in pairs_of(a, b)] == ["s2", "s3", "s4", "s5"]
+    assert [pair.id for pair in pairs_of(a, b, shared_keys(a, b))] == ["s2", "s3", "s4", "s5"]
 
 
 def test_a_summary_is_json_with_all_that_figures_depend_on(tmp_path: Path, judge: JudgeServer) -> None:
