@@ -128,7 +128,7 @@ class VllmEngine:
         if checkpoint.combined:
             arguments["load_format"] = "dummy"
         self._eager = bool(arguments.get("enforce_eager"))
-        environment(device)
+        environment(device, eager=self._eager)
         self._caller = Caller("the vLLM engine", log_file())
         self._llm = self._caller.call("the start", self.patience.start, lambda: _start(arguments))
         if checkpoint.combined:

@@ -40,16 +40,20 @@ def check_device(device: torch.device) -> None:
         raise UsageError("vLLM takes GPUs from the first on", where=f"--device {device}", hint=hint)
 
 
-def environment(device: torch.device) -> None:
+def environment(device: torch.device, *, eager: bool) -> None:
     """Sets vLLM's variables: the engine in this process, and what nobody else has said, such as that nothing is sent.
 
-    The processor is written for model runner V1. V2 runs on GPUs only, and its processors have another interface.
+    The processor is written for model runner V1. V2 runs on GPUs only, and its processors have another interface. An
+    ``eager`` engine's workers compile nothing: what they would is a few additions, and where torch lies in a folder
+    with a space in its name the compiler doesn't find it.
     """
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
     settings = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind" if device.type == "cpu" else "auto",
     }
+    if eager:
+        settings["TORCHDYNAMO_DISABLE"] = "1"
     log = log_file()
     if log is not None:
         settings["VLLM_LOGGING_CONFIG_PATH"] = str(log.with_name("logging.json"))
