@@ -534,7 +534,7 @@ def test_stopping_answers_whoever_waits(gate: Gate) -> None:
     with ThreadPoolExecutor(2) as pool:
         with running(gate) as server:
             waiting = [pool.submit(server.post, temperature=n) for n in (1, 2)]
-            assert eventually(lambda: server.service.queue.waiting == 1)
+            assert eventually(lambda: (server.service.queue.drawing, server.service.queue.waiting) == (1, 1))
         assert all(error_of(each.result(), 503) for each in waiting)
     assert "Traceback" not in repr(waiting)
 
