@@ -136,6 +136,7 @@ def test_an_unreadable_judge(judge: JudgeServer, capsys: pytest.CaptureFixture[s
     assert json.loads(captured.out)["models"] == [MODEL]
 
 
+@pytest.mark.slow
 def test_no_judge_at_all(judge: JudgeServer, capsys: pytest.CaptureFixture[str]) -> None:
     judge.stop()
     assert run(["judge", "check", "--api-base", judge.api_base]) == 1
@@ -173,6 +174,7 @@ def test_a_missing_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     assert 'pip install "earl-cli[vllm]"' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_and_exit_code_are_the_servers(number: signal.Signals, tmp_path: Path) -> None:
     program = tmp_path / "vllm"

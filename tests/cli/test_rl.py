@@ -156,6 +156,7 @@ def test_a_model_that_is_not_there(rl: Callable[..., Said], tmp_path: Path) -> N
     assert "an empty folder" in complaint(rl("--model", tmp_path / "no model"), 4)
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_use_keep_the_last_checkpoint(rl: Callable[..., Said], tmp_path: Path) -> None:
     every = {"save_checkpoints_every_n_iterations": 1}
     assert rl(**every).code == 0
@@ -217,6 +218,7 @@ def test_the_plan_of_a_published_run(
 # -- what a run leaves -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_episodes_galleries_log_and_model(rl: Callable[..., Said], tmp_path: Path, store: Path) -> None:
     said = rl("--validation", store, "--json", validation_rows=3, gallery_rows=3, validate_every=1)
     assert said.code == 0, said.err

@@ -19,6 +19,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_rl_run(Path("run"), 100)
 
 
+@pytest.mark.slow
 def test_a_run_is_drawn_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["rl", "plot", "run"]) == 0
     head, row, last = capsys.readouterr().out.splitlines()

@@ -21,6 +21,7 @@ from earl_cli.evaluation.baselines import BASELINES, open_baseline
 from earl_cli.evaluation.editors import Drawn, Editor, Task
 
 pytest.importorskip("diffusers")
+pytestmark = pytest.mark.slow
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

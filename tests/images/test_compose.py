@@ -156,6 +156,7 @@ def test_strips_leave_no_seams() -> None:
     assert edited[-1].mean() - edited[0].mean() > 80
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 40), st.integers(1, 40), st.sampled_from([(1, 1), (12, 12), (1, 20), (10, 14)]), st.integers(0, 9)

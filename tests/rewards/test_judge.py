@@ -94,6 +94,7 @@ def test_an_answer_is_for_its_question_only(change: dict[str, object]) -> None:
     assert question.key("a") != replace(question, **change).key("a")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_two_processes_pay_once(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -120,6 +121,7 @@ def test_an_unreadable_reply_is_asked_again_otherwise(judge: JudgeServer, ask: A
     assert ask(tmp_path / "cache").ask_all(questions(2)[1:])[0].numbers is not None  # it wasn't kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dropped", "error", "no json", "partial", "limited", "slow"])
 def test_a_server_that_only_fails_is_down(kind: str, judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
     patience = 0.5 if kind == "slow" else 10.0
@@ -319,6 +321,7 @@ def test_no_questions_are_no_calls(judge: JudgeServer, ask: Ask) -> None:
     assert ask().ask_all([]) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_at_once(judge: JudgeServer) -> None:
     judge.faults = Faults(1.0, ("slow",), slow=3.0)
     script = f"""
@@ -343,6 +346,7 @@ except KeyboardInterrupt:
     assert time.monotonic() - start < 2.5
 
 
+@pytest.mark.slow
 def test_importing_connects_to_nothing() -> None:
     script = "import sys, socket\nsocket.socket.connect = None\nimport earl_cli.rewards.choosing"
     subprocess.run([sys.executable, "-c", script], check=True)

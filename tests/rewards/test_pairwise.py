@@ -40,6 +40,7 @@ def test_who_sees_what_in_both_orders(judge: JudgeServer, ask: Ask) -> None:
     assert preference.explanations == (WORDS, WORDS)
 
 
+@pytest.mark.slow
 def test_the_same_winner_whoever_is_called_a(judge: JudgeServer, ask: Ask) -> None:
     pairs = some_pairs(60)
     there = prefer(ask(), load_rubrics(), pairs)

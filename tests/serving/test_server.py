@@ -566,6 +566,7 @@ def test_slow_readers_do_not_hold_others_up() -> None:
         assert eventually(lambda: server.server._busy == 0)
 
 
+@pytest.mark.slow
 def test_threads_do_not_pile_up() -> None:
     with running(inverting) as server:
         before = threading.active_count()

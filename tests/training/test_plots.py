@@ -112,6 +112,7 @@ def test_numbers_at_an_axis(value: float, text: str) -> None:
 # -- reinforcement learning --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sheet_of_reinforcement_learning(tmp_path: Path) -> None:
     runs = read_runs([a_rl_run(tmp_path / "a"), a_rl_run(tmp_path / "b", 150, seed=1)])
     sheet = choose_panels(RL, runs, [])
