@@ -107,9 +107,10 @@ def _jobs(order: Order) -> list[Job]:
         pick = choose(spec, replace(order.options, on_load=console.note))
         for each in opened:
             editor = pick(each.benchmark.size)
-            seeds = order.seeds[:1] if spec == COPY else order.seeds  # the source is the same for all of them
+            about = editor.describe()
+            seeds = order.seeds[:1] if about["kind"] == COPY else order.seeds  # the source is the same for all of them
             wanted = Wanted(order.limit, seeds, order.share)
-            folder = folder_of(order.output, each.benchmark.name, editor.describe())
+            folder = folder_of(order.output, each.benchmark.name, about)
             jobs.append(Job(each, editor, wanted, folder))
     folders = [job.folder for job in jobs]
     twice = next((job for job in jobs if folders.count(job.folder) > 1), None)

@@ -99,10 +99,10 @@ def show_runs(runs: Sequence[Run]) -> None:
     from earl_cli.evaluation.columns import COLUMNS
     from earl_cli.evaluation.comparing import comparability
     from earl_cli.evaluation.statistics import columns_of, summarize
-    from earl_cli.evaluation.tables import FLOOR
+    from earl_cli.evaluation.tables import floor_last
 
     for benchmark in dict.fromkeys(run.benchmark for run in runs):
-        mine = sorted((run for run in runs if run.benchmark == benchmark), key=lambda run: run.editor == FLOOR)
+        mine = floor_last([run for run in runs if run.benchmark == benchmark])
         names = columns_of(mine)
         if len(names) > MOST_COLUMNS:
             names = [name for name in names if name in MAIN]

@@ -10,6 +10,7 @@ from earl_cli.evaluation.results import Run
 
 TIMES = frozenset({"seconds", "time", "times", "date", "started", "finished", "when", "took"})
 """Entries of these names say when or how long; they never make two runs different."""
+FLOOR = "copy"
 UNKNOWN, NONE = "unknown", "none"
 SETTINGS = {
     "judge.model": "the judge's model",
@@ -75,6 +76,12 @@ def comparability(runs: Sequence[Run]) -> list[str]:
     return sentences
 
 
+def is_floor(run: Run) -> bool:
+    """Whether this editor gives every source back unchanged, which is the same for every seed."""
+    editor = run.about.get("editor")
+    return run.editor == FLOOR or (isinstance(editor, Mapping) and editor.get("kind") == FLOOR)
+
+
 def seeds_of(run: Run) -> list[int]:
     return sorted({line.result.seed for line in run.lines})
 
@@ -97,7 +104,7 @@ def _differing_samples(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
         shared = len(frozenset.intersection(*numbers))
         counts = [f"{len(each)} samples" for each in numbers]
         reasons.append(f"not the same samples were edited: {_parts(names, counts)}; {shared} are in all.")
-    random = [(name, run) for run, name in zip(runs, names, strict=True) if not _is_floor(run)]
+    random = [(name, run) for run, name in zip(runs, names, strict=True) if not is_floor(run)]
     theirs = [name for name, _ in random]
     seeds = [seeds_of(run) for _, run in random]
     drawn = [f"seed{'s' * (len(each) != 1)} {joined([str(seed) for seed in each])}" for each in seeds]
@@ -127,12 +134,6 @@ def _differing_scoring(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
             what = SETTINGS.get(key, f"the scoring's {key.replace('.', ' ').replace('_', ' ')}")
             reasons += _differing(what, [name for name, _ in known], values, values)
     return reasons
-
-
-def _is_floor(run: Run) -> bool:
-    """Whether these are unchanged sources, which are the same for every seed."""
-    editor = run.about.get("editor")
-    return isinstance(editor, Mapping) and editor.get("kind") == "copy"
 
 
 def _is_known(run: Run) -> bool:

@@ -21,6 +21,7 @@ from earl_cli.evaluation.comparing import (
     comparability,
     editor_names,
     flat,
+    is_floor,
     joined,
     seeds_of,
 )
@@ -35,12 +36,11 @@ from earl_cli.evaluation.tables import (
     counted,
     floor_last,
     heading,
-    is_floor,
     label,
     number,
     tables_of,
 )
-from earl_cli.images.page import GENERATOR, write_page
+from earl_cli.images.page import head, write_page
 
 COLORS = 6
 """Editors have this many colors, and then the same again."""
@@ -61,17 +61,7 @@ def report(runs: Sequence[Run], title: str, entries_per_run: int = 200) -> str:
     tables = tables_of(runs)
     colors = _colors(runs)
     lines = [
-        "<!doctype html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        GENERATOR,
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        f"<title>{text(title)}</title>",
-        f"<style>{style}</style>",
-        "</head>",
+        *head(title, policy, style),
         "<body>",
         *_header(runs, title),
         "<main>",

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def adopt(file: Path) -> Path:
     lines = []
     for line in run.lines:
         pictures = {name: moved(getattr(line.result, name)) for name in PICTURE_FIELDS}
-        lines.append(json.dumps(asdict(replace(line.result, **pictures))) + "\n")  # type: ignore[arg-type]
+        lines.append(json.dumps(asdict(line.result) | pictures) + "\n")
     (folder / LINES).mkdir(parents=True, exist_ok=True)
     with whole_file(folder / LINES / "published.jsonl") as aside:
         aside.write_text("".join(lines), encoding="utf-8")

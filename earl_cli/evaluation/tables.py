@@ -18,12 +18,12 @@ from earl_cli.evaluation.comparing import (
     comparability,
     editor_names,
     flat,
+    is_floor,
     seeds_of,
 )
 from earl_cli.evaluation.results import Run
 from earl_cli.evaluation.statistics import DIMENSIONS, Estimate, Group, cluster, columns_of, summarize
 
-FLOOR = "copy"
 """The editor that gives every source back unchanged."""
 ABSENT = "–"
 UNITS = {"psnr": "dB"}
@@ -114,12 +114,6 @@ def latex(runs: Sequence[Run]) -> str:
         notes = [rf"\par\smallskip\footnotesize {_tex(note)}" for note in table.notes]
         blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}"]))
     return "\n\n".join(filter(None, blocks)) + "\n"
-
-
-def is_floor(run: Run) -> bool:
-    """Whether this editor gives every source back unchanged."""
-    editor = run.about.get("editor")
-    return run.editor == FLOOR or (isinstance(editor, Mapping) and editor.get("kind") == FLOOR)
 
 
 def floor_last(runs: Sequence[Run]) -> list[Run]:

@@ -54,17 +54,7 @@ class Entry:
 def page(title: str, notes: Sequence[str], entries: Iterable[Entry]) -> str:
     """The page as HTML: ``notes`` stand under the title, the entries follow in their order."""
     lines = [
-        "<!doctype html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        GENERATOR,
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-        f"<title>{_text(title)}</title>",
-        f"<style>\n{_STYLE}</style>",
-        "</head>",
+        *head(title, _POLICY, f"\n{_STYLE}"),
         "<body>",
         "<header>",
         f"<h1>{_text(title)}</h1>",
@@ -77,6 +67,23 @@ def page(title: str, notes: Sequence[str], entries: Iterable[Entry]) -> str:
         "</html>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def head(title: str, policy: str, style: str) -> list[str]:
+    """The lines before a page's body: ``policy`` is its content security policy, ``style`` its CSS."""
+    return [
+        "<!doctype html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        GENERATOR,
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        f"<title>{_text(title)}</title>",
+        f"<style>{style}</style>",
+        "</head>",
+    ]
 
 
 def check_page_name(path: Path) -> None:
