@@ -139,7 +139,7 @@ class Console:
         if _is_terminal(stream) and (style or self._screen):
             self._rich(stream).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=stream, flush=True)
+            print(f"{text}\n", end="", file=stream, flush=True)  # in one piece: several threads may speak
 
     def _rich(self, stream: TextIO) -> RichConsole:
         return self._screen or _rich(stream)
@@ -229,7 +229,8 @@ class _PlainProgress:
             parts += [speed(self.pace.rate, self.unit)]
         if total and (left := self.pace.left(total)) is not None:
             parts += [f"{duration(left)} left"]
-        print(printable(", ".join([*parts, *filter(None, [note])])), file=sys.stderr, flush=True)
+        line = printable(", ".join([*parts, *filter(None, [note])]))
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
 def speed(rate: float, unit: str) -> str:

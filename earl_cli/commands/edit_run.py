@@ -1,13 +1,15 @@
-"""The work of ``earl edit``: open a few pictures, sample their edits in one batch, save each as soon as it is there."""
+"""The work of ``earl edit``: open a few pictures, sample their edits in one batch, and save each beside the next."""
 
 from __future__ import annotations
 
 import gc
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,9 +18,13 @@ from earl_cli.console import console
 from earl_cli.errors import InputError, explain
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from threading import Event
+
     from PIL.Image import Image
 
     from earl_cli.generation.editing import Draft
+    from earl_cli.generation.engine import OnProgress
     from earl_cli.generation.loading import Editor, EngineName
     from earl_cli.images.picture import Picture
 
@@ -59,12 +65,11 @@ class Result:
 
 
 @dataclass
-class Outcome:
-    """What came of an order so far; ``editor`` is None as long as no picture could be opened."""
+class Made:
+    """What came of one picture; only one thread works on a picture at a time."""
 
-    failed: list[Failed]
     results: list[Result] = field(default_factory=list)
-    editor: Editor | None = None
+    failed: list[Failed] = field(default_factory=list)
 
     @contextmanager
     def going_on(self, name: str) -> Iterator[None]:
@@ -84,48 +89,118 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What came of an order, in the order of its pictures; ``editor`` is None where none of them could be opened."""
+
+    failed: list[Failed]
+    results: list[Result]
+    editor: Editor | None
+
+
+@dataclass(frozen=True)
 class Opened:
     """A picture that is ready to be edited, and the names of its results; none where they go to stdout."""
 
     source: Source
     picture: Picture
     paths: tuple[Path, ...]
+    sheets: tuple[Path, ...]
+    made: Made
 
 
 def edit_all(
     order: Order, sources: Sequence[Source], targets: Targets, failed: Sequence[Failed], piped: bool
 ) -> Outcome:
     """Edit every source; one that fails is noted and the others go on. The model is loaded when the first is open."""
-    outcome = Outcome(list(failed))
-    last = 0
-    while last < len(sources):
-        start = last
-        last = min(start + _at_once(outcome.editor, len(order.seeds)), len(sources))
-        batch: list[Opened] = []
-        for source in sources[start:last]:
-            with outcome.going_on(source.name):
-                batch.append(_open(source, order, targets, piped))
-        if not batch:
-            continue
-        if outcome.editor is None:
-            with _without_collector():
-                outcome.editor = _load(order)
-        editor = outcome.editor
-        span = f"{start + 1}" if last == start + 1 else f"{start + 1}-{last}"
-        label = "editing" if len(sources) == 1 else f"editing {span} of {len(sources)}"
-        for opened, drafts in zip(batch, _drafts(order, editor, batch, label, outcome), strict=True):
-            with outcome.going_on(opened.source.name):
-                _finish(order, opened, drafts, editor=editor, targets=targets, outcome=outcome)
-    return outcome
+    made = [Made() for _ in sources]
+    pictures = _openable(order, sources, made, targets, piped)
+    editor = None
+    if first := next(pictures, None):
+        with _without_collector():
+            editor = _load(order)
+        _edit(order, editor, chain([first], pictures), len(sources))
+    return Outcome(
+        [*failed, *(failure for each in made for failure in each.failed)],
+        [result for each in made for result in each.results],
+        editor,
+    )
 
 
-def _at_once(editor: Editor | None, variants: int) -> int:
-    """Pictures of a batch; vLLM fills its own from many."""
-    most = VLLM_AT_ONCE if editor is not None and editor.engine_name == "vllm" else VARIANTS_AT_ONCE
-    return max(1, most // variants)
+def _edit(order: Order, editor: Editor, pictures: Iterator[Opened], total: int) -> None:
+    """Sample batch after batch; what is drawn is finished beside that. No more than two batches are open at a time."""
+    from earl_cli.generation.beside import Beside
+
+    at_once = max(1, (VLLM_AT_ONCE if editor.engine_name == "vllm" else VARIANTS_AT_ONCE) // len(order.seeds))
+    waiting: deque[Future[None]] = deque()
+    finished = 0
+    with console.progress("editing", unit="tokens" if total == 1 else "pictures") as progress, Beside() as beside:
+
+        def take(opened: Opened, drafts: Sequence[Draft]) -> None:
+            waiting.append(beside.submit(_finish, order, opened, drafts, editor, beside.ending))
+
+        def settle(most: int) -> None:
+            """Count what is finished, and wait until no more than ``most`` pictures aren't."""
+            nonlocal finished
+            while waiting and (len(waiting) > most or waiting[0].done()):
+                waiting.popleft().result()
+                finished += 1
+                if total > 1:
+                    progress.update(finished, total)
+
+        def show(done: int, expected: int) -> None:
+            settle(len(waiting))
+            if total > 1:
+                progress.update(finished, total, f"sampling {done / expected:.0%}")
+            else:
+                progress.update(done, expected)
+
+        while batch := list(islice(pictures, at_once)):
+            _draw(order, editor, batch, take, show)
+            settle(at_once)
+        settle(0)
 
 
-def _open(source: Source, order: Order, targets: Targets, piped: bool) -> Opened:
+def _draw(
+    order: Order,
+    editor: Editor,
+    batch: Sequence[Opened],
+    take: Callable[[Opened, Sequence[Draft]], None],
+    on_progress: OnProgress,
+) -> None:
+    """Sample a batch; ``take`` gets each picture with its drafts. If that fails, each of the rest is tried alone."""
+    from earl_cli.generation.editing import Job, draft
+
+    jobs = [Job(opened.picture.rgb, order.instruction, order.seeds) for opened in batch]
+    left = dict(enumerate(batch))
+    try:
+        draft(
+            editor.model,
+            editor.engine,
+            jobs,
+            editor.settings,
+            on_progress,
+            lambda number, drafts: take(left.pop(number), drafts),
+        )
+    except BrokenPipeError:
+        raise
+    except Exception as failure:  # noted, or tried again one by one: one may be at fault
+        for opened in left.values():
+            if len(batch) == 1:
+                opened.made.note(opened.source.name, failure)
+            else:
+                _draw(order, editor, [opened], take, on_progress)
+
+
+def _openable(
+    order: Order, sources: Sequence[Source], made: Sequence[Made], targets: Targets, piped: bool
+) -> Iterator[Opened]:
+    """Those pictures that can be opened, each when it is asked for."""
+    for source, own in zip(sources, made, strict=True):
+        with own.going_on(source.name):
+            yield _open(source, order, targets, piped, own)
+
+
+def _open(source: Source, order: Order, targets: Targets, piped: bool, made: Made) -> Opened:
     from earl_cli.images.picture import open_picture
 
     if source.path is None and sys.stdin.isatty():
@@ -134,7 +209,8 @@ def _open(source: Source, order: Order, targets: Targets, piped: bool) -> Opened
     for note in picture.notes:
         console.note(f"{source.name}: {note}")
     paths = () if piped else tuple(targets.path(source, picture.format) for _ in order.seeds)
-    return Opened(source, picture, paths)
+    sheets = () if piped else tuple(targets.beside(paths[0], kind) for kind in order.sheets)
+    return Opened(source, picture, paths, sheets, made)
 
 
 @contextmanager
@@ -164,46 +240,32 @@ def _load(order: Order) -> Editor:
     return editor
 
 
-def _drafts(order: Order, editor: Editor, batch: Sequence[Opened], label: str, outcome: Outcome) -> list[list[Draft]]:
-    """The drafts of each picture of the batch. If the batch fails, each is tried alone: one may be at fault."""
-    from earl_cli.generation.editing import Job, draft
-
-    jobs = [Job(opened.picture.rgb, order.instruction, order.seeds) for opened in batch]
-    try:
-        with console.progress(label, unit="tokens") as progress:
-            return draft(editor.model, editor.engine, jobs, editor.settings, progress.update)
-    except Exception as failure:  # noted, or tried again one by one
-        if len(batch) > 1:
-            return [drafts for opened in batch for drafts in _drafts(order, editor, [opened], label, outcome)]
-        outcome.note(batch[0].source.name, failure)
-        return [[]]
-
-
-def _finish(
-    order: Order, opened: Opened, drafts: Sequence[Draft], *, editor: Editor, targets: Targets, outcome: Outcome
-) -> None:
-    """Decode, compose and save all variants of one picture, and the sheets that show several."""
+def _finish(order: Order, opened: Opened, drafts: Sequence[Draft], editor: Editor, ending: Event) -> None:
+    """Decode, compose and save all variants of one picture, and the sheets that show several; less at the run's end."""
     from earl_cli.generation.editing import decoded, render, sheet
 
-    if not drafts:
-        return
-    before = decoded(editor.model, drafts[0].source)
-    images = []
-    for index, draft in enumerate(drafts):
-        name = opened.source.name if len(drafts) == 1 else f"{opened.source.name}, seed {draft.seed}"
-        if order.mode != "edit":
-            console.say(f"reasoning: {draft.answer.thoughts or '(none)'}")
-        with outcome.going_on(name):
-            image = render(editor.model, opened.picture.rgb, before, draft, order.size)
-            images.append(image)
-            if opened.paths or not order.sheets:
-                path = opened.paths[index] if opened.paths else None
-                outcome.results.append(_save(order, "edit", image, path, [draft], opened, editor))
-    for kind in order.sheets if images else ():
-        shown = images if kind == "grid" else [opened.picture.rgb.resize(images[0].size), *images]
-        path = targets.beside(opened.paths[0], kind) if opened.paths else None
-        tiles = sheet(shown, columns=None if kind == "grid" else len(shown))
-        outcome.results.append(_save(order, kind, tiles, path, drafts, opened, editor))
+    made, images = opened.made, []
+    with made.going_on(opened.source.name):
+        before = decoded(editor.model, drafts[0].source)
+        for index, draft in enumerate(drafts):
+            if ending.is_set():
+                return
+            name = opened.source.name if len(drafts) == 1 else f"{opened.source.name}, seed {draft.seed}"
+            if order.mode != "edit":
+                console.say(f"reasoning: {draft.answer.thoughts or '(none)'}")
+            with made.going_on(name):
+                image = render(editor.model, opened.picture.rgb, before, draft, order.size)
+                images.append(image)
+                if opened.paths or not order.sheets:
+                    path = opened.paths[index] if opened.paths else None
+                    made.results.append(_save(order, "edit", image, path, [draft], opened, editor))
+        for index, kind in enumerate(order.sheets if images else ()):
+            if ending.is_set():
+                return
+            shown = images if kind == "grid" else [opened.picture.rgb.resize(images[0].size), *images]
+            path = opened.sheets[index] if opened.sheets else None
+            tiles = sheet(shown, columns=None if kind == "grid" else len(shown))
+            made.results.append(_save(order, kind, tiles, path, drafts, opened, editor))
 
 
 def _save(

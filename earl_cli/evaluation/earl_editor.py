@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +63,7 @@ class EarlEditor:
 
     def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
         """As `Editor.edit`: one batch, whose first pictures are decoded while the last ones are drawn."""
+        from earl_cli.generation.beside import Beside
         from earl_cli.generation.editing import Job, draft
 
         def progress(done: int, expected: int) -> None:
@@ -71,13 +72,14 @@ class EarlEditor:
 
         jobs = [Job(task.picture, task.instruction, (task.seed,)) for task in tasks]
         drawn: dict[int, Future[Drawn]] = {}
-        with ThreadPoolExecutor(1) as beside:
+        loaded = self._loaded
+        with Beside() as beside:
 
-            def take(number: int, each: Draft) -> None:
-                drawn[number] = beside.submit(self._drawn, tasks[number], each)
+            def take(number: int, drafts: Sequence[Draft]) -> None:
+                drawn[number] = beside.submit(self._drawn, tasks[number], drafts[0])
 
-            draft(self._loaded.model, self._loaded.engine, jobs, self._loaded.settings, progress, take)
-        return [drawn[number].result() for number in range(len(tasks))]
+            draft(loaded.model, loaded.engine, jobs, loaded.settings, progress, take)
+            return [drawn[number].result() for number in range(len(tasks))]
 
     def _drawn(self, task: Task, draft: Draft) -> Drawn:
         from earl_cli.generation.editing import decoded, render

@@ -59,11 +59,11 @@ def draft(
     jobs: Sequence[Job],
     settings: EditSettings,
     on_progress: Callable[[int, int], None] | None = None,
-    on_draft: Callable[[int, Draft], None] | None = None,
+    on_drafts: Callable[[int, list[Draft]], None] | None = None,
 ) -> list[list[Draft]]:
     """Sample every variant of every job in one batch: for each job a draft for each seed.
 
-    ``on_draft`` gets each with the number of its job as soon as it is there, while others are still drawn.
+    ``on_drafts`` gets a job's number and drafts as soon as all of them are there, while other jobs are still drawn.
     """
     sources = [encoded(model, job.picture, settings.image_area) for job in jobs]
     grids = [Grid(*codes.shape) if settings.mode == "edit" else None for codes in sources]
@@ -71,16 +71,19 @@ def draft(
     for job, codes, grid in zip(jobs, sources, grids, strict=True):
         prompt = model.layout.prompt(codes, job.instruction, settings.mode, grid)
         requests.append(Request(tuple(prompt.tolist()), settings.mode, grid, job.seeds))
-    drafts: dict[tuple[int, int], Draft] = {}
+    drawn: list[dict[int, Draft]] = [{} for _ in jobs]
+
+    def in_order(number: int) -> list[Draft]:
+        return [drawn[number][index] for index in range(len(jobs[number].seeds))]
 
     def take(number: int, index: int, completion: Completion) -> None:
         answer = model.layout.parse_completion(completion.ids, settings.mode, grids[number])
-        drafts[number, index] = each = Draft(sources[number], jobs[number].seeds[index], answer)
-        if on_draft is not None:
-            on_draft(number, each)
+        drawn[number][index] = Draft(sources[number], jobs[number].seeds[index], answer)
+        if on_drafts is not None and len(drawn[number]) == len(jobs[number].seeds):
+            on_drafts(number, in_order(number))
 
     engine.generate(requests, settings.sampling, on_progress, take)
-    return [[drafts[number, index] for index in range(len(job.seeds))] for number, job in enumerate(jobs)]
+    return [in_order(number) for number in range(len(jobs))]
 
 
 def encoded(model: EarlModel, picture: Image.Image, image_area: int | None = None) -> NDArray[np.int64]:

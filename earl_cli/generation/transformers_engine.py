@@ -117,8 +117,7 @@ class TransformersEngine:
     ) -> list[list[Completion]]:
         """For each request one completion for each seed, in order.
 
-        ``on_progress`` is called after every step, ``on_completion`` at the end of a batch. Raises InputError for a
-        prompt that isn't one or is too long.
+        ``on_progress`` is called after every step. Raises InputError for a prompt that isn't one or is too long.
         """
         jobs = [self._job(index, request) for index, request in enumerate(requests)]
         done: dict[tuple[int, int], Completion] = {}
@@ -139,15 +138,15 @@ class TransformersEngine:
                     for index in job.indices
                 ]
                 rest -= sum(expected[lane.request] for lane in lanes)
-                for _ in self._run(batch, lanes, sampling):
+                for ended in self._run(batch, lanes, sampling):
+                    for lane in ended:
+                        done[lane.request, lane.index] = completion = _completion(lane)
+                        if on_completion is not None:
+                            on_completion(lane.request, lane.index, completion)
                     if on_progress is not None:
                         now = produced + sum(len(lane.ids) for lane in lanes)
                         on_progress(now, now + rest + sum(0 if lane.over else lane.state.expected for lane in lanes))
                 produced += sum(len(lane.ids) for lane in lanes)
-                for lane in lanes:
-                    done[lane.request, lane.index] = completion = _completion(lane)
-                    if on_completion is not None:
-                        on_completion(lane.request, lane.index, completion)
         return [[done[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
 
     def _job(self, index: int, request: Request) -> _Job:
@@ -186,8 +185,8 @@ class TransformersEngine:
         free = free_memory(weight.device)
         return max(1, (2_000_000_000 if free is None else free) // 2 // int(bytes_per_token))
 
-    def _run(self, batch: Sequence[_Job], lanes: list[_Lane], sampling: Sampling) -> Iterable[None]:
-        """Fills ``lanes`` in place; yields after every token."""
+    def _run(self, batch: Sequence[_Job], lanes: list[_Lane], sampling: Sampling) -> Iterable[list[_Lane]]:
+        """Fills ``lanes`` in place; yields after every token those that it ended."""
         active = lanes
         decoder = Decoder(self.model, _filled(len(lanes)), max(job.room - len(job.prompt) for job in batch))
         hidden = self._prefill(decoder, batch, lanes)
@@ -197,7 +196,7 @@ class TransformersEngine:
                 lane.take_forced()
                 full = lane.prompt + len(lane.ids) >= self.positions
                 lane.cut = not lane.state.done and (full or lane.state.longest == 0)
-            yield None
+            yield [lane for lane in active if lane.over]
             going = [i for i, lane in enumerate(active) if not lane.over]
             if not going:
                 return

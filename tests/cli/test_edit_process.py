@@ -94,3 +94,19 @@ def test_a_reader_that_goes_away_stops_quietly(start: Callable[..., subprocess.P
     assert process.wait(timeout=300) == 141, err
     assert "Traceback" not in err
     assert "error" not in err
+
+
+def test_a_reader_that_goes_away_stops_a_folder(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    photos(tmp_path / "in", 20, side=150)
+    process = start("in", "make it snowy", "-n", "8", "-o", "out")
+    assert process.stdout is not None
+    assert "out/00.edited.png" in process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    err = process.stderr.read()
+    assert process.wait(timeout=300) == 141, err
+    assert "Traceback" not in err
+    written = list((tmp_path / "out").iterdir())
+    assert 0 < len(written) < 20 * 8
+    for path in written:
+        Image.open(path).load()

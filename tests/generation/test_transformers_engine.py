@@ -101,6 +101,20 @@ def test_logprobs_are_those_of_a_full_forward_pass(
         assert (found[~chosen] == 0).all()
 
 
+def test_a_small_picture_is_given_out_while_a_large_one_is_drawn(tiny: EarlModel, request_for: MakeRequest) -> None:
+    steps: list[int] = []
+    given: dict[int, tuple[int, Completion]] = {}
+
+    def take(number: int, _: int, completion: Completion) -> None:
+        given[number] = len(steps), completion
+
+    requests = [request_for(grid=(6, 6)), request_for(grid=(2, 2))]
+    engine = TransformersEngine(tiny.language, tiny.layout)
+    found = engine.generate(requests, GREEDY, lambda done, _: steps.append(done), take)
+    assert given[1][0] < given[0][0] == len(steps) - 1
+    assert all(given[number][1] is group[0] for number, group in enumerate(found))
+
+
 def identical(one: Completion, other: Completion) -> bool:
     return np.array_equal(one.ids, other.ids) and np.allclose(one.logprobs, other.logprobs, atol=1e-4)
 
