@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
 from earl_cli.errors import EarlError
 
 LINES, WIDTH = 12, 200
+PULSE = 0.5
+"""Seconds between two looks at whether the engine's process is still there."""
 T = TypeVar("T")
 
 
@@ -22,11 +25,12 @@ class EngineError(EarlError):
 class Caller:
     """The thread that an engine lives in; ``name`` and ``log`` are the engine's.
 
-    Being no part of what Python waits for at its end, it can't keep a program from ending either.
+    Of an engine in another process ``ended`` says how it has ended, None while it runs. Being no part of what Python
+    waits for at its end, the thread can't keep a program from ending either.
     """
 
-    def __init__(self, name: str, log: Path | None) -> None:
-        self.name, self.log = name, log
+    def __init__(self, name: str, log: Path | None, ended: Callable[[], str | None] = lambda: None) -> None:
+        self.name, self.log, self.ended = name, log, ended
         self.dead = self.stuck = False
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, name=name, daemon=True).start()
@@ -34,23 +38,24 @@ class Caller:
     def call(self, what: str, seconds: float, function: Callable[[], T]) -> T:
         """The function's result. Raises EngineError naming ``what`` if it fails or takes longer than ``seconds``."""
         if self.dead:
-            raise self._error(f"{what} was asked of {self.name}, which is dead")
+            raise self.error(f"{what} was asked of {self.name}, which is dead")
         future: Future[T] = Future()
         self._calls.put((future, function))
         try:
-            return future.result(seconds)
+            self._wait(future, seconds)
+            return future.result(0)
         except TimeoutError as failure:
             self.dead = True
             done = future.done()  # then the function itself raised it
             self.stuck = not done
             problem = f"failed: {failure}" if done else f"took longer than {seconds:g} s"
-            raise self._error(f"{what} by {self.name} {problem}") from failure
+            raise self.error(f"{what} by {self.name} {problem}") from failure
         except EarlError:
             raise
         except Exception as failure:
             self.dead = True
             first = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-            raise self._error(f"{what} by {self.name} failed: {first}") from failure
+            raise self.error(f"{what} by {self.name} failed: {first}") from failure
 
     def close(self, seconds: float, function: Callable[[], Any]) -> None:
         """Let ``function`` end the engine, in its thread or, if that hangs, in another; what fails or hangs is left."""
@@ -71,6 +76,13 @@ class Caller:
             self._calls.put(None)
         ended.wait(seconds)
 
+    def _wait(self, future: Future[Any], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not wait([future], max(0, min(PULSE, end - time.monotonic()))).done and time.monotonic() < end:
+            if reason := self.ended():
+                self.stuck = True
+                raise ConnectionError(reason)
+
     def _work(self) -> None:
         while (given := self._calls.get()) is not None:
             future, function = given
@@ -80,7 +92,8 @@ class Caller:
                 future.set_exception(failure)
             del given, future, function
 
-    def _error(self, what: str) -> EngineError:
+    def error(self, what: str) -> EngineError:
+        """``what``, with the end of the log."""
         last = last_lines(self.log)
         return EngineError(what, hint="\n".join(["the end of its log:", *last]) if last else None)
 

@@ -51,6 +51,18 @@ def test_a_failure_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
+def test_a_process_that_has_ended_is_an_error_although_the_call_hangs() -> None:
+    over, reasons = threading.Event(), iter([None, "its process ended with -9"])
+    caller = Caller("the engine", None, lambda: next(reasons))
+    started = time.monotonic()
+    with pytest.raises(EngineError, match="a step by the engine failed: its process ended with -9"):
+        caller.call("a step", 60, over.wait)
+    assert time.monotonic() - started < 5
+    with pytest.raises(EngineError, match="which is dead"):
+        caller.call("a step", 60, list)
+    over.set()
+
+
 def test_an_error_for_the_person_stays_what_it_is() -> None:
     def refuse() -> None:
         raise UsageError("no such argument")
