@@ -8,7 +8,15 @@ from typing import Any
 
 from earl_cli.errors import UsageError
 
-OWN = ("model", "logits_processors", "logprobs_mode", "additional_config", "skip_tokenizer_init", "tokenizer")
+OWN = (
+    "model",
+    "logits_processors",
+    "logprobs_mode",
+    "additional_config",
+    "skip_tokenizer_init",
+    "tokenizer",
+    "weight_transfer_config",
+)
 
 
 def engine_arguments(pairs: Sequence[str]) -> dict[str, Any]:

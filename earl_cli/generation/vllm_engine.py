@@ -75,8 +75,9 @@ class VllmEngine:
     """Samples from the language model in a folder, in either published layout, with vLLM in this process.
 
     ``engine_args`` are vLLM's own, by name (tensor_parallel_size, quantization, gpu_memory_utilization, …). With
-    ``sleeping`` the engine can give its memory on a GPU away between two calls. ``max_text_tokens`` and
-    ``max_positions`` are as in the transformers engine. Raises MissingExtraError without vLLM, UsageError for an
+    ``sleeping`` the engine can give its memory on a GPU away between two calls. ``transport`` is the backend of vLLM's
+    weight transfer by which another process may send weights. ``max_text_tokens`` and ``max_positions`` are as in the
+    transformers engine. Raises MissingExtraError without vLLM, UsageError for an
     argument that vLLM doesn't have or that isn't open to choice, ModelError for a vocabulary that isn't the layout's.
     """
 
@@ -91,6 +92,7 @@ class VllmEngine:
         max_positions: int | None = None,
         engine_args: Mapping[str, Any] | None = None,
         sleeping: bool = False,
+        transport: str | None = None,
         patience: Patience | None = None,
     ) -> None:
         need_vllm()
@@ -120,6 +122,7 @@ class VllmEngine:
             "logprobs_mode": "processed_logits",
             "additional_config": {KEY: {"vocabulary": layout.vocabulary.to_dict(), "text": str(place)}},
             "enable_sleep_mode": self._sleeping,
+            "weight_transfer_config": {"backend": transport} if transport else None,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             **_defaults(device),
@@ -179,6 +182,17 @@ class VllmEngine:
         )
         self.wake()
         self._call("forgetting the cache", self.patience.rest, self._llm.reset_prefix_cache)
+
+    @property
+    def workers(self) -> int:
+        """How many processes compute, this one included where it does."""
+        return int(self._llm.llm_engine.vllm_config.parallel_config.world_size)
+
+    def transfer(self, step: str, *given: Any) -> None:
+        """One step of vLLM's weight transfer, by its name in `vllm.LLM`; caches start anew after the last."""
+        self._call(step.replace("_", " "), self.patience.update, lambda: getattr(self._llm, step)(*given))
+        if step == "finish_weight_update":
+            self._call("forgetting the cache", self.patience.rest, self._llm.reset_prefix_cache)
 
     def sleep(self) -> None:
         """Give the memory of weights and cache on a GPU away; only `update_weights` brings the weights back."""
