@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from earl_cli.training.assembling import (
     make_engine,
     memory_of,
     resume,
+    sampler_memory_of,
     save_checkpoint,
     save_model,
 )
@@ -85,7 +86,7 @@ def show_plan(resolved: Resolved[RlConfig]) -> None:
         + (f"; {data.skipped} are too long and left out" if data.skipped else "")
     )
     memory = memory_of(config, base, processes, _longest(config, data))
-    parts = show_memory(memory, base, processes)
+    parts = show_memory(memory, base, processes, sampler_memory_of(config, base))
     console.document(
         {
             "config": values,
@@ -136,8 +137,11 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
         cut_torn_line(config.folder / LOG)
     start = resume(config, learner)
     without = WithoutAdapters(learner) if policy.adapted and config.kl_coeff else None
-    engine = _engine(config, base, data, learner, place.device)
-    with redirect_stdout(sys.stderr), dashboard(f"improving {config.folder.name}", FIGURES, unit="iterations") as board:
+    with (
+        redirect_stdout(sys.stderr),
+        _engine(config, base, data, learner, place.device) as engine,
+        dashboard(f"improving {config.folder.name}", FIGURES, unit="iterations") as board,
+    ):
         board.update(start, config.num_iterations, {}, "starting")
         run = Run(
             config=config,
@@ -167,22 +171,34 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
 
 def _check_engine(config: RlConfig) -> None:
     """What of the engine can be known before anything is loaded."""
-    if config.engine == "vllm":
+    if config.engine_place == "separate":
+        from earl_cli.training.vllm_separate import check_gpus
+
+        need_vllm()
+        check_gpus(config)
+    elif config.engine == "vllm":
         need_vllm()
     elif config.engine == "transformers" and config.engine_args:
         raise UsageError("only the engine vllm takes arguments", where="engine_args", hint="--set engine=vllm")
     checked_arguments(config.engine_args)
 
 
+@contextmanager
 def _engine(
     config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device
-) -> Callable[[Any], AbstractContextManager[Engine]]:
+) -> Iterator[Callable[[Any], AbstractContextManager[Engine]]]:
     """What samples, by the config and by what is installed."""
-    if not takes_vllm(config.engine, config.device, lambda: base.parameters):
-        return partial(make_engine, config, base.layout, data)
-    from earl_cli.training.vllm_sampling import VllmSampler
+    if config.engine_place == "separate":
+        from earl_cli.training.vllm_separate import SeparateSampler
 
-    return VllmSampler(config, base, data, learner, device)
+        with closing(SeparateSampler(config, base, data, learner, device)) as sampler:
+            yield sampler
+    elif takes_vllm(config.engine, config.device, lambda: base.parameters):
+        from earl_cli.training.vllm_sampling import VllmSampler
+
+        yield VllmSampler(config, base, data, learner, device)
+    else:
+        yield partial(make_engine, config, base.layout, data)
 
 
 class _Watcher:

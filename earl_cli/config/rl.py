@@ -108,6 +108,8 @@ class RlConfig(BaseModel):
     device: str = "auto"
     engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vllm for large models on GPUs
     engine_args: dict[str, Any] = Field(default_factory=dict)  # vLLM's, such as tensor_parallel_size
+    engine_place: Literal["colocated", "separate"] = "colocated"  # separate: one vLLM in a process of its own
+    engine_gpus: tuple[Count, ...] = ()  # of a separate engine; nothing is trained on them
     processes: Positive | None = None
     validate_every: Positive = 50
     validation_rows: Positive = 64
@@ -164,6 +166,10 @@ class RlConfig(BaseModel):
             raise ValueError("adapters are small enough not to be sharded by ZeRO-3: use sharding none or zero2")
         if self.reward is None and self.reward_final_reward not in FINAL_REWARDS:
             raise ValueError(f"reward_final_reward is none of {', '.join(FINAL_REWARDS)}")
+        if self.engine_place == "separate" and self.engine == "transformers":
+            raise ValueError("engine_place separate is for the engine vllm")
+        if self.engine_gpus and self.engine_place == "colocated":
+            raise ValueError("engine_gpus are for engine_place separate")
         mode_of(self.assistant_prefill)
         return self
 

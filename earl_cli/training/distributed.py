@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -184,3 +184,20 @@ def gathered(value: Value) -> list[Value]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def by_first(work: Callable[[], Value]) -> Value:
+    """What ``work`` gives in the first process, in every one of them. Its EarlError is raised in all."""
+    outcome: Value | EarlError | None = None
+    if rank() == 0:
+        try:
+            outcome = work()
+        except EarlError as failure:
+            if world_size() == 1:
+                raise
+            outcome = failure
+    found: Any = gathered(outcome)[0]
+    if isinstance(found, EarlError):
+        raise found
+    given: Value = found
+    return given

@@ -1,0 +1,363 @@
+"""The engine vllm in a process of its own: the same draws, weights sent to it, its death, and a run that uses it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from needs_vllm import need_vllm
+from pydantic import ValidationError
+from trainings import CPU, options, write_pairs
+
+from earl_cli.config.rl import RlConfig
+from earl_cli.errors import DeviceError, InputError, UsageError
+from earl_cli.generation.engine import Completion, Request, Sampling
+from earl_cli.generation.vllm_engine import Patience, VllmEngine
+from earl_cli.generation.vllm_process import HOST, ProcessEngine, variables
+from earl_cli.generation.waiting import EngineError
+from earl_cli.models.bundle import EarlModel, load_model
+from earl_cli.tokens.layout import Grid
+from earl_cli.training.losses import separate_heads
+from earl_cli.training.policy import Policy, Sampled, pack
+from earl_cli.training.vllm_separate import check_gpus
+
+need_vllm()
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def embedded() -> EarlModel:
+    return load_model(None, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def changed(embedded: EarlModel) -> torch.nn.Module:
+    """The embedded model's language model with other weights."""
+    language = copy.deepcopy(embedded.language)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in language.parameters():
+            weight.mul_(1 + 0.3 * torch.randn_like(weight))
+    return language
+
+
+@pytest.fixture(scope="module")
+def separate(embedded: EarlModel) -> Iterator[ProcessEngine]:
+    engine = a_process(embedded)
+    yield engine
+    engine.close()
+    assert not psutil.pid_exists(engine._process.pid)
+
+
+def a_process(model: EarlModel, **how: object) -> ProcessEngine:
+    return ProcessEngine(model.folder, model.layout, device=model.device, dtype=model.dtype, **how)  # type: ignore[arg-type]
+
+
+def prompts(model: EarlModel, count: int, side: int = 6, seeds: tuple[int, ...] = (1, 2)) -> list[Request]:
+    numbers, grid, found = np.random.default_rng(count), Grid(side, side), []
+    for _ in range(count):
+        codes = numbers.integers(0, model.layout.vocabulary.codes, (side, side))
+        ids = model.layout.prompt(codes, "make it snowy", "edit", grid)
+        found.append(Request(tuple(ids.tolist()), "edit", grid, seeds))
+    return found
+
+
+def ids(groups: Sequence[Sequence[Completion]]) -> list[list[int]]:
+    return [completion.ids.tolist() for group in groups for completion in group]
+
+
+def assert_logprobs(
+    language: torch.nn.Module, model: EarlModel, drawn: Sequence[Sequence[Completion]], asked: Sequence[Request]
+) -> None:
+    """The engine's are those that training computes."""
+    policy = Policy(language, separate_heads(model.layout.vocabulary), 1.0)  # type: ignore[arg-type]
+    for request, group in zip(asked, drawn, strict=True):
+        sampled = Sampled(np.array(request.prompt), tuple(e.ids for e in group), tuple(e.sampled for e in group))
+        batch = pack([sampled], torch.device("cpu"))
+        assert batch is not None
+        with torch.no_grad():
+            trained = policy(batch)[0].numpy()
+        assert np.abs(np.concatenate([each.logprobs[each.sampled] for each in group]) - trained).max() < 1e-3
+
+
+# -- the same as beside the training -----------------------------------------------------------------------------------
+
+
+def test_it_draws_what_the_engine_in_this_process_draws_after_new_weights_too(
+    embedded: EarlModel, changed: torch.nn.Module, separate: ProcessEngine
+) -> None:
+    colocated = VllmEngine(embedded.folder, embedded.layout, device=embedded.device, dtype=embedded.dtype)
+    asked, seen = prompts(embedded, 4), []
+    try:
+        for language in (embedded.language, changed, embedded.language):
+            for engine in (colocated, separate):
+                engine.update_weights(language.state_dict().items())
+            ours, theirs = (engine.generate(asked, Sampling(1.0, 0)) for engine in (separate, colocated))
+            assert ids(ours) == ids(theirs)
+            for one, other in zip(ours, theirs, strict=True):
+                for a, b in zip(one, other, strict=True):
+                    assert np.abs(a.logprobs - b.logprobs).max() < 1e-5
+            assert_logprobs(language, embedded, ours, asked)
+            seen.append(ids(ours))
+    finally:
+        colocated.close()
+    assert seen[0] == seen[2]
+    assert all(one != other for one, other in zip(seen[0], seen[1], strict=True))
+
+
+def test_progress_and_completions_are_told_and_bad_requests_refused(
+    embedded: EarlModel, separate: ProcessEngine
+) -> None:
+    told: list[tuple[int, int]] = []
+    given: list[tuple[int, int, Completion]] = []
+    drawn = separate.generate(
+        prompts(embedded, 2, 3), Sampling(), lambda *it: told.append(it), lambda *it: given.append(it)
+    )
+    assert told[-1][0] == told[-1][1] == sum(map(len, ids(drawn)))
+    assert len(told) > 10
+    assert sorted((request, index) for request, index, _ in given) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert all(drawn[request][index].ids.tolist() == each.ids.tolist() for request, index, each in given)
+    with pytest.raises(InputError, match="outside the vocabulary"):
+        separate.generate([Request((1, 99_999), "edit", Grid(2, 2), (0,))], Sampling())
+    assert len(separate.generate(prompts(embedded, 1), Sampling())[0]) == 2
+
+
+def test_several_workers_get_the_weights(
+    embedded: EarlModel, changed: torch.nn.Module, separate: ProcessEngine
+) -> None:
+    asked = prompts(embedded, 2)
+    engine = a_process(embedded, engine_args={"tensor_parallel_size": 2}, patience=Patience(step=60))
+    try:
+        assert engine.workers == 2
+        drawn = engine.generate(asked, Sampling(0))
+        engine.update_weights(changed.state_dict().items())
+        again = engine.generate(asked, Sampling(0))
+        assert_logprobs(changed, embedded, engine.generate(asked, Sampling(1.0, 0)), asked)
+        assert ids(drawn) != ids(again)
+        processes = family(engine)
+        assert len(processes) > 2
+        engine._process.kill()
+        with pytest.raises(EngineError, match="the vLLM engine failed: its process ended with -9"):
+            engine.generate(asked, Sampling(0))
+    finally:
+        engine.close()
+    assert not psutil.wait_procs(processes, timeout=30)[1]
+
+
+def family(engine: ProcessEngine) -> list[psutil.Process]:
+    first = psutil.Process(engine._process.pid)
+    return [first, *first.children(recursive=True)]
+
+
+# -- death and time-outs -----------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_is_killed_is_an_error_with_the_end_of_its_log(embedded: EarlModel) -> None:
+    engine = a_process(embedded)
+    killed = 0.0
+
+    def kill(done: int, expected: int) -> None:
+        nonlocal killed
+        if not killed:
+            engine._process.kill()
+            killed = time.monotonic()
+
+    try:
+        with pytest.raises(
+            EngineError, match="a sampling step by the vLLM engine failed: its process ended with -9"
+        ) as caught:
+            engine.generate(prompts(embedded, 4, 12), Sampling(), kill)
+        assert time.monotonic() - killed < 5
+        assert "the end of its log:\n" in str(caught.value)
+        with pytest.raises(EngineError, match="an update of the weights was asked of the vLLM engine, which is dead"):
+            engine.update_weights(embedded.language.state_dict().items())
+    finally:
+        engine.close()
+
+
+def test_a_process_that_hangs_is_an_error_that_names_what_was_waited_for(embedded: EarlModel) -> None:
+    engine = a_process(embedded, patience=Patience(step=5, update=2))
+    engine._process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(EngineError, match="an update of the weights by the vLLM engine took longer than 2 s"):
+            engine.update_weights(embedded.language.state_dict().items())
+    finally:
+        engine.close()
+    assert engine._process.returncode == -signal.SIGKILL
+
+
+def test_what_is_wrong_at_the_start_is_told_and_leaves_no_process(embedded: EarlModel) -> None:
+    before = psutil.Process().children()
+    with pytest.raises(UsageError, match=r"takes no such argument.*speed"):
+        a_process(embedded, engine_args={"speed": 3})
+    with pytest.raises(EngineError, match=r"the start by the vLLM engine took longer than 0\.1 s"):
+        a_process(embedded, patience=Patience(start=0.1))
+    assert psutil.Process().children() == before
+
+
+ORPHAN = """
+import sys, time
+from earl_cli.generation.engine import Request, Sampling
+from earl_cli.generation.vllm_process import ProcessEngine
+from earl_cli.models.bundle import load_model
+
+if __name__ == "__main__":
+    model = load_model(None, device="cpu")
+    engine = ProcessEngine(model.folder, model.layout, device=model.device, dtype=model.dtype)
+    print(engine._process.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_it_ends_when_the_trainer_is_killed() -> None:
+    command = [sys.executable, "-c", ORPHAN]
+    trainer = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **CPU}
+    )
+    assert trainer.stdout is not None
+    engine = psutil.Process(int(trainer.stdout.readline()))
+    assert HOST in engine.cmdline()
+    trainer.kill()
+    trainer.communicate()
+    assert not psutil.wait_procs([engine], timeout=20)[1]
+
+
+# -- GPUs --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_process_sees_its_gpus_and_nothing_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert variables((2, 3))["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert not {"RANK", "TORCHELASTIC_RUN_ID"} & variables(()).keys()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    assert variables((2, 0))["CUDA_VISIBLE_DEVICES"] == "6,4"
+
+
+def test_gpus_of_the_engine_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def config(**values: object) -> RlConfig:
+        return RlConfig(data=(Path("x"),), output=Path("y"), **values)  # type: ignore[arg-type]
+
+    for values in ({"engine_gpus": (1,)}, {"engine_place": "separate", "engine": "transformers"}):
+        with pytest.raises(ValidationError, match="engine_"):
+            config(**values)
+    check_gpus(config(engine_place="separate", device="cpu"))
+    with pytest.raises(UsageError, match="the engine can't be on GPUs"):
+        check_gpus(config(engine_place="separate", device="cpu", engine_gpus=(1,)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    check_gpus(config(engine_place="separate", device="cuda:0", engine_gpus=(1, 2)))
+    with pytest.raises(UsageError, match="nothing is trained on"):
+        check_gpus(config(engine_place="separate", device="cuda:0"))
+    with pytest.raises(DeviceError, match="only 3 CUDA devices"):
+        check_gpus(config(engine_place="separate", device="cuda:0", engine_gpus=(3,)))
+    with pytest.raises(UsageError, match="cuda:1 is trained on"):
+        check_gpus(config(engine_place="separate", device="cuda:1", engine_gpus=(1,)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_weights_come_by_nccl_to_another_gpu(changed: torch.nn.Module) -> None:
+    model = load_model(None, device="cuda:0")
+    language = changed.to("cuda:0")
+    engine = a_process(model, gpus=(1,))
+    try:
+        asked = prompts(model, 4)
+        before = engine.generate(asked, Sampling(0))
+        engine.update_weights(language.state_dict().items())
+        after = engine.generate(asked, Sampling(0))
+        engine.update_weights(model.language.state_dict().items())
+        assert ids(engine.generate(asked, Sampling(0))) == ids(before) != ids(after)
+    finally:
+        engine.close()
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+REWARD = """
+from earl_cli.rewards.reward import Score
+
+def brightness(edits):
+    return [Score(-1.0 if edit.edited is None else float(edit.edited.mean()) / 255) for edit in edits]
+"""
+SAME = ("reward", "loss", "grad_norm", "kl", "mismatch", "completion_tokens", "group_std")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store for the embedded model and a reward that learns fast."""
+    folder = tmp_path_factory.mktemp("vllm-separate")
+    write_pairs(folder / "store", 12, codes=4096)
+    (folder / "bright.py").write_text(REWARD)
+    return folder
+
+
+def run(place: Path, name: str, processes: int, **more: object) -> subprocess.CompletedProcess[str]:
+    """A run of the embedded model, which goes on where the one of that name stopped."""
+    settings = options(
+        model_path="null",
+        reward="bright:brightness",
+        episodes_per_iteration=16,
+        generations_per_sample=4,
+        per_device_batch_size=4,
+        max_response_tokens=64,
+        model_context_size=640,
+        learning_rate=1e-3,
+        precision="float32",
+        device="cpu",
+        gradient_checkpointing=False,
+        engine="vllm",
+        **{"num_iterations": 2, **more},
+    )
+    starter = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(starter if processes > 1 else []), "-m", "earl_cli", "rl"]
+    command += ["--data", str(place / "store"), "-o", str(place / name), *settings]
+    variables = {**os.environ, **CPU, "PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
+
+
+def train(place: Path, name: str, processes: int = 1, **more: object) -> list[dict[str, float]]:
+    """What such a run has logged."""
+    done = run(place, name, processes, **more)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in (place / name / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def expected(place: Path) -> list[dict[str, float]]:
+    return train(place, "colocated", num_iterations=3)
+
+
+def assert_same(found: Sequence[dict[str, float]], expected: Sequence[dict[str, float]]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        assert {name: ours[name] for name in SAME} == pytest.approx({name: theirs[name] for name in SAME}, abs=1e-4)
+        assert ours["mismatch"] < 1e-3
+
+
+def test_a_run_logs_what_one_with_the_engine_beside_it_logs_and_goes_on(
+    place: Path, expected: list[dict[str, float]]
+) -> None:
+    assert_same(train(place, "separate", engine_place="separate"), expected[:2])
+    assert_same(train(place, "separate", engine_place="separate", num_iterations=3), expected)
+
+
+def test_two_processes_have_one_engine(place: Path, expected: list[dict[str, float]]) -> None:
+    assert_same(train(place, "two", 2, engine_place="separate"), expected[:2])
+
+
+def test_what_is_wrong_with_the_engine_ends_every_process(place: Path) -> None:
+    done = run(place, "wrong", 2, engine_place="separate", engine_args=json.dumps({"speed": 3}))
+    assert done.returncode != 0
+    assert done.stderr.count("vLLM takes no such argument") == 1
