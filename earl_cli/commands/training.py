@@ -14,7 +14,7 @@ from earl_cli.errors import OutputError
 if TYPE_CHECKING:
     from earl_cli.config.loader import Resolved
     from earl_cli.models.bundle import Base
-    from earl_cli.training.memory import Memory
+    from earl_cli.training.memory import Memory, SamplerMemory
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="The model to start from: a folder or ORG/NAME[@REV].")
@@ -60,14 +60,19 @@ def show_sets(sets: list[dict[str, Any]]) -> None:
     console.table(list(sets[0]), [[shown(value) for value in each.values()] for each in sets], title="Data")
 
 
-def show_memory(memory: Memory, base: Base, processes: int) -> dict[str, int]:
-    """Print what each device needs, by what it is for; returns the bytes."""
+def show_memory(memory: Memory, base: Base, processes: int, sampler: SamplerMemory | None = None) -> dict[str, int]:
+    """Print what each device needs, by what it is for, and what vLLM takes of it in between; returns the bytes."""
     parts = asdict(memory)
     host = parts.pop("host")
     found = {**parts, "device": memory.device, "host": host}
+    rows = [[name if name != "device" else "in all", f"{size / 1e9:.2f}"] for name, size in found.items() if size]
+    if sampler is not None:
+        least = "" if sampler.gpu else "at least its weights, "
+        rows.append([f"vLLM while it samples: {least}{sampler.share:.0%} of a GPU", f"{sampler.bytes / 1e9:.2f}"])
+        found["vllm"] = sampler.bytes
     console.table(
         ["memory of one device", "GB"],
-        [[name if name != "device" else "in all", f"{size / 1e9:.2f}"] for name, size in found.items() if size],
+        rows,
         title=f"Memory, {base.parameters / 1e6:.1f} M weights on {processes} device(s), by calculation",
     )
     return found

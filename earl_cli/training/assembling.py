@@ -21,9 +21,11 @@ from earl_cli.data.mixture import Mixture, first_rows, mix
 from earl_cli.errors import InputError, UsageError
 from earl_cli.files import whole_file
 from earl_cli.generation.engine import Engine
+from earl_cli.generation.engine_arguments import checked_arguments
+from earl_cli.generation.loading import takes_vllm
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.models.bundle import Base, save_trained
-from earl_cli.models.device import DevicePlan, plan
+from earl_cli.models.device import DevicePlan, choose_device, plan
 from earl_cli.models.language import load_language
 from earl_cli.tokens.layout import Grid, Layout
 from earl_cli.training.checkpoints import CHECKPOINTS, MARK, drop_old, drop_torn, mark_complete, newest, written
@@ -31,7 +33,7 @@ from earl_cli.training.distributed import gathered, rank, world_size
 from earl_cli.training.gallery import plain
 from earl_cli.training.learners import Learner
 from earl_cli.training.losses import separate_heads, whole_head
-from earl_cli.training.memory import Memory, Shape, estimate
+from earl_cli.training.memory import Memory, SamplerMemory, Shape, estimate
 from earl_cli.training.policy import Batch, Policy
 from earl_cli.training.precision import uses_bfloat16
 from earl_cli.training.rollouts import lengths
@@ -118,6 +120,25 @@ def memory_of(config: RlConfig, base: Base, processes: int, longest: int) -> Mem
         return needed
     reference = base.parameters * (2 if bfloat16 else 4)
     return Memory(**{**vars(needed), "reference": reference})
+
+
+def sampler_memory_of(config: RlConfig, base: Base) -> SamplerMemory | None:
+    """What vLLM takes of each GPU while it samples; None where another engine samples, or no GPU is meant.
+
+    Raises DeviceError if the GPU that is meant isn't among those that are there.
+    """
+    here = torch.cuda.is_available()
+    if config.device == "cpu" or (config.engine == "auto" and not here):
+        return None
+    if not takes_vllm(config.engine, config.device, lambda: base.parameters):
+        return None
+    arguments = checked_arguments(config.engine_args)
+    weights = base.parameters * (2 if uses_bfloat16(config) else 4)
+    return SamplerMemory(
+        share=float(arguments.get("gpu_memory_utilization", config.vllm_gpu_memory_utilization)),
+        gpu=torch.cuda.get_device_properties(choose_device(config.device)).total_memory if here else None,
+        weights=weights // int(arguments.get("tensor_parallel_size", 1)),
+    )
 
 
 def load_policy(base: Base, config: RlConfig, longest: int) -> tuple[Policy, FrozenReference | None, DevicePlan]:

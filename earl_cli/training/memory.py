@@ -86,6 +86,23 @@ class Memory:
         return sum(getattr(self, each.name) for each in fields(self) if each.name != "host")
 
 
+@dataclass(frozen=True)
+class SamplerMemory:
+    """What vLLM takes of each device while it samples: ``share`` of the ``gpu``'s bytes, None where no GPU is known.
+
+    Its part of the weights, so many bytes, is within it. While weights are trained it gives all of it back.
+    """
+
+    share: float
+    gpu: int | None
+    weights: int
+
+    @property
+    def bytes(self) -> int:
+        """All that it takes; at least that where no GPU is known."""
+        return self.weights if self.gpu is None else int(self.share * self.gpu)
+
+
 def estimate(shape: Shape, config: Settings, *, processes: int, bfloat16: bool, longest: int) -> Memory:
     """What a step needs on each of ``processes`` devices, with sequences of ``longest`` tokens."""
     trained = shape.adapters(config.lora_rank) if config.lora_rank else shape.parameters

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from said import Said, complaint
 from trainings import options, write_pairs
 
 from earl_cli.app import run
 from earl_cli.data.store import Manifest, Reject, create_or_resume, write_shard
-from earl_cli.models.bundle import load_model
+from earl_cli.models.bundle import load_model, open_base
 from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.episodes import SCHEMA
 
@@ -193,6 +195,31 @@ def test_a_plan_for_people(rl: Callable[..., Said], store: Path) -> None:
     assert "2 iterations of 3 prompts × 2 edits, 3 prompts in each of 1 processes" in said.out
     for value in ("kl_coeff", "0.0003", str(store), "float32"):
         assert value in said.out
+
+
+def test_the_plan_says_what_vllm_takes(
+    rl: Callable[..., Said], tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = 4 * open_base(str(tiny_model_dir)).parameters
+    two = {"engine": "vllm", "engine_args": '{"tensor-parallel-size": 2}', "vllm_gpu_memory_utilization": 0.4}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    usual, unknown = (rl("--dry-run", "--json", "--device", "auto", **each) for each in ({}, two))
+    assert "vllm" not in usual.document["memory"]
+    assert unknown.document["memory"] == {**usual.document["memory"], "vllm": weights // 2}
+    assert "vllm" not in rl("--dry-run", "--json", "--device", "cpu", **two).document["memory"]
+    text = rl("--dry-run", "--device", "auto", **two).out
+    assert "vLLM while it samples: at least its weights, 40% of a GPU" in text
+
+    gpu = SimpleNamespace(total_memory=80_000_000_000)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    assert rl("--dry-run", "--json", "--device", "cuda:0", **two).document["memory"]["vllm"] == 32_000_000_000
+    own = {**two, "engine_args": '{"gpu_memory_utilization": 0.25}'}
+    assert rl("--dry-run", "--json", "--device", "cuda:0", **own).document["memory"]["vllm"] == 20_000_000_000
+    text = rl("--dry-run", "--device", "cuda:0", **two).out
+    assert "vLLM while it samples: 40% of a GPU" in text
+    assert "32.00" in text
 
 
 def test_the_plan_of_a_published_run(
