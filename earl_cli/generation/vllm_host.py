@@ -36,15 +36,15 @@ def host(connection: Connection) -> None:
     except EarlError as failure:
         connection.send(("failed", failure))
         return
-    connection.send(("done", engine.workers))
     try:
+        connection.send(("done", engine.workers))
         while (question := questions.get()) is not None:
             try:
                 connection.send(("done", _answer(engine, connection, *question)))
             except EarlError as failure:
                 connection.send(("failed", failure))
-    except BrokenPipeError:
-        pass  # who asked has ended
+    except ConnectionError:
+        pass  # who asked is no more
     finally:
         engine.close()
 

@@ -164,7 +164,7 @@ class ProcessEngine:
 
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             if self._source is None:
-                self._source = Weights(weights, self.dtype)
+                self._source = Weights(weights, self.device, self.dtype)
                 self._sender = sender_of(self._transport, _Client(self._ask), self._source, self.workers)
             self._source.weights = weights
             self._sender.send_weights()

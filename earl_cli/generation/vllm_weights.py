@@ -31,16 +31,16 @@ HERE = "127.0.0.1"
 
 
 class Weights(WeightSource):
-    """What is to be sent, all in ``dtype``: the weights of the next transfer, by name."""
+    """What is to be sent, all from ``device`` and in ``dtype``: the weights of the next transfer, by name."""
 
-    def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self.weights, self.dtype = weights, dtype
+    def __init__(self, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+        self.weights, self.device, self.dtype = weights, device, dtype
 
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(name, self.dtype, tuple(weight.shape)) for name, weight in self.weights.items()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, weight.detach().to(self.dtype)) for name, weight in self.weights.items())
+        return ((name, weight.detach().to(self.device, self.dtype)) for name, weight in self.weights.items())
 
 
 def sender_of(backend: str, client: VLLMWeightSyncClient, source: Weights, workers: int) -> TrainerWeightTransferEngine:
