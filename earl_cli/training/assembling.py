@@ -123,12 +123,12 @@ def memory_of(config: RlConfig, base: Base, processes: int, longest: int) -> Mem
 
 
 def sampler_memory_of(config: RlConfig, base: Base) -> SamplerMemory | None:
-    """What vLLM takes of each GPU while it samples; None where another engine samples, or no GPU is meant.
+    """What vLLM takes of each GPU that trains; None where it takes none: another engine, or GPUs of its own, or no GPU.
 
     Raises DeviceError if the GPU that is meant isn't among those that are there.
     """
     here = torch.cuda.is_available()
-    if config.device == "cpu" or (config.engine == "auto" and not here):
+    if config.device == "cpu" or config.engine_place == "separate" or (config.engine == "auto" and not here):
         return None
     if not takes_vllm(config.engine, config.device, lambda: base.parameters):
         return None

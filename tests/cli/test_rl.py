@@ -207,6 +207,8 @@ def test_the_plan_says_what_vllm_takes(
     assert "vllm" not in usual.document["memory"]
     assert unknown.document["memory"] == {**usual.document["memory"], "vllm": weights // 2}
     assert "vllm" not in rl("--dry-run", "--json", "--device", "cpu", **two).document["memory"]
+    apart = {**two, "engine_place": "separate"}
+    assert "vllm" not in rl("--dry-run", "--json", "--device", "auto", **apart).document["memory"]
     text = rl("--dry-run", "--device", "auto", **two).out
     assert "vLLM while it samples: at least its weights, 40% of a GPU" in text
 
