@@ -94,6 +94,7 @@ class RlConfig(BaseModel):
     judge_patience: Above | None = None  # seconds that a run waits for a judge that is down; None: as long as it takes
     train_forced_tokens: bool = False  # as published; the grammar leaves them no choice
     advantage_over_std: bool = True  # False: Dr. GRPO, arXiv 2503.20783
+    local_credit: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of a code's advantage that is its own place's
     drop_groups_without_signal: bool = False  # DAPO, arXiv 2503.14476: they don't count in the mean over tokens either
     updates_per_iteration: Positive = 1
     clip_low: Share = 0.2  # with several updates: PPO's range of the ratio is 1 - clip_low to 1 + clip_high

@@ -33,6 +33,8 @@ WORST, BEST = -1.0, 1.0
 FLOOR = 0.01
 """A distance that nobody sees: about half of a just noticeable difference, all over the picture."""
 SCALES = 5
+PLACE = 8
+"""Pixels a side of the squares that a distance is taken apart into: those of a code."""
 CELLS = 2
 """How often edges are averaged over 2 x 2 places."""
 
@@ -98,14 +100,17 @@ def reference_reward(edits: Sequence[Edit], /) -> list[Score]:
         if edit.edited is None:
             return Score(WORST, reason="no finished picture")
         target = seen(edit.target, edit.target)
-        left = distance(look(_resized(edit.edited, edit.target)), target)
+        drawn = look(_resized(edit.edited, edit.target))
+        left = distance(drawn, target)
         whole = distance(seen(edit.source, edit.target), target)
+        scale = max(whole.total, FLOOR)
         parts = {
-            "removed": _removed(left.total, whole.total),
+            "removed": 1 - left.total / scale,
             "colour": _removed(left.colour, whole.colour),
             "structure": _removed(left.structure, whole.structure),
         }
-        return Score(min(BEST, max(WORST, parts["removed"])), parts)
+        places = 1 - distance_by_place(drawn, target) / scale
+        return Score(min(BEST, max(WORST, parts["removed"])), parts, places=places)
 
     return [score(edit) for edit in edits]
 
@@ -120,6 +125,45 @@ def distance(one: Look, other: Look) -> Distance:
     edges = [_rms(a - b) for a, b in zip(one.edges, other.edges, strict=True)]
     sides = [1 << scale for scale in range(len(colours))]
     return Distance(float(np.average(colours, weights=sides)), float(np.average(edges, weights=sides)))
+
+
+def distance_by_place(one: Look, other: Look) -> Plane:
+    """The total distance of two pictures of one size taken apart: what each square of 8 pixels a side adds, [h, w].
+
+    A root mean square is the mean of the squares, each divided by it; so the mean of all places is the distance, but
+    for a last, narrower row or column. Scales coarser than a place give theirs to all that it covers.
+    """
+    height, width = (-(-side // PLACE) for side in one.colours[0].shape[:2])
+    found = np.zeros((height, width))
+    sides = np.array([1 << scale for scale in range(len(one.colours))], dtype=np.float64)
+    for weight, colours, edges in zip(
+        sides / sides.sum(),
+        *(
+            [np.square(a - b) for a, b in zip(ours, theirs, strict=True)]
+            for ours, theirs in ((one.colours, other.colours), (one.edges, other.edges))
+        ),
+        strict=True,
+    ):
+        for square in (colours.sum(axis=-1), edges):
+            root = math.sqrt(square.mean())
+            if root:
+                found += weight * _on_grid(square, height, width) / root
+    return found
+
+
+def _on_grid(plane: Plane, height: int, width: int) -> Plane:
+    """The mean of each part of a finer plane, or the place of a coarser one that a part lies in."""
+    for axis, size in enumerate((height, width)):
+        there = plane.shape[axis]
+        starts = np.arange(size) * there // size
+        if there > size:
+            counts = np.diff(starts, append=there)
+            shape = [1, 1]
+            shape[axis] = size
+            plane = np.add.reduceat(plane, starts, axis=axis) / counts.reshape(shape)
+        else:
+            plane = plane.take(starts, axis=axis)
+    return plane
 
 
 def look(pixels: Pixels) -> Look:

@@ -34,7 +34,8 @@ class Score:
 
     ``reason`` is the judge's in its own words, or why there is no value. Where a judge was asked, ``explanations`` are
     its words by what they explain, ``sc``, ``pq`` and ``ground_score``, and ``missing`` says why it gave no
-    ``semantic_consistency``, ``perceptual_quality`` or ``ground_score``.
+    ``semantic_consistency``, ``perceptual_quality`` or ``ground_score``. ``places`` float64[h, w], if the reward can be
+    taken apart so, are its parts by where they lie in the picture; their mean is about the value.
     """
 
     value: float | None
@@ -42,6 +43,7 @@ class Score:
     reason: str = ""
     explanations: Mapping[str, str] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    places: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
 
 
 class Reward(Protocol):

@@ -71,9 +71,9 @@ def token_losses(
 ) -> Tensor:
     """The loss of each token, Float[N]: −logp·A + kl·k3 − entropy_coeff·H.
 
-    ``advantage`` Float[N] is its completion's. With ``old``, the log-probabilities before the first of several updates,
-    the first term is PPO's −min(ρ·A, clip(ρ, 1 − low, 1 + high)·A) with ρ = exp(logp − old); where they are equal it
-    has the same gradient.
+    ``advantage`` Float[N] is what each token is credited with. With ``old``, the log-probabilities before the first of
+    several updates, the first term is PPO's −min(ρ·A, clip(ρ, 1 − low, 1 + high)·A) with ρ = exp(logp − old); where
+    they are equal it has the same gradient.
     """
     if old is None:
         loss = -logprobs * advantage

@@ -29,14 +29,12 @@ class Sampled:
 class Batch:
     """What one forward pass takes: ``ids`` Int64[N] are the trained tokens, predicted by the states at ``places``.
 
-    The tokens stand in the order of the groups, of their completions, and of the sequence; ``owners`` Int64[N] is the
-    number of each token's completion within the batch.
+    The tokens stand in the order of the groups, of their completions, and of the sequence.
     """
 
     groups: tuple[Group, ...]
     places: Tensor
     ids: Tensor
-    owners: Tensor
 
 
 def pack(pieces: Sequence[Sampled], device: torch.device) -> Batch | None:
@@ -44,13 +42,11 @@ def pack(pieces: Sequence[Sampled], device: torch.device) -> Batch | None:
     groups: list[Group] = []
     places: list[NDArray[np.int64]] = []
     ids: list[NDArray[np.int64]] = []
-    owners: list[NDArray[np.int64]] = []
-    start = completion = 0
+    start = 0
     for piece in pieces:
         chosen = [np.flatnonzero(trained) for trained in piece.trained]
         longest = max((int(each[-1]) + 1 for each in chosen if len(each)), default=0)
         if longest == 0:
-            completion += len(chosen)
             continue
         inputs = np.zeros((len(chosen), longest), dtype=np.int64)
         inputs[:, 0] = piece.prompt[-1]
@@ -59,13 +55,11 @@ def pack(pieces: Sequence[Sampled], device: torch.device) -> Batch | None:
             inputs[row, 1 : 1 + len(before)] = before
             places.append(start + row * longest + trained)
             ids.append(tokens[trained])
-            owners.append(np.full(len(trained), completion))
-            completion += 1
         groups.append(Group(torch.from_numpy(piece.prompt[:-1]).to(device), torch.from_numpy(inputs).to(device)))
         start += inputs.size
     if not groups:
         return None
-    joined = (torch.from_numpy(np.concatenate(parts)).to(device) for parts in (places, ids, owners))
+    joined = (torch.from_numpy(np.concatenate(parts)).to(device) for parts in (places, ids))
     return Batch(tuple(groups), *joined)
 
 

@@ -19,6 +19,8 @@ from earl_cli.data.batches import Rows
 from earl_cli.errors import EarlError
 from earl_cli.generation.engine import OnProgress, Sampling
 from earl_cli.rewards.reward import Edit, JudgeDownError, Score
+from earl_cli.tokens.layout import Layout
+from earl_cli.training.credit import token_advantages
 from earl_cli.training.distributed import gathered, rank, world_size
 from earl_cli.training.figures import Clock, figures_of
 from earl_cli.training.grpo import advantages, has_signal
@@ -49,7 +51,7 @@ def reinforce(run: Run, start: int = 0, *, validated: bool = False) -> None:
         with clock.phase("reward"):
             watcher.phase(iteration, "reward")
             scores = score(run, iteration, edits(run.vision, run.rows, rollouts))
-        groups = compare(config, rollouts, scores)
+        groups = compare(config, run.layout, rollouts, scores)
         learned = update(run, iteration, groups, clock)
         step = iteration + 1
         logged = step % config.log_episodes_every_n_iterations == 0
@@ -112,15 +114,16 @@ def score(run: Run, iteration: int, drawn: Sequence[Edit]) -> list[Score]:
         waited += pause
 
 
-def compare(config: RlConfig, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> list[Judged]:
+def compare(config: RlConfig, layout: Layout, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> list[Judged]:
     """Every group with its scores and advantages; ``scores`` are those of all completions, group after group."""
     groups = []
     left = iter(scores)
     for rollout in rollouts:
         own = tuple(next(left) for _ in rollout.completions)
         rewards = rewards_of(own)
-        found = advantages(rewards, over_std=config.advantage_over_std)
-        groups.append(Judged(rollout, own, found.numpy(), has_signal(rewards)))
+        found = advantages(rewards, over_std=config.advantage_over_std).numpy()
+        credits = token_advantages(layout, rollout, own, found, config.local_credit)
+        groups.append(Judged(rollout, own, found, credits, has_signal(rewards)))
     return groups
 
 
@@ -140,7 +143,7 @@ def validate(run: Run, step: int) -> None:
     run.watcher.phase(step, "validation")
     rollouts = roll_out(run, run.held, of_this_process(prompts))
     scores = score(run, step, edits(run.vision, run.held, rollouts))
-    groups = [group for part in gathered(compare(run.config, rollouts, scores)) for group in part]
+    groups = [group for part in gathered(compare(run.config, run.layout, rollouts, scores)) for group in part]
     values = rewards_of([score for group in groups for score in group.scores])
     values = values[~values.isnan()]
     figures = {"validation_missing": 1 - len(values) / len(groups)}

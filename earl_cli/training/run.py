@@ -25,11 +25,15 @@ from earl_cli.training.rollouts import Rollout
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A group with its scores, and what each of them is above the group's mean; NaN where it could not be had."""
+    """A group with its scores, and what each of them is above the group's mean; NaN where it could not be had.
+
+    ``credits`` says for each completion what of that each of its tokens is credited with.
+    """
 
     rollout: Rollout
     scores: tuple[Score, ...]
     advantages: NDArray[np.float64]
+    credits: tuple[NDArray[np.float64], ...]
     signal: bool
 
 

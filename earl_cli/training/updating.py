@@ -129,12 +129,12 @@ def _work(run: Run, part: Sequence[_Piece], device: torch.device) -> _Work | Non
         masks = [[np.ones_like(mask) for mask in chosen] for chosen in masks]
         weight, batch = 0.0, pack(_sampled(part, masks), device)
         assert batch is not None
-    advantages = np.concatenate([piece.group.advantages[piece.which] for piece in part])
-    completions = [each for piece in part for each in piece.group.rollout.completions[piece.which]]
     chosen = [mask for group in masks for mask in group]
+    completions = [each for piece in part for each in piece.group.rollout.completions[piece.which]]
+    credits = [each for piece in part for each in piece.group.credits[piece.which]]
     sampled = np.concatenate([each.logprobs[mask] for each, mask in zip(completions, chosen, strict=True)])
-    by_completion = torch.from_numpy(np.nan_to_num(advantages)).float().to(device)
-    return _Work(batch, by_completion[batch.owners], torch.from_numpy(sampled).to(device), weight)
+    advantage = np.nan_to_num(np.concatenate([each[mask] for each, mask in zip(credits, chosen, strict=True)]))
+    return _Work(batch, torch.from_numpy(advantage).float().to(device), torch.from_numpy(sampled).to(device), weight)
 
 
 def _sampled(part: Sequence[_Piece], masks: Sequence[Sequence[NDArray[np.bool_]]]) -> list[Sampled]:

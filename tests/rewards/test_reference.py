@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw, ImageFilter
 
-from earl_cli.rewards.reference import FLOOR, distance, look, oklab, reference_reward
+from earl_cli.rewards.reference import FLOOR, distance, distance_by_place, look, oklab, reference_reward
 from earl_cli.rewards.reward import Edit, Pixels, Reward, Score
 
 PHOTOS = Path(__file__).parents[2] / "docs" / "photos"
@@ -273,3 +273,34 @@ def test_a_group_is_compared_as_each_alone_and_quickly() -> None:
         reference_reward(group)
         took.append((time.process_time() - start) / len(group))
     assert min(took) < 0.01  # of all threads together; 0.0015 on a current core
+
+
+@pytest.mark.parametrize("size", [(48, 48), (64, 96), (128, 64)])
+def test_the_distance_is_the_mean_of_its_places(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    one, other = (look(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(2))
+    places = distance_by_place(one, other)
+    assert places.shape == (size[0] // 8, size[1] // 8)
+    assert places.mean() == pytest.approx(distance(one, other).total)
+    assert not distance_by_place(one, one).any()
+
+
+def test_what_is_wrong_in_a_place_is_said_of_it() -> None:
+    source = np.full((48, 64, 3), 120, np.uint8)
+    target = source.copy()
+    target[8:24, 32:48] = (220, 30, 30)
+    half = target.copy()
+    half[8:16, 32:48] = source[8:16, 32:48]  # the upper half of the square is missing
+    score = reference_reward([Edit("", "", source, half, target)])[0]
+    assert score.places is not None
+    worst = np.argsort(score.places, axis=None)[:2]
+    assert {tuple(map(int, np.unravel_index(place, (6, 8)))) for place in worst} == {(1, 4), (1, 5)}
+    assert score.places.mean() == pytest.approx(score.parts["removed"])
+
+
+def test_a_picture_of_any_size_has_places() -> None:
+    for height, width in ((1, 1), (7, 30), (9, 17), (50, 3)):
+        pixels = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        places = distance_by_place(look(pixels[0]), look(pixels[1]))
+        assert places.shape == (-(-height // 8), -(-width // 8))
+        assert np.isfinite(places).all()
