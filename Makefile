@@ -19,7 +19,7 @@ VLLM := $(VLLM_VENV)/.installed
 HAS_BROWSER := PYTHONPATH=tests $(BIN)/python -c 'import browser, sys; sys.exit(not browser.find_browser())'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm check check-fast browser lint types bench soak gpu-check embedded-model
+.PHONY: help demo test test-vllm check check-fast browser lint types bench soak gpu-check embedded-model reproduce
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -125,3 +125,6 @@ embedded-model: $(BASE) ## build the model that ships with the package again (ho
 	  --data $(WORK)/store-places --validation $(WORK)/store-heldout -o $(WORK)/model --device cpu
 	$(BIN)/python embedded/evaluate.py $(WORK) $(WORK)/model
 	$(BIN)/python embedded/package.py $(WORK)
+
+reproduce: $(BASE) ## the paper's claim in miniature, from public photos to the table (hours; what was stopped goes on)
+	@$(BIN)/python embedded/reproduce.py $(WORK)

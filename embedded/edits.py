@@ -188,13 +188,19 @@ def tint(name: str) -> Apply:
 
 
 def shape(kind: str, name: str, place: str) -> Apply:
+    return shape_at(kind, name, PLACES[place], SHAPE_RADIUS)
+
+
+def shape_at(kind: str, name: str, centre: tuple[float, float], radius: float) -> Apply:
+    """A circle or square; its centre in shares of width and height, its radius in shares of the short side."""
+
     def apply(pixels: Pixels, rng: np.random.Generator) -> Pixels:
         height, width = pixels.shape[:2]
-        x, y = PLACES[place][0] * width * 4, PLACES[place][1] * height * 4
+        x, y = centre[0] * width * 4, centre[1] * height * 4
 
         def draw(canvas: ImageDraw.ImageDraw, short: float) -> None:
-            radius = short * SHAPE_RADIUS * (1.0 if kind == "circle" else 0.9)
-            box = (x - radius, y - radius, x + radius, y + radius)
+            reach = short * radius * (1.0 if kind == "circle" else 0.9)
+            box = (x - reach, y - reach, x + reach, y + reach)
             (canvas.ellipse if kind == "circle" else canvas.rectangle)(box, fill=255)
 
         mask = soft_mask(pixels, draw)
@@ -209,11 +215,24 @@ def to_bytes(pixels: Pixels) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Edit:
-    """One thing to do to a picture: its kind (the row of the tables), the ways to ask for it, and the doing."""
+    """One thing to do to a picture: its kind (the row of the tables), the ways to ask for it, and the doing.
+
+    ``but`` goes on after "the same photo but", ``plan`` says what is to be done where, as a model may think it first.
+    """
 
     kind: str
     phrases: tuple[str, ...]
     apply: Apply
+    but: str
+    plan: str
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Ways to ask for it that nothing is ever trained on."""
+        return tuple(pattern.format(self.but) for pattern in UNSEEN)
+
+
+UNSEEN = ("the same photo but {}", "I would like it {}", "please let it be {}")
 
 
 def ways(pattern: str) -> tuple[str, ...]:
@@ -223,48 +242,45 @@ def ways(pattern: str) -> tuple[str, ...]:
 
 
 MAKE = "{make it|make the photo|make the picture|make this|turn it}"
-GLOBAL: tuple[tuple[str, Apply, tuple[str, ...]], ...] = (
-    ("snow", snow, (MAKE + " snowy", "{add|put in} {|some|falling} snow", "make it snow", "let it snow", "make it {winter|look like winter}", "cover it {in|with} snow")),
-    ("rain", rain, (MAKE + " rainy", "{add|put in} {|some|falling} rain", "make it rain", "let it rain", "make it {a rainy day|look rainy}")),
-    ("fog", fog, (MAKE + " {foggy|misty|hazy}", "{add|put in} {|some} {fog|mist|haze}", "cover it in {fog|mist}")),
-    ("night", night, (MAKE + " {night|nighttime}", "{change|turn} {it|the day} {to|into} night", "make it look like night", "set it at night")),
-    ("sunset", sunset, ("make it {a sunset|sunset|look like sunset|look like a sunset}", "{add|put in} a sunset", "{change|turn} it {to|into} {sunset|a sunset}", "set it at {sunset|dusk}")),
-    ("black and white", black_and_white, (MAKE + " {black and white|grayscale|monochrome}", "{remove|take out} {the color|the colour|all color|all colour}", "convert it to {black and white|grayscale}")),
-    ("sepia", sepia, (MAKE + " {sepia|look old|look vintage}", "{add|apply} a {sepia tone|sepia filter|vintage look}", "make it an old photo")),
-    ("negative", negative, (MAKE + " {a negative|negative}", "invert {it|the colors|the colours|the photo}", "make it a photo negative")),
-    ("brighter", brighter, (MAKE + " {brighter|lighter}", "brighten {it|the photo|the picture}", "increase the brightness", "{add|give it} more light")),
-    ("darker", darker, (MAKE + " {darker|dimmer}", "darken {it|the photo|the picture}", "{decrease|reduce} the brightness")),
-    ("warmer", warmer, (MAKE + " warmer", "warm {it|the photo} up", "{add|give it} {warm colors|warm colours|a warm look|warm tones}", "make the {colors|colours} warmer")),
-    ("cooler", cooler, (MAKE + " {cooler|colder}", "cool {it|the photo} down", "{add|give it} {cool colors|cool colours|a cool look|cool tones}", "make the {colors|colours} {cooler|colder}")),
-    ("contrast", contrast, ("{add|give it} {|more|high} contrast", "{increase|raise|boost} the contrast", MAKE + " {more contrasty|high contrast}", "make the contrast stronger")),
-    ("vivid", vivid, (MAKE + " {vivid|more vivid|colorful|colourful|more colorful|more colourful|vibrant|more vibrant}", "{increase|boost} the {saturation|colors|colours}", "make the {colors|colours} {stronger|vivid|pop}")),
-    ("blur", blur, (MAKE + " {blurry|blurred|out of focus}", "blur {it|the photo|the picture|the image}", "{add|apply} {blur|a blur}")),
-    ("mirror", mirror, ("mirror {it|the photo|the picture|the image}", "flip {it|the photo|the picture|the image} {|horizontally|left to right|sideways}", "make it {mirrored|a mirror image}")),
+GLOBAL: tuple[tuple[str, Apply, str, tuple[str, ...]], ...] = (
+    ("snow", snow, "snowy", (MAKE + " snowy", "{add|put in} {|some|falling} snow", "make it snow", "let it snow", "make it {winter|look like winter}", "cover it {in|with} snow")),
+    ("rain", rain, "rainy", (MAKE + " rainy", "{add|put in} {|some|falling} rain", "make it rain", "let it rain", "make it {a rainy day|look rainy}")),
+    ("fog", fog, "foggy", (MAKE + " {foggy|misty|hazy}", "{add|put in} {|some} {fog|mist|haze}", "cover it in {fog|mist}")),
+    ("night", night, "at night", (MAKE + " {night|nighttime}", "{change|turn} {it|the day} {to|into} night", "make it look like night", "set it at night")),
+    ("sunset", sunset, "at sunset", ("make it {a sunset|sunset|look like sunset|look like a sunset}", "{add|put in} a sunset", "{change|turn} it {to|into} {sunset|a sunset}", "set it at {sunset|dusk}")),
+    ("black and white", black_and_white, "black and white", (MAKE + " {black and white|grayscale|monochrome}", "{remove|take out} {the color|the colour|all color|all colour}", "convert it to {black and white|grayscale}")),
+    ("sepia", sepia, "sepia", (MAKE + " {sepia|look old|look vintage}", "{add|apply} a {sepia tone|sepia filter|vintage look}", "make it an old photo")),
+    ("negative", negative, "as a negative", (MAKE + " {a negative|negative}", "invert {it|the colors|the colours|the photo}", "make it a photo negative")),
+    ("brighter", brighter, "brighter", (MAKE + " {brighter|lighter}", "brighten {it|the photo|the picture}", "increase the brightness", "{add|give it} more light")),
+    ("darker", darker, "darker", (MAKE + " {darker|dimmer}", "darken {it|the photo|the picture}", "{decrease|reduce} the brightness")),
+    ("warmer", warmer, "warmer", (MAKE + " warmer", "warm {it|the photo} up", "{add|give it} {warm colors|warm colours|a warm look|warm tones}", "make the {colors|colours} warmer")),
+    ("cooler", cooler, "cooler", (MAKE + " {cooler|colder}", "cool {it|the photo} down", "{add|give it} {cool colors|cool colours|a cool look|cool tones}", "make the {colors|colours} {cooler|colder}")),
+    ("contrast", contrast, "with more contrast", ("{add|give it} {|more|high} contrast", "{increase|raise|boost} the contrast", MAKE + " {more contrasty|high contrast}", "make the contrast stronger")),
+    ("vivid", vivid, "more vivid", (MAKE + " {vivid|more vivid|colorful|colourful|more colorful|more colourful|vibrant|more vibrant}", "{increase|boost} the {saturation|colors|colours}", "make the {colors|colours} {stronger|vivid|pop}")),
+    ("blur", blur, "blurry", (MAKE + " {blurry|blurred|out of focus}", "blur {it|the photo|the picture|the image}", "{add|apply} {blur|a blur}")),
+    ("mirror", mirror, "mirrored", ("mirror {it|the photo|the picture|the image}", "flip {it|the photo|the picture|the image} {|horizontally|left to right|sideways}", "make it {mirrored|a mirror image}")),
 )  # fmt: skip
 
 
 def catalogue() -> tuple[Edit, ...]:
     """Every edit: the global ones, a tint in each colour, and each shape in each colour at each place."""
-    edits = [Edit(kind, tuple(p for w in patterns for p in ways(w)), apply) for kind, apply, patterns in GLOBAL]
+    edits = [
+        Edit(kind, tuple(p for w in patterns for p in ways(w)), apply, but, f"{kind} everywhere")
+        for kind, apply, but, patterns in GLOBAL
+    ]
     for name in TINTS:
         patterns = (
             f"{{tint|color|colour}} it {name}",
             f"{{add|give it|apply}} a {name} {{tint|filter}}",
             f"{MAKE} {name}",
         )
-        edits.append(Edit("tint", tuple(p for w in patterns for p in ways(w)), tint(name)))
+        phrases = tuple(p for w in patterns for p in ways(w))
+        edits.append(Edit("tint", phrases, tint(name), f"with a {name} tint", f"{name} tint everywhere"))
     for kind, name, place in itertools.product(("circle", "square"), COLOURS, PLACES):
         thing = {"circle": "{circle|dot|ball}", "square": "{square|box}"}[kind]
         article = "an" if name == "orange" else "a"
         where = "{" + "|".join(PLACE_WORDS[place]) + "}"
         pattern = f"{{add|put|draw|place|paint}} {article} {name} {thing} {where}"
-        edits.append(Edit(kind, ways(pattern), shape(kind, name, place)))
+        what = f"{name} {kind} {place}"
+        edits.append(Edit(kind, ways(pattern), shape(kind, name, place), f"with {article} {what}", what))
     return tuple(edits)
-
-
-# How often each kind is drawn in a set of pairs: one share, and more for what is hard to learn. The set "places" is for
-# the edits that depend on where something is.
-WEIGHTS = {
-    "places": {"mirror": 1000.0, "circle": 1000.0, "square": 1000.0, "blur": 3.0},
-}
-USUAL_WEIGHTS = {"mirror": 2.5, "circle": 3.0, "square": 3.0, "tint": 2.0, "negative": 1.5, "snow": 1.3}

@@ -1,8 +1,8 @@
-"""Photo pairs for the embedded model: random crops and collages of the training photos, each with several edits.
+"""Photo pairs for the embedded model: random crops and collages of photos, each with several edits.
 
 ``python embedded/pairs.py WORK SET SOURCES EDITS`` writes WORK/pairs/SET: pictures and pairs.jsonl, the layout that
-``earl tokenize`` reads. The set heldout is made of held-out photos, any other of training photos; the set places is
-about edits that need to know where they are. The same arguments give the same files.
+``earl tokenize`` reads; `SETS` says which photos, edits and phrases a set is made of. The same arguments give the same
+files.
 """
 
 from __future__ import annotations
@@ -10,17 +10,61 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from edits import USUAL_WEIGHTS, WEIGHTS, Edit, Pixels, catalogue, saturate, to_bytes
+from complex_edits import complex_catalogue
+from edits import Edit, Pixels, catalogue, saturate, to_bytes
 from PIL import Image
 
 from earl_cli.images.area import resize_to_area
 
 AREA = 96 * 96
+SMALL = 48 * 48  # of the paper's claim in miniature: 36 codes a picture
 RATIOS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16)
+USUAL_WEIGHTS = {"mirror": 2.5, "circle": 3.0, "square": 3.0, "tint": 2.0, "negative": 1.5, "snow": 1.3}
+PLACES_WEIGHTS = {"mirror": 1000.0, "circle": 1000.0, "square": 1000.0, "blur": 3.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Set:
+    """What a set of pairs is made of.
+
+    ``weights`` says how often a kind is drawn (1 without it; what is hard to learn is drawn more often), ``phrases`` in
+    which of an edit's ways it is asked for, ``group`` what a row's kind is called.
+    """
+
+    edits: Callable[[], tuple[Edit, ...]]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    heldout: bool = False
+    area: int = AREA
+    phrases: Callable[[Edit], tuple[str, ...]] = lambda edit: edit.phrases
+    group: Callable[[Edit], str] = lambda edit: edit.kind
+
+
+def simple_or_complex() -> tuple[Edit, ...]:
+    return (*catalogue(), *complex_catalogue())
+
+
+def column(edit: Edit) -> str:
+    """The column of the miniature's table in which an edit counts."""
+    simple = {"circle": "object", "square": "object"}
+    return edit.kind if edit.kind in COMPLEX else simple.get(edit.kind, "global")
+
+
+COMPLEX = ("count", "place", "relation", "two edits")
+SETS = {
+    "train": Set(catalogue, USUAL_WEIGHTS),
+    "places": Set(catalogue, PLACES_WEIGHTS),  # edits that depend on where something is
+    "heldout": Set(catalogue, USUAL_WEIGHTS, heldout=True),
+    "simple": Set(catalogue, USUAL_WEIGHTS, area=SMALL),
+    "complex": Set(complex_catalogue, area=SMALL),
+    "validation": Set(simple_or_complex, area=SMALL, phrases=lambda edit: edit.unseen, group=column),
+    "test": Set(simple_or_complex, heldout=True, area=SMALL, phrases=lambda edit: edit.unseen, group=column),
+}
 
 
 @cache
@@ -33,14 +77,14 @@ def stickers(work: Path) -> list[Image.Image]:
     return [Image.open(path).convert("RGBA") for path in sorted((work / "objects").glob("*.png"))]
 
 
-def crop(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
+def crop(photo: Image.Image, area: int, rng: np.random.Generator) -> Image.Image:
     """A random part, 45 to 100 % of what fits, in one of the usual aspect ratios, at four times the model's area."""
     ratio = RATIOS[rng.integers(len(RATIOS))] * np.exp(rng.normal(0, 0.03))
     share = rng.uniform(0.45, 1.0)
     width = min(photo.width, photo.height * ratio) * share
     height = width / ratio
     left, top = rng.uniform(0, photo.width - width), rng.uniform(0, photo.height - height)
-    size = (max(8, round(np.sqrt(4 * AREA * ratio))), max(8, round(np.sqrt(4 * AREA / ratio))))
+    size = (max(8, round(np.sqrt(4 * area * ratio))), max(8, round(np.sqrt(4 * area / ratio))))
     return photo.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height), reducing_gap=3.0)
 
 
@@ -55,11 +99,11 @@ def scene(rng: np.random.Generator) -> Image.Image:
     )
 
 
-def source_picture(work: Path, split: str, rng: np.random.Generator) -> Pixels:
+def source_picture(work: Path, chosen: Set, rng: np.random.Generator) -> Pixels:
     """One source ``float32[H, W, 3]``: a crop, perhaps mirrored, graded, or with objects stuck on."""
-    trained = split != "heldout"
+    trained = not chosen.heldout
     photos = photographs(work, "train" if trained else "heldout")
-    image = crop(scene(rng) if rng.random() < 0.04 else photos[rng.integers(len(photos))], rng)
+    image = crop(scene(rng) if rng.random() < 0.04 else photos[rng.integers(len(photos))], chosen.area, rng)
     if trained and rng.random() < 0.25:
         objects = stickers(work)
         for _ in range(rng.integers(1, 4)):
@@ -78,48 +122,53 @@ def source_picture(work: Path, split: str, rng: np.random.Generator) -> Pixels:
     return np.clip(pixels, 0, 1).astype(np.float32)
 
 
-def draw_edits(edits: tuple[Edit, ...], split: str, count: int, rng: np.random.Generator) -> list[Edit]:
-    """``count`` edits by the weights of their kinds; within a kind all are equally likely."""
-    kinds = sorted({edit.kind for edit in edits})
-    weights = np.array([WEIGHTS.get(split, USUAL_WEIGHTS).get(kind, 1.0) for kind in kinds])
-    chosen = rng.choice(len(kinds), count, p=weights / weights.sum(), replace=False)
-    by_kind = {kind: [edit for edit in edits if edit.kind == kind] for kind in kinds}
-    return [by_kind[kinds[k]][rng.integers(len(by_kind[kinds[k]]))] for k in chosen]
-
-
-def write_one(task: tuple[Path, str, int, int]) -> list[dict[str, str]]:
-    work, split, index, count = task
-    rng = np.random.default_rng((sum(split.encode()), index))
-    folder = work / "pairs" / split
-    pixels = source_picture(work, split, rng)
-    rows = []
-
-    def save(picture: Pixels, name: str) -> None:
-        resize_to_area(Image.fromarray(to_bytes(picture)), AREA).save(folder / name, compress_level=1)
-
-    save(pixels, f"source/{index:05d}.png")
-    for number, edit in enumerate(draw_edits(catalogue_once(), split, count, rng)):
-        name = f"edited/{index:05d}-{number}.png"
-        save(edit.apply(pixels, rng), name)
-        phrase = edit.phrases[rng.integers(len(edit.phrases))]
-        if rng.random() < 0.3:
-            phrase = phrase[0].upper() + phrase[1:] + ("." if rng.random() < 0.5 else "")
-        row = {"id": f"{split}-{index:05d}-{number}", "source": f"source/{index:05d}.png", "edited": name}
-        rows.append(row | {"instruction": phrase, "kind": edit.kind})
-    return rows
+def draw_edits(chosen: Set, count: int, rng: np.random.Generator) -> list[Edit]:
+    """``count`` edits of different groups by the groups' weights; within a group all are equally likely."""
+    groups = grouped(chosen)
+    names = sorted(groups)
+    weights = np.array([chosen.weights.get(name, 1.0) for name in names])
+    drawn = rng.choice(len(names), count, p=weights / weights.sum(), replace=False)
+    return [groups[names[k]][rng.integers(len(groups[names[k]]))] for k in drawn]
 
 
 @cache
-def catalogue_once() -> tuple[Edit, ...]:
-    return catalogue()
+def grouped(chosen: Set) -> dict[str, list[Edit]]:
+    groups: dict[str, list[Edit]] = {}
+    for edit in chosen.edits():
+        groups.setdefault(chosen.group(edit), []).append(edit)
+    return groups
 
 
-def write_pairs(work: Path, split: str, sources: int, edits: int) -> None:
-    folder = work / "pairs" / split
+def write_one(task: tuple[Path, str, int, int]) -> list[dict[str, str]]:
+    work, name, index, count = task
+    chosen = SETS[name]
+    rng = np.random.default_rng((sum(name.encode()), index))
+    folder = work / "pairs" / name
+    pixels = source_picture(work, chosen, rng)
+    rows = []
+
+    def save(picture: Pixels, file: str) -> None:
+        resize_to_area(Image.fromarray(to_bytes(picture)), chosen.area).save(folder / file, compress_level=1)
+
+    save(pixels, f"source/{index:05d}.png")
+    for number, edit in enumerate(draw_edits(chosen, count, rng)):
+        edited = f"edited/{index:05d}-{number}.png"
+        save(edit.apply(pixels, rng), edited)
+        phrases = chosen.phrases(edit)
+        phrase = phrases[rng.integers(len(phrases))]
+        if rng.random() < 0.3:
+            phrase = phrase[0].upper() + phrase[1:] + ("." if rng.random() < 0.5 else "")
+        row = {"id": f"{name}-{index:05d}-{number}", "source": f"source/{index:05d}.png", "edited": edited}
+        rows.append(row | {"instruction": phrase, "kind": chosen.group(edit), "plan": edit.plan})
+    return rows
+
+
+def write_pairs(work: Path, name: str, sources: int, edits: int) -> None:
+    folder = work / "pairs" / name
     for part in ("source", "edited"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     with multiprocessing.Pool() as pool:
-        batches = pool.map(write_one, [(work, split, index, edits) for index in range(sources)], chunksize=16)
+        batches = pool.map(write_one, [(work, name, index, edits) for index in range(sources)], chunksize=16)
     lines = [json.dumps(row) for batch in batches for row in batch]
     (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
     print(f"{len(lines)} pairs of {sources} pictures in {folder}")

@@ -60,7 +60,7 @@ def test_a_shape_is_where_and_what_it_was_asked_to_be() -> None:
 def test_only_flakes_and_drops_are_random() -> None:
     pixels = picture(48, 48)
     random = set()
-    for kind, apply, _ in GLOBAL:
+    for kind, apply, *_ in GLOBAL:
         if not np.array_equal(apply(pixels, np.random.default_rng(1)), apply(pixels, np.random.default_rng(2))):
             random.add(kind)
     assert random == {"snow", "rain"}

@@ -1,0 +1,182 @@
+"""What `make reproduce` found: the table, the curves, and the paper's findings with their intervals.
+
+``python embedded/table.py WORK`` reads WORK/reproduce and writes table.md and curves.png there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pairs import COMPLEX
+from reproduce import Trained, models
+
+from earl_cli.evaluation.results import RUN, Run, find_results, load_run
+from earl_cli.evaluation.statistics import Estimate, cluster, estimate
+from earl_cli.training.curves import read_run
+
+SIMPLE = ("global", "object")
+KINDS = (*SIMPLE, *COMPLEX)
+METRICS = ("l1", "psnr", "ssim")
+SFT = {"s": "SFT (S)", "sc": "SFT (SC)", "think": "SFT (think)"}
+RL = {"": "", "s": " + RL (S)", "sc": " + RL (SC)", "noisy": " + RL (S), noisy verifier"}
+Row = tuple[str, str]
+Values = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The test set: by a sample's number its kind, and the picture that it shares with others."""
+
+    kinds: Mapping[int, str]
+    pictures: Mapping[int, str]
+
+    def among(self, kinds: Sequence[str]) -> list[int]:
+        return [number for number, kind in sorted(self.kinds.items()) if kind in kinds]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim about rows: that ``better`` minus ``worse`` is more than nothing, on edits of these kinds."""
+
+    claim: str
+    better: Row
+    worse: Row
+    kinds: tuple[str, ...]
+
+
+FINDINGS = (
+    Finding("RL after SFT helps simple edits", ("s", "s"), ("s", ""), SIMPLE),
+    Finding("RL after SFT helps complex edits", ("s", "sc"), ("s", ""), COMPLEX),
+    Finding("complex edits help when they come in RL", ("s", "sc"), ("s", "s"), KINDS),
+    Finding("complex edits help when they come in SFT", ("sc", ""), ("s", ""), KINDS),
+    Finding("… on simple edits", ("sc", ""), ("s", ""), SIMPLE),
+    Finding("… on complex edits", ("sc", ""), ("s", ""), COMPLEX),
+    Finding("reasoning before the edit helps after SFT", ("think", ""), ("s", ""), SIMPLE),
+    Finding("reasoning before the edit helps after RL (SC)", ("think", "sc"), ("s", "sc"), KINDS),
+    Finding("a better verifier gives a better policy", ("s", "s"), ("s", "noisy"), SIMPLE),
+)
+
+
+def read(work: Path) -> tuple[Samples, dict[Trained, Run]]:
+    """All that was evaluated, by what was trained."""
+    named = {model.name: model for model in models()}
+    found = {}
+    folders = find_results([work / "reproduce/results"])
+    for folder in sorted(folders, key=lambda each: (each / RUN).stat().st_mtime):  # of a model trained again the last
+        run = load_run(folder)
+        if run.editor in named:
+            found[named[run.editor]] = run
+    missing = set(named.values()) - set(found)
+    if missing:
+        raise SystemExit(f"not evaluated yet: {', '.join(sorted(model.name for model in missing))}")
+    lines = next(iter(found.values())).lines
+    kinds = {line.result.number: line.result.task for line in lines}
+    return Samples(kinds, {line.result.number: cluster(line) for line in lines}), found
+
+
+def values(runs: Mapping[Trained, Run], row: Row, column: str) -> dict[int, float]:
+    """The column of each sample, averaged over a row's training seeds; where nothing was drawn, what scoring gives."""
+    found: dict[int, list[float]] = {}
+    for model, run in runs.items():
+        if (model.sft, model.rl) == row:
+            for line in run.lines:
+                found.setdefault(line.result.number, []).append(line.scores[column])
+    return {number: sum(each) / len(each) for number, each in found.items()}
+
+
+def mean(samples: Samples, of: Values, kinds: Sequence[str]) -> Estimate:
+    numbers = samples.among(kinds)
+    return estimate([of[number] for number in numbers], [samples.pictures[number] for number in numbers])
+
+
+def change(samples: Samples, better: Values, worse: Values, kinds: Sequence[str]) -> Estimate:
+    return mean(samples, {number: better[number] - worse[number] for number in better}, kinds)
+
+
+def answer(found: Estimate) -> str:
+    if found.low > 0:
+        return "yes"
+    return "no: it harms" if found.high < 0 else "not decided"
+
+
+def cell(found: Estimate, sign: str = "", digits: int = 3) -> str:
+    return f"{found.mean:{sign}.{digits}f} ({found.low:{sign}.{digits}f} to {found.high:{sign}.{digits}f})"
+
+
+def name_of(row: Row) -> str:
+    return SFT[row[0]] + RL[row[1]]
+
+
+def tables(samples: Samples, runs: Mapping[Trained, Run]) -> str:
+    rows = list(dict.fromkeys((model.sft, model.rl) for model in models()))
+    seeds = {row: len([model for model in runs if (model.sft, model.rl) == row]) for row in rows}
+    reference = {row: values(runs, row, "reference") for row in rows}
+    text = ["| training | seeds | simple | complex | all |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        cells = [cell(mean(samples, reference[row], kinds)) for kinds in (SIMPLE, COMPLEX, KINDS)]
+        text.append(f"| {name_of(row)} | {seeds[row]} | {' | '.join(cells)} |")
+    heads = [*KINDS, *(metric.upper() for metric in METRICS)]
+    text += ["", f"| training | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
+    for row in rows:
+        figures = [f"{mean(samples, reference[row], (kind,)).mean:.3f}" for kind in KINDS]
+        for metric, digits in zip(METRICS, (4, 2, 3), strict=True):
+            figures.append(f"{mean(samples, values(runs, row, metric), KINDS).mean:.{digits}f}")
+        text.append(f"| {name_of(row)} | {' | '.join(figures)} |")
+    text += ["", "| finding | better − worse | difference | answer |", "| --- | --- | --- | --- |"]
+    for finding in FINDINGS:
+        found = change(samples, reference[finding.better], reference[finding.worse], finding.kinds)
+        rows_compared = f"{name_of(finding.better)} − {name_of(finding.worse)}"
+        text.append(f"| {finding.claim} | {rows_compared} | {cell(found, '+')} | {answer(found)} |")
+    return "\n".join(text) + "\n"
+
+
+def curves(work: Path, target: Path) -> None:
+    """The reward by iteration, as a running mean; of several seeds the mean, and a band from the least to the most."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    keys = (("reward", "reward of the edits it learns from"), ("validation_reward", "held-out pictures and phrases"))
+    by_row: dict[Row, list[Path]] = {}
+    for model in models():
+        if model.rl:
+            by_row.setdefault((model.sft, model.rl), []).append(work / "reproduce/models" / model.name / "log.jsonl")
+    for (row, logs), colour in zip(by_row.items(), pyplot.colormaps["tab10"].colors, strict=False):
+        found = [read_run(log, str(log)) for log in logs]
+        for panel, (key, title) in zip(panels, keys, strict=True):
+            steps = found[0].figures[key].steps
+            drawn = np.array([smooth(run.figures[key].values, 8 if key == "reward" else 1) for run in found])
+            panel.plot(steps, drawn.mean(axis=0), label=name_of(row), color=colour)
+            panel.fill_between(steps, drawn.min(axis=0), drawn.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+            panel.set(title=title, xlabel="iteration")
+    panels[0].legend(fontsize=7)
+    figure.savefig(target, dpi=110)
+
+
+def smooth(given: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """The mean of the last ``width`` values, fewer at the start."""
+    sums = np.cumsum(np.concatenate([[0.0], given]))
+    ends = np.arange(1, len(given) + 1)
+    starts = np.maximum(0, ends - width)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def main(work: Path) -> None:
+    samples, runs = read(work)
+    text = tables(samples, runs)
+    root = work / "reproduce"
+    (root / "table.md").write_text(text)
+    curves(work, root / "curves.png")
+    print(text)
+    print(f"{root / 'table.md'}, {root / 'curves.png'}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
