@@ -101,7 +101,7 @@ class ProcessEngine:
         wanted = [name for name, tell in told.items() if tell is not None]
         question = ("generate", list(requests), sampling, wanted)
         try:
-            self._call("taking prompts", self.patience.rest, lambda: self._connection.send(question))
+            self._call("taking prompts", self.patience.rest, lambda: self._tell(question))
             while (answer := self._call("a sampling step", self.patience.step, self._receive))[0] != "done":
                 tell = told[answer[0]]
                 assert tell is not None
@@ -131,7 +131,7 @@ class ProcessEngine:
         self._process.kill()
         self._process.wait()
 
-    # -- the conversation: `_ask`, `_receive` and `_send` run in the caller's thread, or in one that it waits for ------
+    # -- the conversation: all from `_ask` on runs in the caller's thread, or in one that it waits for -----------------
 
     def _call(self, what: str, seconds: float, function: Any) -> Any:
         return self._caller.call(what, seconds, function)
@@ -141,16 +141,20 @@ class ProcessEngine:
         return self._failure if code is None else f"its process ended with {code}"
 
     def _ask(self, *question: Any) -> Any:
-        self._connection.send(question)
+        self._tell(question)
         return self._receive()[1]
+
+    def _tell(self, question: tuple[Any, ...]) -> None:
+        try:
+            self._connection.send(question)
+        except OSError as lost:
+            raise self._hung_up() from lost
 
     def _receive(self) -> Any:
         try:
             answer = self._connection.recv()
         except (EOFError, OSError) as lost:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(self.patience.end)
-            raise ConnectionError(self._ended() or "its process hung up") from lost
+            raise self._hung_up() from lost
         if answer[0] != "failed":
             return answer
         failure: EarlError = answer[1]
@@ -158,6 +162,11 @@ class ProcessEngine:
             raise failure
         self._failure = failure.what  # for whoever waits for a transfer that the engine has left
         raise self._caller.error(failure.what)
+
+    def _hung_up(self) -> ConnectionError:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(self.patience.end)
+        return ConnectionError(self._ended() or "its process hung up")
 
     def _send(self, weights: Mapping[str, Tensor]) -> None:
         from earl_cli.generation.vllm_weights import Weights, sender_of

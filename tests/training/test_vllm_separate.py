@@ -148,7 +148,8 @@ def test_several_workers_get_the_weights(
         processes = family(engine)
         assert len(processes) > 2
         engine._process.kill()
-        with pytest.raises(EngineError, match="the vLLM engine failed: its process ended with -9"):
+        engine._process.wait()
+        with pytest.raises(EngineError, match="taking prompts by the vLLM engine failed: its process ended with -9"):
             engine.generate(asked, Sampling(0))
     finally:
         engine.close()
