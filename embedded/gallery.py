@@ -1,51 +1,86 @@
-"""The pictures in docs/gallery: every ability of the embedded model on the photos in docs/photos, seed 0, none picked.
+"""The pictures in docs/gallery, none of them picked: every ability of the embedded model on photos that it never saw.
 
-``python embedded/gallery.py`` needs the packaged model and nothing else.
+``python embedded/gallery.py`` needs the packaged model and nothing else. It draws a sheet for each kind of edit, with
+the 8 photos of the embedded benchmark before and after, and one with all kinds for each photo in docs/photos; seed 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from edits import Edit, catalogue
 from PIL import Image, ImageDraw
 
-from earl_cli.generation.editing import EditSettings, Job, decoded, draft, render, sheet
+import earl_cli.evaluation
+from earl_cli.generation.editing import Draft, EditSettings, Job, decoded, draft, render, sheet
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.picture import open_picture
 from earl_cli.models.abilities import examples
-from earl_cli.models.bundle import load_model
+from earl_cli.models.bundle import EarlModel, load_model
 
 DOCS = Path(__file__).parent.parent / "docs"
-WIDTH = 320
+BENCHMARK = Path(earl_cli.evaluation.__file__).parent / "embedded_set"
+PHOTOS = ("astronaut", "cat", "coffee", "flower", "kite", "palace", "rocket", "water")
+WIDTH, HALF_WIDTH = 320, 200
 CAPTION = 20
 
 
-def captioned(image: Image.Image, text: str) -> Image.Image:
-    small = image.resize((WIDTH, round(WIDTH * image.height / image.width)), Image.Resampling.LANCZOS)
-    tile = Image.new("RGB", (WIDTH, small.height + CAPTION), "white")
-    tile.paste(small, (0, CAPTION))
+def captioned(images: Sequence[Image.Image], text: str, width: int) -> Image.Image:
+    """Pictures beside each other, each so wide, under a line of text."""
+    small = [
+        image.resize((width, round(width * image.height / image.width)), Image.Resampling.LANCZOS) for image in images
+    ]
+    tile = Image.new("RGB", (width * len(small), small[0].height + CAPTION), "white")
+    for place, each in enumerate(small):
+        tile.paste(each, (place * width, CAPTION))
     ImageDraw.Draw(tile).text((2, 3), text, fill="black", font_size=14)
     return tile
 
 
-def draw_gallery() -> None:
-    model = load_model(device="cpu")
-    engine = TransformersEngine(model.language, model.layout)
-    sampling = Sampling(**(model.sampling or {}))
-    folder = DOCS / "gallery"
-    folder.mkdir(exist_ok=True)
+def edited(model: EarlModel, engine: TransformersEngine, jobs: Sequence[tuple[Image.Image, str]]) -> list[Image.Image]:
+    """Each photo edited by its instruction, at its own size, with seed 0."""
+    settings = EditSettings(Sampling(**(model.sampling or {})))
+    drafts: list[list[Draft]] = draft(model, engine, [Job(photo, asked, (0,)) for photo, asked in jobs], settings)
+    return [
+        render(model, photo, decoded(model, variant.source), variant, "source")
+        for (photo, _), (variant,) in zip(jobs, drafts, strict=True)
+    ]
+
+
+def by_photo(model: EarlModel, engine: TransformersEngine, folder: Path) -> None:
     for path in sorted((DOCS / "photos").glob("*.jpg")):
-        picture = open_picture(path)
-        tiles = [captioned(picture.rgb, "the photo")]
-        for instruction in examples(model.abilities or {"kinds": {}}):
-            variant = draft(model, engine, [Job(picture.rgb, instruction, (0,))], EditSettings(sampling))[0][0]
-            edited = render(model, picture.rgb, decoded(model, variant.source), variant, "source")
-            tiles.append(captioned(edited, instruction))
-            if path.stem == "palace" and "snowy" in instruction:
-                sheet([picture.rgb, edited], 2).save(folder / "snow.jpg", quality=88)
-        sheet(tiles, 4).save(folder / f"{path.stem}.jpg", quality=74)
+        photo = open_picture(path).rgb
+        asked = examples(model.abilities or {"kinds": {}})
+        found = edited(model, engine, [(photo, each) for each in asked])
+        tiles = [captioned([image], text, WIDTH) for image, text in zip(found, asked, strict=True)]
+        sheet([captioned([photo], "the photo", WIDTH), *tiles], 4).save(folder / f"{path.stem}.jpg", quality=74)
+        if path.stem == "palace":
+            snowy = next(image for image, text in zip(found, asked, strict=True) if "snowy" in text)
+            sheet([photo, snowy], 2).save(folder / "snow.jpg", quality=88)
+
+
+def by_kind(model: EarlModel, engine: TransformersEngine, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    kinds: dict[str, list[Edit]] = {}
+    for edit in catalogue():
+        kinds.setdefault(edit.kind, []).append(edit)
+    photos = [open_picture(BENCHMARK / f"{name}.webp").rgb for name in PHOTOS]
+    for number, (kind, edits) in enumerate(kinds.items()):
+        rng = np.random.default_rng((0, number))
+        chosen = [edits[rng.integers(len(edits))] for _ in photos]
+        asked = [edit.phrases[rng.integers(len(edit.phrases))] for edit in chosen]
+        afters = edited(model, engine, list(zip(photos, asked, strict=True)))
+        rows = zip(photos, afters, asked, strict=True)
+        tiles = [captioned([photo, after], text, HALF_WIDTH) for photo, after, text in rows]
+        sheet(tiles, 4).save(folder / f"{kind.replace(' ', '-')}.jpg", quality=72)
+        print(kind, flush=True)
 
 
 if __name__ == "__main__":
-    draw_gallery()
+    packaged = load_model(device="cpu")
+    sampler = TransformersEngine(packaged.language, packaged.layout)
+    by_kind(packaged, sampler, DOCS / "gallery" / "kinds")
+    by_photo(packaged, sampler, DOCS / "gallery")
