@@ -1,7 +1,9 @@
-"""``earl edit --engine vllm`` as a user runs it: the same picture, and arguments that reach the engine or don't."""
+"""``--engine vllm`` as a user runs it: the same picture by edit and serve, arguments that reach the engine or don't."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import subprocess
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import openai
 import pytest
 from needs_vllm import need_vllm
 from PIL import Image
@@ -46,3 +49,35 @@ def test_an_argument_that_vllm_does_not_have_is_one_message(tmp_path: Path) -> N
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["where"] == "--engine-arg"
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_draws_what_the_command_draws(tmp_path: Path) -> None:
+    done = edit(tmp_path / "edited.png", "--engine", "transformers")
+    assert done.returncode == 0, done.stderr
+    command = [
+        sys.executable,
+        "-m",
+        "earl_cli",
+        "--json",
+        "serve",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        "--engine",
+        "vllm",
+    ]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        try:
+            assert server.stdout is not None
+            about = json.loads(b"".join(iter(server.stdout.readline, b"}\n")) + b"}")
+            assert about["engine"] == "vllm"
+            client = openai.OpenAI(base_url=about["api_base"], api_key="none", max_retries=0, timeout=120)
+            answer = client.images.edit(image=PHOTO.read_bytes(), prompt="make it snowy", extra_body={"seed": 7})
+        finally:
+            server.terminate()
+    drawn = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
+    pixels = [np.asarray(each.convert("RGB"), dtype=np.int16) for each in (drawn, Image.open(tmp_path / "edited.png"))]
+    assert np.abs(pixels[0] - pixels[1]).mean() < 1
+    assert server.returncode == 143
