@@ -16,9 +16,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from bright_runs import prepare, run, train
 from needs_vllm import need_vllm
 from pydantic import ValidationError
-from trainings import CPU, options, write_pairs
+from trainings import CPU
 
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import DeviceError, InputError, UsageError
@@ -293,58 +294,18 @@ def test_weights_come_by_nccl_to_another_gpu(changed: torch.nn.Module) -> None:
 
 # -- runs --------------------------------------------------------------------------------------------------------------
 
-REWARD = """
-from earl_cli.rewards.reward import Score
-
-def brightness(edits):
-    return [Score(-1.0 if edit.edited is None else float(edit.edited.mean()) / 255) for edit in edits]
-"""
+SEPARATE = {"engine": "vllm", "engine_place": "separate"}
 SAME = ("reward", "loss", "grad_norm", "kl", "mismatch", "completion_tokens", "group_std")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store for the embedded model and a reward that learns fast."""
-    folder = tmp_path_factory.mktemp("vllm-separate")
-    write_pairs(folder / "store", 12, codes=4096)
-    (folder / "bright.py").write_text(REWARD)
-    return folder
-
-
-def run(place: Path, name: str, processes: int, **more: object) -> subprocess.CompletedProcess[str]:
-    """A run of the embedded model, which goes on where the one of that name stopped."""
-    settings = options(
-        model_path="null",
-        reward="bright:brightness",
-        episodes_per_iteration=16,
-        generations_per_sample=4,
-        per_device_batch_size=4,
-        max_response_tokens=64,
-        model_context_size=640,
-        learning_rate=1e-3,
-        precision="float32",
-        device="cpu",
-        gradient_checkpointing=False,
-        engine="vllm",
-        **{"num_iterations": 2, **more},
-    )
-    starter = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(starter if processes > 1 else []), "-m", "earl_cli", "rl"]
-    command += ["--data", str(place / "store"), "-o", str(place / name), *settings]
-    variables = {**os.environ, **CPU, "PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
-
-
-def train(place: Path, name: str, processes: int = 1, **more: object) -> list[dict[str, float]]:
-    """What such a run has logged."""
-    done = run(place, name, processes, **more)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in (place / name / "log.jsonl").read_text().splitlines()]
+    return prepare(tmp_path_factory.mktemp("vllm-separate"))
 
 
 @pytest.fixture(scope="module")
 def expected(place: Path) -> list[dict[str, float]]:
-    return train(place, "colocated", num_iterations=3)
+    return train(place, "colocated", engine="vllm", num_iterations=3)
 
 
 def assert_same(found: Sequence[dict[str, float]], expected: Sequence[dict[str, float]]) -> None:
@@ -356,15 +317,15 @@ def assert_same(found: Sequence[dict[str, float]], expected: Sequence[dict[str, 
 def test_a_run_logs_what_one_with_the_engine_beside_it_logs_and_goes_on(
     place: Path, expected: list[dict[str, float]]
 ) -> None:
-    assert_same(train(place, "separate", engine_place="separate"), expected[:2])
-    assert_same(train(place, "separate", engine_place="separate", num_iterations=3), expected)
+    assert_same(train(place, "separate", **SEPARATE), expected[:2])
+    assert_same(train(place, "separate", **SEPARATE, num_iterations=3), expected)
 
 
 def test_two_processes_have_one_engine(place: Path, expected: list[dict[str, float]]) -> None:
-    assert_same(train(place, "two", 2, engine_place="separate"), expected[:2])
+    assert_same(train(place, "two", 2, **SEPARATE), expected[:2])
 
 
 def test_what_is_wrong_with_the_engine_ends_every_process(place: Path) -> None:
-    done = run(place, "wrong", 2, engine_place="separate", engine_args=json.dumps({"speed": 3}))
+    done = run(place, "wrong", 2, **SEPARATE, engine_args=json.dumps({"speed": 3}))
     assert done.returncode != 0
     assert done.stderr.count("vLLM takes no such argument") == 1
