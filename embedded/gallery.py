@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from edits import Edit, catalogue
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 import earl_cli.evaluation
 from earl_cli.generation.editing import Draft, EditSettings, Job, decoded, draft, render, sheet
@@ -29,13 +29,11 @@ CAPTION = 20
 
 
 def captioned(images: Sequence[Image.Image], text: str, width: int) -> Image.Image:
-    """Pictures beside each other, each so wide, under a line of text."""
-    small = [
-        image.resize((width, round(width * image.height / image.width)), Image.Resampling.LANCZOS) for image in images
-    ]
-    tile = Image.new("RGB", (width * len(small), small[0].height + CAPTION), "white")
-    for place, each in enumerate(small):
-        tile.paste(each, (place * width, CAPTION))
+    """Pictures beside each other, each in a cell so wide and three quarters as high, under a line of text."""
+    cell = (width, width * 3 // 4)
+    tile = Image.new("RGB", (width * len(images), cell[1] + CAPTION), "white")
+    for place, each in enumerate(images):
+        tile.paste(ImageOps.pad(each, cell, Image.Resampling.LANCZOS, "white"), (place * width, CAPTION))
     ImageDraw.Draw(tile).text((2, 3), text, fill="black", font_size=14)
     return tile
 

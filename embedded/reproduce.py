@@ -48,7 +48,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Trained:
-    """A row of the table: supervised training on ``sft`` (s, sc or think), then on ``rl`` (none, s, sc, noisy)."""
+    """A row of the table: supervised training on ``sft`` (s, sc or think), then reinforcement learning on ``rl``.
+
+    Of the latter "" is none, s and sc are edits, noisy is s with a bad verifier, and whole s with the reward of a whole
+    picture for each of its codes.
+    """
 
     sft: str
     rl: str
@@ -68,6 +72,7 @@ def models() -> Iterator[Trained]:
         for rl in ("", "s", "sc"):
             yield Trained(sft, rl, SEEDS[0])
     yield Trained("s", "noisy", SEEDS[0])
+    yield Trained("s", "whole", SEEDS[0])
 
 
 def steps(work: Path) -> list[Step]:
@@ -108,6 +113,8 @@ def steps(work: Path) -> list[Step]:
             words += ("--set", "assistant_prefill=reasoning")
         if model.rl == "noisy":
             words += ("--reward", "noisy_reward:noisy_reward")
+        if model.rl == "whole":
+            words += ("--set", "local_credit=0")
         found.append(Step(model.name, (*EARL, "rl", *words), (start, *tokens(model.rl))))
     for model in trained:
         found.append(evaluation(work, model))

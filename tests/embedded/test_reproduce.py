@@ -159,8 +159,8 @@ def evaluated(editor: str, gains: Mapping[str, float], pictures: int = 12) -> Ru
 def gains_of(model: Trained) -> dict[str, float]:
     """A world in which RL helps complex edits and harms simple ones, and reasoning changes nothing."""
     gains = dict.fromkeys(table.KINDS, 0.0)
-    if model.rl in ("s", "sc", "noisy"):
-        gains |= dict.fromkeys(table.SIMPLE, -0.1 if model.rl != "noisy" else -0.2)
+    if model.rl:
+        gains |= dict.fromkeys(table.SIMPLE, -0.1 if model.rl in ("s", "sc") else -0.2)
     if model.rl == "sc":
         gains |= dict.fromkeys(COMPLEX, 0.3)
     return gains
