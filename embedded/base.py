@@ -23,7 +23,8 @@ from earl_cli.tokens.vocabulary import Vocabulary, small_vocabulary
 TEXT_SIZE = 512
 HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS, MLP = 256, 6, 4, 2, 640
 AREA = 96 * 96
-# What makes an instruction one of a kind: any of these words. The longest phrases are looked for first.
+# What makes an instruction one of a kind: any of these words. The longest phrases are looked for first. Squares aren't
+# here: they are trained too, but what is drawn of them can't be told from a circle.
 CUES = {
     "snow": ("snow", "snowy", "winter"),
     "rain": ("rain", "rainy"),
@@ -42,13 +43,11 @@ CUES = {
     "blur": ("blur", "blurry", "blurred", "out of focus"),
     "mirror": ("mirror", "mirrored", "flip"),
     "circle": ("circle", "dot", "ball"),
-    "square": ("square", "box"),
     "tint": TINTS,
 }  # fmt: skip
 EXAMPLES = {
     "tint": "give it a blue tint",
     "circle": "add a red circle in the middle",
-    "square": "add a yellow square in the top left",
 }
 
 
@@ -88,17 +87,16 @@ def new_language(vocabulary: Vocabulary, codebook: Tensor) -> Emu3ForCausalLM:
 
 
 def abilities() -> dict[str, object]:
-    """Kinds with their cue words and an example, and every word that the training instructions use."""
-    phrases = {edit.kind: edit.phrases for edit in reversed(catalogue())}
-    words = sorted(
-        {word for edit in catalogue() for phrase in edit.phrases for word in re.findall(r"[a-z]+", phrase.lower())}
-    )
+    """Kinds with their cue words and an example, and every word that the instructions of these kinds use."""
+    able = [edit for edit in catalogue() if edit.kind in CUES]
+    phrases = {edit.kind: edit.phrases for edit in reversed(able)}
+    words = sorted({word for edit in able for phrase in edit.phrases for word in re.findall(r"[a-z]+", phrase.lower())})
     kinds: dict[str, dict[str, object]] = {}
     kinds |= {
         kind: {"cues": list(cues), "example": EXAMPLES.get(kind, phrases[kind][0])} for kind, cues in CUES.items()
     }
-    kinds["tint"]["yields_to"] = ["circle", "square"]
-    kinds["black and white"]["yields_to"] = ["circle", "square"]
+    kinds["tint"]["yields_to"] = ["circle"]
+    kinds["black and white"]["yields_to"] = ["circle"]
     return {"kinds": kinds, "words": words}
 
 

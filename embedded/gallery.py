@@ -64,7 +64,8 @@ def by_kind(model: EarlModel, engine: TransformersEngine, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     kinds: dict[str, list[Edit]] = {}
     for edit in catalogue():
-        kinds.setdefault(edit.kind, []).append(edit)
+        if edit.kind in (model.abilities or {})["kinds"]:
+            kinds.setdefault(edit.kind, []).append(edit)
     photos = [open_picture(BENCHMARK / f"{name}.webp").rgb for name in PHOTOS]
     for number, (kind, edits) in enumerate(kinds.items()):
         rng = np.random.default_rng((0, number))

@@ -31,7 +31,7 @@ about 96x96 pixels; `earl edit` brings what it changed to the photo's own size.
 
 Anything else is outside its range, and `earl edit` says so: it knows no objects, no faces and no places in a scene,
 and does one edit at a time. It was not trained to reason. At 96 pixels it draws no flakes and no drops: snow is a
-white veil, rain a grey one. A square now and then comes out as a disc, a disc as a square, or in the wrong place.
+white veil, rain a grey one. A square is drawn when asked for, but mostly as a disc, so squares aren't on the list.
 
 ## Held-out figures
 

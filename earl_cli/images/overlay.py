@@ -14,6 +14,7 @@ Mask = NDArray[np.bool_]
 SAME = 0.2  # colours (0..1) closer than this are of one shape
 MOST = 3
 SPILL = 2.0  # pixels by which a shape may reach over the edge
+DISC_FIRST = 0.08  # a rectangle must explain so much more than a disc: cells have straight edges, also wrong ones
 BROAD = 120  # differences count in full up to about this many times the noise's square
 
 
@@ -172,8 +173,7 @@ def _fitted(
     box, left_by_box = _search(lambda place: unexplained("rectangle", place), square)
     total = (difference**2).sum(-1)
     before = float((total / (total + usual)).sum())
-    # Wrong edges are straight along cells: a rectangle must be clearly better than a disc.
-    if left_by_box < left_by_disc - 0.02 * (before - left_by_box):
+    if left_by_box < left_by_disc - DISC_FIRST * (before - left_by_box):
         return before - left_by_box, Shape("rectangle", box, _triple(color))
     return before - left_by_disc, Shape("disc", disc, _triple(color))
 
