@@ -1,5 +1,5 @@
-"""The embedded model before training: random weights in which similar codes start similar, the text tokenizer, the
-trained vision tokenizer, and the list of abilities. ``python embedded/base.py WORK`` writes WORK/base.
+"""The embedded model before training: random weights in which similar codes start similar, the text tokenizer, and the
+trained vision tokenizer. ``python embedded/base.py WORK`` writes WORK/base.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from edits import TINTS, catalogue
@@ -86,13 +87,12 @@ def new_language(vocabulary: Vocabulary, codebook: Tensor) -> Emu3ForCausalLM:
     return model
 
 
-def abilities() -> dict[str, object]:
+def abilities() -> dict[str, Any]:
     """Kinds with their cue words and an example, and every word that the instructions of these kinds use."""
     able = [edit for edit in catalogue() if edit.kind in CUES]
     phrases = {edit.kind: edit.phrases for edit in reversed(able)}
     words = sorted({word for edit in able for phrase in edit.phrases for word in re.findall(r"[a-z]+", phrase.lower())})
-    kinds: dict[str, dict[str, object]] = {}
-    kinds |= {
+    kinds: dict[str, dict[str, object]] = {
         kind: {"cues": list(cues), "example": EXAMPLES.get(kind, phrases[kind][0])} for kind, cues in CUES.items()
     }
     kinds["tint"]["yields_to"] = ["circle"]
@@ -116,7 +116,6 @@ def build(work: Path) -> None:
         "image_area": AREA,
         "vision": "vision",
         "sampling": {"temperature": 0.5, "top_k": 64, "top_p": 1.0},
-        "abilities": abilities(),
     }
     (folder / "earl.json").write_text(json.dumps(described, indent=1) + "\n")
 

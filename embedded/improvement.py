@@ -8,10 +8,10 @@ picture stay together), in all and for each kind of edit.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
+from base import abilities
 from numpy.typing import NDArray
 
 from earl_cli.data.batches import Rows, load_rows
@@ -76,8 +76,8 @@ def main() -> None:
     _, after = rewards(arguments.after, arguments.store, arguments.samples, sampling)
     hashes = rows.table.column("source_hash").to_pylist()
     sources = np.unique(hashes, return_inverse=True)[1].astype(np.int64)
-    abilities = json.loads((Path(arguments.after) / "earl.json").read_text())["abilities"]
-    kinds = [" + ".join(recognise(rows.instruction(row), abilities).kinds) for row in range(len(rows))]
+    known = abilities()
+    kinds = [" + ".join(recognise(rows.instruction(row), known).kinds) for row in range(len(rows))]
     print("| edits | pairs | before | after | difference |\n| --- | --- | --- | --- | --- |")
     print(line("all", before, after, sources))
     for kind in sorted(set(kinds)):

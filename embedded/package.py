@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+from base import abilities
 
 from earl_cli.models.language import load_language, save_language
 
@@ -61,11 +62,12 @@ Weights: Apache-2.0, like the program.
 
 
 def package(work: Path) -> None:
-    """Copy the trained model into the package in 16 bits; refuses to exceed 20 MB."""
+    """Copy the trained model into the package in 16 bits, and say what it can do; refuses to exceed 20 MB."""
     shutil.rmtree(TARGET, ignore_errors=True)
     save_language(load_language(work / "model").to(torch.float16), TARGET)
     shutil.copy(work / "model/tokenizer.json", TARGET)
-    shutil.copy(work / "model/earl.json", TARGET)
+    described = json.loads((work / "model/earl.json").read_text()) | {"abilities": abilities()}
+    (TARGET / "earl.json").write_text(json.dumps(dict(sorted(described.items())), indent=2) + "\n")
     shutil.copytree(work / "model/vision", TARGET / "vision")
     (TARGET / "__init__.py").write_text('"""The model that ships with the package; README.md is its card."""\n')
     files = sorted(path for path in TARGET.rglob("*") if path.suffix in {".json", ".safetensors"})
@@ -88,7 +90,7 @@ def write_card(work: Path) -> None:
     evaluation = json.loads((work / "evaluation.json").read_text())
     table = evaluation["kinds"]
     pictures = list(json.loads((work / "sources.json").read_text()))
-    abilities = json.loads((TARGET / "earl.json").read_text())["abilities"]["kinds"]
+    kinds = abilities()["kinds"]
     rows = [
         f"| {kind} | {row['share']:.2f} | {row['worst']:.2f} | {row['ceiling']:.2f} |" for kind, row in table.items()
     ]
@@ -96,7 +98,7 @@ def write_card(work: Path) -> None:
     card = CARD.format(
         language=millions(TARGET / "model.safetensors"),
         vision=millions(TARGET / "vision/model.safetensors"),
-        examples="\n".join(f"- {kind}: “{entry['example']}”" for kind, entry in abilities.items()),
+        examples="\n".join(f"- {kind}: “{entry['example']}”" for kind, entry in sorted(kinds.items())),
         photos=evaluation["photos"],
         rows="\n".join(rows),
         globals=len(whole),

@@ -201,14 +201,15 @@ def save_trained(
 ) -> None:
     """Writes a folder that `load_model` takes: the language model, and the base model's tokenizers and description.
 
-    ``layout`` and ``how`` are as in `save_language`. A vision tokenizer from the Hub is named, one from a folder
-    copied. Raises OutputError if the disk doesn't take it.
+    A list of abilities isn't taken over: what was trained since may have added some and cost others. ``layout`` and
+    ``how`` are as in `save_language`. A vision tokenizer from the Hub is named, one from a folder copied. Raises
+    OutputError if the disk doesn't take it.
     """
     save_language(language, output, layout, **how)
     description = base.description
     vision: str = "vision" if isinstance(description.vision, Path) else description.vision
     content = {
-        **description.content,
+        **{key: entry for key, entry in description.content.items() if key != "abilities"},
         "vocabulary": description.vocabulary.to_dict(),
         "image_area": description.image_area,
         "vision": vision,
