@@ -77,8 +77,8 @@ class VllmEngine:
     ``engine_args`` are vLLM's own, by name (tensor_parallel_size, quantization, gpu_memory_utilization, …). With
     ``sleeping`` the engine can give its memory on a GPU away between two calls. ``transport`` is the backend of vLLM's
     weight transfer by which another process may send weights. ``max_text_tokens`` and ``max_positions`` are as in the
-    transformers engine. Raises MissingExtraError without vLLM, UsageError for an
-    argument that vLLM doesn't have or that isn't open to choice, ModelError for a vocabulary that isn't the layout's.
+    transformers engine. Raises MissingExtraError without vLLM, UsageError for an argument that vLLM doesn't have or
+    that isn't open to choice, ModelError for a vocabulary that isn't the layout's.
     """
 
     def __init__(
