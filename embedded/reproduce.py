@@ -161,7 +161,8 @@ def run(work: Path, jobs: int) -> int:
     (root / "done").mkdir(exist_ok=True)
     todo = steps(work)
     done = {step.name for step in todo if mark(root, step).exists() and step.name != "table"}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
     board = Board(len(todo), len(done))
     running: dict[str, tuple[Step, subprocess.Popen[bytes], float]] = {}
 
