@@ -23,7 +23,6 @@ from PIL import Image
 from earl_cli.images.area import resize_to_area
 
 AREA = 96 * 96
-SMALL = 48 * 48  # of the paper's claim in miniature: 36 codes a picture
 RATIOS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16)
 USUAL_WEIGHTS = {"mirror": 2.5, "circle": 3.0, "square": 3.0, "tint": 2.0, "negative": 1.5, "snow": 1.3}
 PLACES_WEIGHTS = {"mirror": 1000.0, "circle": 1000.0, "square": 1000.0, "blur": 3.0}
@@ -40,7 +39,6 @@ class Set:
     edits: Callable[[], tuple[Edit, ...]]
     weights: Mapping[str, float] = field(default_factory=dict)
     heldout: bool = False
-    area: int = AREA
     phrases: Callable[[Edit], tuple[str, ...]] = lambda edit: edit.phrases
     group: Callable[[Edit], str] = lambda edit: edit.kind
 
@@ -60,10 +58,10 @@ SETS = {
     "train": Set(catalogue, USUAL_WEIGHTS),
     "places": Set(catalogue, PLACES_WEIGHTS),  # edits that depend on where something is
     "heldout": Set(catalogue, USUAL_WEIGHTS, heldout=True),
-    "simple": Set(catalogue, USUAL_WEIGHTS, area=SMALL),
-    "complex": Set(complex_catalogue, area=SMALL),
-    "validation": Set(simple_or_complex, area=SMALL, phrases=lambda edit: edit.unseen, group=column),
-    "test": Set(simple_or_complex, heldout=True, area=SMALL, phrases=lambda edit: edit.unseen, group=column),
+    "simple": Set(catalogue, USUAL_WEIGHTS),
+    "complex": Set(complex_catalogue),
+    "validation": Set(simple_or_complex, phrases=lambda edit: edit.unseen, group=column),
+    "test": Set(simple_or_complex, heldout=True, phrases=lambda edit: edit.unseen, group=column),
 }
 
 
@@ -77,14 +75,14 @@ def stickers(work: Path) -> list[Image.Image]:
     return [Image.open(path).convert("RGBA") for path in sorted((work / "objects").glob("*.png"))]
 
 
-def crop(photo: Image.Image, area: int, rng: np.random.Generator) -> Image.Image:
+def crop(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
     """A random part, 45 to 100 % of what fits, in one of the usual aspect ratios, at four times the model's area."""
     ratio = RATIOS[rng.integers(len(RATIOS))] * np.exp(rng.normal(0, 0.03))
     share = rng.uniform(0.45, 1.0)
     width = min(photo.width, photo.height * ratio) * share
     height = width / ratio
     left, top = rng.uniform(0, photo.width - width), rng.uniform(0, photo.height - height)
-    size = (max(8, round(np.sqrt(4 * area * ratio))), max(8, round(np.sqrt(4 * area / ratio))))
+    size = (max(8, round(np.sqrt(4 * AREA * ratio))), max(8, round(np.sqrt(4 * AREA / ratio))))
     return photo.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height), reducing_gap=3.0)
 
 
@@ -103,7 +101,7 @@ def source_picture(work: Path, chosen: Set, rng: np.random.Generator) -> Pixels:
     """One source ``float32[H, W, 3]``: a crop, perhaps mirrored, graded, or with objects stuck on."""
     trained = not chosen.heldout
     photos = photographs(work, "train" if trained else "heldout")
-    image = crop(scene(rng) if rng.random() < 0.04 else photos[rng.integers(len(photos))], chosen.area, rng)
+    image = crop(scene(rng) if rng.random() < 0.04 else photos[rng.integers(len(photos))], rng)
     if trained and rng.random() < 0.25:
         objects = stickers(work)
         for _ in range(rng.integers(1, 4)):
@@ -148,7 +146,7 @@ def write_one(task: tuple[Path, str, int, int]) -> list[dict[str, str]]:
     rows = []
 
     def save(picture: Pixels, file: str) -> None:
-        resize_to_area(Image.fromarray(to_bytes(picture)), chosen.area).save(folder / file, compress_level=1)
+        resize_to_area(Image.fromarray(to_bytes(picture)), AREA).save(folder / file, compress_level=1)
 
     save(pixels, f"source/{index:05d}.png")
     for number, edit in enumerate(draw_edits(chosen, count, rng)):

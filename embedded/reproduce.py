@@ -25,7 +25,6 @@ from rich.table import Table
 HERE = Path(__file__).parent
 EARL = (sys.executable, "-m", "earl_cli")
 SEEDS = (1, 2, 3)
-AREA = 48 * 48
 PAIRS = (("simple", 1500, 4), ("complex", 1500, 4), ("validation", 40, 6), ("test", 40, 6))  # pictures, edits of each
 STORES = ("simple", "complex", "validation")
 LOOK = 0.5  # seconds between two looks at what runs
@@ -87,7 +86,7 @@ def steps(work: Path) -> list[Step]:
         found.append(Step(f"pairs {name}", script("pairs.py", name, str(pictures), str(edits)), ("photos",)))
     for name in STORES:
         pairs, store = str(work / "pairs" / name), str(root / "tokens" / name)
-        command = (*EARL, "tokenize", pairs, "-o", store, "--image-area", str(AREA), "--CoT-keys", "plan")
+        command = (*EARL, "tokenize", pairs, "-o", store, "--CoT-keys", "plan")
         found.append(Step(f"tokenize {name}", command, (f"pairs {name}",)))
 
     def data(chosen: str) -> tuple[str, ...]:
@@ -126,7 +125,7 @@ def evaluation(work: Path, model: Trained) -> Step:
     """The edits of held-out photos, asked for in words that nothing was trained on, as the model draws them."""
     root = work / "reproduce"
     words = ["-b", str(work / "pairs/test"), "-m", f"{model.name}={root / 'models' / model.name}", "--size", "model"]
-    words += ["--image-area", str(AREA), "--temperature", "1", "--top-k", "0", "--no-report", "--no-floor"]
+    words += ["--temperature", "1", "--top-k", "0", "--no-report", "--no-floor"]
     words += ["-o", str(root / "results"), *(["--think"] if model.sft == "think" else []), "--device", "cpu"]
     return Step(f"eval {model.name}", (*EARL, "eval", *words), (model.name, "pairs test"))
 

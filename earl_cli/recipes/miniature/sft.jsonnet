@@ -1,11 +1,10 @@
-// The paper's claim in miniature: supervised training of the embedded model on pictures of 48 x 48 pixels.
+// The paper's claim in miniature: supervised training that goes on from the embedded model.
 // make reproduce: earl sft --config miniature/sft --data simple/ --validation validation/ -o run/
 (import '../embedded/sft.jsonnet') + {
-  max_steps: 120,
-  batch_size: 32,
-  learning_rate: 5e-4,
+  max_steps: 200,
+  learning_rate: 3e-4,
   min_learning_rate: 2e-5,
   warmup_steps: 20,
-  validate_every: 40,
-  checkpoint_every: 40,
+  validate_every: 50,
+  checkpoint_every: 50,
 }
