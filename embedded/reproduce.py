@@ -2,13 +2,15 @@
 
 ``python embedded/reproduce.py WORK [--jobs N]`` does what isn't done yet. Each step is one command; steps that don't
 need each other run side by side, each on its share of the processor's cores. What is stopped goes on where it was:
-finished steps are marked, and the commands themselves resume. Logs are in WORK/reproduce/logs.
+finished steps are marked, and the commands themselves resume. Results and logs are in
+WORK/reproduce-DIGITS, where the digits stand for the settings.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +23,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from earl_cli.config.loader import read_config
 
 HERE = Path(__file__).parent
 EARL = (sys.executable, "-m", "earl_cli")
@@ -62,6 +66,14 @@ class Trained:
         return f"sft-{self.sft}{f'.rl-{self.rl}' if self.rl else ''}.{self.seed}"
 
 
+def root_of(work: Path) -> Path:
+    """The folder of all results; other settings, edits or pairs have another one, so that none are mixed."""
+    settings = [json.dumps(read_config(f"miniature/{name}"), sort_keys=True) for name in ("sft", "sft-thinking", "rl")]
+    sources = [(HERE / name).read_text() for name in ("photos.py", "edits.py", "complex_edits.py", "pairs.py")]
+    told = "\0".join([*settings, *sources, repr(PAIRS)])
+    return work / f"reproduce-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
 def models() -> Iterator[Trained]:
     """All that is trained: the headline rows once for each seed, the others once."""
     for seed in SEEDS:
@@ -76,7 +88,7 @@ def models() -> Iterator[Trained]:
 
 def steps(work: Path) -> list[Step]:
     """Everything, in an order in which each step comes after those that it needs."""
-    root = work / "reproduce"
+    root = root_of(work)
 
     def script(name: str, *words: str) -> tuple[str, ...]:
         return (sys.executable, str(HERE / name), str(work), *words)
@@ -123,7 +135,7 @@ def steps(work: Path) -> list[Step]:
 
 def evaluation(work: Path, model: Trained) -> Step:
     """The edits of held-out photos, asked for in words that nothing was trained on, as the model draws them."""
-    root = work / "reproduce"
+    root = root_of(work)
     words = ["-b", str(work / "pairs/test"), "-m", f"{model.name}={root / 'models' / model.name}", "--size", "model"]
     words += ["--temperature", "1", "--top-k", "0", "--no-report", "--no-floor"]
     words += ["-o", str(root / "results"), *(["--think"] if model.sft == "think" else []), "--device", "cpu"]
@@ -155,7 +167,7 @@ class Board:
 
 def run(work: Path, jobs: int) -> int:
     """Do what isn't done, ``jobs`` steps at a time; returns an exit code."""
-    root = work / "reproduce"
+    root = root_of(work)
     (root / "logs").mkdir(parents=True, exist_ok=True)
     (root / "done").mkdir(exist_ok=True)
     todo = steps(work)

@@ -1,6 +1,6 @@
 """What `make reproduce` found: the table, the curves, and the paper's findings with their intervals.
 
-``python embedded/table.py WORK`` reads WORK/reproduce and writes table.md and curves.png there.
+``python embedded/table.py WORK`` reads the results of embedded/reproduce.py and writes table.md and curves.png beside.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pairs import COMPLEX
-from reproduce import Trained, models
+from reproduce import Trained, models, root_of
 
 from earl_cli.evaluation.results import RUN, Run, find_results, load_run
 from earl_cli.evaluation.statistics import Estimate, cluster, estimate
@@ -73,7 +73,7 @@ def read(work: Path) -> tuple[Samples, dict[Trained, Run]]:
     """All that was evaluated, by what was trained."""
     named = {model.name: model for model in models()}
     found = {}
-    folders = find_results([work / "reproduce/results"])
+    folders = find_results([root_of(work) / "results"])
     for folder in sorted(folders, key=lambda each: (each / RUN).stat().st_mtime):  # of a model trained again the last
         run = load_run(folder)
         if run.editor in named:
@@ -154,7 +154,7 @@ def curves(work: Path, target: Path) -> None:
     by_row: dict[Row, list[Path]] = {}
     for model in models():
         if model.rl:
-            by_row.setdefault((model.sft, model.rl), []).append(work / "reproduce/models" / model.name / "log.jsonl")
+            by_row.setdefault((model.sft, model.rl), []).append(root_of(work) / "models" / model.name / "log.jsonl")
     for (row, logs), colour in zip(by_row.items(), pyplot.colormaps["tab10"].colors, strict=False):
         found = [read_run(log, str(log)) for log in logs]
         for panel, (key, title) in zip(panels, keys, strict=True):
@@ -178,7 +178,7 @@ def smooth(given: NDArray[np.float64], width: int) -> NDArray[np.float64]:
 def main(work: Path) -> None:
     samples, runs = read(work)
     text = tables(samples, runs)
-    root = work / "reproduce"
+    root = root_of(work)
     (root / "table.md").write_text(text)
     curves(work, root / "curves.png")
     print(text)

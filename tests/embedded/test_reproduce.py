@@ -63,7 +63,7 @@ def test_every_training_is_one_that_the_product_takes(tmp_path: Path) -> None:
                 given[{"model": "model_path"}.get(name, "output" if name == "-o" else name)] = value
         kind = SftConfig if step.command[3] == "sft" else RlConfig
         config = resolve(kind, recipe, sets, given).config
-        assert config.output == tmp_path / "reproduce/models" / step.name
+        assert config.output == reproduce.root_of(tmp_path) / "models" / step.name
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
@@ -108,8 +108,17 @@ def test_a_step_that_fails_is_named_with_its_log(
     said = capsys.readouterr().out
     assert "two ended with 1" in said
     assert "no more disk" in said
-    assert str(tmp_path / "reproduce/logs/two.log") in said
+    assert str(reproduce.root_of(tmp_path) / "logs/two.log") in said
     assert not (tmp_path / "t").exists()
+
+
+def test_other_settings_have_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = reproduce.root_of(tmp_path)
+    assert first == reproduce.root_of(tmp_path)
+    monkeypatch.setattr(reproduce, "read_config", lambda name: {"name": name, "learning_rate": 1})
+    second = reproduce.root_of(tmp_path)
+    monkeypatch.setattr(reproduce, "PAIRS", (("simple", 2, 1),))
+    assert len({first, second, reproduce.root_of(tmp_path)}) == 3
 
 
 @pytest.mark.slow
@@ -201,7 +210,7 @@ def test_smooth_is_a_mean_of_the_last_values() -> None:
 def test_what_is_not_evaluated_yet_is_said(tmp_path: Path) -> None:
     from earl_cli.evaluation.results import write_object
 
-    folder = tmp_path / "reproduce/results/test/x"
+    folder = reproduce.root_of(tmp_path) / "results/test/x"
     folder.mkdir(parents=True)
     write_object(folder / "run.json", {"editor": {"name": "x"}, "benchmark": {"name": "b"}})
     with pytest.raises(SystemExit, match="not evaluated yet"):
