@@ -57,16 +57,20 @@ class VllmSampler:
                 what = f"{world_size()} processes can't form engines of {shared} each"
                 raise UsageError(what, where="engine_args", hint="tensor_parallel_size must divide the processes")
             arguments["distributed_executor_backend"] = "external_launcher"
-        return VllmEngine(
-            self.base.language.folder,
-            self.base.layout,
-            device=self.device,
-            dtype=torch.bfloat16 if uses_bfloat16(config) else torch.float32,
-            max_text_tokens=text_limit(config, self.data),
-            max_positions=config.model_context_size,
-            engine_args={**arguments, **config.engine_args},
-            sleeping=True,
-        )
+        options = engine_options(config, self.base, self.data, self.device)
+        return VllmEngine(**options, engine_args={**arguments, **config.engine_args}, sleeping=True)
+
+
+def engine_options(config: RlConfig, base: Base, data: RlData, device: torch.device) -> dict[str, Any]:
+    """What an engine for this run is told, wherever it is: arguments of `VllmEngine`."""
+    return {
+        "folder": base.language.folder,
+        "layout": base.layout,
+        "device": device,
+        "dtype": torch.bfloat16 if uses_bfloat16(config) else torch.float32,
+        "max_text_tokens": text_limit(config, data),
+        "max_positions": config.model_context_size,
+    }
 
 
 class SharedEngine:

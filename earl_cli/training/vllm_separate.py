@@ -18,10 +18,10 @@ from earl_cli.generation.engine import Completion, Engine, OnCompletion, OnProgr
 from earl_cli.generation.vllm_process import ProcessEngine
 from earl_cli.models.bundle import Base
 from earl_cli.models.device import choose_device
-from earl_cli.training.assembling import RlData, merged_weights, text_limit
+from earl_cli.training.assembling import RlData, merged_weights
 from earl_cli.training.distributed import by_first, gathered, rank, world_size
 from earl_cli.training.learners import Learner
-from earl_cli.training.precision import uses_bfloat16
+from earl_cli.training.vllm_sampling import engine_options
 
 
 class SeparateSampler:
@@ -48,16 +48,8 @@ class SeparateSampler:
         if self.engine is None:
             config = self.config
             parts = {"tensor_parallel_size": len(config.engine_gpus)} if config.engine_gpus else {}
-            self.engine = ProcessEngine(
-                self.base.language.folder,
-                self.base.layout,
-                device=self.device,
-                dtype=torch.bfloat16 if uses_bfloat16(config) else torch.float32,
-                gpus=config.engine_gpus,
-                max_text_tokens=text_limit(config, self.data),
-                max_positions=config.model_context_size,
-                engine_args={**parts, **config.engine_args},
-            )
+            options = engine_options(config, self.base, self.data, self.device)
+            self.engine = ProcessEngine(**options, gpus=config.engine_gpus, engine_args={**parts, **config.engine_args})
         return self.engine
 
 

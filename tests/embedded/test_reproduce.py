@@ -58,7 +58,7 @@ def test_every_training_is_one_that_the_product_takes(tmp_path: Path) -> None:
             elif name == "config":
                 recipe = value
             elif name in ("data", "validation"):
-                given[name].append(Path(value))  # type: ignore[attr-defined]
+                given[name].append(Path(value))
             else:
                 given[{"model": "model_path"}.get(name, "output" if name == "-o" else name)] = value
         kind = SftConfig if step.command[3] == "sft" else RlConfig

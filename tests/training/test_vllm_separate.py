@@ -62,7 +62,7 @@ def separate(embedded: EarlModel) -> Iterator[ProcessEngine]:
 
 
 def a_process(model: EarlModel, **how: object) -> ProcessEngine:
-    return ProcessEngine(model.folder, model.layout, device=model.device, dtype=model.dtype, **how)  # type: ignore[arg-type]
+    return ProcessEngine(model.folder, model.layout, device=model.device, dtype=model.dtype, **how)
 
 
 def prompts(model: EarlModel, count: int, side: int = 6, seeds: tuple[int, ...] = (1, 2)) -> list[Request]:
@@ -82,7 +82,7 @@ def assert_logprobs(
     language: torch.nn.Module, model: EarlModel, drawn: Sequence[Sequence[Completion]], asked: Sequence[Request]
 ) -> None:
     """The engine's are those that training computes."""
-    policy = Policy(language, separate_heads(model.layout.vocabulary), 1.0)  # type: ignore[arg-type]
+    policy = Policy(language, separate_heads(model.layout.vocabulary), 1.0)
     for request, group in zip(asked, drawn, strict=True):
         sampled = Sampled(np.array(request.prompt), tuple(e.ids for e in group), tuple(e.sampled for e in group))
         batch = pack([sampled], torch.device("cpu"))
@@ -256,7 +256,7 @@ def test_the_process_sees_its_gpus_and_nothing_of_the_launcher(monkeypatch: pyte
 
 def test_gpus_of_the_engine_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     def config(**values: object) -> RlConfig:
-        return RlConfig(data=(Path("x"),), output=Path("y"), **values)  # type: ignore[arg-type]
+        return RlConfig(data=(Path("x"),), output=Path("y"), **values)
 
     for values in ({"engine_gpus": (1,)}, {"engine_place": "separate", "engine": "transformers"}):
         with pytest.raises(ValidationError, match="engine_"):
