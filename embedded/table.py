@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,13 +86,16 @@ def read(work: Path) -> tuple[Samples, dict[Trained, Run]]:
     return Samples(kinds, {line.result.number: cluster(line) for line in lines}), found
 
 
-def values(runs: Mapping[Trained, Run], row: Row, column: str) -> dict[int, float]:
-    """The column of each sample, averaged over a row's training seeds; where nothing was drawn, what scoring gives."""
+def seeds_of(runs: Mapping[Trained, Run], row: Row) -> set[int]:
+    return {model.seed for model in runs if (model.sft, model.rl) == row}
+
+
+def values(runs: Mapping[Trained, Run], row: Row, column: str, seeds: Collection[int]) -> dict[int, float]:
+    """The column of each sample, averaged over these training seeds; where nothing was drawn, what scoring gives."""
     found: dict[int, list[float]] = {}
-    for model, run in runs.items():
-        if (model.sft, model.rl) == row:
-            for line in run.lines:
-                found.setdefault(line.result.number, []).append(line.scores[column])
+    for seed in seeds:
+        for line in runs[Trained(*row, seed)].lines:
+            found.setdefault(line.result.number, []).append(line.scores[column])
     return {number: sum(each) / len(each) for number, each in found.items()}
 
 
@@ -101,8 +104,10 @@ def mean(samples: Samples, of: Values, kinds: Sequence[str]) -> Estimate:
     return estimate([of[number] for number in numbers], [samples.pictures[number] for number in numbers])
 
 
-def change(samples: Samples, better: Values, worse: Values, kinds: Sequence[str]) -> Estimate:
-    return mean(samples, {number: better[number] - worse[number] for number in better}, kinds)
+def change(samples: Samples, runs: Mapping[Trained, Run], claim: Finding, seeds: Collection[int]) -> Estimate:
+    """What ``better`` has more than ``worse``, of the same training seeds: edit by edit, whole pictures drawn."""
+    better, worse = (values(runs, row, "reference", seeds) for row in (claim.better, claim.worse))
+    return mean(samples, {number: better[number] - worse[number] for number in better}, claim.kinds)
 
 
 def answer(found: Estimate) -> str:
@@ -121,24 +126,26 @@ def name_of(row: Row) -> str:
 
 def tables(samples: Samples, runs: Mapping[Trained, Run]) -> str:
     rows = list(dict.fromkeys((model.sft, model.rl) for model in models()))
-    seeds = {row: len([model for model in runs if (model.sft, model.rl) == row]) for row in rows}
-    reference = {row: values(runs, row, "reference") for row in rows}
+    seeds = {row: seeds_of(runs, row) for row in rows}
+    reference = {row: values(runs, row, "reference", seeds[row]) for row in rows}
     text = ["| training | seeds | simple | complex | all |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         cells = [cell(mean(samples, reference[row], kinds)) for kinds in (SIMPLE, COMPLEX, KINDS)]
-        text.append(f"| {name_of(row)} | {seeds[row]} | {' | '.join(cells)} |")
+        text.append(f"| {name_of(row)} | {len(seeds[row])} | {' | '.join(cells)} |")
     heads = [*KINDS, *(metric.upper() for metric in METRICS)]
     text += ["", f"| training | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
     for row in rows:
         figures = [f"{mean(samples, reference[row], (kind,)).mean:.3f}" for kind in KINDS]
         for metric, digits in zip(METRICS, (4, 2, 3), strict=True):
-            figures.append(f"{mean(samples, values(runs, row, metric), KINDS).mean:.{digits}f}")
+            figures.append(f"{mean(samples, values(runs, row, metric, seeds[row]), KINDS).mean:.{digits}f}")
         text.append(f"| {name_of(row)} | {' | '.join(figures)} |")
-    text += ["", "| finding | better − worse | difference | answer |", "| --- | --- | --- | --- |"]
+    text += ["", "| finding | better − worse | difference | seed by seed | answer |", "| --- " * 5 + "|"]
     for finding in FINDINGS:
-        found = change(samples, reference[finding.better], reference[finding.worse], finding.kinds)
-        rows_compared = f"{name_of(finding.better)} − {name_of(finding.worse)}"
-        text.append(f"| {finding.claim} | {rows_compared} | {cell(found, '+')} | {answer(found)} |")
+        shared = sorted(seeds[finding.better] & seeds[finding.worse])
+        found = change(samples, runs, finding, shared)
+        each = ", ".join(f"{change(samples, runs, finding, [seed]).mean:+.3f}" for seed in shared)
+        compared = f"{name_of(finding.better)} − {name_of(finding.worse)}"
+        text.append(f"| {finding.claim} | {compared} | {cell(found, '+')} | {each} | {answer(found)} |")
     return "\n".join(text) + "\n"
 
 
