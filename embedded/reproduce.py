@@ -53,8 +53,7 @@ class Step:
 class Trained:
     """A row of the table: supervised training on ``sft`` (s, sc or think), then reinforcement learning on ``rl``.
 
-    Of the latter "" is none, s and sc are edits, noisy is s with a bad verifier, and whole s with the reward of a whole
-    picture for each of its codes.
+    Of the latter "" is none, s and sc are edits, and noisy is s with a bad verifier.
     """
 
     sft: str
@@ -83,7 +82,6 @@ def models() -> Iterator[Trained]:
         for rl in ("", "s", "sc"):
             yield Trained(sft, rl, SEEDS[0])
     yield Trained("s", "noisy", SEEDS[0])
-    yield Trained("s", "whole", SEEDS[0])
 
 
 def steps(work: Path) -> list[Step]:
@@ -124,8 +122,6 @@ def steps(work: Path) -> list[Step]:
             words += ("--set", "assistant_prefill=reasoning")
         if model.rl == "noisy":
             words += ("--reward", "noisy_reward:noisy_reward")
-        if model.rl == "whole":
-            words += ("--set", "local_credit=0")
         found.append(Step(model.name, (*EARL, "rl", *words), (start, *tokens(model.rl))))
     for model in trained:
         found.append(evaluation(work, model))

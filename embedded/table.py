@@ -23,13 +23,7 @@ SIMPLE = ("global", "object")
 KINDS = (*SIMPLE, *COMPLEX)
 METRICS = ("l1", "psnr", "ssim")
 SFT = {"s": "SFT (S)", "sc": "SFT (SC)", "think": "SFT (think)"}
-RL = {
-    "": "",
-    "s": " + RL (S)",
-    "sc": " + RL (SC)",
-    "noisy": " + RL (S), noisy verifier",
-    "whole": " + RL (S), no credit by place",
-}
+RL = {"": "", "s": " + RL (S)", "sc": " + RL (SC)", "noisy": " + RL (S), noisy verifier"}
 Row = tuple[str, str]
 Values = Mapping[int, float]
 
@@ -65,7 +59,6 @@ FINDINGS = (
     Finding("reasoning before the edit helps after SFT", ("think", ""), ("s", ""), SIMPLE),
     Finding("reasoning before the edit helps after RL (SC)", ("think", "sc"), ("s", "sc"), KINDS),
     Finding("a better verifier gives a better policy", ("s", "s"), ("s", "noisy"), SIMPLE),
-    Finding("credit by place helps", ("s", "s"), ("s", "whole"), SIMPLE),
 )
 
 
