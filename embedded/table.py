@@ -5,18 +5,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from edits import to_bytes
 from numpy.typing import NDArray
 from pairs import COMPLEX
 from reproduce import Trained, models, root_of
 
 from earl_cli.evaluation.results import RUN, Run, find_results, load_run
 from earl_cli.evaluation.statistics import Estimate, cluster, estimate
+from earl_cli.generation.editing import decoded, encoded
+from earl_cli.images.picture import open_picture
+from earl_cli.models.bundle import load_model
+from earl_cli.rewards.reference import reference_reward
+from earl_cli.rewards.reward import Edit
 from earl_cli.training.curves import read_run
 
 SIMPLE = ("global", "object")
@@ -24,6 +31,7 @@ KINDS = (*SIMPLE, *COMPLEX)
 METRICS = ("l1", "psnr", "ssim")
 SFT = {"s": "SFT (S)", "sc": "SFT (SC)", "think": "SFT (think)"}
 RL = {"": "", "s": " + RL (S)", "sc": " + RL (SC)", "noisy": " + RL (S), noisy verifier"}
+CEILING = "the true edit's own codes"
 Row = tuple[str, str]
 Values = Mapping[int, float]
 
@@ -117,7 +125,21 @@ def name_of(row: Row) -> str:
     return SFT[row[0]] + RL[row[1]]
 
 
-def tables(samples: Samples, runs: Mapping[Trained, Run]) -> str:
+def ceiling(pairs: Path) -> dict[int, float]:
+    """The reference score of each true edit's own codes: more can't be asked of what a model draws."""
+    model = load_model(device="cpu")
+    found = {}
+    for number, line in enumerate((pairs / "pairs.jsonl").read_text().splitlines()):
+        row = json.loads(line)
+        source, target = (open_picture(pairs / row[part]).rgb for part in ("source", "edited"))
+        drawn = to_bytes(decoded(model, encoded(model, target)))
+        edit = Edit(row["id"], row["instruction"], np.asarray(source), drawn, np.asarray(target))
+        found[number] = float(reference_reward([edit])[0].value or 0.0)
+    return found
+
+
+def tables(samples: Samples, runs: Mapping[Trained, Run], most: Values) -> str:
+    """The table, the same by kind of edit and with other figures, and the findings; ``most`` is each edit's ceiling."""
     rows = list(dict.fromkeys((model.sft, model.rl) for model in models()))
     seeds = {row: seeds_of(runs, row) for row in rows}
     reference = {row: values(runs, row, "reference", seeds[row]) for row in rows}
@@ -125,6 +147,8 @@ def tables(samples: Samples, runs: Mapping[Trained, Run]) -> str:
     for row in rows:
         cells = [cell(mean(samples, reference[row], kinds)) for kinds in (SIMPLE, COMPLEX, KINDS)]
         text.append(f"| {name_of(row)} | {len(seeds[row])} | {' | '.join(cells)} |")
+    cells = [cell(mean(samples, most, kinds)) for kinds in (SIMPLE, COMPLEX, KINDS)]
+    text.append(f"| {CEILING} | | {' | '.join(cells)} |")
     heads = [*KINDS, *(metric.upper() for metric in METRICS)]
     text += ["", f"| training | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
     for row in rows:
@@ -132,6 +156,8 @@ def tables(samples: Samples, runs: Mapping[Trained, Run]) -> str:
         for metric, digits in zip(METRICS, (4, 2, 3), strict=True):
             figures.append(f"{mean(samples, values(runs, row, metric, seeds[row]), KINDS).mean:.{digits}f}")
         text.append(f"| {name_of(row)} | {' | '.join(figures)} |")
+    figures = [f"{mean(samples, most, (kind,)).mean:.3f}" for kind in KINDS]
+    text.append(f"| {CEILING} | {' | '.join(figures)} |{' |' * len(METRICS)}")
     text += ["", "| finding | better − worse | difference | seed by seed | answer |", "| --- " * 5 + "|"]
     for finding in FINDINGS:
         shared = sorted(seeds[finding.better] & seeds[finding.worse])
@@ -177,7 +203,7 @@ def smooth(given: NDArray[np.float64], width: int) -> NDArray[np.float64]:
 
 def main(work: Path) -> None:
     samples, runs = read(work)
-    text = tables(samples, runs)
+    text = tables(samples, runs, ceiling(work / "pairs/test"))
     root = root_of(work)
     (root / "table.md").write_text(text)
     curves(work, root / "curves.png")

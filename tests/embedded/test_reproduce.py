@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -16,6 +17,7 @@ import pytest
 import reproduce
 import table
 from pairs import COMPLEX, SETS
+from PIL import Image
 from reproduce import Step, Trained, models, steps
 
 from earl_cli.config.loader import resolve
@@ -183,7 +185,7 @@ def gains_of(model: Trained) -> dict[str, float]:
 def test_the_findings_follow_from_the_figures() -> None:
     runs = {model: evaluated(model.name, gains_of(model)) for model in models()}
     samples = samples_of(runs)
-    text = table.tables(samples, runs)
+    text = table.tables(samples, runs, dict.fromkeys(samples.kinds, 0.9))
     answers = {row.split(" | ")[0].strip("| "): row.split(" | ")[-1].strip("| ") for row in text.splitlines()}
     assert answers["RL after SFT helps simple edits"] == "no: it harms"
     assert answers["RL after SFT helps complex edits"] == "yes"
@@ -191,6 +193,9 @@ def test_the_findings_follow_from_the_figures() -> None:
     assert answers["complex edits help when they come in SFT"] == "not decided"
     assert answers["reasoning before the edit helps after SFT"] == "not decided"
     assert answers["a better verifier gives a better policy"] == "yes"
+    assert "| the true edit's own codes | | 0.900 (0.900 to 0.900) |" in text
+    widths = {len(row.split(" | ")) for row in text.split("\n\n")[1].splitlines()[2:-1]}
+    assert len(widths) == 1
     headline = next(row for row in text.splitlines() if row.startswith("| SFT (S) + RL (SC) | 3 |"))
     simple = table.mean(samples, table.values(runs, ("s", "sc"), "reference", (1, 2, 3)), table.SIMPLE)
     assert f"{simple.mean:.3f} ({simple.low:.3f} to {simple.high:.3f})" in headline
@@ -204,7 +209,7 @@ def test_a_claim_compares_models_of_the_same_seeds() -> None:
         gain = world[model.seed] + (0.1 if model.rl == "s" else 0.0)
         runs[model] = evaluated(model.name, dict.fromkeys(table.KINDS, gain))
     samples = samples_of(runs)
-    rows = [row.split(" | ") for row in table.tables(samples, runs).splitlines()]
+    rows = [row.split(" | ") for row in table.tables(samples, runs, dict.fromkeys(samples.kinds, 0.9)).splitlines()]
     found = {row[0].strip("| "): row[2:4] for row in rows if len(row) == 5}
     assert found["a better verifier gives a better policy"] == ["+0.100 (+0.100 to +0.100)", "+0.100"]
     assert found["RL after SFT helps simple edits"] == ["+0.100 (+0.100 to +0.100)", "+0.100, +0.100, +0.100"]
@@ -216,6 +221,21 @@ def test_a_row_is_the_mean_of_its_seeds() -> None:
     first = {line.result.number: line.scores["reference"] for line in runs[Trained("s", "s", 1)].lines}
     assert found[0] == pytest.approx(first[0] + 0.1)  # kind global: 0.1, 0.2 and 0.3 on top
     assert found[1] == pytest.approx(first[1])
+
+
+def test_the_ceiling_is_what_codes_can_show(tmp_path: Path) -> None:
+    """A strong edit survives as codes, an edit of a few pixels doesn't."""
+    ramp = np.repeat(np.linspace(0, 255, 96, dtype=np.uint8)[None, :, None], 96, axis=0).repeat(3, axis=2)
+    spot = ramp.copy()
+    spot[40:42, 40:42] = 255
+    rows = []
+    for name, picture in (("source", ramp), ("negative", 255 - ramp), ("spot", spot)):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+        rows.append({"id": name, "source": "source.png", "edited": f"{name}.png", "instruction": name})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    negative, small = table.ceiling(tmp_path).values()
+    assert negative > 0.8
+    assert small < 0.3
 
 
 def test_smooth_is_a_mean_of_the_last_values() -> None:
