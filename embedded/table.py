@@ -92,16 +92,20 @@ def seeds_of(runs: Mapping[Trained, Run], row: Row) -> set[int]:
 
 
 def values(runs: Mapping[Trained, Run], row: Row, column: str, seeds: Collection[int]) -> dict[int, float]:
-    """The column of each sample, averaged over these training seeds; where nothing was drawn, what scoring gives."""
+    """The column of each sample, averaged over these training seeds.
+
+    Where no picture came, the reference is the worst there is; other figures are of the drawn pictures alone.
+    """
     found: dict[int, list[float]] = {}
     for seed in seeds:
         for line in runs[Trained(*row, seed)].lines:
-            found.setdefault(line.result.number, []).append(line.scores[column])
+            if column in line.scores:
+                found.setdefault(line.result.number, []).append(line.scores[column])
     return {number: sum(each) / len(each) for number, each in found.items()}
 
 
 def mean(samples: Samples, of: Values, kinds: Sequence[str]) -> Estimate:
-    numbers = samples.among(kinds)
+    numbers = [number for number in samples.among(kinds) if number in of]
     return estimate([of[number] for number in numbers], [samples.pictures[number] for number in numbers])
 
 
@@ -149,15 +153,17 @@ def tables(samples: Samples, runs: Mapping[Trained, Run], most: Values) -> str:
         text.append(f"| {name_of(row)} | {len(seeds[row])} | {' | '.join(cells)} |")
     cells = [cell(mean(samples, most, kinds)) for kinds in (SIMPLE, COMPLEX, KINDS)]
     text.append(f"| {CEILING} | | {' | '.join(cells)} |")
-    heads = [*KINDS, *(metric.upper() for metric in METRICS)]
+    heads = [*KINDS, *(metric.upper() for metric in METRICS), "not drawn"]
     text += ["", f"| training | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
     for row in rows:
         figures = [f"{mean(samples, reference[row], (kind,)).mean:.3f}" for kind in KINDS]
         for metric, digits in zip(METRICS, (4, 2, 3), strict=True):
             figures.append(f"{mean(samples, values(runs, row, metric, seeds[row]), KINDS).mean:.{digits}f}")
-        text.append(f"| {name_of(row)} | {' | '.join(figures)} |")
+        lines = [line for seed in seeds[row] for line in runs[Trained(*row, seed)].lines]
+        missing = sum(line.result.edited_image is None for line in lines) / len(lines)
+        text.append(f"| {name_of(row)} | {' | '.join(figures)} | {missing:.0%} |")
     figures = [f"{mean(samples, most, (kind,)).mean:.3f}" for kind in KINDS]
-    text.append(f"| {CEILING} | {' | '.join(figures)} |{' |' * len(METRICS)}")
+    text.append(f"| {CEILING} | {' | '.join(figures)} |{' |' * (len(METRICS) + 1)}")
     text += ["", "| finding | better − worse | difference | seed by seed | answer |", "| --- " * 5 + "|"]
     for finding in FINDINGS:
         shared = sorted(seeds[finding.better] & seeds[finding.worse])
@@ -175,7 +181,7 @@ def curves(work: Path, target: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     keys = (("reward", "reward of the edits it learns from"), ("validation_reward", "held-out pictures and phrases"))
     by_row: dict[Row, list[Path]] = {}
     for model in models():
@@ -189,7 +195,7 @@ def curves(work: Path, target: Path) -> None:
             panel.plot(steps, drawn.mean(axis=0), label=name_of(row), color=colour)
             panel.fill_between(steps, drawn.min(axis=0), drawn.max(axis=0), color=colour, alpha=0.2, linewidth=0)
             panel.set(title=title, xlabel="iteration")
-    panels[0].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(target, dpi=110)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,21 @@ def test_the_ceiling_is_what_codes_can_show(tmp_path: Path) -> None:
     negative, small = table.ceiling(tmp_path).values()
     assert negative > 0.8
     assert small < 0.3
+
+
+def test_where_no_picture_came_only_the_reference_counts() -> None:
+    """As scoring leaves it: the worst reward, and no distance of a picture that isn't there."""
+    runs = {model: evaluated(model.name, {}) for model in models()}
+    thinking = Trained("think", "", 1)
+    first, *others = runs[thinking].lines
+    lost = Scored(replace(first.result, edited_image=None), {"reference": -1.0}, dict.fromkeys(table.METRICS, "none"))
+    runs[thinking] = replace(runs[thinking], lines=(lost, *others))
+    samples = samples_of(runs)
+    assert table.values(runs, ("think", ""), "reference", (1,))[0] == -1.0
+    assert 0 not in table.values(runs, ("think", ""), "l1", (1,))
+    text = table.tables(samples, runs, dict.fromkeys(samples.kinds, 0.9))
+    assert "| SFT (think) |" in text.split("\n\n")[1]
+    assert text.split("\n\n")[1].splitlines()[8].endswith("| 0.1000 | 20.00 | 0.900 | 1% |")
 
 
 def test_smooth_is_a_mean_of_the_last_values() -> None:
