@@ -27,6 +27,7 @@ from rich.table import Table
 from earl_cli.config.loader import read_config
 
 HERE = Path(__file__).parent
+START = HERE.parent / "earl_cli/models/embedded/checksums.json"  # says which weights everything starts from
 EARL = (sys.executable, "-m", "earl_cli")
 SEEDS = (1, 2, 3)
 PAIRS = (("simple", 1500, 4), ("complex", 1500, 4), ("validation", 40, 6), ("test", 40, 6))  # pictures, edits of each
@@ -66,10 +67,10 @@ class Trained:
 
 
 def root_of(work: Path) -> Path:
-    """The folder of all results; other settings, edits or pairs have another one, so that none are mixed."""
+    """The folder of all results; other settings, edits, pairs or start have another one, so that none are mixed."""
     settings = [json.dumps(read_config(f"miniature/{name}"), sort_keys=True) for name in ("sft", "sft-thinking", "rl")]
-    sources = [(HERE / name).read_text() for name in ("photos.py", "edits.py", "complex_edits.py", "pairs.py")]
-    told = "\0".join([*settings, *sources, repr(PAIRS)])
+    sources = [HERE / name for name in ("photos.py", "edits.py", "complex_edits.py", "pairs.py", "noisy_reward.py")]
+    told = "\0".join([*settings, *(path.read_text() for path in [*sources, START]), repr(PAIRS)])
     return work / f"reproduce-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 

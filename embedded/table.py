@@ -82,6 +82,9 @@ def read(work: Path) -> tuple[Samples, dict[Trained, Run]]:
     missing = set(named.values()) - set(found)
     if missing:
         raise SystemExit(f"not evaluated yet: {', '.join(sorted(model.name for model in missing))}")
+    unscored = [run.editor for run in found.values() if any("reference" not in line.scores for line in run.lines)]
+    if unscored:
+        raise SystemExit(f"pictures are gone, or not all are scored: {', '.join(unscored)}")
     lines = next(iter(found.values())).lines
     kinds = {line.result.number: line.result.task for line in lines}
     return Samples(kinds, {line.result.number: cluster(line) for line in lines}), found
@@ -138,7 +141,9 @@ def ceiling(pairs: Path) -> dict[int, float]:
         source, target = (open_picture(pairs / row[part]).rgb for part in ("source", "edited"))
         drawn = to_bytes(decoded(model, encoded(model, target)))
         edit = Edit(row["id"], row["instruction"], np.asarray(source), drawn, np.asarray(target))
-        found[number] = float(reference_reward([edit])[0].value or 0.0)
+        value = reference_reward([edit])[0].value
+        assert value is not None, edit.id
+        found[number] = value
     return found
 
 
