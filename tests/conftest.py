@@ -89,6 +89,16 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def fresh_console() -> Iterator[None]:
+    """No test inherits the console's state: what one asks for (``--quiet``) holds until a process ends."""
+    from earl_cli.console import console
+
+    console.reset()
+    yield
+    console.reset()
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A model hub on this machine, empty at first, that both this process and others with its ``environment`` use."""

@@ -36,13 +36,6 @@ FIGURES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def fresh_console() -> Iterator[None]:
-    console.reset()
-    yield
-    console.reset()
-
-
 class Clock:
     def __init__(self) -> None:
         self.now = 100.0
