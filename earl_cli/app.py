@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from earl_cli.console import console
-from earl_cli.errors import UsageError, explain
+from earl_cli.errors import EarlError, UsageError, explain
 from earl_cli.version import version as earl_version
 
 COMMANDS = {
@@ -65,6 +65,9 @@ EXIT_CODES = {
 STOPPED, PIPE_CLOSED, TERMINATED = 130, 141, 143
 
 _GLOBAL_OPTIONS = ("--json", "--quiet", "--debug")
+
+_received: list[int] = []
+"""The codes of signals that asked this process to stop."""
 
 
 class LazyGroup(TyperGroup):
@@ -199,6 +202,10 @@ def run(args: Sequence[str]) -> int:
         error = _usage(failure) if isinstance(failure, TyperException) else explain(failure)
         if console.debug:
             traceback.print_exception(error)
+        if _received and type(error) is EarlError:  # a library has made its own failure of the signal that stopped it
+            if _received[-1] == STOPPED:
+                console.note("stopped")
+            return _received[-1]
         console.fail(error)
         return error.exit_code
 
@@ -210,11 +217,19 @@ def _usage(complaint: TyperException) -> UsageError:
     return UsageError(complaint.format_message().replace("\n\t", " "), hint=f"{command} --help lists what there is")
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    _received.append(STOPPED)
+    raise KeyboardInterrupt
+
+
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    _received.append(TERMINATED)
     raise SystemExit(TERMINATED)
 
 
 def main() -> NoReturn:
     """The executable ``earl``."""
     signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed on the way out
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored, as with nohup
+        signal.signal(signal.SIGINT, _interrupt)
     sys.exit(run(sys.argv[1:]))
