@@ -140,7 +140,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             return
         try:
             super().process_request(request, client_address)
-        except BaseException:
+        except (
+            Exception
+        ):  # no thread could be started; a signal comes at any moment, also when there is one that releases
             self._slots.release()
             raise
 

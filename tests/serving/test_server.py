@@ -6,12 +6,14 @@ import base64
 import io
 import json
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import numpy as np
@@ -552,6 +554,32 @@ def test_a_port_that_is_taken_is_known_at_once() -> None:
         first.server_close()
         if second:
             second.server_close()
+
+
+def test_a_signal_just_after_a_connection_came_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"hello")
+
+    class Watched(Server):
+        def process_request_thread(self, *args: Any) -> None:
+            super().process_request_thread(*args)
+            answered.set()
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        assert answered.wait(20)
+        raise SystemExit(143)
+
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    server = Watched("127.0.0.1", 0, 1)
+    server.listen(Answer)
+    with socket.create_connection((server.host, server.port)), pytest.raises(SystemExit):
+        server.handle_request()
+    server.server_close()
 
 
 def test_slow_readers_do_not_hold_others_up() -> None:
