@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import sys
 from collections import deque
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from earl_cli.commands.edit_files import EXTENSIONS, Failed, Source, Targets
+from earl_cli.commands.starting import without_collector
 from earl_cli.console import console
 from earl_cli.errors import InputError, explain
 
@@ -116,7 +116,7 @@ def edit_all(
     pictures = _openable(order, sources, made, targets, piped)
     editor = None
     if first := next(pictures, None):
-        with _without_collector():
+        with without_collector():
             editor = _load(order)
         _edit(order, editor, chain([first], pictures), len(sources))
     return Outcome(
@@ -211,17 +211,6 @@ def _open(source: Source, order: Order, targets: Targets, piped: bool, made: Mad
     paths = () if piped else tuple(targets.path(source, picture.format) for _ in order.seeds)
     sheets = () if piped else tuple(targets.beside(paths[0], kind) for kind in order.sheets)
     return Opened(source, picture, paths, sheets, made)
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Imports and loading make millions of objects that stay; looking for garbage among them takes a quarter longer."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.freeze()
 
 
 def _load(order: Order) -> Editor:

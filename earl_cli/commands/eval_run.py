@@ -17,6 +17,7 @@ from earl_cli.commands.evaluating import (
     show_runs,
     write_tables,
 )
+from earl_cli.commands.starting import without_collector
 from earl_cli.console import console
 from earl_cli.data.order import Share
 from earl_cli.errors import OutputError, UsageError
@@ -104,7 +105,8 @@ def _jobs(order: Order) -> list[Job]:
     opened = [open_benchmark(find_benchmark(name)) for name in order.benchmarks]
     jobs: list[Job] = []
     for spec in order.models:
-        pick = choose(spec, replace(order.options, on_load=console.note))
+        with without_collector():  # its imports; models come later, and leave the memory again
+            pick = choose(spec, replace(order.options, on_load=console.note))
         for each in opened:
             editor = pick(each.benchmark.size)
             about = editor.describe()

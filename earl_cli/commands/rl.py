@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from earl_cli.commands.starting import without_collector
 from earl_cli.commands.training import (
     CoefficientsOption,
     DataOption,
@@ -62,7 +63,8 @@ def rl(
     }
     resolved = resolve(RlConfig, config, sets or [], given)
 
-    from earl_cli.commands.rl_run import show_plan, train
+    with without_collector():
+        from earl_cli.commands.rl_run import show_plan, train
 
     (show_plan if dry_run else train)(resolved)
 

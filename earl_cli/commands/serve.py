@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from earl_cli.commands.engines import EngineArgOption, EngineOption
+from earl_cli.commands.starting import without_collector
 from earl_cli.console import console
 from earl_cli.errors import UsageError
 
@@ -62,11 +63,12 @@ def serve(
     )
     server = Server(host, port, limits.connections)  # a port that is taken is known before the model is loaded
 
-    from earl_cli.generation.loading import load_editor
-    from earl_cli.serving.server import serve as answer
-    from earl_cli.serving.service import is_loopback, service_of
+    with without_collector():
+        from earl_cli.generation.loading import load_editor
+        from earl_cli.serving.server import serve as answer
+        from earl_cli.serving.service import is_loopback, service_of
 
-    editor = load_editor(model, device=device, engine=engine, engine_args=engine_args)
+        editor = load_editor(model, device=device, engine=engine, engine_args=engine_args)
     console.note(f"{editor.model.name}: {editor.model.plan}")
     service = service_of(editor, limits, key, is_local=is_loopback(server.host))
     if not service.is_local and key is None:

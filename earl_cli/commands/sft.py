@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from earl_cli.commands.starting import without_collector
 from earl_cli.commands.training import (
     CoefficientsOption,
     DataOption,
@@ -59,6 +60,7 @@ def sft(
     }
     resolved = resolve(SftConfig, config, sets or [], given)
 
-    from earl_cli.commands.sft_run import show_plan, train
+    with without_collector():
+        from earl_cli.commands.sft_run import show_plan, train
 
     (show_plan if dry_run else train)(resolved)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from earl_cli.commands.starting import without_collector
 from earl_cli.console import console
 from earl_cli.errors import InputError, UsageError
 
@@ -128,11 +129,12 @@ def tokenize(
     console.say(f"{row_count(found)} rows in {place.path}")
 
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes large pages: a CPU encodes up to a third faster
-    from earl_cli.data.tokenizing import Tally, TokenizeSettings, tokenize
-    from earl_cli.models.bundle import load_vision_of
-    from earl_cli.version import version
+    with without_collector():
+        from earl_cli.data.tokenizing import Tally, TokenizeSettings, tokenize
+        from earl_cli.models.bundle import load_vision_of
+        from earl_cli.version import version
 
-    vision = load_vision_of(model, device=device)
+        vision = load_vision_of(model, device=device)
     console.note(str(vision.plan))
     settings = TokenizeSettings(
         image_area or vision.image_area,

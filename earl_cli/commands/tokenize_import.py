@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from earl_cli.commands.starting import without_collector
 from earl_cli.console import console
 from earl_cli.errors import InputError, UsageError
 
@@ -56,9 +57,10 @@ def tokenize_import(
     console.note(f"{len(published)} files in {place}")
     made_by = (codes or CODES, image_area or AREA, FINGERPRINT)
     if model is not None:
-        from earl_cli.models.bundle import load_vision_of
+        with without_collector():
+            from earl_cli.models.bundle import load_vision_of
 
-        vision = load_vision_of(model, device="cpu")
+            vision = load_vision_of(model, device="cpu")
         made_by = (int(vision.model.config.codebook_size), vision.image_area, vision.fingerprint)
     with console.progress("importing", len(published), unit="pairs") as progress:
         finished = 0

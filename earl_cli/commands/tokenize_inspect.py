@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from earl_cli.commands.starting import without_collector
 from earl_cli.console import console
 from earl_cli.errors import InputError, UsageError
 
@@ -53,12 +54,14 @@ def tokenize_inspect(
     if html is not None:
         from earl_cli.data.inspecting import sample as draw
         from earl_cli.images.page import page, write_page
-        from earl_cli.models.bundle import load_vision_of
 
         pairs = draw(opened, sample or DRAWN, seed)
         if not pairs:
             raise InputError("there is not a single pair to draw", where=str(store))
-        vision = load_vision_of(model, device=device)
+        with without_collector():
+            from earl_cli.models.bundle import load_vision_of
+
+            vision = load_vision_of(model, device=device)
         _check_fits(vision, opened.manifest, model)
         drawn = len(pairs)
         notes = [opened.manifest.dataset, f"{drawn} of {found.pairs:,} pairs", f"drawn with seed {seed}"]
