@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,16 @@ TINY_ABILITIES = {
     },
     "words": ["snowy", "snow", "night", "turn", "into"],
 }
+
+
+def pytest_collection() -> None:
+    """All imports happen now, and what they make stays: no search for garbage among it, now or later."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from earl_cli.files import is_aside
 pytestmark = pytest.mark.slow
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for processes that are left over")
 EDITS = 10
+EMBEDDED_EDITS = 16
 
 
 def made(results: Path) -> dict[str, Any]:
@@ -145,6 +146,8 @@ def test_the_embedded_model_on_the_embedded_benchmark_with_a_judge(
     start = functools.partial(own_program, tmp_path)
     run = start(
         "eval",
+        "--limit",
+        EMBEDDED_EDITS,
         "--judge",
         judge.api_base,
         "-o",
@@ -156,7 +159,7 @@ def test_the_embedded_model_on_the_embedded_benchmark_with_a_judge(
     model, floor = sorted(
         (load_run(folder) for folder in find_results([tmp_path / "results"])), key=lambda r: r.editor == "copy"
     )
-    assert (len(model.lines), len(floor.lines)) == (40, 40)
+    assert (len(model.lines), len(floor.lines)) == (EMBEDDED_EDITS, EMBEDDED_EDITS)
     for line in model.lines:
         assert set(PUBLISHED) <= set(line.scores)
         assert line.missing == {}
