@@ -21,6 +21,7 @@ from earl_cli.generation import beside, loading
 from earl_cli.generation.engine import Completion, Engine, OnCompletion, Request, Sampling
 from earl_cli.images import picture
 
+pytestmark = pytest.mark.slow
 Deliver = Callable[[int, int], None]
 """Hands a completion over, by the number of its request and of its seed."""
 
@@ -127,7 +128,6 @@ def test_a_picture_waits_for_all_of_its_variants(edit: Any, engine: Any) -> None
         assert len(edit("-n", "3")["results"]) == 30
 
 
-@pytest.mark.slow
 def test_order_and_bytes_are_those_of_one_picture_at_a_time(edit: Any, engine: Any) -> None:
     options = ("-n", "2", "--grid", "--compare")
     alone = [edit(*options, what=[f"in/{number}.png"], output="alone/")["results"] for number in range(10)]
@@ -224,7 +224,6 @@ def test_ctrl_c_leaves_whole_files_and_waits_for_no_other(
         image.load()
 
 
-@pytest.mark.slow
 def test_no_more_than_two_batches_are_open(edit: Any, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, saved = [], []
     open_picture, save_picture = picture.open_picture, picture.save_picture

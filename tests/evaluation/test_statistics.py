@@ -53,6 +53,7 @@ def test_samples_of_one_picture_count_as_one() -> None:
     assert (together.high - together.low) / (apart.high - apart.low) == pytest.approx(math.sqrt(10), rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pictures", [6, 8, 25])
 def test_an_interval_holds_the_truth_about_as_often_as_it_says(pictures: int) -> None:
     rng = np.random.default_rng(3)

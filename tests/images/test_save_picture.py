@@ -31,11 +31,11 @@ def like(**changes: object) -> Picture:
 
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.JPG", "a.webp"])
 def test_formats_by_name_keep_profile_and_exif(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    save_picture(RGB, path, like=like(), metadata={"instruction": "make it blue"})
+    path, original = tmp_path / name, like()
+    save_picture(RGB, path, like=original, metadata={"instruction": "make it blue"})
     with Image.open(path) as saved:
         assert saved.format == {"png": "PNG", "webp": "WEBP"}.get(path.suffix.lower()[1:], "JPEG")
-        assert saved.info["icc_profile"] == like().icc
+        assert saved.info["icc_profile"] == original.icc
         assert saved.getexif()[0x010F] == "a camera"
         assert saved.size == RGB.size
     assert [each.name for each in tmp_path.iterdir()] == [name]

@@ -106,6 +106,7 @@ def test_a_question_that_fails_leaves_no_verdict(judge: JudgeServer, ask: Ask) -
     assert tally([kept, failed]).missing == 1
 
 
+@pytest.mark.slow
 def test_one_order_alone_is_no_verdict(judge: JudgeServer, ask: Ask) -> None:
     judge.faults = Faults(0.85, kinds=("unreadable",), at_most=math.inf)
     preferences = prefer(ask(), load_rubrics(), some_pairs(40))

@@ -19,6 +19,8 @@ from earl_cli.serving import drawing as drawings
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.service import service_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tiny_model_dir: Path) -> Iterator[Running]:
