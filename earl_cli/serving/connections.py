@@ -142,7 +142,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             super().process_request(request, client_address)
         except (
             Exception
-        ):  # no thread could be started; a signal comes at any moment, also when there is one that releases
+        ):  # no thread was started; after a signal, which ends the server, there may be one that releases
             self._slots.release()
             raise
 

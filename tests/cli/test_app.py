@@ -240,7 +240,11 @@ def test_signals_end_with_their_codes(body: str, number: signal.Signals, code: i
 
 def test_a_disk_that_is_full_is_told_after_a_signal_too() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND.format(body=CLEANS_UP)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", COMMAND.format(body=CLEANS_UP)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     assert (done.returncode, done.stderr.splitlines()[0]) == (8, "error: /tmp/x: the disk is full")
 
