@@ -140,9 +140,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             return
         try:
             super().process_request(request, client_address)
-        except (
-            Exception
-        ):  # no thread was started; after a signal, which ends the server, there may be one that releases
+        except Exception:  # no thread was started; a signal, which ends the server, may come when one was
             self._slots.release()
             raise
 
