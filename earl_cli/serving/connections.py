@@ -140,7 +140,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             return
         try:
             super().process_request(request, client_address)
-        except Exception:  # no thread was started; a signal, which ends the server, may come when one was
+        except Exception:  # no signal, which may come when there is a thread already: that one releases
             self._slots.release()
             raise
 
