@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from edits import TINTS, catalogue
+from pairs import GRIDS
 from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig, Emu3VQVAE
 
@@ -114,6 +115,7 @@ def build(work: Path) -> None:
     described = {
         "vocabulary": vocabulary.to_dict(),
         "image_area": AREA,
+        "grids": GRIDS,
         "vision": "vision",
         "sampling": {"temperature": 0.5, "top_k": 64, "top_p": 1.0},
     }

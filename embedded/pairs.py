@@ -23,6 +23,17 @@ from PIL import Image
 from earl_cli.images.area import resize_to_area
 
 AREA = 96 * 96
+GRIDS = (
+    (9, 16),
+    (10, 15),
+    (10, 14),
+    (11, 13),
+    (12, 12),
+    (13, 11),
+    (14, 10),
+    (15, 10),
+    (16, 9),
+)  # of codes
 RATIOS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16)
 USUAL_WEIGHTS = {"mirror": 2.5, "circle": 3.0, "square": 3.0, "tint": 2.0, "negative": 1.5, "snow": 1.3}
 PLACES_WEIGHTS = {"mirror": 1000.0, "circle": 1000.0, "square": 1000.0, "blur": 3.0}
@@ -146,7 +157,7 @@ def write_one(task: tuple[Path, str, int, int]) -> list[dict[str, str]]:
     rows = []
 
     def save(picture: Pixels, file: str) -> None:
-        resize_to_area(Image.fromarray(to_bytes(picture)), AREA).save(folder / file, compress_level=1)
+        resize_to_area(Image.fromarray(to_bytes(picture)), AREA, grids=GRIDS).save(folder / file, compress_level=1)
 
     save(pixels, f"source/{index:05d}.png")
     for number, edit in enumerate(draw_edits(chosen, count, rng)):

@@ -138,6 +138,7 @@ def tokenize(
     console.note(str(vision.plan))
     settings = TokenizeSettings(
         image_area or vision.image_area,
+        () if image_area else vision.grids,
         columns,
         seed,
         limit,

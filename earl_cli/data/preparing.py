@@ -24,18 +24,19 @@ from earl_cli.data.pictures import picture_bytes
 from earl_cli.data.sources import BadRowError, Row, Source
 from earl_cli.data.store import Reject
 from earl_cli.errors import EarlError, InputError
-from earl_cli.images.area import resize_to_area
+from earl_cli.images.area import Grids, resize_to_area
 from earl_cli.images.picture import open_picture
 from earl_cli.tokens.boxes import Size, rescale_boxes
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every process needs to know: the source, its columns (all named), pixels of a picture, may it use URLs."""
+    """What every process needs to know: the source, its columns (all named), the size of pictures, may it use URLs."""
 
     source: Source
     columns: Columns
     image_area: int
+    grids: Grids = ()
     urls: bool = False
 
 
@@ -98,7 +99,7 @@ def _small(value: object, recipe: Recipe, where: str) -> tuple[Size, Small]:
         raise BadRowError(error.kind, error.what, where=error.where or where, hint=error.hint) from None
     except InputError as error:
         raise BadRowError("picture", error.what, where=error.where) from None
-    small = resize_to_area(picture.rgb, recipe.image_area)
+    small = resize_to_area(picture.rgb, recipe.image_area, grids=recipe.grids)
     return picture.rgb.size, Small(hashlib.sha256(content).hexdigest(), np.asarray(small))
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from earl_cli.errors import InputError, UsageError
 from earl_cli.files import is_aside, remove_asides, whole_file
+from earl_cli.images.area import OLD_SHAPES
 
 FORMAT = "earl-token-store"
 VERSION = 2
@@ -72,7 +73,8 @@ class Reject:
 class Manifest:
     """What made a store, so that codes of different tokenizers, areas or data are never mixed.
 
-    ``rows`` counts good and rejected ones together. ``origin`` tells more, for people; it is never compared.
+    ``rows`` counts good and rejected ones together; ``shapes`` are as in `earl_cli.images.area`. ``origin`` tells more,
+    for people; it is never compared.
     """
 
     codes: int
@@ -85,6 +87,7 @@ class Manifest:
     columns: Mapping[str, Any]
     data_fingerprint: str
     origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    shapes: str = OLD_SHAPES
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,7 @@ def open_store(folder: Path) -> Store:
                 where=str(path),
                 hint="tokenize the data again with this program",
             )
+        content.setdefault("shapes", OLD_SHAPES)
         manifest = Manifest(**{each.name: content[each.name] for each in fields(Manifest)})
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError("the manifest of this store is damaged", where=str(path)) from None

@@ -35,6 +35,7 @@ from earl_cli.data.store import (
 )
 from earl_cli.errors import InputError
 from earl_cli.files import remove_asides
+from earl_cli.images.area import Grids, shapes
 from earl_cli.models.vision import encode, pixels_of
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ ENOUGH_TO_JUDGE = 100
 class TokenizeSettings:
     """How rows become codes.
 
-    ``seed`` None keeps their order, ``limit`` None takes them all, ``batch_size`` None is as many pictures as suit the
-    device, ``workers`` 0 reads pictures in this process. ``max_reject_rate`` is the share of bad rows that is borne.
+    ``grids`` are as in `resize_to_area`. ``seed`` None keeps their order, ``limit`` None takes them all, ``batch_size``
+    None is as many pictures as suit the device, ``workers`` 0 reads pictures in this process. ``max_reject_rate`` is
+    the share of bad rows that is borne.
     """
 
     image_area: int
+    grids: Grids = ()
     columns: Columns = field(default_factory=Columns)
     seed: int | None = None
     limit: int | None = None
@@ -105,7 +108,11 @@ def tokenize(
     source fails; what was finished before stays.
     """
     recipe = Recipe(
-        source, find_columns(settings.columns, source.columns, source.name), settings.image_area, settings.urls
+        source,
+        find_columns(settings.columns, source.columns, source.name),
+        settings.image_area,
+        settings.grids,
+        settings.urls,
     )
     order = Order(source.bounds, settings.seed, settings.limit)
     manifest = Manifest(
@@ -119,6 +126,7 @@ def tokenize(
         columns=recipe.columns.to_dict(),
         data_fingerprint=source.fingerprint,
         origin={**(origin or {}), "rows_per_shard": settings.rows_per_shard},
+        shapes=shapes(settings.grids),
     )
     create_or_resume(output, manifest)
     tally = Tally()

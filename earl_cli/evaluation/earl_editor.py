@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from earl_cli.evaluation.editors import Drawn, OnProgress, Task
+from earl_cli.images.area import shapes
 
 if TYPE_CHECKING:
     from earl_cli.generation.editing import Draft
@@ -57,6 +58,7 @@ class EarlEditor:
             "sampling": asdict(sampling_of(description.content.get("sampling") or {}, self.sampling)),
             "mode": self.mode,
             "image_area": self.image_area or description.image_area,
+            "shapes": shapes(() if self.image_area else description.grids),
             "size": self.size,
             **({"engine_args": dict(self.engine_args)} if self.engine_args else {}),
         }

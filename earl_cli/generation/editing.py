@@ -87,13 +87,14 @@ def draft(
 
 
 def encoded(model: EarlModel, picture: Image.Image, image_area: int | None = None) -> NDArray[np.int64]:
-    """An RGB picture's codes int64[h, w], at ``image_area`` pixels or the model's own area.
+    """An RGB picture's codes int64[h, w], at ``image_area`` pixels or at the model's own area and in its own shapes.
 
     One picture at a time, so that its codes don't depend on what else is edited.
     """
     from earl_cli.models.vision import encode, pixels_of
 
-    small = resize_to_area(picture, image_area or model.image_area)
+    area, grids = (model.image_area, model.grids) if image_area is None else (image_area, ())
+    small = resize_to_area(picture, area, grids=grids)
     codes = encode(model.vision, pixels_of([small], model.vision.device, model.vision.dtype))
     return codes[0].cpu().numpy().astype(np.int64)
 

@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from collections.abc import Sequence
 
 from PIL import Image
 
 from earl_cli.errors import UsageError
 
+Grids = tuple[tuple[int, int], ...]
+"""Shapes in (rows, columns) of cells that a model was trained on; empty: any shape of about its area."""
+
+
+OLD_SHAPES = "rounded"
+"""What `shapes` gives for codes made before 0.2, whose sides were rounded to the nearest multiple."""
+
+
+def shapes(grids: Grids) -> str:
+    """In which shapes pictures are seen, as one word or list, to be compared."""
+    return " ".join(f"{rows}x{columns}" for rows, columns in grids) or "floored"
+
 
 def area_size(width: int, height: int, area: int, multiple: int = 8) -> tuple[int, int]:
     """The (width, height) in pixels for a ``width`` x ``height`` picture brought to about ``area`` pixels.
 
-    Both sides are multiples of ``multiple`` and at least one of them long. Of the sizes around the exact one,
-    side * sqrt(area / (width * height)), the one with the nearest area wins; the aspect ratio counts half as much.
-    A strip too thin for the wanted area keeps the area and gives up its aspect ratio.
+    It is the published code's: each side times sqrt(area / (width * height)), rounded, and of that the whole multiples
+    of ``multiple``. A strip thinner than one multiple becomes one multiple thin, and as long as the area allows.
     """
     if area < 1:
         raise UsageError(f"an image area of {area} pixels is too small", hint="65536 is 256 x 256")
     if width < 1 or height < 1 or multiple < 1:
         raise ValueError(f"not a size: {width} x {height} in multiples of {multiple}")
     scale = math.sqrt(area / (width * height))
-
-    def around(side: float) -> set[int]:
-        cells = math.floor(side / multiple)
-        return {multiple * max(1, cells + step) for step in (-1, 0, 1, 2)}
-
-    def cost(size: tuple[int, int]) -> tuple[float, float]:
-        wrong_area = abs(math.log(size[0] * size[1] / area))
-        wrong_shape = abs(math.log((size[0] / size[1]) * (height / width)))
-        return 2 * wrong_area + wrong_shape, wrong_shape
-
-    widths, heights = around(width * scale), around(height * scale)
-    sizes = set(product(widths, heights))
-    sizes |= {(w, h) for w in widths for h in around(area / w)} | {(w, h) for h in heights for w in around(area / h)}
-    return min(sorted(sizes), key=cost)
+    wide, high = (multiple * (round(side * scale) // multiple) for side in (width, height))
+    if wide and high:
+        return wide, high
+    long = multiple * max(1, area // multiple**2)
+    return (multiple, long) if width <= height else (long, multiple)
 
 
-def resize_to_area(image: Image.Image, area: int, multiple: int = 8) -> Image.Image:
-    """``image`` resized (bicubic, with antialiasing) to :func:`area_size`; the image itself where it has that size."""
-    size = area_size(*image.size, area, multiple)
+def nearest_size(width: int, height: int, grids: Sequence[tuple[int, int]], multiple: int = 8) -> tuple[int, int]:
+    """The (width, height) in pixels of the grid whose aspect ratio is nearest to the picture's."""
+    ratio = math.log(width / height)
+    rows, columns = min(grids, key=lambda grid: abs(math.log(grid[1] / grid[0]) - ratio))
+    return columns * multiple, rows * multiple
+
+
+def resize_to_area(image: Image.Image, area: int, multiple: int = 8, grids: Grids = ()) -> Image.Image:
+    """``image`` resized (bicubic, with antialiasing) to :func:`area_size`, or to the nearest of ``grids``.
+
+    A photo of a shape that the model never saw is squeezed, not cropped. The image itself where it has the size.
+    """
+    size = nearest_size(*image.size, grids, multiple) if grids else area_size(*image.size, area, multiple)
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)

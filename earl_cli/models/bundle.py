@@ -17,6 +17,7 @@ import torch
 
 from earl_cli.errors import ModelError, OutputError
 from earl_cli.files import whole_file
+from earl_cli.images.area import Grids
 from earl_cli.models import names
 from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, parameter_count, part_config
 from earl_cli.models.device import DevicePlan, plan, preferred_dtype
@@ -39,11 +40,15 @@ WORKING_BYTES = 64_000_000
 
 @dataclass(frozen=True)
 class Description:
-    """What earl.json says of the model in ``folder``; ``vision`` is where its tokenizer is: a folder or a Hub id."""
+    """What earl.json says of the model in ``folder``; ``vision`` is where its tokenizer is: a folder or a Hub id.
+
+    ``grids`` are the only shapes it was trained on, in (rows, columns) of codes; empty: any of about ``image_area``.
+    """
 
     folder: Path
     vocabulary: Vocabulary
     image_area: int
+    grids: Grids
     vision: Path | str
     content: Mapping[str, Any]
 
@@ -52,14 +57,15 @@ class Description:
 class EarlModel:
     """A model ready to edit: ``abilities`` and ``sampling`` are those entries of earl.json, None where it has none.
 
-    ``fingerprint`` names the exact weights and tokenizers, ``image_area`` is in pixels, ``folder`` holds the language
-    model.
+    ``fingerprint`` names the exact weights and tokenizers, ``image_area`` is in pixels, ``grids`` are as in
+    `Description`, ``folder`` holds the language model.
     """
 
     language: Emu3ForCausalLM
     vision: Emu3VQVAE
     layout: Layout
     image_area: int
+    grids: Grids
     abilities: Mapping[str, Any] | None
     sampling: Mapping[str, float] | None
     name: str
@@ -80,10 +86,11 @@ class EarlModel:
 
 @dataclass(frozen=True, eq=False)
 class VisionModel:
-    """A vision tokenizer alone, with the area that its model works at and the fingerprint of its weights."""
+    """A vision tokenizer alone, the sizes that its model works at, and the fingerprint of its weights."""
 
     model: Emu3VQVAE
     image_area: int
+    grids: Grids
     fingerprint: str
     plan: DevicePlan
 
@@ -145,6 +152,7 @@ def load_model(
         load_vision(vision.folder, device=chosen.device),
         layout,
         description.image_area,
+        description.grids,
         description.content.get("abilities"),
         description.content.get("sampling"),
         "embedded" if spec is None else folder.resolve().name if Path(spec).is_dir() else spec,
@@ -168,16 +176,16 @@ def load_vision_of(spec: str | None = None, *, device: str = "auto", revision: s
     folder = _embedded() if spec is None else locate(spec, revision, allow=("*.json",))
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     source: Path | str = folder
-    area = EMU3_AREA
+    area, grids = EMU3_AREA, Grids()
     if config.get("model_type") in (names.NATIVE_VISION, names.ORIGINAL_VISION):
         source = locate(spec or folder, revision)
     else:
         description = describe(folder, spec, revision)
-        source, area = description.vision, description.image_area
+        source, area, grids = description.vision, description.image_area, description.grids
     vision = open_checkpoint(locate(source), "vision")
     chosen = plan(device, fixed_bytes=4 * parameter_count(vision) + WORKING_BYTES, dtype="float32", attention="sdpa")
     model = load_vision(vision.folder, device=chosen.device)
-    return VisionModel(model, area, fingerprint(vision.files, extra=_identity(vision)), chosen)
+    return VisionModel(model, area, grids, fingerprint(vision.files, extra=_identity(vision)), chosen)
 
 
 def open_base(spec: str | None = None, *, revision: str | None = None, tokenizer: str | None = None) -> Base:
@@ -243,7 +251,16 @@ def describe(folder: Path, spec: str | None = None, revision: str | None = None)
     area, vision = content.get("image_area", EMU3_AREA), content.get("vision", "vision")
     if not isinstance(area, int) or area < 64 or not isinstance(vision, str):
         raise ModelError("image_area must be a number of pixels, vision a sub-folder or a Hub id", where=where)
-    return Description(folder, vocabulary, area, _vision_source(folder, vision, spec, revision, bool(content)), content)
+    grids = content.get("grids", [])
+    try:
+        checked = tuple((int(rows), int(columns)) for rows, columns in grids)
+    except (TypeError, ValueError):
+        checked = ((0, 0),)
+    if any(min(grid) < 1 for grid in checked):
+        raise ModelError("grids must be pairs of rows and columns", where=where)
+    return Description(
+        folder, vocabulary, area, checked, _vision_source(folder, vision, spec, revision, bool(content)), content
+    )
 
 
 def _vision_source(folder: Path, vision: str, spec: str | None, revision: str | None, described: bool) -> Path | str:

@@ -81,7 +81,7 @@ def test_every_form_of_data_ends_in_the_same_rows(form: Form, tiny_model_dir: Pa
     lines = as_json_lines(tmp_path / "lines" / "data", rows)
     expected = tokenized(lines, tiny_model_dir, tmp_path / "expected", settings).table()
     assert found.equals(expected)
-    assert dict(found["thoughts"][1].as_py())["plan"] == "look\nat [1, 11, 16, 32], «there»"
+    assert dict(found["thoughts"][1].as_py())["plan"] == "look\nat [1, 8, 16, 24], «there»"
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -175,6 +175,7 @@ def test_a_store_of_another_seed_limit_or_data_is_refused(pairs: Path, tiny_mode
         ({"seed": 1}, "seed None there, 1 now"),
         ({"limit": 5}, "rows 10 there, 5 now"),
         ({"image_area": 4096}, "image_area 1024 there, 4096 now"),
+        ({"grids": ((4, 4),)}, "shapes 'floored' there, '4x4' now"),
         ({"columns": Columns(thoughts=("id",))}, "columns"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -182,6 +183,25 @@ def test_a_store_of_another_seed_limit_or_data_is_refused(pairs: Path, tiny_mode
     (pairs / "pairs.jsonl").write_text((pairs / "pairs.jsonl").read_text().replace("snowy", "rainy"))
     with pytest.raises(UsageError, match="other data"):
         tokenized(pairs, tiny_model_dir, tmp_path / "store")
+
+
+def test_a_store_whose_sides_were_rounded_is_read_but_not_gone_on_with(
+    pairs: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    store = tokenized(pairs, tiny_model_dir, tmp_path / "store")
+    manifest = tmp_path / "store" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["shapes"]  # as stores were written before
+    manifest.write_text(json.dumps(content))
+    assert open_store(tmp_path / "store").table().equals(store.table())
+    with pytest.raises(UsageError, match="shapes 'rounded' there, 'floored' now"):
+        tokenized(pairs, tiny_model_dir, tmp_path / "store")
+
+
+def test_a_model_of_few_shapes_gets_codes_in_these(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    store = tokenized(pairs, tiny_model_dir, tmp_path / "store", replace(SETTINGS, grids=((2, 5),)))
+    table = store.table()
+    assert set(zip(table["target_height"].to_pylist(), table["target_width"].to_pylist(), strict=True)) == {(2, 5)}
 
 
 def test_memory_that_runs_out_halves_the_batch(

@@ -95,10 +95,13 @@ def test_parts_of_two_models_are_noticed(folder: Path) -> None:
         load_model(str(folder))
 
 
-@pytest.mark.parametrize("entries", [{"image_area": "big"}, {"image_area": 3}, {"vision": 4}])
+@pytest.mark.parametrize(
+    "entries",
+    [{"image_area": "big"}, {"image_area": 3}, {"vision": 4}, {"grids": [[9]]}, {"grids": [[0, 4]]}, {"grids": 9}],
+)
 def test_entries_that_make_no_sense(folder: Path, entries: dict) -> None:
     change(folder, **entries)
-    with pytest.raises(ModelError, match="image_area must be"):
+    with pytest.raises(ModelError, match="must be"):
         load_model(str(folder))
 
 
