@@ -20,11 +20,20 @@ from earl_cli.commands.training import (
 )
 from earl_cli.errors import UsageError
 
+OPTIONS = {
+    "model_path": "--model",
+    "reward_function_api_base": "--api-base",
+    "reward_function_api_model_name": "--judge",
+    "num_iterations": "--iterations",
+}
+
 
 def rl(
     config: Annotated[
         str | None,
-        typer.Option("--config", "-c", help="A .jsonnet, .json or .yaml file, or a recipe such as rl/sft_s__rl_s."),
+        typer.Option(
+            "--config", "-c", help="A .jsonnet, .json, .yaml or .toml file, or a recipe such as rl/sft_s__rl_s."
+        ),
     ] = None,
     *,
     model: ModelOption = None,
@@ -61,7 +70,7 @@ def rl(
         "output": output,
         "device": device,
     }
-    resolved = resolve(RlConfig, config, sets or [], given)
+    resolved = resolve(RlConfig, config, sets or [], given, OPTIONS)
 
     with without_collector():
         from earl_cli.commands.rl_run import show_plan, train

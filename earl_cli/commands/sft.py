@@ -22,7 +22,7 @@ from earl_cli.commands.training import (
 def sft(
     config: Annotated[
         str | None,
-        typer.Option("--config", "-c", help="A .jsonnet, .json or .yaml file, or a recipe such as sft/simple."),
+        typer.Option("--config", "-c", help="A .jsonnet, .json, .yaml or .toml file, or a recipe such as sft/simple."),
     ] = None,
     *,
     model: ModelOption = None,

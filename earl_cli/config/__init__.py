@@ -1,1 +1,1 @@
-"""Validated configs: files in Jsonnet, JSON or YAML, single values from the command line."""
+"""Validated configs: files in Jsonnet, JSON, YAML or TOML, single values from the command line."""

@@ -1,28 +1,32 @@
-"""Read a config: a file in Jsonnet, JSON or YAML, then single values from the command line, then validation.
+"""Read a config: a file in Jsonnet, JSON, YAML or TOML, then single values from the command line, then validation.
 
-Environment variables whose names begin with ``APP__`` reach Jsonnet, as ``std.extVar('APP__DATA_DIR')``.
+Environment variables whose names begin with ``APP__`` reach Jsonnet as ``std.extVar('APP__DATA_DIR')``, and the other
+formats as ``${APP__DATA_DIR}``.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from earl_cli.config.formats import SUFFIXES, parse, read_text
+from earl_cli.config.jsonnet import evaluate, missing_variables, variables
+from earl_cli.console import console
 from earl_cli.errors import UsageError
 
 Config = TypeVar("Config", bound=BaseModel)
 
-EXTERNAL = "APP__"
-_PUBLISHED = ("APP__DATA_DIR", "APP__BASE_EXP_DIR", "APP__REWARD_FUNCTION_API_BASE", "APP__RUN_NAME")
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,18 @@ def resolve(
     name: str | None,
     sets: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Resolved[Config]:
     """The config of this kind: its defaults, then the file or recipe ``name``, ``given``, and ``key=value`` sets.
 
-    Raises UsageError for a file that can't be read, an unknown key (with the nearest known one), and a wrong value.
+    ``options`` names the option of each key in ``given`` that isn't called as its key is. Raises UsageError for a file
+    that can't be read, an unknown key (with the nearest known one), and a wrong value.
     """
     values: dict[str, Any] = read_config(name) if name else {}
     origins = dict.fromkeys(values, str(name))
     flags = {key: value for key, value in (given or {}).items() if value is not None}
     values |= flags
-    origins |= {key: f"--{key.replace('_', '-')}" for key in flags}
+    origins |= {key: _option(key, options) for key in flags}
     for item in sets:
         key, sign, text = item.partition("=")
         if not sign or not key:
@@ -80,24 +86,36 @@ def resolve(
         key = ".".join(str(part) for part in first["loc"])
         missing = first["type"] == "missing"
         what = f"{key or 'config'}: {first['msg'].removeprefix('Value error, ')}"
-        hint = f"give --{key.replace('_', '-')}, or set it in a config" if missing else f"it is {first['input']!r}"
+        hint = (
+            f"give --{key.replace('_', '-')}, or set it in a config"
+            if missing
+            else f"it is {reprlib.repr(first['input'])}"
+        )
         raise UsageError(what, where=origins.get(key.split(".")[0], name), hint=hint if key else None) from None
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """The values in a config file (by its suffix), or in the recipe of that name that ships with the package."""
+    """The values in a config file, or in the recipe of that name that ships with the package.
+
+    A file is Jsonnet where its extension says so, else JSON, YAML or TOML (`formats.parse`).
+    """
     path = Path(name)
-    if not path.is_file():
+    if not path.exists():
         recipe = Path(str(resources.files("earl_cli.recipes"))) / f"{name}.jsonnet"
-        if not recipe.is_file():
-            raise UsageError("no such config file or recipe", where=name, hint=f"recipes are {', '.join(recipes())}")
+        if name not in recipes():
+            near = difflib.get_close_matches(name.lower().removesuffix(".jsonnet"), recipes(), 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"recipes are {', '.join(recipes())}"
+            raise UsageError("no such config file or recipe", where=name, hint=hint)
         path = recipe
+    text = read_text(path)
     try:
-        values = _read(path)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"the config can't be read: {str(error).strip().splitlines()[0]}", where=str(path)) from None
+        values = _values(text, path) if text.strip() else None
+    except ValueError as error:
+        raise UsageError(f"the config can't be read: {error}", where=str(path)) from None
     if not isinstance(values, dict):
-        raise UsageError("a config must be an object with keys and values", where=str(path))
+        kind = "empty" if values is None else "a list" if isinstance(values, list) else "a single value"
+        what = f"a config must be an object with keys and values, and this is {kind}"
+        raise UsageError(what, where=str(path), hint='such as {"device": "cpu"}')
     return values
 
 
@@ -107,42 +125,48 @@ def recipes() -> list[str]:
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.jsonnet"))
 
 
-def _read(path: Path) -> Any:
-    if path.suffix in {".jsonnet", ".libsonnet"}:
-        return _evaluate(path)
-    text = path.read_text(encoding="utf-8")
-    if path.suffix in {".yaml", ".yml"}:
-        import yaml
-
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(str(error)) from None
-    return json.loads(text)
+def _option(key: str, options: Mapping[str, str] | None) -> str:
+    return (options or {}).get(key, f"--{key.replace('_', '-')}")
 
 
-def _evaluate(path: Path) -> Any:
-    import rjsonnet
+def _values(text: str, path: Path) -> Any:
+    if path.suffix.lower() in {".jsonnet", ".libsonnet"}:
+        return evaluate(path)
+    values, kind = parse(text, path)
+    if isinstance(values, dict) and path.suffix and path.suffix.lower() not in SUFFIXES[kind]:
+        console.note(f"{path} is read as {kind}, which it is")
+    return _with_variables(values, text, str(path))
 
-    given = {name: value for name, value in os.environ.items() if name.startswith(EXTERNAL)}
-    try:
-        return json.loads(rjsonnet.evaluate_file(str(path), ext_vars=given))
-    except RuntimeError as error:
-        missing = re.match(r"external variable is not defined: (\S+)", str(error))
-        if missing is None:
-            raise
-        name = missing[1]
-        what, hint = f"the environment variable {name} is not set", f"export {name}=…"
-        if not name.startswith(EXTERNAL):
-            near = difflib.get_close_matches(name, {*_PUBLISHED, *given}, 1)
-            what = f"no variable {name} reaches a config: their names begin with {EXTERNAL}"
-            hint = f"did you mean {near[0]!r}?" if near else f"call it {EXTERNAL}{name}"
-        raise UsageError(what, where=str(path), hint=hint) from None
+
+def _with_variables(values: Any, text: str, where: str) -> Any:
+    """The values with each ``${APP__NAME}`` replaced by that environment variable, and dates as text."""
+    given = variables()
+    missing: list[tuple[str, str]] = []
+
+    def filled(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {name: filled(inner, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [filled(inner, f"{key}[{number}]") for number, inner in enumerate(value)]
+        if isinstance(value, date | time):
+            return value.isoformat()
+        if not isinstance(value, str):
+            return value
+        for name in _VARIABLE.findall(value):
+            if name not in given:
+                line = text.count("\n", 0, text.find(f"${{{name}}}")) + 1
+                missing.append((name, f"{key}, line {line}"))
+        return _VARIABLE.sub(lambda match: given.get(match[1], ""), value)
+
+    found = filled(values, "")
+    if missing:
+        raise missing_variables(missing, where)
+    return found
 
 
 def _plain(text: str) -> Any:
     """A value from the command line: JSON where it is JSON, else the text itself."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # ValueError also for thousands of digits
         return text

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from earl_cli.errors import InputError
+from earl_cli.config.formats import parse_json, read_text
+from earl_cli.errors import InputError, UsageError
 
 _KINDS = 'a JSON list of paths, a JSON object {"name": "path"}, or text with a path on every line'
 
@@ -25,12 +26,10 @@ def read_paths(listed: Path | Sequence[Path] | None) -> tuple[Path, ...]:
 
 def _in_file(file: Path) -> tuple[Path, ...]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as failure:
-        what = getattr(failure, "strerror", None) or "this is no text"
-        raise InputError(
-            f"the list of data sets can't be read: {what}", where=str(file), hint=f"give {_KINDS}"
-        ) from None
+        text = read_text(file)
+    except UsageError as failure:
+        what = f"the list of data sets can't be read: {failure.what}"
+        raise InputError(what, where=str(file), hint=f"give {_KINDS}") from None
     if text.strip() and (file.suffix.lower() == ".json" or text.lstrip()[0] in "[{"):
         names = _names(_json(text, file), file)
     else:
@@ -45,8 +44,8 @@ def _in_file(file: Path) -> tuple[Path, ...]:
 
 def _json(text: str, file: Path) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as failure:
+        return parse_json(text)
+    except ValueError as failure:
         raise InputError(f"this is not JSON: {failure}", where=str(file), hint=f"give {_KINDS}") from None
 
 

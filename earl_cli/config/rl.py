@@ -31,7 +31,7 @@ class RlConfig(BaseModel):
     generations_per_sample`` prompts, over all processes together, and updates the weights from them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     run_name: str | None = None
     base_exp_dir: Path | None = None  # with run_name: where the run goes, unless output says so

@@ -18,7 +18,7 @@ class SftConfig(BaseModel):
     ``processes`` is how many the batch was chosen for; another number is an error, not silently another batch.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str | None = "BAAI/Emu3-Stage1"  # None: the model that ships with the package
     data: tuple[Path, ...] = Field(min_length=1)

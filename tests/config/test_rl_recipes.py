@@ -88,7 +88,7 @@ def test_a_run_is_the_published_one(name: str) -> None:
 @pytest.mark.usefixtures("variables")
 def test_a_run_says_which_variable_it_needs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(name)
-    with pytest.raises(UsageError, match=f"{name} is not set .*export {name}="):
+    with pytest.raises(UsageError, match=rf"{name} \(.*libsonnet:\d+:\d+\) is not set .*export {name}="):
         load_config(RlConfig, "rl/sft_s__rl_sc")
 
 

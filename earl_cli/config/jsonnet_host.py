@@ -1,0 +1,65 @@
+"""The process in which a Jsonnet file is evaluated, run as a script: endless recursion or a huge string ends only it.
+
+It reads one JSON object from stdin: file, variables, and as limits seconds and bytes. It writes one to stdout:
+``value`` (JSON in a string), or ``missing`` (names and places of variables that aren't there), or ``error`` and its
+``place``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+MOST_MISSING = 50
+_UNDEFINED = re.compile(r"external variable is not defined: (\S+)(?:\n\s+(\S.*?:\d+:\d+))?")
+_READING = re.compile(r"^import_callback error: \w+: ")
+_PLACE = re.compile(r"\n\s+(\S.*?:\d+:\d+)")
+
+
+def main() -> None:
+    """Evaluate what stdin says."""
+    order = json.load(sys.stdin)
+    for limit, amount in (("RLIMIT_AS", order["bytes"]), ("RLIMIT_CPU", order["seconds"]), ("RLIMIT_CORE", 0)):
+        resource.setrlimit(getattr(resource, limit), (amount, amount))
+    json.dump(evaluate(order["file"], order["variables"]), sys.stdout)
+
+
+def evaluate(file: str, variables: dict[str, str]) -> dict[str, Any]:
+    """What comes of it; a variable that is missing is stood in for, so that the next one is found too."""
+    import rjsonnet
+
+    missing: list[tuple[str, str]] = []
+    while True:
+        try:
+            value = rjsonnet.evaluate_file(file, ext_vars=variables, import_callback=_read)
+        except RuntimeError as error:
+            undefined = _UNDEFINED.match(str(error))
+            if undefined and len(missing) < MOST_MISSING:
+                missing.append((undefined[1], undefined[2] or f"{file}:1:1"))
+                variables = {**variables, undefined[1]: ""}
+                continue
+            if not missing:
+                place = _PLACE.search(str(error))
+                what = _READING.sub("", str(error).splitlines()[0])
+                return {"error": what[:300], "place": place[1] if place else None}
+        return {"missing": missing} if missing else {"value": value}
+
+
+def _read(folder: str, name: str) -> tuple[str, str]:
+    """The path and the text of the file or of an import, in UTF-8, UTF-16 or UTF-32, with or without a mark."""
+    path = Path(folder, name)
+    try:
+        data = path.read_bytes()
+        return str(path), data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
+    except OSError as error:
+        raise RuntimeError(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RuntimeError(f"{path} is no text in UTF-8") from None
+
+
+if __name__ == "__main__":
+    main()
