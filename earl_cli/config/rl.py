@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(ge=0)]
 Above = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(allow_inf_nan=True)]  # what is wrong with one is said by rewards.choosing
 NotEmpty = BeforeValidator(lambda given: given or None)  # published files say "none" by an empty list
 Coefficients = Annotated[tuple[Above, ...] | None, NotEmpty]
 Paths = Annotated[Path | tuple[Path, ...] | None, NotEmpty]
@@ -84,9 +85,7 @@ class RlConfig(BaseModel):
     data: tuple[Path, ...] = ()
     validation: tuple[Path, ...] = ()
     output: Path | None = None
-    reward: str | dict[str, float] | None = (
-        None  # None: reward_final_reward; a name, module:function, or a weighted sum
-    )
+    reward: str | dict[str, Weight] | None = None  # None: reward_final_reward; a name, module:function, weights
     rubrics: Path | None = None  # wording of the judge's task in place of the package's
     judge_api_key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if there is one
     judge_at_once: Positive = 64

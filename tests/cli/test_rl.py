@@ -241,7 +241,7 @@ def test_the_plan_of_a_published_run(
     assert plan["origins"]["kl_coeff"] == "rl/sft_s__rl_s"
     monkeypatch.delenv("APP__DATA_DIR")
     assert run(command) == 2
-    assert "the environment variable APP__DATA_DIR is not set" in capsys.readouterr().err
+    assert "the environment variable APP__DATA_DIR (rl.libsonnet:3:23) is not set" in capsys.readouterr().err
 
 
 # -- what a run leaves -----------------------------------------------------------------------------------------------
