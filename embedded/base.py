@@ -5,18 +5,18 @@ trained vision tokenizer. ``python embedded/base.py WORK`` writes WORK/base.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from edits import TINTS, catalogue
+from edits import catalogue, patterns
 from pairs import GRIDS
 from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig, Emu3VQVAE
 
+from earl_cli.models.abilities import ways
 from earl_cli.models.language import save_language
 from earl_cli.tokens.layout import THINKING_PREFIX, THINKING_SUFFIX
 from earl_cli.tokens.text import train_byte_bpe
@@ -25,28 +25,8 @@ from earl_cli.tokens.vocabulary import Vocabulary, small_vocabulary
 TEXT_SIZE = 512
 HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS, MLP = 256, 6, 4, 2, 640
 AREA = 96 * 96
-# What makes an instruction one of a kind: any of these words. The longest phrases are looked for first. Squares aren't
-# here: they are trained too, but what is drawn of them can't be told from a circle.
-CUES = {
-    "snow": ("snow", "snowy", "winter"),
-    "rain": ("rain", "rainy"),
-    "fog": ("fog", "foggy", "mist", "misty", "haze", "hazy"),
-    "night": ("night", "nighttime"),
-    "sunset": ("sunset", "dusk"),
-    "black and white": ("black and white", "grayscale", "monochrome", "remove the color", "remove the colour", "remove all color", "remove all colour", "take out the color", "take out the colour", "take out all color", "take out all colour"),
-    "sepia": ("sepia", "vintage", "old"),
-    "negative": ("negative", "invert"),
-    "brighter": ("brighter", "lighter", "brighten", "increase the brightness", "more light"),
-    "darker": ("darker", "dimmer", "darken", "decrease the brightness", "reduce the brightness"),
-    "warmer": ("warmer", "warm"),
-    "cooler": ("cooler", "colder", "cool"),
-    "contrast": ("contrast", "contrasty"),
-    "vivid": ("vivid", "colorful", "colourful", "vibrant", "saturation", "boost the colors", "increase the colors", "boost the colours", "increase the colours", "pop", "colors stronger", "colours stronger"),
-    "blur": ("blur", "blurry", "blurred", "out of focus"),
-    "mirror": ("mirror", "mirrored", "flip"),
-    "circle": ("circle", "dot", "ball"),
-    "tint": TINTS,
-}  # fmt: skip
+# Trained, but what is drawn of a square can't be told from a circle.
+NO_ABILITIES = ("square",)
 EXAMPLES = {
     "tint": "give it a blue tint",
     "circle": "add a red circle in the middle",
@@ -89,16 +69,13 @@ def new_language(vocabulary: Vocabulary, codebook: Tensor) -> Emu3ForCausalLM:
 
 
 def abilities() -> dict[str, Any]:
-    """Kinds with their cue words and an example, and every word that the instructions of these kinds use."""
-    able = [edit for edit in catalogue() if edit.kind in CUES]
-    phrases = {edit.kind: edit.phrases for edit in reversed(able)}
-    words = sorted({word for edit in able for phrase in edit.phrases for word in re.findall(r"[a-z]+", phrase.lower())})
-    kinds: dict[str, dict[str, object]] = {
-        kind: {"cues": list(cues), "example": EXAMPLES.get(kind, phrases[kind][0])} for kind, cues in CUES.items()
+    """Every kind with all wordings that it was trained on, and one of them as an example."""
+    kinds = {
+        kind: {"phrases": list(asked), "example": EXAMPLES.get(kind, ways(asked[0])[0])}
+        for kind, asked in patterns().items()
+        if kind not in NO_ABILITIES
     }
-    kinds["tint"]["yields_to"] = ["circle"]
-    kinds["black and white"]["yields_to"] = ["circle"]
-    return {"kinds": kinds, "words": words}
+    return {"kinds": kinds}
 
 
 def build(work: Path) -> None:

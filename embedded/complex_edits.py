@@ -10,7 +10,22 @@ import itertools
 from functools import reduce
 
 import numpy as np
-from edits import COLOURS, GLOBAL, SHAPE_RADIUS, TINTS, Apply, Edit, Pixels, catalogue, down, shape_at, tint, ways
+from edits import (
+    COLOURS,
+    GLOBAL,
+    SHAPE_RADIUS,
+    TINTS,
+    Apply,
+    Edit,
+    Pixels,
+    article,
+    catalogue,
+    down,
+    shape_at,
+    tint,
+)
+
+from earl_cli.models.abilities import ways
 
 DOT_RADIUS = 0.11
 COUNTS = {
@@ -43,10 +58,6 @@ def on_half(half: str, whole: Apply) -> Apply:
         return np.where(place > 0.5, whole(pixels, rng), pixels)
 
     return apply
-
-
-def article(name: str) -> str:
-    return "an" if name == "orange" else "a"
 
 
 def counting() -> list[Edit]:

@@ -7,12 +7,14 @@ short side, so the same edit looks the same at 96 pixels and at full size. Only 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
+
+from earl_cli.models.abilities import ways
 
 Pixels = NDArray[np.float32]
 Apply = Callable[[Pixels, np.random.Generator], Pixels]
@@ -235,12 +237,6 @@ class Edit:
 UNSEEN = ("the same photo but {}", "I would like it {}", "please let it be {}")
 
 
-def ways(pattern: str) -> tuple[str, ...]:
-    """Expand ``"{make it|turn it} blue"`` into every choice, first choices first."""
-    parts = [part.split("|") for chunk in pattern.split("{") for part in chunk.split("}", 1)]
-    return tuple(" ".join("".join(choice).split()) for choice in itertools.product(*parts))
-
-
 MAKE = "{make it|make the photo|make the picture|make this|turn it}"
 GLOBAL: tuple[tuple[str, Apply, str, tuple[str, ...]], ...] = (
     ("snow", snow, "snowy", (MAKE + " snowy", "{add|put in} {|some|falling} snow", "make it snow", "let it snow", "make it {winter|look like winter}", "cover it {in|with} snow")),
@@ -262,25 +258,48 @@ GLOBAL: tuple[tuple[str, Apply, str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
+THINGS = {"circle": "{circle|dot|ball}", "square": "{square|box}"}
+
+
+def tint_patterns(names: Sequence[str]) -> tuple[str, ...]:
+    """The ways to ask for a tint in one of the colours."""
+    name = _any(names)
+    return (f"{{tint|color|colour}} it {name}", f"{{add|give it|apply}} a {name} {{tint|filter}}", f"{MAKE} {name}")
+
+
+def shape_pattern(kind: str, names: Sequence[str], places: Sequence[str]) -> str:
+    """The ways to ask for a circle or a square in one of the colours at one of the places."""
+    name = _any([f"{article(each)} {each}" for each in names])
+    where = _any([words for place in places for words in PLACE_WORDS[place]])
+    return f"{{add|put|draw|place|paint}} {name} {THINGS[kind]} {where}"
+
+
+def article(name: str) -> str:
+    return "an" if name == "orange" else "a"
+
+
+def _any(choices: Sequence[str]) -> str:
+    return "{" + "|".join(choices) + "}"
+
+
+def patterns() -> dict[str, tuple[str, ...]]:
+    """Every way to ask for each kind of edit."""
+    shapes = {kind: (shape_pattern(kind, tuple(COLOURS), tuple(PLACES)),) for kind in THINGS}
+    return {kind: asked for kind, _, _, asked in GLOBAL} | {"tint": tint_patterns(TINTS)} | shapes
+
+
 def catalogue() -> tuple[Edit, ...]:
     """Every edit: the global ones, a tint in each colour, and each shape in each colour at each place."""
-    edits = [
-        Edit(kind, tuple(p for w in patterns for p in ways(w)), apply, but, f"{kind} everywhere")
-        for kind, apply, but, patterns in GLOBAL
-    ]
+    edits = [Edit(kind, _expanded(patterns), apply, but, f"{kind} everywhere") for kind, apply, but, patterns in GLOBAL]
     for name in TINTS:
-        patterns = (
-            f"{{tint|color|colour}} it {name}",
-            f"{{add|give it|apply}} a {name} {{tint|filter}}",
-            f"{MAKE} {name}",
-        )
-        phrases = tuple(p for w in patterns for p in ways(w))
-        edits.append(Edit("tint", phrases, tint(name), f"with a {name} tint", f"{name} tint everywhere"))
-    for kind, name, place in itertools.product(("circle", "square"), COLOURS, PLACES):
-        thing = {"circle": "{circle|dot|ball}", "square": "{square|box}"}[kind]
-        article = "an" if name == "orange" else "a"
-        where = "{" + "|".join(PLACE_WORDS[place]) + "}"
-        pattern = f"{{add|put|draw|place|paint}} {article} {name} {thing} {where}"
+        asked = _expanded(tint_patterns([name]))
+        edits.append(Edit("tint", asked, tint(name), f"with a {name} tint", f"{name} tint everywhere"))
+    for kind, name, place in itertools.product(THINGS, COLOURS, PLACES):
         what = f"{name} {kind} {place}"
-        edits.append(Edit(kind, ways(pattern), shape(kind, name, place), f"with {article} {what}", what))
+        asked = ways(shape_pattern(kind, [name], [place]))
+        edits.append(Edit(kind, asked, shape(kind, name, place), f"with {article(name)} {what}", what))
     return tuple(edits)
+
+
+def _expanded(patterns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(phrase for pattern in patterns for phrase in ways(pattern))

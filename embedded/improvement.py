@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from earl_cli.data.batches import Rows, load_rows
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.models.abilities import recognise
+from earl_cli.models.abilities import understand
 from earl_cli.models.bundle import load_model
 from earl_cli.rewards.reference import reference_reward
 from earl_cli.training.rollouts import Prompt, edits, sample, seeds
@@ -77,12 +77,12 @@ def main() -> None:
     hashes = rows.table.column("source_hash").to_pylist()
     sources = np.unique(hashes, return_inverse=True)[1].astype(np.int64)
     known = abilities()
-    kinds = [" + ".join(recognise(rows.instruction(row), known).kinds) for row in range(len(rows))]
+    kinds = [understand(rows.instruction(row), known).kind or "other" for row in range(len(rows))]
     print("| edits | pairs | before | after | difference |\n| --- | --- | --- | --- | --- |")
     print(line("all", before, after, sources))
     for kind in sorted(set(kinds)):
         chosen = np.array([each == kind for each in kinds])
-        print(line(kind or "other", before[chosen], after[chosen], sources[chosen]))
+        print(line(kind, before[chosen], after[chosen], sources[chosen]))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def package(work: Path) -> None:
     save_language(load_language(work / "model").to(torch.float16), TARGET)
     shutil.copy(work / "model/tokenizer.json", TARGET)
     described = json.loads((work / "model/earl.json").read_text()) | {"abilities": abilities()}
-    (TARGET / "earl.json").write_text(json.dumps(dict(sorted(described.items())), indent=2) + "\n")
+    (TARGET / "earl.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
     shutil.copytree(work / "model/vision", TARGET / "vision")
     (TARGET / "__init__.py").write_text('"""The model that ships with the package; README.md is its card."""\n')
     files = sorted(path for path in TARGET.rglob("*") if path.suffix in {".json", ".safetensors"})

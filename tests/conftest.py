@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 TINY_AREA = 32 * 32
 TINY_ABILITIES = {
     "kinds": {
-        "snow": {"cues": ["snowy", "snow"], "example": "make it snowy"},
-        "night": {"cues": ["night"], "example": "turn it into night"},
+        "snow": {"phrases": ["make it snowy", "{add|let it} snow"], "example": "make it snowy"},
+        "night": {"phrases": ["{turn it into|make it} night"], "example": "turn it into night"},
     },
-    "words": ["snowy", "snow", "night", "turn", "into"],
 }
 
 

@@ -144,13 +144,15 @@ def _report(order: Order, outcome: Outcome, named: int, seconds: float) -> None:
 
 
 def _abilities(instruction: str, abilities: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What the model recognises in the instruction; said aloud where that isn't one edit in words it was trained on."""
+    """What the model understands the instruction as; said aloud where that isn't what was typed, or nothing."""
     if not abilities:
         return None
-    from earl_cli.models.abilities import doubt, examples, recognise
+    from earl_cli.models.abilities import doubt, examples, understand
 
-    found, known = recognise(instruction, abilities), examples(abilities)
-    if reason := doubt(instruction, found):
-        some = "; ".join(known[:EXAMPLES_SHOWN])
-        console.warn(f"this model {reason}, so the result is a guess. It can, for instance: {some}")
-    return {"in_range": found.in_range, "kinds": found.kinds, "unknown_words": found.unknown_words, "examples": known}
+    found, known = understand(instruction, abilities), examples(abilities)
+    if found.kind is None:
+        console.warn(f"{doubt(found)}. It can, for instance: {'; '.join(known[:EXAMPLES_SHOWN])}")
+    elif found.remark:
+        console.note(found.remark)
+    understood = found.text if found.kind else None
+    return {"in_range": found.kind is not None, "kind": found.kind, "understood_as": understood, "examples": known}

@@ -263,11 +263,13 @@ def _save(
     """Write one picture, to stdout where it has no path, with what is needed to make it again."""
     from earl_cli.generation.editing import provenance
     from earl_cli.images.picture import save_picture
+    from earl_cli.models.abilities import understand
 
     name = opened.source.name
     seeds = tuple(draft.seed for draft in drafts)
     shown = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    metadata = provenance(editor.model.name, order.instruction, shown, editor.settings)
+    asked = understand(order.instruction, editor.model.abilities)
+    metadata = provenance(editor.model.name, asked, shown, editor.settings)
     if path:
         save_picture(image, path, like=opened.picture, metadata=metadata)
     else:

@@ -47,9 +47,11 @@ class EarlEditor:
     def describe(self) -> Mapping[str, Any]:
         """As `Editor.describe`; the device isn't in it, as far as pictures don't depend on it."""
         from earl_cli.generation.loading import sampling_of
+        from earl_cli.models.abilities import fingerprint as abilities_digest
         from earl_cli.models.bundle import identify
 
         description, fingerprint = identify(self.spec)
+        abilities = description.content.get("abilities")
         return {
             "name": self.name,
             "kind": "earl",
@@ -60,6 +62,7 @@ class EarlEditor:
             "image_area": self.image_area or description.image_area,
             "shapes": shapes(() if self.image_area else description.grids),
             "size": self.size,
+            **({"abilities": abilities_digest(abilities)} if abilities else {}),
             **({"engine_args": dict(self.engine_args)} if self.engine_args else {}),
         }
 

@@ -15,6 +15,7 @@ from earl_cli.errors import ModelError
 from earl_cli.generation.engine import Completion, Engine, Request, Sampling
 from earl_cli.images.area import resize_to_area
 from earl_cli.images.compose import compose
+from earl_cli.models.abilities import Understood, understand
 from earl_cli.tokens.layout import Grid, Mode, Parsed
 from earl_cli.version import version
 
@@ -63,13 +64,15 @@ def draft(
 ) -> list[list[Draft]]:
     """Sample every variant of every job in one batch: for each job a draft for each seed.
 
-    ``on_drafts`` gets a job's number and drafts as soon as all of them are there, while other jobs are still drawn.
+    The model reads what it understands an instruction as (`earl_cli.models.abilities.understand`). ``on_drafts`` gets a
+    job's number and drafts as soon as all of them are there, while other jobs are still drawn.
     """
     sources = [encoded(model, job.picture, settings.image_area) for job in jobs]
     grids = [Grid(*codes.shape) if settings.mode == "edit" else None for codes in sources]
     requests = []
     for job, codes, grid in zip(jobs, sources, grids, strict=True):
-        prompt = model.layout.prompt(codes, job.instruction, settings.mode, grid)
+        words = understand(job.instruction, model.abilities).text
+        prompt = model.layout.prompt(codes, words, settings.mode, grid)
         requests.append(Request(tuple(prompt.tolist()), settings.mode, grid, job.seeds))
     drawn: list[dict[int, Draft]] = [{} for _ in jobs]
 
@@ -127,11 +130,12 @@ def render(
     return Image.fromarray(compose(np.asarray(picture), before, after))
 
 
-def provenance(model: str, instruction: str, seed: str, settings: EditSettings) -> dict[str, str]:
+def provenance(model: str, asked: Understood, seed: str, settings: EditSettings) -> dict[str, str]:
     """What a file should remember of its edit, so that it can be made again; ``model`` is the model's name."""
     sampling = settings.sampling
     return {
-        "instruction": instruction,
+        "instruction": asked.instruction,
+        **({"understood as": asked.text} if asked.remark else {}),
         "seed": seed,
         "model": model,
         "version": f"earl {version()}",

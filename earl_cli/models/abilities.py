@@ -1,103 +1,110 @@
-"""What a small model was trained to do: whether an instruction is among it, and what else to try."""
+"""What a small model was trained to do, in which words, and what an instruction means to it.
+
+`understand` is the one place where that is decided: `earl_cli.generation.editing.draft` gives the model its text, and
+whoever edits shows it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-FILLERS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "and",
-        "it",
-        "this",
-        "that",
-        "my",
-        "please",
-        "can",
-        "could",
-        "you",
-        "i",
-        "want",
-        "would",
-        "like",
-        "to",
-        "be",
-        "more",
-        "very",
-        "really",
-        "so",
-        "just",
-        "bit",
-        "little",
-        "lot",
-        "much",
-        "of",
-        "in",
-        "on",
-        "at",
-        "with",
-        "for",
-        "image",
-        "photo",
-        "picture",
-        "pic",
-        "make",
-    ]
-)
-_WORD = re.compile(r"[^\W_]+")
+MAX_INSTRUCTION = 4000
+SHOWN = 60
+_UNSEEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufe0e\ufe0f\ufeff]")  # come along when text is copied from a page
+_BEFORE = re.compile(r"^(?:please|kindly|(?:can|could|would|will) you)(?: *[,:] *| )")
+_AFTER = re.compile(r"[ ,.!?](?:please|thanks|thank you)$")
+_AN = re.compile(r"\ban\b")
 
 
 @dataclass(frozen=True)
-class Recognised:
-    """``kinds`` of edit that an instruction asks for, and its words that the model has never seen."""
+class Understood:
+    """What a model makes of an instruction.
 
-    kinds: tuple[str, ...]
-    unknown_words: tuple[str, ...]
+    ``kind`` is the one kind of edit that has ``text`` among its trained wordings; None where no kind or several have,
+    and for a model that lists none. ``text`` is what the model reads: that wording, or the ``instruction`` itself.
+    """
+
+    instruction: str
+    kind: str | None
+    text: str
 
     @property
-    def in_range(self) -> bool:
-        """Whether this is one edit of a kind that was trained, in words that were trained."""
-        return len(self.kinds) == 1 and not self.unknown_words
+    def remark(self) -> str | None:
+        """What the person should know of an instruction in range; None if the model reads it letter by letter."""
+        return f"understood as: {self.text}" if self.text != self.instruction else None
 
 
-def recognise(instruction: str, abilities: Mapping[str, Any]) -> Recognised:
-    """Find the kinds of edit in an instruction by their cues, longest first; a word counts for one cue only.
+def understand(instruction: str, abilities: Mapping[str, Any] | None) -> Understood:
+    """The trained wording that an instruction is, and its kind.
 
-    ``abilities`` is that entry of ``earl.json``: ``kinds`` (name to ``cues`` and ``example``) and the known ``words``.
-    A kind gives way to those in its ``yields_to``: "a red circle" asks for a circle, not for a red tint.
+    Case, white space, outer punctuation and quotes, politeness and "an" for "a" make no difference; any other word
+    does. ``abilities`` is that entry of ``earl.json``: ``kinds``, name to ``phrases`` (patterns, see `ways`) and
+    ``example``. Of a kind that lists no phrases, as earlier versions wrote them, the example is the only one known.
     """
-    words = [word.casefold() for word in _WORD.findall(instruction)]
-    text = f" {' '.join(words)} "
-    kinds: list[str] = []
-    cues = [(cue, kind) for kind, entry in abilities["kinds"].items() for cue in entry["cues"]]
-    for cue, kind in sorted(cues, key=lambda item: -item[0].count(" ")):
-        if f" {cue} " in text and kind not in kinds:
-            kinds.append(kind)
-            text = text.replace(f" {cue} ", " ")
-    for yielding, entry in abilities["kinds"].items():
-        if len(kinds) > 1 and yielding in kinds and set(entry.get("yields_to", ())) & set(kinds):
-            kinds.remove(yielding)
-    known = FILLERS | set(abilities["words"])
-    unknown = tuple(dict.fromkeys(word for word in words if word not in known))
-    return Recognised(tuple(kinds), unknown)
+    asked = normalised(instruction)
+    found = [
+        (kind, wordings[asked])
+        for kind, entry in (abilities or {"kinds": {}})["kinds"].items()
+        if asked in (wordings := _wordings(tuple(entry.get("phrases", (entry["example"],)))))
+    ]
+    return Understood(instruction, *found[0]) if len(found) == 1 else Understood(instruction, None, instruction)
 
 
-def doubt(instruction: str, found: Recognised) -> str | None:
-    """Why what the model makes of the instruction is a guess, as what follows "this model"; None if it is in range."""
-    if found.in_range:
-        return None
-    if not found.kinds:
-        return f'was not trained for "{instruction}"'
-    if found.unknown_words:
-        return f"does not know {', '.join(found.unknown_words)}"
-    return f"was trained for one edit at a time, not for {' and '.join(found.kinds)} at once"
+def doubt(found: Understood) -> str:
+    """What to say of an instruction outside the range of a model that has abilities."""
+    asked = found.instruction.strip()
+    asked = asked if len(asked) <= SHOWN else asked[: SHOWN - 1] + "…"
+    return f'this model does not list "{asked}" among what it was trained for, so the result is a guess'
 
 
 def examples(abilities: Mapping[str, Any]) -> tuple[str, ...]:
     """One instruction of each kind that the model can follow."""
     return tuple(entry["example"] for entry in abilities["kinds"].values())
+
+
+def fingerprint(abilities: Mapping[str, Any]) -> str:
+    """A digest of all that a model lists: edits of one instruction may differ where this does."""
+    return hashlib.sha256(json.dumps(abilities, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def ways(pattern: str) -> tuple[str, ...]:
+    """Expand ``"{make it|turn it} blue"`` into every choice, first choices first."""
+    parts = [part.split("|") for chunk in pattern.split("{") for part in chunk.split("}", 1)]
+    return tuple(" ".join("".join(choice).split()) for choice in itertools.product(*parts))
+
+
+def normalised(text: str) -> str:
+    """What two ways to write the same words have in common."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    text = " ".join(_UNSEEN.sub("", text).split())
+    before = ""
+    while text != before:
+        before, text = text, _AFTER.sub("", _BEFORE.sub("", _inner(text)))
+    return _AN.sub("a", text)
+
+
+def _inner(text: str) -> str:
+    """The text without quotes and brackets around it, and without punctuation at its end.
+
+    A dash or an exclamation mark in front stays: it may mean "not".
+    """
+    start, end = 0, len(text)
+    while start < end and (text[start] in " \"'`¡¿" or unicodedata.category(text[start]) in ("Ps", "Pi", "Pf")):
+        start += 1
+    while end > start and (text[end - 1] in " `" or unicodedata.category(text[end - 1]).startswith("P")):
+        end -= 1
+    return text[start:end]
+
+
+@cache
+def _wordings(phrases: Sequence[str]) -> Mapping[str, str]:
+    """Trained wordings by what they are when normalised."""
+    return {normalised(wording): wording for pattern in phrases for wording in ways(pattern)}

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from earl_cli.generation.editing import EditSettings, provenance
 from earl_cli.images.picture import save_picture
-from earl_cli.models.abilities import doubt, recognise
+from earl_cli.models.abilities import Understood, doubt, understand
 from earl_cli.serving.asking import FORMATS, Asked
 from earl_cli.serving.connections import is_gone
 from earl_cli.serving.queue import Order, Ticket, Variant, View
@@ -111,7 +111,7 @@ def _drawn(view: View) -> Iterator[Variant]:
 
 def _entry(connection: Connection, order: Order, wanted: Asked, variant: Variant) -> dict[str, Any]:
     about = connection.service.about
-    metadata = provenance(about.model, order.instruction, str(variant.seed), EditSettings(order.sampling))
+    metadata = provenance(about.model, _understood(connection, order), str(variant.seed), EditSettings(order.sampling))
     encoded = io.BytesIO()
     assert variant.image is not None
     save_picture(variant.image, encoded, like=order.picture, format=_format(order, wanted), metadata=metadata)
@@ -129,12 +129,15 @@ def _format(order: Order, wanted: Asked) -> str:
 
 
 def _notes(connection: Connection, order: Order, view: View) -> list[str]:
-    """What the person should know: of the photo, of variants that failed, of an instruction outside the range."""
-    abilities = connection.service.about.abilities
-    reason = doubt(order.instruction, recognise(order.instruction, abilities)) if abilities else None
-    guess = [f"this model {reason}, so the result is a guess"] if reason else []
+    """What the person should know: of the photo, of variants that failed, of how the instruction was understood."""
+    found = _understood(connection, order)
+    remark = doubt(found) if connection.service.about.abilities and found.kind is None else found.remark
     failed = [f"seed {each.seed}: {each.problem}" for each in view.variants if each.image is None]
-    return [*order.picture.notes, *failed, *guess]
+    return [*order.picture.notes, *failed, *([remark] if remark else [])]
+
+
+def _understood(connection: Connection, order: Order) -> Understood:
+    return understand(order.instruction, connection.service.about.abilities)
 
 
 def _event(connection: Connection, kind: str, data: Mapping[str, Any]) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from earl_cli.models.abilities import MAX_INSTRUCTION
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.multipart import Field, text
 from earl_cli.serving.refusing import RefusedError
 
 SEEDS = 2**31
-MAX_PROMPT = 4000
 Format = Literal["png", "jpeg", "webp"]
 FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
 IMAGES = ("image", "image[]")
@@ -61,8 +61,8 @@ def asked(fields: Sequence[Field], model: str, limits: Limits) -> Asked:
     prompt = values.get("prompt", "")
     if not prompt.strip():
         raise RefusedError(400, "the instruction is missing: say in prompt what to change", param="prompt")
-    if len(prompt) > MAX_PROMPT:
-        raise RefusedError(400, f"the instruction is longer than {MAX_PROMPT:,} characters", param="prompt")
+    if len(prompt) > MAX_INSTRUCTION:
+        raise RefusedError(400, f"the instruction is longer than {MAX_INSTRUCTION:,} characters", param="prompt")
     _check_choice(values, "response_format", ("b64_json",), "a picture comes as b64_json, never as a URL")
     _check_choice(values, "background", ("auto", "opaque"), "a background can't be made transparent")
     many = _number(values, "n", int, 1, limits.max_variants)

@@ -167,7 +167,8 @@ def test_json_is_one_document_with_everything(earl, tiny_model_dir: Path) -> Non
     assert document["error"]["exit_code"] == 7
     assert document["instruction"] == "make it snowy"
     assert document["sampling"] == {"temperature": 1.0, "top_k": 64, "top_p": 1.0}
-    assert document["abilities"]["in_range"]
+    abilities = document["abilities"]
+    assert (abilities["in_range"], abilities["kind"], abilities["understood_as"]) == (True, "snow", "make it snowy")
     assert "a.edited.png" in err
 
 
@@ -182,12 +183,24 @@ def test_an_instruction_outside_the_models_range_is_said(earl) -> None:
     photo(Path("a.png"))
     out, err = earl("a.png", "add a dragon", "--json")
     abilities = json.loads(out)["abilities"]
-    assert not abilities["in_range"]
+    assert (abilities["in_range"], abilities["kind"], abilities["understood_as"]) == (False, None, None)
     assert abilities["examples"] == ["make it snowy", "turn it into night"]
     assert "dragon" in err
     assert "make it snowy" in err
     _, err = earl("a.png", "make it snowy")
     assert "warning" not in err
+
+
+def test_what_was_normalised_is_said_and_gives_the_same_edit(earl) -> None:
+    photo(Path("a.png"))
+    earl("a.png", "make it snowy", "--seed", "3", "-o", "plain.png")
+    out, err = earl("a.png", " MAKE\tit  Snowy, please! ", "--seed", "3", "-o", "loud.png", "--json")
+    assert opened("plain.png").tobytes() == opened("loud.png").tobytes()
+    assert "understood as: make it snowy\n" in err
+    assert json.loads(out)["abilities"]["understood_as"] == "make it snowy"
+    assert json.loads(out)["instruction"] == "MAKE\tit  Snowy, please!"
+    assert opened("loud.png").text["understood as"] == "make it snowy"
+    assert "understood as" not in opened("plain.png").text
 
 
 def test_quiet_says_nothing(earl) -> None:

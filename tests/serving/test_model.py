@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from PIL import Image
 from serving_servers import Running, eventually, pixels, png, running
 
 from earl_cli.app import run
@@ -65,8 +67,15 @@ def test_what_the_server_says_of_the_model(server: Running, tiny_model_dir: Path
     settings = httpx.get(f"{server.address}settings").json()
     assert settings["suggestions"] == ["make it snowy", "turn it into night"]
     assert server.post().json()["notes"] == []
-    assert "does not know" not in str(server.post().json())
     assert "guess" in server.post(prompt="give it a moustache").json()["notes"][0]
+
+
+def test_an_instruction_written_otherwise_is_the_trained_one_and_that_is_said(server: Running) -> None:
+    loud = server.post(prompt=" MAKE  IT SNOWY, please! ", seed=5)
+    assert (pixels(files_of(loud)[0]) == pixels(files_of(server.post(seed=5))[0])).all()
+    assert loud.json()["notes"] == ["understood as: make it snowy"]
+    with Image.open(io.BytesIO(files_of(loud)[0])) as picture:
+        assert picture.info["understood as"] == "make it snowy"
 
 
 def test_one_bad_order_does_not_spoil_its_batch(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
