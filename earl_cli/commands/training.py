@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from earl_cli.training.memory import Memory, SamplerMemory
 
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="The model to start from: a folder or ORG/NAME[@REV].")
+    str | None, typer.Option("--model", help="The model to start from: a folder, ORG/NAME[@REV] or embedded.")
 ]
 DataOption = Annotated[
     list[Path] | None, typer.Option("--data", help="A token store or published folder; may be repeated.")

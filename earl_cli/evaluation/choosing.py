@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from earl_cli.generation.loading import EngineName
     from earl_cli.tokens.layout import Mode
 
-COPY, EMBEDDED, FINISHED = "copy", "embedded", "results:"
+COPY, FINISHED = "copy", "results:"
 Size = Literal["source", "model"]
 _LABEL = re.compile(r"([\w.+-]+)=(.+)")
 
@@ -41,8 +41,9 @@ class Options:
 def choose(spec: str, options: Options) -> Callable[[Size], Editor]:
     """The editor for ``[NAME=]WHAT``, as a function of the size that a benchmark wants; a model is loaded once for all.
 
-    WHAT is `COPY`, `EMBEDDED`, a baseline (``instruct-pix2pix``, or ``instruct-pix2pix:PLACE`` with other weights),
-    ``results:FOLDER``, ``https://HOST/v1#MODEL``, a model folder or a Hub id. Raises UsageError or MissingExtraError.
+    WHAT is `COPY`, a baseline (``instruct-pix2pix``, or ``instruct-pix2pix:PLACE`` with other weights),
+    ``results:FOLDER``, ``https://HOST/v1#MODEL``, or a model as `load_model` finds it. Raises UsageError or
+    MissingExtraError.
     """
     labelled = _LABEL.fullmatch(spec)
     label, what = (labelled[1], labelled[2]) if labelled else (None, spec)
@@ -80,12 +81,12 @@ def _other(what: str, options: Options) -> Editor | None:
 def _own(label: str | None, what: str, options: Options) -> Callable[[Size], Editor]:
     from earl_cli.evaluation.earl_editor import EarlEditor
     from earl_cli.generation.loading import load_editor
+    from earl_cli.models.hub import called
 
-    spec = None if what == EMBEDDED else what
     load = cache(
         partial(
             load_editor,
-            spec,
+            what,
             device=options.device,
             sampling=options.sampling,
             mode=options.mode,
@@ -94,10 +95,10 @@ def _own(label: str | None, what: str, options: Options) -> Callable[[Size], Edi
             engine_args=options.engine_args,
         )
     )
-    name = label or (Path(what).resolve().name if Path(what).is_dir() else what)
+    name = label or called(what)
     return lambda size: EarlEditor(
         name=name,
-        spec=spec,
+        spec=what,
         size=options.size or size,
         load=load,
         mode=options.mode,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from earl_cli.evaluation.editors import Drawn, OnProgress, Task
@@ -49,13 +48,14 @@ class EarlEditor:
         from earl_cli.generation.loading import sampling_of
         from earl_cli.models.abilities import fingerprint as abilities_digest
         from earl_cli.models.bundle import identify
+        from earl_cli.models.hub import called
 
         description, fingerprint = identify(self.spec)
         abilities = description.content.get("abilities")
         return {
             "name": self.name,
             "kind": "earl",
-            "model": _called(self.spec),
+            "model": called(self.spec),
             "fingerprint": fingerprint,
             "sampling": asdict(sampling_of(description.content.get("sampling") or {}, self.sampling)),
             "mode": self.mode,
@@ -103,10 +103,3 @@ class EarlEditor:
         loaded = self.load()
         self.on_load(f"{self.name}: {loaded.model.plan} · {loaded.engine_name}")
         return loaded
-
-
-def _called(spec: str | None) -> str:
-    """A Hub id, or the name of a folder: its content is in the fingerprint, its place doesn't matter."""
-    if spec is None:
-        return "embedded"
-    return Path(spec).resolve().name if Path(spec).is_dir() else spec

@@ -41,7 +41,7 @@ def load_editor(
     engine: EngineName = "auto",
     engine_args: Mapping[str, Any] | None = None,
 ) -> Editor:
-    """The model in a folder, at a Hub id, or (None) the embedded one, as `load_model` finds it.
+    """The model in a folder, at a Hub id, or (None, "embedded") the embedded one, as `load_model` finds it.
 
     What ``sampling`` doesn't say (temperature, top_k, top_p) is the model's own choice, else the published values.
     ``engine_args`` are vLLM's. Raises UsageError for a value that can't be, before the model is loaded,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from earl_cli.images.area import Grids
 from earl_cli.models import names
 from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, parameter_count, part_config
 from earl_cli.models.device import DevicePlan, plan, preferred_dtype
-from earl_cli.models.hub import CONFIGS_AND_WEIGHTS, TOKENIZER_FILES, locate
+from earl_cli.models.hub import CONFIGS_AND_WEIGHTS, TOKENIZER_FILES, called, locate
 from earl_cli.models.language import empty_language, load_language, save_language
 from earl_cli.models.vision import load_vision
 from earl_cli.models.weights import fingerprint, read_json, write_json
@@ -123,13 +122,13 @@ def load_model(
     revision: str | None = None,
     language_elsewhere: bool = False,
 ) -> EarlModel:
-    """Loads the model in a folder, at a Hub id ``org/name[@revision]``, or (None) the embedded one.
+    """Loads the model in a folder, at a Hub id ``org/name[@revision]``, or (None, "embedded") the embedded one.
 
     With ``language_elsewhere`` the language model stays on the meta device, for an engine that reads it by itself, in
     the number type that is planned. The memory is checked before any weight is read. Raises ModelError if something is
     missing or of the wrong kind, DeviceError if the device isn't there or too small.
     """
-    folder = _embedded() if spec is None else locate(spec, revision)
+    folder = locate(spec, revision)
     language = open_checkpoint(folder, "language")
     description = describe(folder, spec, revision)
     layout = Layout(description.vocabulary, _text(description))
@@ -155,7 +154,7 @@ def load_model(
         description.grids,
         description.content.get("abilities"),
         description.content.get("sampling"),
-        "embedded" if spec is None else folder.resolve().name if Path(spec).is_dir() else spec,
+        called(spec),
         _fingerprint(language, vision, layout.text),
         chosen,
         folder,
@@ -164,7 +163,7 @@ def load_model(
 
 def identify(spec: str | None = None, *, revision: str | None = None) -> tuple[Description, str]:
     """What a model's folder says of it, and the fingerprint that `load_model` gives it, without loading it."""
-    folder = _embedded() if spec is None else locate(spec, revision)
+    folder = locate(spec, revision)
     language = open_checkpoint(folder, "language")
     description = describe(folder, spec, revision)
     vision = open_checkpoint(locate(description.vision), "vision")
@@ -173,7 +172,7 @@ def identify(spec: str | None = None, *, revision: str | None = None) -> tuple[D
 
 def load_vision_of(spec: str | None = None, *, device: str = "auto", revision: str | None = None) -> VisionModel:
     """Loads only the vision tokenizer: a model's (None: the embedded one's), or the one in its own folder or Hub id."""
-    folder = _embedded() if spec is None else locate(spec, revision, allow=("*.json",))
+    folder = locate(spec, revision, allow=("*.json",))
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     source: Path | str = folder
     area, grids = EMU3_AREA, Grids()
@@ -189,12 +188,12 @@ def load_vision_of(spec: str | None = None, *, device: str = "auto", revision: s
 
 
 def open_base(spec: str | None = None, *, revision: str | None = None, tokenizer: str | None = None) -> Base:
-    """The model to start a training from: a folder, a Hub id ``org/name[@revision]``, or (None) the embedded one.
+    """The model to start a training from, as `load_model` finds it.
 
     ``tokenizer`` is a folder or Hub id of a text tokenizer to be used in place of the model's own. Raises ModelError if
     something is missing or of the wrong kind.
     """
-    folder = _embedded() if spec is None else locate(spec, revision)
+    folder = locate(spec, revision)
     language = open_checkpoint(folder, "language")
     description = describe(folder, spec, revision)
     if tokenizer is None:
@@ -317,13 +316,3 @@ def _copy_vision(checkpoint: Checkpoint, output: Path) -> None:
         with whole_file(output / file.name) as aside:
             shutil.copyfile(file, aside)
     return None
-
-
-def _embedded() -> Path:
-    folder = Path(str(files("earl_cli.models") / "embedded"))
-    if not (folder / "config.json").is_file():
-        raise ModelError("the embedded model isn't in this installation", where=str(folder), hint=_REINSTALL)
-    return folder
-
-
-_REINSTALL = "reinstall earl-cli, run `make embedded-model`, or name a model with --model"

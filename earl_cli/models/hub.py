@@ -1,34 +1,58 @@
-"""From what a user calls a model (a folder, or a Hub id with a revision) to a folder on disk; no code is fetched.
+"""From what a user calls a model (a folder, a Hub id with a revision, or "embedded") to a folder; no code is fetched.
 
 And the way back: a folder to a revision on the Hub.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
+from earl_cli.console import console
 from earl_cli.errors import ModelError
 
+EMBEDDED = "embedded"
 HUB_ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 
 CONFIGS_AND_WEIGHTS = ("*.json", "*.safetensors", "*.tiktoken", "emu3_vision_tokens.txt")
 TOKENIZER_FILES = ("*.tiktoken", "emu3_vision_tokens.txt", "tokenizer.json")
 
 
+def is_embedded(source: str | Path | None) -> bool:
+    """Whether this is the model that ships with the package: no name at all, or its own in upper or lower case.
+
+    A folder of that name beside it is ``./embedded``.
+    """
+    return source is None or (isinstance(source, str) and source.lower() == EMBEDDED)
+
+
+def called(source: str | None) -> str:
+    """What a model is called in results: "embedded", the name of its folder, or its Hub id."""
+    if source is None or is_embedded(source):
+        return EMBEDDED
+    folder = Path(source).expanduser()
+    return folder.resolve().name if folder.is_dir() else source
+
+
 def locate(
-    source: str | Path,
+    source: str | Path | None,
     revision: str | None = None,
     *,
     allow: tuple[str, ...] = CONFIGS_AND_WEIGHTS,
     subfolder: str | None = None,
 ) -> Path:
-    """The folder of a model: ``source`` itself, or the Hub's cache filled with the files of ``org/name[@revision]``.
+    """The folder of a model: the embedded one's, ``source`` itself, or the Hub's cache with ``org/name[@revision]``.
 
     Of a Hub repository only files matching ``allow`` are fetched, from its root or from ``subfolder``; the path is the
-    root's. An existing folder wins over a Hub id of the same spelling. Raises ModelError for a path that
-    isn't there, a repository that can't be reached, isn't cached while offline, or doesn't exist.
+    root's. An existing folder wins over a Hub id of the same spelling, and the embedded model (`is_embedded`) over a
+    folder. Raises ModelError for a path that isn't there, a repository that can't be reached, isn't cached while
+    offline, or doesn't exist.
     """
+    if source is None or is_embedded(source):
+        return _embedded(source)
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -38,11 +62,29 @@ def locate(
         )
     match = HUB_ID.fullmatch(str(source))
     if isinstance(source, Path) or match is None:
-        raise ModelError("there is no such folder", where=str(source), hint="a model is a folder or a Hub id org/name")
+        near = difflib.get_close_matches(str(source).lower(), [EMBEDDED], 1)
+        hint = f"did you mean {EMBEDDED}?" if near else f"a model is a folder, a Hub id org/name, or {EMBEDDED}"
+        raise ModelError("there is no such folder", where=str(source), hint=hint)
     found = _snapshot(match["repo"], revision or match["revision"], allow, subfolder)
     if subfolder is None and allow == CONFIGS_AND_WEIGHTS and not any(found.glob("*.safetensors")):
         found = _snapshot(match["repo"], revision or match["revision"], ("*.json", "pytorch_model*.bin"), None)
     return found
+
+
+def _embedded(source: str | Path | None) -> Path:
+    folder = Path(str(files("earl_cli.models") / "embedded"))
+    if not (folder / "config.json").is_file():
+        what, hint = "the embedded model isn't in this installation", "install earl-cli again, or name a model"
+        raise ModelError(what, where=str(folder), hint=hint)
+    if source is not None and (Path(source) / "config.json").is_file():
+        _say_which(Path(source).absolute())
+    return folder
+
+
+@cache
+def _say_which(other: Path) -> None:
+    """Say once what the name means where a folder has it too."""
+    console.warn(f"{other.name} is the model that ships with earl; the folder {other} is ./{other.name}")
 
 
 def push(folder: Path, repository: str, revision: str) -> None:

@@ -15,8 +15,8 @@ from huggingface_hub import constants
 from PIL import Image
 
 from earl_cli.errors import ModelError
-from earl_cli.models.bundle import load_model, load_vision_of, open_base, save_trained
-from earl_cli.models.hub import locate
+from earl_cli.models.bundle import identify, load_model, load_vision_of, open_base, save_trained
+from earl_cli.models.hub import called, locate
 from earl_cli.models.language import load_language
 
 LOG_IN = "accept its terms on its page and log in with `hf auth login`"
@@ -38,6 +38,39 @@ def complaint(source: str) -> str:
         locate(source)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def test_the_embedded_model_has_a_name() -> None:
+    for name in ("embedded", "Embedded", "EMBEDDED"):
+        assert locate(name) == locate(None)
+        assert called(name) == called(None) == "embedded"
+    assert identify("embedded") == identify()
+    assert open_base("Embedded").language == open_base().language
+    assert load_vision_of("embedded").fingerprint == load_vision_of().fingerprint
+    model = load_model("Embedded", device="cpu", language_elsewhere=True)
+    assert model.name == "embedded"
+
+
+def test_a_folder_called_embedded_is_named_by_its_path(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("embedded").mkdir()
+    assert locate("embedded") == locate(None)
+    assert capsys.readouterr().err == ""  # it is no model, so nobody can have meant it
+    shutil.copyfile(tiny_model_dir / "config.json", "embedded/config.json")
+    for _ in range(2):
+        assert locate("embedded") == locate(None)
+    said = capsys.readouterr().err
+    assert said.count("warning: embedded is the model that ships with earl") == 1
+    assert "./embedded" in said
+    assert locate("./embedded").resolve() == tmp_path / "embedded"
+    assert locate("embedded/").resolve() == tmp_path / "embedded"
+
+
+def test_a_name_that_is_nearly_the_embedded_models_is_guessed() -> None:
+    assert "did you mean embedded?" in complaint("embeded")
+    assert "a model is a folder, a Hub id org/name, or embedded" in complaint("default")
 
 
 def test_a_model_by_id(hub: Hub, tiny: Repository, tiny_model_dir: Path) -> None:
