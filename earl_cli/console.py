@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 PLAIN_PROGRESS_SECONDS = 5.0
+NARROW = 60  # columns of a terminal in which a bar, times and remarks have no room
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -257,10 +258,14 @@ def _rich_progress(screen: RichConsole, label: str, total: float | None, unit: s
         def render(self, task: bars.Task) -> Text:
             return Text(speed(task.speed, unit) if task.speed else "", style="progress.data.speed")
 
-    columns: list[bars.ProgressColumn] = [bars.SpinnerColumn(), bars.TextColumn("{task.description}", markup=False)]
-    columns += [bars.BarColumn(), bars.MofNCompleteColumn(), bars.TextColumn(unit, markup=False)]
-    columns += [bars.TimeElapsedColumn(), bars.TimeRemainingColumn(), Rate()]
-    columns += [bars.TextColumn("{task.fields[note]}", markup=False)]
+    columns: list[bars.ProgressColumn] = [
+        bars.TextColumn("{task.description}", markup=False),
+        bars.MofNCompleteColumn(),
+    ]
+    if screen.width >= NARROW:
+        columns = [bars.SpinnerColumn(), columns[0], bars.BarColumn(), columns[1], bars.TextColumn(unit, markup=False)]
+        columns += [bars.TimeElapsedColumn(), bars.TimeRemainingColumn(), Rate()]
+        columns += [bars.TextColumn("{task.fields[note]}", markup=False)]
     shared = _is_terminal(sys.stdout)  # else lines for stdout would land in the bar's stream
     with bars.Progress(*columns, console=screen, transient=True, redirect_stdout=shared) as display:
         task = display.add_task(label, total=total, note="")

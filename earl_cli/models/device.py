@@ -146,7 +146,7 @@ def _attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
         raise DeviceError(
             "flash attention needs a CUDA device, 16-bit numbers and the package flash-attn",
             where=str(device),
-            hint='pip install "earl-cli[flash-attn]", or --attention sdpa',
+            hint='pip install "earl-cli[flash-attn]", or --set attention=sdpa',
         )
     return name
 

