@@ -1,0 +1,46 @@
+"""The page about the house: every module that its tree names is there, and no module is missing from it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from earl_cli.app import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+PACKAGE = ROOT / "earl_cli"
+
+
+def tree() -> dict[str, str]:
+    """What the tree says of each folder of the package, by its name; "" is the package itself."""
+    block = PAGE.split("```")[1].partition("earl_cli/\n")[2]
+    own = re.split(r"^(?=\S)", block, maxsplit=1, flags=re.M)[0]
+    parts = re.split(r"^  (\w+)/", own, flags=re.M)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def test_every_module_that_is_named_exists() -> None:
+    named = [
+        PACKAGE / folder / name for folder, text in tree().items() for name in re.findall(r"\b[a-z_]\w*\.\w+\b", text)
+    ]
+    assert len(named) > 100
+    assert [path.name for path in named if path.suffix in (".py", ".toml") and not path.is_file()] == []
+    assert [folder for folder in tree() if not (PACKAGE / folder).is_dir()] == []
+    mentioned = [each.split(".") for each in re.findall(r"`((?:[a-z_]+\.)+[a-z_]+)`", PAGE)]
+    rooms = [each for each in mentioned if (PACKAGE / each[0]).is_dir()]
+    assert rooms
+    for folder, module, *function in rooms:
+        code = (PACKAGE / folder / f"{module}.py").read_text(encoding="utf-8")
+        assert all(f"def {name}(" in code for name in function), f"{folder}.{module}.{function}"
+
+
+def test_every_module_is_named() -> None:
+    commands = {name.replace(" ", "_") for name in COMMANDS}
+    missing = []
+    for path in PACKAGE.rglob("*.py"):
+        folder, *deeper = path.relative_to(PACKAGE).parts[:-1] or [""]
+        covered = path.stem.startswith("__") or deeper or (folder == "commands" and path.stem in commands)
+        if not covered and not re.search(rf"\b{path.stem}(?:\.py)?\b", tree().get(folder, "")):
+            missing.append(str(path.relative_to(PACKAGE)))
+    assert missing == []
