@@ -88,7 +88,10 @@ def _explanation(failure: Exception) -> EarlError:
     if isinstance(failure, OSError) and failure.filename is not None:
         return EarlError(failure.strerror or str(failure), where=str(failure.filename))
     if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
-        return DeviceError("not enough memory", hint="fewer variants (-n), a smaller --image-area, or another --device")
+        return DeviceError(
+            "not enough memory",
+            hint="ask for less at once (fewer variants, smaller pictures, a smaller batch), or another device",
+        )
     text = str(failure).strip().splitlines()
     what = f"unexpected {type(failure).__name__}" + (f": {text[0]}" if text else "")
     return EarlError(what, hint="run again with --debug for the traceback")

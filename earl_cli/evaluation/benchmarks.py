@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from earl_cli.config.formats import read_text
 from earl_cli.data.hub_data import is_hub_id
 from earl_cli.data.opening import Place
 from earl_cli.errors import UsageError
@@ -86,7 +87,7 @@ def find_benchmark(spec: str) -> Benchmark:
         return known[spec]
     file, _, name = spec.partition(".toml:")
     path = Path(f"{file}.toml" if name else spec).expanduser()
-    if path.suffix == ".toml":
+    if path.suffix.lower() == ".toml":
         declared = _of_file(path)
         if name or len(declared) == 1:
             chosen = declared.get(name) if name else next(iter(declared.values()))
@@ -134,10 +135,8 @@ def _of_entry(entry: metadata.EntryPoint) -> dict[str, Benchmark]:
 def _of_file(path: Path) -> dict[str, Benchmark]:
     """The benchmarks of a file; relative places in it count from its folder."""
     try:
-        declared = _declared(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
-    except OSError as error:
-        raise UsageError(f"the benchmark can't be read: {error.strerror or error}", where=str(path)) from None
-    except ValueError as error:  # no UTF-8, or no TOML
+        declared = _declared(tomllib.loads(read_text(path)), str(path))
+    except ValueError as error:
         raise UsageError(f"this is no TOML: {error}", where=str(path), hint=FORM) from None
     return {
         name: each.model_copy(update={"parts": tuple(_beside(part, path.parent) for part in each.parts)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,9 +18,11 @@ from earl_cli.data.order import Order
 from earl_cli.data.pairs import ID_NAMES, INSTRUCTION_NAMES, SOURCE_NAMES, TARGET_NAMES
 from earl_cli.data.pictures import picture_bytes
 from earl_cli.data.sources import BadRowError, Row, Source, row_count
-from earl_cli.errors import InputError
+from earl_cli.errors import EarlError, InputError
 from earl_cli.evaluation.benchmarks import Benchmark, Columns, Part
 from earl_cli.images.picture import open_picture
+
+_OPTION, _KEY = re.compile(r"--(split|subset|revision)\b"), r"\1 in a .toml that declares a benchmark"
 
 CHOICE = 0
 """The seed of the order in which a limit takes samples: 100 of them are among the 200."""
@@ -84,7 +87,7 @@ class Opened:
 
 def open_benchmark(benchmark: Benchmark) -> Opened:
     """Finds the data of all parts. Raises InputError or UsageError that says what is missing."""
-    sources = tuple(open_source(part.where()) for part in benchmark.parts)
+    sources = tuple(_source(part) for part in benchmark.parts)
     parts = tuple(
         part.model_copy(update={"columns": _columns(part, source.columns, source.name)})
         for part, source in zip(benchmark.parts, sources, strict=True)
@@ -92,6 +95,16 @@ def open_benchmark(benchmark: Benchmark) -> Opened:
     counts = [row_count(source) for source in sources]
     starts = (0, *(int(total) for total in np.cumsum(counts)[:-1]))
     return Opened(benchmark, parts, sources, starts)
+
+
+def _source(part: Part) -> Source:
+    """The rows of a part; where a message names an option of ``earl tokenize``, it names the declaration's key."""
+    try:
+        return open_source(part.where())
+    except EarlError as error:
+        error.what = _OPTION.sub(_KEY, error.what)
+        error.hint = error.hint and _OPTION.sub(_KEY, error.hint)
+        raise
 
 
 def _columns(part: Part, there: Sequence[str], where: str) -> Columns:

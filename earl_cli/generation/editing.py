@@ -121,7 +121,7 @@ def render(
     """
     answer = variant.answer
     if answer.codes is None:
-        raise ModelError(f"the model drew no picture: {answer.problem}", hint=f"try another --seed than {variant.seed}")
+        raise ModelError(f"the model drew no picture: {answer.problem}", hint=f"try another seed than {variant.seed}")
     after = decoded(model, answer.codes)
     if size == "model":
         return Image.fromarray(np.round(after * 255).astype(np.uint8))

@@ -38,5 +38,5 @@ def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     found = {name.replace("-", "_"): value for name, value in arguments.items()}
     for name in found:
         if name in OWN:
-            raise UsageError(f"{name} is set by earl itself", where="--engine-arg")
+            raise UsageError(f"{name} is set by earl itself", where="--engine-arg (in a config engine_args)")
     return found

@@ -311,7 +311,9 @@ def _start(arguments: Mapping[str, Any]) -> Any:
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        raise UsageError(f"vLLM takes no such argument: {error}", where="--engine-arg") from error
+        raise UsageError(
+            f"vLLM takes no such argument: {error}", where="--engine-arg (in a config engine_args)"
+        ) from error
 
 
 def _stored(checkpoint: Checkpoint) -> Iterable[tuple[str, Tensor]]:

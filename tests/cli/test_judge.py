@@ -100,7 +100,7 @@ def test_a_reward_that_asks_nobody(photos: list[str], capsys: pytest.CaptureFixt
     [
         (["--reward", "ground_score"], 1, "--target names the true edit"),
         (["--reward", "viescor"], 2, "no reward 'viescor'"),
-        (["--model", "gpt"], 2, f"--model takes one of {MODEL}"),
+        (["--model", "gpt"], 2, f"it serves {MODEL}"),
         (["--rubrics", "none.toml"], 2, "none.toml"),
         (["--api-base", "localhost"], 2, "http://localhost:4877/v1"),
         (["--target", "none.png"], 3, "none.png"),

@@ -47,7 +47,7 @@ def test_both_engines_draw_the_same_picture(tmp_path: Path) -> None:
 def test_an_argument_that_vllm_does_not_have_is_one_message(tmp_path: Path) -> None:
     done = edit(tmp_path / "out.png", "--engine", "vllm", "--engine-arg", "speed=3")
     assert done.returncode == 2
-    assert json.loads(done.stdout)["error"]["where"] == "--engine-arg"
+    assert json.loads(done.stdout)["error"]["where"].startswith("--engine-arg")
     assert "Traceback" not in done.stderr
 
 

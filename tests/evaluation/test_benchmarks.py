@@ -254,6 +254,16 @@ def test_a_benchmark_that_isnt_there(spec: str, says: str, tmp_path: Path, monke
         find_benchmark(spec)
 
 
+def test_messages_about_data_name_what_a_benchmark_has(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        table(tmp_path / "pairs" / f"{split}.parquet", [{"source": png(1), "edited": png(2), "instruction": "x"}])
+    with pytest.raises(EarlError) as caught:
+        open_benchmark(find_benchmark(str(tmp_path / "pairs")))
+    assert "name one with split in a .toml that declares a benchmark" in str(caught.value.hint)
+    (tmp_path / "Mine.TOML").write_bytes(b"\xef\xbb\xbf[mine]\nparts = [{place = 'pairs', split = 'test'}]")
+    assert find_benchmark(str(tmp_path / "Mine.TOML")).parts[0].split == "test"
+
+
 def test_a_column_that_isnt_there_is_named_with_those_that_are(tmp_path: Path) -> None:
     pairs(tmp_path / "pairs")
     (tmp_path / "mine.toml").write_text(DECLARED.replace('task = "task"', 'task = "kind"'), encoding="utf-8")
