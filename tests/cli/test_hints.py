@@ -140,7 +140,7 @@ def test_every_option_in_a_message_exists() -> None:
 
 
 def keys(path: Path) -> Iterator[tuple[int, str]]:
-    """What messages call keys of a config: what is to be set, and where training is meant all words_with_underscores."""
+    """What messages call keys of a config: what is to be set, and in rooms of training all words_with_underscores."""
     for line, text in texts(path):
         yield from ((line, key) for key in SET_KEY.findall(text))
     if path.relative_to(PACKAGE).parts[0] in ("config", "training", "rewards"):
