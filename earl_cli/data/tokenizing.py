@@ -109,7 +109,7 @@ def tokenize(
     """
     recipe = Recipe(
         source,
-        find_columns(settings.columns, source.columns, source.name),
+        find_columns(settings.columns, source),
         settings.image_area,
         settings.grids,
         settings.urls,
