@@ -30,7 +30,7 @@ from earl_cli.errors import EarlError, InputError
 from earl_cli.evaluation.benchmarks import Benchmark, Columns, Part
 from earl_cli.images.picture import open_picture
 
-_OPTION, _KEY = re.compile(r"--(split|subset|revision)\b"), r"\1 in a .toml that declares a benchmark"
+_OPTION = re.compile(r"--(split|subset|revision|data-files)\b")
 
 CHOICE = 0
 """The seed of the order in which a limit takes samples: 100 of them are among the 200."""
@@ -110,9 +110,13 @@ def _source(part: Part) -> Source:
     try:
         return open_source(part.where())
     except EarlError as error:
-        error.what = _OPTION.sub(_KEY, error.what)
-        error.hint = error.hint and _OPTION.sub(_KEY, error.hint)
+        error.what = _OPTION.sub(_key, error.what)
+        error.hint = error.hint and _OPTION.sub(_key, error.hint)
         raise
+
+
+def _key(option: re.Match[str]) -> str:
+    return f"{option[1].replace('-', '_')} in a .toml that declares a benchmark"
 
 
 def _columns(part: Part, source: Source) -> Columns:
