@@ -22,7 +22,9 @@ from earl_cli.serving.limits import Limits
 from earl_cli.serving.queue import EditQueue, Order, Variant, Work
 from earl_cli.serving.server import serve
 from earl_cli.serving.service import About, Service
+from earl_cli.serving.site import Site
 
+FORM = b"POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
 ABOUT = About("tiny", "transformers", "cpu", Sampling(1.0, 64, 1.0))
 
 
@@ -63,14 +65,26 @@ class Running:
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
+def error_of(answer: httpx.Response, status: int) -> dict[str, object]:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "Traceback" not in error["message"]
+    return dict(error)
+
+
 @contextmanager
 def running(
-    work: Work | None = None, limits: Limits | None = None, service: Service | None = None, key: str | None = None
+    work: Work | None = None,
+    limits: Limits | None = None,
+    service: Service | None = None,
+    key: str | None = None,
+    site: Site | None = None,
 ) -> Iterator[Running]:
     """A server on a free port of 127.0.0.1, with this ``work`` or a whole ``service``."""
     limits = limits or Limits(rate=0)
     if service is None:
-        service = Service(ABOUT, EditQueue(work or inverting, limits), limits, key, is_local=True)
+        service = Service(ABOUT, EditQueue(work or inverting, limits), limits, key, site or Site(is_local=True))
     server = Server("127.0.0.1", 0, service.limits.connections)
     ready = threading.Event()
     thread = threading.Thread(target=serve, args=(server, service, ready.set), daemon=True)

@@ -33,6 +33,14 @@ def serve(
     api_key_variable: Annotated[
         str | None, typer.Option("--api-key-variable", help="Ask for the key in this environment variable.")
     ] = None,
+    public_address: Annotated[
+        str | None,
+        typer.Option("--public-url", metavar="URL", help="Where people find it behind a proxy: https://host/prefix."),
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option("--trusted-proxy", metavar="ADDRESS", help="Believe this proxy's X-Forwarded-For; repeatable."),
+    ] = None,
     max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="How many edits may wait.")] = 32,
     max_variants: Annotated[int, typer.Option("--max-variants", min=1, help="How many variants at a time.")] = 8,
     max_pixels: Annotated[int, typer.Option("--max-pixels", min=1, help="Refuse larger pictures.")] = 100_000_000,
@@ -52,6 +60,10 @@ def serve(
 
     from earl_cli.serving.connections import Server
     from earl_cli.serving.limits import Limits
+    from earl_cli.serving.site import Site, is_loopback, public_url, trusted_proxies
+
+    public = None if public_address is None else public_url(public_address)
+    proxies = trusted_proxies(trusted_proxy or [])
 
     limits = Limits(
         max_queue=max_queue,
@@ -66,24 +78,31 @@ def serve(
     with without_collector():
         from earl_cli.generation.loading import load_editor
         from earl_cli.serving.server import serve as answer
-        from earl_cli.serving.service import is_loopback, service_of
+        from earl_cli.serving.service import service_of
 
         editor = load_editor(model, device=device, engine=engine, engine_args=engine_args)
     console.note(f"{editor.model.name}: {editor.model.plan}")
-    service = service_of(editor, limits, key, is_local=is_loopback(server.host))
-    if not service.is_local and key is None:
+    service = service_of(editor, limits, key, Site(is_loopback(server.host), public, proxies))
+    page = server.page_address if public is None else str(public)
+    if key is None and (public is not None or not service.site.is_local):
+        reached = server.host if public is None else page
+        console.warn(f"whoever reaches {reached} can edit here: there is no password. --api-key-variable asks for one")
+    if public is not None and not proxies:
         console.warn(
-            f"whoever reaches {server.host} can edit here: there is no password. --api-key-variable asks for one"
+            "all who come through a proxy count as one address (--rate, wrong keys): "
+            "--trusted-proxy ADDRESS believes what that proxy says of them"
         )
-    page = server.page_address
 
     def ready() -> None:
         console.say(f"page      {page}")
         console.say(f"endpoint  {page}v1")
+        if public is not None:
+            console.note(f"the proxy finds it at {server.page_address}")
         console.note("Ctrl-C stops it")
         console.document(
             {
                 "page": page,
+                "address": server.page_address,
                 "api_base": f"{page}v1",
                 "model": service.about.model,
                 "engine": service.about.engine,
@@ -91,7 +110,7 @@ def serve(
             }
         )
         if show:
-            threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
+            threading.Thread(target=webbrowser.open, args=(server.page_address,), daemon=True).start()
 
     answer(server, service, ready)
 
@@ -100,4 +119,7 @@ def _key(variable: str | None) -> str | None:
     key = os.environ.get(variable, "").strip() if variable else None
     if key == "":
         raise UsageError("this environment variable has no key", where=variable, hint=f"export {variable}=...")
+    if key is not None and not (key.isascii() and key.isprintable()):
+        hint = "a key of ASCII letters, digits and signs; an HTTP header carries no others"
+        raise UsageError("this key can't be sent by clients", where=variable, hint=hint)
     return key

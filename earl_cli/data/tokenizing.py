@@ -36,7 +36,7 @@ from earl_cli.data.store import (
 from earl_cli.errors import InputError
 from earl_cli.files import remove_asides
 from earl_cli.images.area import Grids, shapes
-from earl_cli.models.vision import encode, pixels_of, spatial_factor
+from earl_cli.models.vision import encode, pixels_of
 
 if TYPE_CHECKING:
     import torch
@@ -109,9 +109,8 @@ def tokenize(
     """
     recipe = Recipe(
         source,
-        find_columns(settings.columns, source),
+        find_columns(settings.columns, source.columns, source.name),
         settings.image_area,
-        spatial_factor(vision),
         settings.grids,
         settings.urls,
     )

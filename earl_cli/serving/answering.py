@@ -7,7 +7,6 @@ import io
 import json
 import time
 from collections.abc import Iterator, Mapping
-from io import BufferedIOBase
 from socket import socket
 from typing import Any, Protocol
 
@@ -29,10 +28,10 @@ class Connection(Protocol):
 
     service: Service
     connection: socket
-    wfile: BufferedIOBase
-    close_connection: bool
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None: ...
+
+    def write(self, content: bytes) -> None: ...
 
     def send_json(self, status: int, value: Any) -> None: ...
 
@@ -53,17 +52,7 @@ def send_edits(connection: Connection, ticket: Ticket, order: Order, wanted: Ask
 
 
 def _stream(connection: Connection, ticket: Ticket, order: Order, wanted: Asked) -> None:
-    connection.close_connection = True
-    connection.begin(
-        200,
-        {
-            "Content-Type": "text/event-stream",
-            "Cache-Control": "no-store",
-            "X-Content-Type-Options": "nosniff",
-            "X-Accel-Buffering": "no",
-            "Connection": "close",
-        },
-    )
+    connection.begin(200, {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
     seen: View | None = None
     try:
         for view in _views(connection, ticket):
@@ -76,7 +65,7 @@ def _stream(connection: Connection, ticket: Ticket, order: Order, wanted: Asked)
                 progress = {"state": view.phase, "ahead": view.ahead, "done": view.done, "total": view.total}
                 _event(connection, "image_edit.progress", progress)
             elif view is seen:
-                connection.wfile.write(b":\n\n")
+                connection.write(b":\n\n")
             seen = view
     except OSError:
         raise
@@ -142,4 +131,4 @@ def _understood(connection: Connection, order: Order) -> Understood:
 
 def _event(connection: Connection, kind: str, data: Mapping[str, Any]) -> None:
     content = json.dumps({"type": kind, **data})
-    connection.wfile.write(f"event: {kind}\ndata: {content}\n\n".encode())
+    connection.write(f"event: {kind}\ndata: {content}\n\n".encode())

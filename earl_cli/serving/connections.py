@@ -1,57 +1,32 @@
-"""TCP connections with an end to everybody's patience: so many at once, so many bytes and seconds for each request."""
+"""TCP connections, so many at once: beyond that, one that is doing nothing makes room."""
 
 from __future__ import annotations
 
 import errno
-import io
+import select
 import socket
 import socketserver
 import sys
 import threading
-import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from earl_cli.errors import UsageError
+from earl_cli.serving.limits import network
 from earl_cli.serving.refusing import report
 
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-
-
-class TooLargeError(OSError):
-    """More bytes came than a request may have."""
-
-
-class PatientReader(io.RawIOBase):
-    """Reads a socket until a deadline and up to a number of bytes, which `expect` sets."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._deadline, self._left = 0.0, 0
-
-    def expect(self, seconds: float, size: int) -> None:
-        """From now on so many bytes may come in so many seconds, however they are spread."""
-        self._deadline, self._left = time.monotonic() + seconds, size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """As for any raw stream. TimeoutError after the deadline, TooLargeError beyond the bytes."""
-        seconds = self._deadline - time.monotonic()
-        if seconds <= 0:
-            raise TimeoutError
-        if self._left <= 0:
-            raise TooLargeError
-        self._connection.settimeout(seconds)
-        count = self._connection.recv_into(memoryview(buffer)[: self._left])
-        self._left -= count
-        return count
+POLL_GONE: int | None = getattr(select, "POLLRDHUP", None)  # Linux's, which bytes that wait unread don't hide
 
 
 def is_gone(connection: socket.socket) -> bool:
     """Whether the other side has closed; what it may still send is left there."""
+    if POLL_GONE is not None:
+        poll = select.poll()
+        poll.register(connection, POLL_GONE)
+        return bool(poll.poll(0))
     patience = connection.gettimeout()
     try:
         connection.settimeout(0)
@@ -67,6 +42,8 @@ def is_gone(connection: socket.socket) -> bool:
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """A thread for each connection, ``most`` at once; it has its port from the start, and listens after `listen`.
 
+    One more is let in at the cost of the connection that has been idle longest, of the address with most such ones.
+
     Raises UsageError for a port or host that can't be had.
     """
 
@@ -75,7 +52,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     request_queue_size = 128
 
     def __init__(self, host: str, port: int, most: int) -> None:
-        self._slots = threading.BoundedSemaphore(most)
+        self._most = most
+        self._open: dict[socket.socket, str] = {}
+        self._idle: dict[socket.socket, str] = {}  # the addresses of those that wait for a request, oldest first
         self._busy, self._changed = 0, threading.Condition()
         with _explained(host, port):
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -109,10 +88,18 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         with _explained(self.host, self.port):
             self.server_activate()
 
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """A request is being answered, which `settle` waits for."""
+    def rest(self, connection: socket.socket) -> None:
+        """This connection has nothing to do: it may be closed for another one at any time."""
         with self._changed:
+            if connection in self._open:
+                self._idle[connection] = self._open[connection]
+
+    @contextmanager
+    def answering(self, connection: socket.socket) -> Iterator[None]:
+        """A request is being answered, which `settle` waits for. ConnectionError if its connection made room."""
+        with self._changed:
+            if self._idle.pop(connection, None) is None:
+                raise ConnectionError
             self._busy += 1
         try:
             yield
@@ -128,8 +115,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self._changed.wait_for(lambda: not self._busy, seconds)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """As for any server with threads; beyond the number of connections a client is told to come again."""
-        if not self._slots.acquire(blocking=False):
+        """As for any server with threads; if there is no room, the client is told to come again."""
+        if not self._let_in(request, str(client_address[0])):
             request.setblocking(False)
             try:
                 request.send(FULL)
@@ -140,8 +127,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             return
         try:
             super().process_request(request, client_address)
-        except Exception:  # no signal, which may come when there is a thread already: that one releases
-            self._slots.release()
+        except Exception:
+            self._forget(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -149,7 +136,25 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._slots.release()
+            self._forget(request)
+
+    def _let_in(self, connection: socket.socket, address: str) -> bool:
+        with self._changed:
+            if len(self._open) >= self._most:
+                if not self._idle:
+                    return False
+                most = Counter(self._idle.values()).most_common(1)[0][0]
+                oldest = next(each for each, whose in self._idle.items() if whose == most)
+                self._forget(oldest)
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread closes it
+            self._open[connection] = self._idle[connection] = network(address)
+        return True
+
+    def _forget(self, connection: socket.socket) -> None:
+        with self._changed:
+            self._open.pop(connection, None)
+            self._idle.pop(connection, None)
 
     def handle_error(self, _request: Any, _client_address: Any) -> None:
         """A client that goes away is nothing to report."""

@@ -13,7 +13,9 @@ KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 class RefusedError(Exception):
-    """An HTTP status with words for the person: ``param`` is the field at fault, ``retry_after`` is in seconds."""
+    """An HTTP status with words for the person: ``param`` is the field at fault, ``retry_after`` in seconds,
+    ``allow`` the methods that would do.
+    """
 
     def __init__(
         self,
@@ -23,9 +25,21 @@ class RefusedError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: float | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after, self.allow = retry_after, allow
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the status asks for beside the document."""
+        found = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after + 0.5)))}
+        if self.allow is not None:
+            found["Allow"] = self.allow
+        if self.status == 401:
+            found["WWW-Authenticate"] = "Bearer"
+        return found
 
     @property
     def document(self) -> dict[str, Any]:

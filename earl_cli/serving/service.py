@@ -7,15 +7,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from ipaddress import ip_address
 from typing import Any
 
+from earl_cli.console import console
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.loading import Editor
 from earl_cli.models.abilities import examples
 from earl_cli.serving.drawing import drawing
-from earl_cli.serving.limits import Budget, Limits, Rate
+from earl_cli.serving.limits import Budget, Limits, Places, Rate
 from earl_cli.serving.queue import EditQueue
+from earl_cli.serving.site import Site
 from earl_cli.version import version
 
 OPENED_AT_ONCE = 2
@@ -47,14 +48,27 @@ class Service:
     queue: EditQueue
     limits: Limits
     key: str | None
-    is_local: bool
+    site: Site
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.rate, self.budget = Rate(self.limits.rate), Budget(self.limits.uploads)
+        self.rate, self.wrong_keys = Rate(self.limits.rate), Rate(self.limits.wrong_keys)
+        self.budget = Budget(self.limits.uploads)
+        self.places = Places(self.limits.requests, self.limits.share)
+        self._is_said = False
         self.opening = threading.BoundedSemaphore(OPENED_AT_ONCE)
         room = files("earl_cli.serving") / "page"
         self.page = {path: ((room / name).read_bytes(), kind) for path, (name, kind) in PAGE.items()}
+
+    def client(self, peer: str, forwarded: str | None) -> str:
+        """Whose request it is: `Site.client`. Said once where a proxy's clients can't be told apart."""
+        if forwarded and not self.site.is_proxy(peer) and not self._is_said:
+            self._is_said = True
+            console.warn(
+                f"requests come through a proxy at {peer}, and all who use it count as one address (--rate, wrong "
+                f"keys): --trusted-proxy {peer} believes what it says of them"
+            )
+        return self.site.client(peer, forwarded)
 
     def health(self) -> dict[str, Any]:
         """How the server is, for people and supervisors."""
@@ -84,7 +98,7 @@ class Service:
         return {"id": self.about.model, "object": "model", "created": 0, "owned_by": "earl"}
 
 
-def service_of(editor: Editor, limits: Limits, key: str | None, *, is_local: bool) -> Service:
+def service_of(editor: Editor, limits: Limits, key: str | None, site: Site) -> Service:
     """The service of one loaded editor."""
     model = editor.model
     about = About(
@@ -95,12 +109,4 @@ def service_of(editor: Editor, limits: Limits, key: str | None, *, is_local: boo
         model.abilities,
         examples(model.abilities) if model.abilities else (),
     )
-    return Service(about, EditQueue(drawing(editor), limits), limits, key, is_local)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address reaches this machine only."""
-    try:
-        return ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
+    return Service(about, EditQueue(drawing(editor), limits), limits, key, site)

@@ -51,6 +51,10 @@ def test_a_taken_port_is_one_message(say: Callable[..., Said]) -> None:
         (["--port", "0", "--engine", "transformers", "--engine-arg", "a=1"], 2, "--engine-arg"),
         (["--max-queue", "0"], 2, "--max-queue"),
         (["--api-key-variable", "EARL_NO_SUCH_KEY"], 2, "EARL_NO_SUCH_KEY"),
+        (["--public-url", "photos.example"], 2, "--public-url photos.example: this isn't the address of a page"),
+        (["--public-url", "https://me:secret@photos.example"], 2, "--public-url"),
+        (["--trusted-proxy", "proxy.example"], 2, "--trusted-proxy proxy.example: this is no IP address"),
+        (["--trusted-proxy", "0.0.0.0/0"], 2, "everybody would be believed"),
         (["--port", "0", "--model", "/nonexistent/model"], 4, "/nonexistent/model"),
         (["--port", "0", "--device", "abacus"], 2, "abacus"),
     ],
@@ -58,6 +62,15 @@ def test_a_taken_port_is_one_message(say: Callable[..., Said]) -> None:
 def test_what_can_not_be_served(say: Callable[..., Said], args: list[str], code: int, said: str) -> None:
     answer = say(*args)
     assert said in complaint(answer, code)
+
+
+@pytest.mark.parametrize("key", ["", " ", "sch\u00f6n", "two\nlines", "\U0001f511"])
+def test_a_key_that_no_header_carries_is_refused(
+    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("EARL_TEST_KEY", key)
+    answer = say("--api-key-variable", "EARL_TEST_KEY", "--model", "is never looked for")
+    assert "EARL_TEST_KEY" in complaint(answer, code=2)
 
 
 Start = Callable[..., tuple[subprocess.Popen[str], dict[str, str]]]
@@ -110,27 +123,35 @@ def test_json_is_one_document_and_sigterm_ends_it(start: Start, tiny_model_dir: 
 def test_stopped_while_it_draws(start: Start, number: signal.Signals, code: int) -> None:
     process, about = start("--rate", "0", "--max-variants", "1000")
 
-    def ask() -> httpx.Response:
-        form = {"prompt": "make it snowy", "n": "1000"}
+    def ask(stream: str) -> httpx.Response:
+        form = {"prompt": "make it snowy", "n": "1000", "stream": stream}
         return httpx.post(f"{about['api_base']}/images/edits", data=form, files={"image": png(1)}, timeout=60)
 
     with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(ask) for _ in range(2)]
+        waiting = [pool.submit(ask, stream) for stream in ("false", "true")]
         health = f"{about['page']}health"
         assert eventually(lambda: httpx.get(health).json()["queue"]["waiting"] == 1)
         process.send_signal(number)
         _, err = process.communicate(timeout=15)
         assert process.returncode == code, err
         assert "Traceback" not in err
-        assert [answer.result().status_code for answer in waiting] == [503, 503]
+        assert [answer.result().status_code for answer in waiting] == [503, 200]
+        assert all("the server is stopping" in answer.result().text for answer in waiting)
 
 
 @pytest.mark.slow
-def test_a_key_from_the_environment(start: Start) -> None:
-    _, about = start("--api-key-variable", "EARL_TEST_KEY", EARL_TEST_KEY="open sesame")
-    models = f"{about['api_base']}/models"
-    assert httpx.get(models).status_code == 401
-    assert httpx.get(models, headers={"Authorization": "Bearer open sesame"}).status_code == 200
+def test_behind_a_proxy_with_a_key_from_the_environment(start: Start) -> None:
+    public = ("--public-url", "https://photos.example/earl/")
+    process, about = start(*public, "--api-key-variable", "EARL_TEST_KEY", EARL_TEST_KEY="open sesame")
+    assert about["page"] == "https://photos.example/earl/"
+    assert about["api_base"] == "https://photos.example/earl/v1"
+    models, host = f"{about['address']}earl/v1/models", {"Host": "photos.example"}
+    assert httpx.get(models, headers=host).status_code == 401
+    assert httpx.get(models, headers={**host, "Authorization": "Bearer open sesame"}).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=15)[1]
+    assert "--trusted-proxy" in said
+    assert "there is no password" not in said
 
 
 @pytest.mark.slow

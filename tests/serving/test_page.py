@@ -16,6 +16,7 @@ from earl_cli.errors import InputError
 from earl_cli.generation.loading import load_editor
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.service import service_of
+from earl_cli.serving.site import Site
 
 pytestmark = pytest.mark.slow
 PHOTO = png(1, (300, 200))
@@ -30,7 +31,7 @@ DROP = """([name, content]) => {
 @pytest.fixture(scope="module")
 def server(tiny_model_dir: Path) -> Iterator[Running]:
     editor = load_editor(str(tiny_model_dir), device="cpu", engine="transformers")
-    with running(service=service_of(editor, Limits(rate=0, upload=1_000_000), None, is_local=True)) as server:
+    with running(service=service_of(editor, Limits(rate=0, upload=1_000_000), None, Site(is_local=True))) as server:
         yield server
 
 
@@ -166,8 +167,12 @@ def test_mistakes_are_explained(browser: Browser, gate: Gate) -> None:
 
 def test_a_key_is_asked_for_on_the_page(browser: Browser) -> None:
     with running(key="open sesame") as server, opened(browser, server.address) as page:
-        page.fill("#key", "open sesame")
         drop(page)
+        page.fill("#key", "schön")
+        page.fill("#prompt", "make it snowy")
+        page.click("#go")
+        expect(page.locator("#error")).to_have_text("This key isn't the right one.")
+        page.fill("#key", "open sesame")
         edited(page)
         assert page.locator("#key").get_attribute("type") == "password"
 

@@ -221,8 +221,9 @@ async function ask(source, prompt, signal) {
   for (const [name, value] of Object.entries(fields)) if (value) form.append(name, value);
   form.append("image", source.blob, "photo");
   const key = $("key").value.trim();
+  if (/[^\x20-\x7e]/.test(key)) throw new Error("This key isn't the right one.");
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const response = await fetch("/v1/images/edits", { method: "POST", body: form, headers, signal });
+  const response = await fetch("v1/images/edits", { method: "POST", body: form, headers, signal });
   if (response.ok) return response;
   if (response.status === 401) {
     $("key-row").hidden = false;
@@ -346,7 +347,7 @@ function mark() {
 }
 
 async function begin() {
-  const response = await fetch("/settings");
+  const response = await fetch("settings");
   Object.assign(settings, await response.json());
   $("model").textContent = `model: ${settings.model}`;
   $("knows").hidden = settings.suggestions.length === 0;
