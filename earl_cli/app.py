@@ -5,6 +5,7 @@ Every failure ends here: one message on stderr, a documented exit code, and no t
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from earl_cli.console import console
+from earl_cli.console import console, is_closed
 from earl_cli.errors import EarlError, UsageError, explain
 from earl_cli.version import version as earl_version
 
@@ -114,9 +115,14 @@ def _quiet_end() -> Iterator[None]:
 
 
 def _discard_stdout() -> int:
-    """Nobody reads stdout any more: what Python still has to flush goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Nobody reads stdout any more."""
+    _discard(sys.stdout)
     return PIPE_CLOSED
+
+
+def _discard(stream: TextIO) -> None:
+    """What Python still has to flush goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _show_version(value: bool) -> None:
@@ -183,6 +189,30 @@ def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code; messages and results are on stderr and stdout by then."""
     console.reset()
     console.json = "--json" in args  # also for a complaint about the options themselves
+    if console.json and is_closed(sys.stdout):
+        console.lose(OSError(errno.EBADF, ""))
+        code = 0
+    else:
+        code = _run(args)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or _discard_stdout()
+    except OSError as error:
+        if not code:
+            console.lose(error)
+    if console.lost:
+        _discard(sys.stdout)
+        console.json = False
+        console.fail(console.lost)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+    return code or (console.lost.exit_code if console.lost else 0)
+
+
+def _run(args: Sequence[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -191,14 +221,14 @@ def run(args: Sequence[str]) -> int:
         code = typer.main.get_command(build_app()).main(list(args), prog_name="earl", standalone_mode=False)
         if code == STOPPED:
             console.note("stopped")
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
         console.note("stopped")
         return STOPPED
-    except BrokenPipeError:  # in the last flush
-        return _discard_stdout()
     except Exception as failure:  # every failure becomes one message: this is the last line of defence
+        if isinstance(failure, OSError) and _is_of_stdout(failure):
+            console.lose(failure)
+            return 0
         error = _usage(failure) if isinstance(failure, TyperException) else explain(failure)
         if console.debug:
             traceback.print_exception(error)
@@ -208,6 +238,15 @@ def run(args: Sequence[str]) -> int:
             return _received[-1]
         console.fail(error)
         return error.exit_code
+
+
+def _is_of_stdout(failure: OSError) -> bool:
+    """Whether it was the writing of help or of a version that failed: what is left of that can't be written either."""
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        return failure.filename is None and failure.errno == again.errno
+    return False
 
 
 def _usage(complaint: TyperException) -> UsageError:
@@ -227,8 +266,22 @@ def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(TERMINATED)
 
 
+def _keep_closed_streams_closed() -> None:
+    """Take the numbers of standard streams that were closed from outside, so that no file of ours gets one.
+
+    stdin and stdout are opened the wrong way round: to use them fails as it does for closed ones. What goes to stderr
+    goes nowhere: there is no other place to complain.
+    """
+    ways = (("stdin", os.O_WRONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w"))
+    for name, way, mode in ways:
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, way)  # the lowest free one, which is the stream's own
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
 def main() -> NoReturn:
     """The executable ``earl``."""
+    _keep_closed_streams_closed()
     signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed on the way out
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored, as with nohup
         signal.signal(signal.SIGINT, _interrupt)

@@ -5,6 +5,7 @@ On a terminal rich draws; elsewhere everything is plain lines. rich is imported 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,14 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from earl_cli.errors import EarlError
+from earl_cli.errors import EarlError, OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 PLAIN_PROGRESS_SECONDS = 5.0
 NARROW = 60  # columns of a terminal in which a bar, times and remarks have no room
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class Progress(Protocol):
@@ -41,6 +42,8 @@ class Console:
     ``json``: exactly one JSON document on stdout, everything for people on stderr.
     ``quiet``: errors only. ``debug``: tracebacks with them.
     ``stdout_is_data``: a picture goes to stdout, so lines for people go to stderr.
+    ``lost``: why something that belongs on stdout isn't there. Nothing stops for that; the command line ends with it.
+    A stream that was closed before the program began wants no lines, and stderr's own failures can be told nowhere.
     """
 
     def __init__(self) -> None:
@@ -49,6 +52,7 @@ class Console:
     def reset(self) -> None:
         """Back to the state of a fresh process."""
         self.json = self.quiet = self.debug = self.stdout_is_data = False
+        self.lost: OutputError | None = None
         self._screen: RichConsole | None = None
 
     # -- lines ---------------------------------------------------------------------------------------------------
@@ -70,7 +74,7 @@ class Console:
 
     def fail(self, error: EarlError, beside: Mapping[str, Any] | None = None) -> None:
         """The message of an error on stderr, and with ``json`` its document, among what else there is to report."""
-        where = f"{error.where}: " if error.where else ""
+        where = f"{one_line(error.where)}: " if error.where else ""
         self._line(f"error: {where}{error.what}", sys.stderr, style="red")
         if error.hint:
             self._line(f"hint: {error.hint}", sys.stderr)
@@ -78,9 +82,20 @@ class Console:
 
     def document(self, data: Mapping[str, Any]) -> None:
         """The one JSON document of ``--json``; nothing otherwise."""
-        if self.json:
+        if not self.json:
+            return
+        try:
             sys.stdout.write(json.dumps(data, indent=2, default=str) + "\n")
             sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.lose(error)
+
+    def lose(self, error: OSError) -> None:
+        """Something that belongs on stdout can't be written there."""
+        what = "it is closed" if error.errno == errno.EBADF else f"it can't be written: {error.strerror or error}"
+        self.lost = self.lost or OutputError(what, where="stdout")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
         """Rows under headings: drawn on a terminal, aligned by spaces elsewhere."""
@@ -140,7 +155,19 @@ class Console:
         if _is_terminal(stream) and (style or self._screen):
             self._rich(stream).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(f"{text}\n", end="", file=stream, flush=True)  # in one piece: several threads may speak
+            self.plain(text, stream)
+
+    def plain(self, line: str, stream: TextIO) -> None:
+        """A line as it is, in one piece, as several threads may speak."""
+        if is_closed(stream):
+            return
+        try:
+            print(f"{line}\n", end="", file=stream, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if stream is sys.stdout:
+                self.lose(error)
 
     def _rich(self, stream: TextIO) -> RichConsole:
         return self._screen or _rich(stream)
@@ -152,8 +179,27 @@ def error_document(error: EarlError) -> dict[str, Any]:
 
 
 def printable(text: str) -> str:
-    """The text without control characters: a file's name or a model may hold anything."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    """The text without control characters, those of direction too: a file's name or a model may hold anything."""
+
+    def escaped(match: re.Match[str]) -> str:
+        number = ord(match[0])
+        return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+    return _CONTROL.sub(escaped, text)
+
+
+def one_line(name: str) -> str:
+    """A name as a part of a line: it can't begin another one."""
+    return printable(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def is_closed(stream: TextIO) -> bool:
+    """Whether the stream was closed before the program began."""
+    try:
+        os.write(stream.fileno(), b"")
+    except OSError as error:
+        return error.errno == errno.EBADF
+    return False
 
 
 class Pace:
@@ -231,7 +277,7 @@ class _PlainProgress:
         if total and (left := self.pace.left(total)) is not None:
             parts += [f"{duration(left)} left"]
         line = printable(", ".join([*parts, *filter(None, [note])]))
-        print(f"{line}\n", end="", file=sys.stderr, flush=True)
+        console.plain(line, sys.stderr)
 
 
 def speed(rate: float, unit: str) -> str:

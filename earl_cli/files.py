@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ASIDE = ".partial"
+NAME_BYTES = 220
 
 
 @contextmanager
@@ -18,7 +20,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     An OSError of the writing, such as that of a full disk, names ``path``.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}{ASIDE}")
+    aside = path.with_name(f"{_aside_start(path)}{secrets.token_hex(6)}{ASIDE}")
     try:
         yield aside
         with aside.open("rb+") as written:
@@ -32,6 +34,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def _aside_start(path: Path) -> str:
+    """The part of the name that says whose it is, so short that with the rest it is no longer than a name can be."""
+    return f".{os.fsencode(path.name)[:NAME_BYTES].decode(errors='ignore')}."
+
+
 def is_aside(path: Path) -> bool:
     """Whether `whole_file` made this file and a killed process left it behind (or is writing it at this moment)."""
     return path.name.startswith(".") and path.name.endswith(ASIDE)
@@ -39,7 +46,7 @@ def is_aside(path: Path) -> bool:
 
 def remove_asides(path: Path) -> None:
     """Remove what killed processes left behind of ``path``."""
-    for left in path.parent.glob(f".{path.name}.*{ASIDE}"):
+    for left in path.parent.glob(f"{glob.escape(_aside_start(path))}*{ASIDE}"):
         left.unlink(missing_ok=True)
 
 

@@ -12,10 +12,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from earl_cli.commands.edit_files import EXTENSIONS, Failed, Source, Targets
+from earl_cli.commands.edit_files import Failed, Source
+from earl_cli.commands.edit_targets import EXTENSIONS, Targets
 from earl_cli.commands.starting import without_collector
-from earl_cli.console import console
-from earl_cli.errors import InputError, explain
+from earl_cli.console import console, one_line
+from earl_cli.errors import InputError, OutputError, explain
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -99,12 +100,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Opened:
-    """A picture that is ready to be edited, and the names of its results; none where they go to stdout."""
+    """A picture that is ready to be edited.
+
+    ``paths`` and ``sheets`` are the names that ``targets`` gave its results; none where they go to stdout.
+    """
 
     source: Source
     picture: Picture
     paths: tuple[Path, ...]
     sheets: tuple[Path, ...]
+    targets: Targets
     made: Made
 
 
@@ -207,10 +212,10 @@ def _open(source: Source, order: Order, targets: Targets, piped: bool, made: Mad
         raise InputError("nothing is piped into stdin", where="-", hint="earl edit - ... < photo.jpg")
     picture = open_picture(source.path or sys.stdin.buffer, name=source.name, max_pixels=order.max_pixels)
     for note in picture.notes:
-        console.note(f"{source.name}: {note}")
+        console.note(f"{one_line(source.name)}: {note}")
     paths = () if piped else tuple(targets.path(source, picture.format) for _ in order.seeds)
-    sheets = () if piped else tuple(targets.beside(paths[0], kind) for kind in order.sheets)
-    return Opened(source, picture, paths, sheets, made)
+    sheets = () if piped else tuple(targets.beside(paths[0], kind, source) for kind in order.sheets)
+    return Opened(source, picture, paths, sheets, targets, made)
 
 
 def _load(order: Order) -> Editor:
@@ -271,18 +276,28 @@ def _save(
     asked = understand(order.instruction, editor.model.abilities)
     metadata = provenance(editor.model.name, asked, shown, editor.settings)
     if path:
+        path = opened.targets.still(path, opened.source)
         save_picture(image, path, like=opened.picture, metadata=metadata)
     else:
         encoded = io.BytesIO()
         form = opened.picture.format if opened.picture.format in EXTENSIONS else "PNG"
         save_picture(image, encoded, like=opened.picture, format=form, metadata=metadata)
-        sys.stdout.buffer.write(encoded.getvalue())
-        sys.stdout.buffer.flush()
-    console.say(f"{name} -> {path or 'stdout'}  ({image.width} x {image.height}, seed {shown})")
+        _to_stdout(encoded.getbuffer())
     output = str(path) if path else None
+    console.say(one_line(f"{name} -> {output or 'stdout'}  ({image.width} x {image.height}, seed {shown})"))
     if kind != "edit":
         return Result(kind, name, output, seeds, image.width, image.height)
     answer = drafts[0].answer
     if answer.problem:
-        console.warn(f"{name}: {answer.problem}")
+        console.warn(f"{one_line(name)}: {answer.problem}")
     return Result(kind, name, output, seeds, image.width, image.height, answer.thoughts, answer.problem)
+
+
+def _to_stdout(data: memoryview) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"the picture can't be written: {error.strerror}", where="stdout") from error

@@ -60,7 +60,7 @@ def understand(instruction: str, abilities: Mapping[str, Any] | None) -> Underst
 
 def doubt(found: Understood) -> str:
     """What to say of an instruction outside the range of a model that has abilities."""
-    asked = found.instruction.strip()
+    asked = " ".join(found.instruction.split())
     asked = asked if len(asked) <= SHOWN else asked[: SHOWN - 1] + "…"
     return f'this model does not list "{asked}" among what it was trained for, so the result is a guess'
 

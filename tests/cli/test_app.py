@@ -48,6 +48,7 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
         allowed |= {
             "commands.edit_files",
             "commands.edit_run",
+            "commands.edit_targets",
             "commands.plotting",
             "commands.training",
             "commands.judging",
@@ -259,3 +260,24 @@ def test_the_documented_exit_codes_are_the_real_ones() -> None:
     table = (Path(app.__file__).parents[1] / "docs" / "COMMANDS.md").read_text(encoding="utf-8")
     for code, meaning in app.EXIT_CODES.items():
         assert f"| {code} | {meaning} |" in table
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("--version >&-", 8, "error: stdout: it is closed"),
+        ("--help >&-", 8, "error: stdout: it is closed"),
+        ("edit --json >&-", 8, "error: stdout: it is closed"),
+        ("edit >&- <&-", 2, "error: no picture and no instruction"),
+        ("edit 2>&-", 2, ""),
+        ("edit >&- 2>&-", 2, ""),
+        ("edit 2>/dev/full", 2, ""),
+        ("--version >/dev/full", 8, "error: stdout: it can't be written: No space left on device"),
+        ("edit --json >/dev/full", 2, "error: no picture and no instruction"),
+    ],
+)
+def test_closed_and_full_streams_are_one_true_message(line: str, code: int, says: str) -> None:
+    script = f'unset PYTHONUNBUFFERED; exec "$0" -m earl_cli {line}'
+    done = subprocess.run(["sh", "-c", script, sys.executable], capture_output=True, text=True, check=False)
+    assert (done.returncode, "".join(done.stderr.splitlines()[:1])) == (code, says)
+    assert "Traceback" not in done.stderr

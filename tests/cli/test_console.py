@@ -36,6 +36,10 @@ def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) ->
 def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     Console().say("evil\x1b[2Jname\r.png\n\tnext")
     assert capsys.readouterr().out == "evil\\x1b[2Jname\\x0d.png\n\tnext\n"
+    Console().say("gnp.\u202eexe\u2066\u200f")
+    assert capsys.readouterr().out == "gnp.\\u202eexe\\u2066\\u200f\n"
+    Console().fail(InputError("no picture", where="a.png\nerror: lies"))
+    assert capsys.readouterr().err == "error: a.png\\nerror: lies: no picture\n"
 
 
 def test_quiet_leaves_errors_only(capsys: pytest.CaptureFixture[str]) -> None:

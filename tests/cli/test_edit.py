@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +218,104 @@ def test_think_shows_the_reasoning_or_what_is_wrong_with_it(earl) -> None:
     assert "reasoning:" in out if Path("a.edited.png").exists() else "drew no picture" in err
 
 
+def test_names_and_words_can_not_write_to_the_terminal(earl) -> None:
+    name = "\u202egnp.\x1b[31m\nerror: lies.png"
+    photo(Path(name))
+    out, err = earl(name, "make it \u202eywons\x1b[2J\nerror: no", "--seed", "1")
+    assert out.startswith(r"\u202egnp.\x1b[31m\nerror: lies.png -> \u202egnp.\x1b[31m\nerror: lies.edited.png")
+    assert len(out.splitlines()) == 1
+    assert r'"make it \u202eywons\x1b[2J error: no"' in err
+    assert "\x1b" not in err
+    assert Path(name).with_name("\u202egnp.\x1b[31m\nerror: lies.edited.png").exists()
+
+
+def test_the_same_line_again_edits_no_edit(earl) -> None:
+    photo(Path("a.png"))
+    earl("*.png", "make it snowy", "--compare")
+    _, err = earl("*.png", "make it snowy")
+    assert "left out, as earlier runs wrote them: a.edited.compare.png, a.edited.png" in err
+    names = ["a.edited-2.png", "a.edited.compare.png", "a.edited.png", "a.png"]
+    assert sorted(path.name for path in Path().iterdir()) == names
+
+
+def test_a_descriptor_is_read_and_its_edit_needs_a_name(earl) -> None:
+    photo(Path("a.png"))
+    for options, code in [([], 8), (["-o", "out.png"], 0)]:
+        reader, writer = os.pipe()
+        os.write(writer, Path("a.png").read_bytes())
+        os.close(writer)
+        _, err = earl(f"/dev/fd/{reader}", "make it snowy", *options, code=code)
+        os.close(reader)
+        assert ("-o FILE" in err) == bool(code)
+    assert opened("out.png").size == (60, 40)
+
+
+def test_what_can_not_be_written_is_said_before_the_model_is_loaded(earl) -> None:
+    photo(Path("a.png"))
+    photo(Path("n" * 250 + ".png"))
+    photo(Path("m" * 240 + ".png"))
+    for line in [["a.png", "-o", "a.png/"], ["a.png", "-o", "n" * 260 + ".png"], ["n" * 250 + ".png"]]:
+        _, err = earl(*line[:1], "make it snowy", *line[1:], code=8)
+        assert err.count("error: ") == 1
+        assert "tiny: " not in err  # what is said of the model
+    earl("m" * 240 + ".png", "make it snowy")
+    assert opened("m" * 240 + ".edited.png").size == (60, 40)
+
+
+@contextmanager
+def stream_of(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> Iterator[None]:
+    """A standard stream that writes to a descriptor; what is left in it in the end is dropped."""
+    with os.fdopen(number, "w") as stream, monkeypatch.context() as patched:
+        patched.setattr(f"sys.{name}", stream)
+        yield
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+def full() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def closed() -> int:
+    """As the program's main leaves a stream that was closed before."""
+    return os.open(os.devnull, os.O_RDONLY)
+
+
+def test_a_stdout_that_takes_nothing_costs_no_edit(earl, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        photo(Path(f"{name}.png"))
+    for options in ([], ["--json"]):
+        with stream_of(monkeypatch, "stdout", full()):
+            _, err = earl("a.png", "b.png", "make it snowy", *options, code=8)
+        assert err.endswith("error: stdout: it can't be written: No space left on device\n")
+        assert err.count("error: ") == 1
+    names = ["a.edited-2.png", "a.edited.png", "a.png", "b.edited-2.png", "b.edited.png", "b.png"]
+    assert sorted(path.name for path in Path().iterdir()) == names
+    with stream_of(monkeypatch, "stdout", full()):
+        _, err = earl("a.png", "make it snowy", "-o", "-", code=8)
+    assert err.endswith("error: stdout: the picture can't be written: No space left on device\n")
+
+
+def test_a_closed_stdout_wants_no_lines_and_takes_no_data(earl, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo(Path("a.png"))
+    with stream_of(monkeypatch, "stdout", closed()):
+        _, err = earl("a.png", "make it snowy")
+    assert "error" not in err
+    assert Path("a.edited.png").exists()
+    for options in (["--json"], ["-o", "-"]):
+        with stream_of(monkeypatch, "stdout", closed()):
+            _, err = earl("a.png", "make it snowy", *options, code=8)
+        assert err.startswith("error: stdout: it is closed\n")
+        assert "tiny: " not in err
+    assert not Path("a.edited-2.png").exists()
+
+
+def test_a_stderr_that_takes_nothing_costs_nothing(earl, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo(Path("a.png"))
+    with stream_of(monkeypatch, "stderr", full()):
+        out, _ = earl("a.png", "missing.png", "add a dragon", "--json", code=7)
+    assert json.loads(out)["results"][0]["output"] == "a.edited.png"
+
+
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch):
     def give(data: bytes) -> None:
@@ -264,6 +365,9 @@ def test_json_and_a_picture_do_not_share_stdout(earl) -> None:
     ("args", "code", "said"),
     [
         (["make it snowy", "a.png"], 2, "comes last"),
+        (["make", "it", "snowy"], 2, "no picture, only words"),
+        (["https://example.org/a.png", "night"], 2, "an address, not a file"),
+        (["a.png", "snow " * 2400], 2, "12,000 characters"),
         (["a.png"], 2, "instruction is missing"),
         (["a.png", " "], 2, "instruction is empty"),
         (["missing.png", "night"], 3, "no such file"),

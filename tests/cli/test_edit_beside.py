@@ -146,14 +146,11 @@ def test_order_and_bytes_are_those_of_one_picture_at_a_time(edit: Any, engine: A
     assert together == [result for results in alone for result in results]
 
 
-def test_a_picture_that_can_not_be_saved_costs_only_itself(edit: Any) -> None:
-    for number in (3, 8):  # a name that is taken by a folder can't be replaced
+def test_a_name_that_is_a_folders_is_passed_over(edit: Any) -> None:
+    for number in (3, 8):
         Path(f"out/{number}.edited.png").mkdir(parents=True)
-    document = edit("--force", code=7)
-    assert [Path(failed["source"]).name for failed in document["failed"]] == ["3.png", "8.png"]
-    sources = [Path(result["source"]).stem for result in document["results"]]
-    assert sources == [str(number) for number in range(10) if number not in (3, 8)]
-    assert all(path.suffix == ".png" for path in Path("out").iterdir())
+    outputs = [Path(result["output"]).name for result in edit("--force")["results"]]
+    assert outputs == [f"{number}.edited{'-2' * (number in (3, 8))}.png" for number in range(10)]
 
 
 def test_a_full_disk_costs_only_what_does_not_fit(edit: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,17 @@
-"""Words of an ``earl edit`` line: which are pictures, which is the instruction, and where results go."""
+"""Words of an ``earl edit`` line: which are pictures, and which is the instruction."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earl_cli.commands.edit_files import Source, Targets, find_sources, split_words
-from earl_cli.errors import EarlError, InputError, OutputError, UsageError
+from earl_cli.commands.edit_files import find_sources, split_words
+from earl_cli.errors import InputError, UsageError
 
 
 @pytest.fixture
@@ -54,6 +56,8 @@ def test_the_last_word_is_the_instruction(folder: Path) -> None:
         (["make it snowy", "a.png"], "comes last"),
         (["make it snowy", "missing.png"], "comes last"),
         (["a.png", "make", "it", "snowy"], "several words"),
+        (["make", "it", "snowy"], 'no picture, only words: "make it snowy"'),
+        (["snowy", "please"], "no picture, only words"),
     ],
 )
 def test_each_mistake_has_its_message(folder: Path, words: list[str], said: str) -> None:
@@ -70,107 +74,104 @@ def test_any_text_is_an_instruction_or_a_named_mistake(text: str) -> None:
         assert not text.strip() or Path(text).suffix or text in {"-", "."} or text.endswith("/")
 
 
-def test_a_very_long_instruction_is_no_path() -> None:
-    assert split_words(["a.png", "snow " * 5000])[0] == ["a.png"]
+def test_a_word_that_is_no_file_before_a_whole_instruction_is_a_missing_file() -> None:
+    assert split_words(["photo", "make it snowy"])[0] == ["photo"]
+    assert split_words(["sub/photo", "sepia"])[0] == ["sub/photo"]
+
+
+def test_a_very_long_instruction_is_refused() -> None:
+    assert split_words(["a.png", "snow " * 800])[0] == ["a.png"]
+    with pytest.raises(UsageError, match="12,000 characters, more than 4,000") as caught:
+        split_words(["a.png", "snow, " * 2000])
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "word", ["https://example.org/a.jpg", "HTTP://x/y", "ftp://x/a.png", "data:image/png;base64,i"]
+)
+def test_an_address_is_said_to_be_one(folder: Path, word: str) -> None:
+    with pytest.raises(UsageError, match="an address, not a file"):
+        split_words(["a.png", word, "night"])
+    Path("data:image").touch()
+    assert split_words(["data:image", "night"])[0] == ["data:image"]
 
 
 def names(*words: str) -> list[str]:
-    sources, failed = find_sources(words)
-    assert not failed
-    return [source.name for source in sources]
+    found = find_sources(words)
+    assert not found.failed
+    return [source.name for source in found.sources]
+
+
+def left_out(*words: str) -> list[str]:
+    return [str(path) for path in find_sources(words).earlier]
+
+
+def test_a_file_address_is_that_file(folder: Path) -> None:
+    address = (folder / "with space.jpeg").as_uri()
+    assert split_words([address, "night"])[0] == [address]
+    assert names(address, "with space.jpeg") == [str(folder / "with space.jpeg")]
 
 
 def test_files_folders_globs_and_stdin(folder: Path) -> None:
     assert names("a.png") == ["a.png"]
     assert names(".") == ["a.png", "b.jpg", "odd[1].png", "with space.jpeg"]
-    assert names("*.png") == ["a.edited-2.png", "a.edited.png", "a.png", "odd[1].png"]
+    assert names("*.png") == ["a.png", "odd[1].png"]
     assert names("**/*.webp") == ["sub/c.webp"]
     assert names("odd[1].png") == ["odd[1].png"]
     assert names("-", "b.jpg") == ["stdin", "b.jpg"]
-    assert names("a.png", "a.png", "./a.png", "a.*") == ["a.png", "a.edited-2.png", "a.edited.png"]
+    assert names("a.png", "a.png", "./a.png", "a.*") == ["a.png"]
+
+
+def test_results_of_earlier_runs_are_left_out(folder: Path) -> None:
+    for name in ["b.edited.compare.jpg", "b.edited-3.grid-2.jpg", "my.edited.photo.png", "c.edited-last.png"]:
+        Path(name).touch()
+    theirs = ["a.edited-2.png", "a.edited.png", "b.edited-3.grid-2.jpg", "b.edited.compare.jpg"]
+    assert left_out(".") == left_out("*") == theirs
+    assert names("?.*") == ["a.png", "b.jpg", "c.edited-last.png"]
+    assert "my.edited.photo.png" in names(".")
+    written_by_a_shell = sorted(path.name for path in Path().glob("a*.png"))
+    assert names(*written_by_a_shell) == ["a.png"]
+    assert left_out(*written_by_a_shell) == theirs[:2]
+
+
+def test_a_result_that_is_named_is_edited_again(folder: Path) -> None:
+    assert names("a.edited.png", "b.jpg") == ["a.edited.png", "b.jpg"]
+    assert names("*.edited*.png") == ["a.edited-2.png", "a.edited.png"]
+    Path("a.png").unlink()
+    (failed,) = find_sources(["a*.png"]).failed
+    assert "but results of earlier runs" in failed.error.what
+
+
+def test_photos_that_need_another_program_are_not_left_out(folder: Path) -> None:
+    Path("sub/IMG_1.HEIC").touch()
+    assert names("sub") == ["sub/IMG_1.HEIC", "sub/c.webp"]
+
+
+def test_names_are_found_in_either_unicode_form(folder: Path) -> None:
+    composed, apart = (normalize(form, "sommer é/föto ä.png") for form in ("NFC", "NFD"))
+    for typed, there in [(composed, apart), (apart, composed)]:
+        Path(there).parent.mkdir(exist_ok=True)
+        Path(there).touch()
+        if not Path(typed).exists():  # else the disk doesn't tell them apart
+            assert names(typed) == [there]
+            assert names(typed.replace(".png", ".*")) == [there]
+            assert names(str(Path(typed).parent)) == [there]
+        Path(there).unlink()
+        Path(there).parent.rmdir()
+
+
+def test_a_pipe_lies_in_no_folder(folder: Path) -> None:
+    os.mkfifo("pipe")
+    (pipe, file) = find_sources(["pipe", "a.png"]).sources
+    assert (pipe.is_stream, file.is_stream) == (True, False)
 
 
 def test_what_gives_no_picture_is_named_and_the_rest_goes_on(folder: Path) -> None:
-    sources, failed = find_sources(["empty", "a.png", "*.gif"])
-    assert [source.name for source in sources] == ["a.png"]
-    assert [(each.name, type(each.error)) for each in failed] == [("empty", InputError), ("*.gif", InputError)]
+    found = find_sources(["empty", "a.png", "*.gif"])
+    assert [source.name for source in found.sources] == ["a.png"]
+    assert [(each.name, type(each.error)) for each in found.failed] == [("empty", InputError), ("*.gif", InputError)]
 
 
 def test_stdin_only_once() -> None:
     with pytest.raises(UsageError, match="only once"):
         find_sources(["-", "-"])
-
-
-def test_default_names_lie_beside_the_original_and_take_the_next_free_number(folder: Path) -> None:
-    targets = Targets(None, force=False, several=False)
-    source = Source(folder / "a.png")
-    assert targets.path(source, "PNG") == folder / "a.edited-3.png"
-    assert targets.path(source, "PNG") == folder / "a.edited-4.png"
-    assert targets.path(Source(folder / "sub/c.webp"), "WEBP") == folder / "sub/c.edited.webp"
-    assert targets.beside(folder / "a.edited-3.png", "compare") == folder / "a.edited-3.compare.png"
-
-
-def test_force_takes_the_first_name_but_never_twice_in_a_run(folder: Path) -> None:
-    targets = Targets(None, force=True, several=False)
-    assert targets.path(Source(folder / "a.png"), "PNG").name == "a.edited.png"
-    assert targets.path(Source(folder / "a.png"), "PNG").name == "a.edited-2.png"
-
-
-def test_a_format_that_is_not_written_becomes_png(folder: Path) -> None:
-    assert Targets(None, False, False).path(Source(folder / "x.tiff"), "TIFF").name == "x.edited.png"
-    assert Targets(None, False, False).path(Source(folder / "X.JPEG"), "JPEG").name == "X.edited.JPEG"
-
-
-@pytest.mark.parametrize(("output", "several"), [("new/", False), ("new", True), ("sub", False)])
-def test_a_folder_for_results(folder: Path, output: str, several: bool) -> None:
-    targets = Targets(output, False, several)
-    assert targets.is_folder
-    assert targets.path(Source(Path("a.png")), "PNG") == Path(output) / "a.edited.png"
-    assert targets.path(Source(Path("sub/a.png")), "PNG") == Path(output) / "a.edited-2.png"
-    assert Path(output).is_dir()
-
-
-def test_a_folder_that_can_not_be_made_is_named(folder: Path) -> None:
-    with pytest.raises(OutputError) as caught:
-        Targets("notes.txt/", False, False).path(Source(Path("a.png")), "PNG")
-    assert caught.value.where == "notes.txt"
-
-
-def test_a_chosen_file_must_be_free(folder: Path) -> None:
-    with pytest.raises(OutputError, match="exists already"):
-        Targets("b.jpg", False, False)
-    assert Targets("b.jpg", True, False).path(Source(Path("a.png")), "PNG") == Path("b.jpg")
-    variants = Targets("new.png", False, False)
-    assert [variants.path(Source(Path("a.png")), "PNG").name for _ in range(2)] == ["new.png", "new-2.png"]
-    taken = Targets("a.png", True, False)
-    assert taken.beside(taken.path(Source(Path("b.jpg")), "JPEG"), "compare").name == "a.compare.png"
-
-
-@pytest.mark.parametrize(
-    ("output", "error"),
-    [
-        ("", UsageError),
-        ("out.bmp", UsageError),
-        ("out", UsageError),
-        ("nowhere/out.png", OutputError),
-        ("a.txt", UsageError),
-    ],
-)
-def test_names_that_can_not_be_written_are_refused_before_any_work(
-    folder: Path, output: str, error: type[EarlError]
-) -> None:
-    with pytest.raises(error):
-        Targets(output, False, False)
-
-
-def test_stdout_takes_one_picture(folder: Path) -> None:
-    stdin, file = Source(None), Source(Path("a.png"))
-    assert Targets(None, False, False).to_stdout([stdin], 1)
-    assert Targets("-", False, False).to_stdout([file], 1)
-    assert not Targets(None, False, False).to_stdout([file], 4)
-    assert not Targets("new.png", False, False).to_stdout([stdin], 4)
-    for sources, pictures in [([stdin, file], 1), ([file], 4)]:
-        with pytest.raises(UsageError, match="one picture"):
-            Targets("-", False, True).to_stdout(sources, pictures)
-    with pytest.raises(UsageError, match="one name for several"):
-        Targets("new.png", False, True).to_stdout([file, stdin], 2)

@@ -84,6 +84,17 @@ def test_stopped_in_the_middle(
         Image.open(path).load()
 
 
+def test_runs_at_once_lose_no_result(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    photos(tmp_path / "in", 1, side=40)
+    runs = [start("in/00.png", "make it snowy", "--grid", "--compare", "--seed", str(seed)) for seed in range(3)]
+    said = [process.communicate(timeout=300) for process in runs]
+    assert [process.returncode for process in runs] == [0, 0, 0], said
+    written = [path for path in (tmp_path / "in").iterdir() if path.name != "00.png"]
+    assert len(written) == 9
+    seeds = [image.text["seed"] for image in map(Image.open, written)]
+    assert sorted(seeds) == ["0"] * 3 + ["1"] * 3 + ["2"] * 3
+
+
 def test_a_reader_that_goes_away_stops_quietly(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     photos(tmp_path / "in", 1, side=150)
     process = start("in/00.png", "make it snowy", "-o", "-")
