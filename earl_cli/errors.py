@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 
 class EarlError(Exception):
@@ -20,6 +21,16 @@ class EarlError(Exception):
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text} ({self.hint})" if self.hint else text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, whatever a class of them is made from: an error comes back whole from another process."""
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[EarlError], args: tuple[Any, ...]) -> EarlError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class UsageError(EarlError):

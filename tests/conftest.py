@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hub_server import Hub
     from judge_server import JudgeServer
     from playwright.sync_api import Browser
+    from transformers import Emu3VQVAE
 
 TINY_AREA = 32 * 32
 TINY_ABILITIES = {
@@ -97,6 +98,19 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "earl.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fine_vision(tiny_model_dir: Path) -> Emu3VQVAE:
+    """A vision tokenizer like the tiny model's, with 4 pixels a code in place of 8."""
+    import torch
+    from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
+    from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
+
+    config = Emu3VQVAEConfig.from_pretrained(tiny_model_dir / "vision", channel_multiplier=[1, 1, 2])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Emu3VQVAE(config).eval()
 
 
 @pytest.fixture(autouse=True)

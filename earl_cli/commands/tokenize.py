@@ -32,11 +32,11 @@ def tokenize(
         str | None, typer.Option("--preset", help="The flags for a published data set.", rich_help_panel=DATA)
     ] = None,
     subset: Annotated[
-        str | None, typer.Option("--subset", help="Configuration of a data set on the Hub.", rich_help_panel=DATA)
+        str | None, typer.Option("--subset", help="The configuration: on the Hub, or a folder.", rich_help_panel=DATA)
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option("--split", help="The split; of files, those with it in their name.", rich_help_panel=DATA),
+        typer.Option("--split", help="The split, by a folder's or file's name; all for all.", rich_help_panel=DATA),
     ] = None,
     data_files: Annotated[
         list[str] | None,
@@ -117,7 +117,7 @@ def tokenize(
         where,
         _kind(source),
         subset,
-        split or (chosen.split if chosen else None),
+        split or (chosen.split if chosen and data is None else None),
         tuple(data_files or ()),
         revision,
         streaming,
@@ -125,7 +125,8 @@ def tokenize(
     part = read_share(share)
     console.quiet |= share is None and part.index > 0  # of the ranks of one run, the first speaks
     found = open_source(place)
-    find_columns(columns, found.columns, found.name)
+    expected = f"--preset {preset} expects {', '.join(base.names)}" if chosen else ""
+    find_columns(columns, found, reason=expected)
     console.say(f"{row_count(found)} rows in {place.path}")
 
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes large pages: a CPU encodes up to a third faster

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from earl_cli.data.hub_files import fetch, hub_errors
 from earl_cli.data.parquet import open_parquet
-from earl_cli.data.saved import saved_source
+from earl_cli.data.saved import choose_split, saved_source
+from earl_cli.data.splits import ALL
 from earl_cli.data.tars import open_tars
 from earl_cli.errors import InputError, UsageError
 from earl_cli.models.hub import HUB_ID
@@ -33,22 +34,27 @@ def open_hub(
     """
     repo, revision = _repo(spec, revision)
     where = f"{repo}@{revision}" if revision else repo
-    from datasets import load_dataset, load_dataset_builder
+    from datasets import concatenate_datasets, load_dataset, load_dataset_builder
 
     settings: dict[str, Any] = {"name": subset, "revision": revision, "data_files": list(data_files) or None}
     with hub_errors(where):
-        builder = load_dataset_builder(repo, **settings)
+        try:
+            builder = load_dataset_builder(repo, **settings)
+        except ValueError as error:
+            raise _unclear_subset(error, repo, revision, subset, where) or error from None
         splits = {str(name): [str(file) for file in files] for name, files in (builder.config.data_files or {}).items()}
-        chosen = _split(splits, split, where)
+        chosen = list(splits) if split == ALL else [choose_split(list(splits), split, where)]
+        files = [file for name in chosen for file in splits[name]]
         module = type(builder).__module__.rpartition(".")[2]
         if module == "parquet":
-            return open_parquet(repo, splits[chosen], None, streaming=streaming)
+            return open_parquet(repo, files, None, streaming=streaming)
         if streaming:
             what = f"only Parquet can be streamed, this data set is of the kind {module}"
             raise UsageError(what, where=where, hint="leave out --streaming")
         if module == "webdataset":
-            return open_tars(repo, [Path(fetch(file)) for file in splits[chosen]])
-        return saved_source(repo, load_dataset(repo, split=chosen, **settings), None)
+            return open_tars(repo, [Path(fetch(file)) for file in files])
+        parts = [load_dataset(repo, split=name, **settings) for name in chosen]
+        return saved_source(repo, concatenate_datasets(parts) if len(parts) > 1 else parts[0], None)
 
 
 def fetch_published(spec: str, subset: str | None, split: str | None) -> Path:
@@ -83,10 +89,14 @@ def _repo(spec: str, revision: str | None) -> tuple[str, str | None]:
     return match["repo"], revision or match["revision"]
 
 
-def _split(splits: dict[str, list[str]], wanted: str | None, where: str) -> str:
-    if wanted in splits:
-        return wanted
-    if wanted is None and len(splits) == 1:
-        return next(iter(splits))
-    what = f"there is no split {wanted!r}" if wanted else "the data set has several splits"
-    raise UsageError(what, where=where, hint=f"--split is one of {', '.join(splits)}")
+def _unclear_subset(
+    error: ValueError, repo: str, revision: str | None, subset: str | None, where: str
+) -> UsageError | None:
+    """What `datasets` means if it doesn't find a configuration, with those that there are; None if it means another."""
+    from datasets import get_dataset_config_names
+
+    if "config" not in str(error).lower():
+        return None
+    there = ", ".join(get_dataset_config_names(repo, revision=revision))
+    what = f"there is no configuration {subset!r}" if subset else "the data set has several configurations"
+    return UsageError(what, where=where, hint=f"--subset is one of {there}")

@@ -5,10 +5,12 @@ The list is read once to find its rows, and then a row at a time from its place,
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,26 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.data.sources import BadRowError, Row
+from earl_cli.data.sources import BadRowError, Content, Row, picked
 from earl_cli.errors import InputError
 
 JSON_LINES, TABLES = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*JSON_LINES, *TABLES)
-_MARK = b"\xef\xbb\xbf"  # some editors put it before UTF-8 text
+DELIMITERS = (",", "\t", ";", "|")
+LARGEST_CELL = 2**30
+JUDGED_LINES, JUDGED_BYTES = 100, 2**20
+"""What of a table is read to find its delimiter, at most."""
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_AS_UTF8 = "save it as UTF-8 (in Excel: CSV UTF-8; elsewhere: iconv -t utf-8)"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a list is written: the encoding, how many bytes mark that, and what separates cells; None in JSON lines."""
+
+    encoding: str
+    mark: int
+    delimiter: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +46,8 @@ class ListingSource:
     """The rows of a list; ``starts`` int64[n] are their places in the file in bytes, ``lines`` in lines from 1."""
 
     path: Path
-    columns: tuple[str, ...]
+    form: Form
+    columns: Mapping[str, Content]
     fingerprint: str
     starts: NDArray[np.int64]
     lines: NDArray[np.int64]
@@ -55,15 +72,18 @@ class ListingSource:
                 file.seek(self.starts[number])
                 try:
                     values = self._values(file)
-                except ValueError as error:
+                except UnicodeDecodeError:
+                    yield BadRowError("row", "not a valid row: not UTF-8 text", where=where, hint=_AS_UTF8)
+                except (ValueError, csv.Error) as error:
                     yield BadRowError("row", f"not a valid row: {error}", where=where)
                 else:
-                    yield Row(int(number), where, {name: values[name] for name in columns if name in values})
+                    yield Row(int(number), where, picked(values, columns))
 
     def _values(self, file: BinaryIO) -> dict[str, Any]:
-        if self.path.suffix in JSON_LINES:
-            return _json_object(file.readline())
-        values = next(_table_rows(file, self.path.suffix))
+        if self.form.delimiter is None:
+            return _json_object(_next_line(file, self.form.encoding).decode(self.form.encoding))
+        rows = _reader(_Lines(file, self.form.encoding, "strict"), self.form.delimiter)
+        values = next(rows, [])
         if len(values) != len(self.columns):
             raise ValueError(f"{len(values)} fields for {len(self.columns)} columns")
         return dict(zip(self.columns, values, strict=True))
@@ -73,90 +93,158 @@ def open_listing(path: Path) -> ListingSource:
     """Raises InputError if the list can't be read, has no row, or no row that can be read."""
     try:
         with path.open("rb") as file:
-            if file.read(len(_MARK)) != _MARK:
-                file.seek(0)
-            starts, lines, columns = _scan(file, path.suffix)
+            form = _form(file, path)
+            file.seek(form.mark)
+            scan = _scan_lines if form.delimiter is None else _scan_table
+            starts, lines, columns = scan(file, form)
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
         raise InputError(f"this list can't be read: {error.strerror or error}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise InputError("the names of its columns are no UTF-8 text", where=str(path), hint=_AS_UTF8) from None
+    except csv.Error as error:
+        raise InputError(f"the line with the names of its columns can't be read: {error}", where=str(path)) from None
     if not starts:
         raise InputError("the list of pairs is empty", where=str(path))
     if not columns:
         what = "not one row of this list can be read"
         raise InputError(what, where=str(path), hint="each line must be a JSON object, in UTF-8")
-    return ListingSource(path, columns, digest.hexdigest()[:16], np.array(starts), np.array(lines))
+    repeated = [repr(name) for name, count in Counter(columns).items() if count > 1]
+    if repeated:
+        what = f"several columns have the same name: {', '.join(repeated)}"
+        raise InputError(what, where=str(path), hint="rename or delete all but one")
+    contents: dict[str, Content] = dict.fromkeys(columns, "unknown")
+    return ListingSource(path, form, contents, digest.hexdigest()[:16], np.array(starts), np.array(lines))
 
 
-def _scan(file: BinaryIO, suffix: str) -> tuple[list[int], list[int], tuple[str, ...]]:
-    """Where the rows start, in bytes and lines, and the names of all columns."""
+def _form(file: BinaryIO, path: Path) -> Form:
+    """Raises InputError for text in another encoding than UTF-8 and marked UTF-16."""
+    head = file.read(4096)
+    mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
+    encoding = _MARKS.get(mark, "utf-8")
+    if encoding == "utf-8" and b"\0" in head:
+        raise InputError("this is no UTF-8 text: there are zero bytes in it", where=str(path), hint=_AS_UTF8)
+    form = Form(encoding, len(mark))
+    if path.suffix.lower() in JSON_LINES:
+        return form
+    file.seek(len(mark))
+    return Form(encoding, len(mark), _delimiter(file, encoding, TABLES[path.suffix.lower()]))
+
+
+def _delimiter(file: BinaryIO, encoding: str, usual: str) -> str:
+    """What cuts most of the first lines into as many cells as there are columns, at least two; else the usual one."""
+    lines: list[str] = []
+    size = 0
+    while len(lines) < JUDGED_LINES and size < JUDGED_BYTES and (line := _next_line(file, encoding)):
+        size += len(line)
+        lines.append(line.decode(encoding, "replace"))
+
+    def fitting(delimiter: str) -> int:
+        counts: list[int] = []
+        with suppress(csv.Error):
+            for cells in filter(None, _reader(iter(lines), delimiter)):
+                counts.append(len(cells))  # one by one: what comes before a damaged line counts
+        return counts.count(counts[0]) if counts and counts[0] > 1 else 0
+
+    return max(dict.fromkeys((usual, *DELIMITERS)), key=fitting)
+
+
+def _scan_lines(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[str]]:
+    """Where the rows of JSON lines start, in bytes and lines, and the names of all columns."""
     starts: list[int] = []
     lines: list[int] = []
     columns: dict[str, None] = {}
-    if suffix in JSON_LINES:
-        place = file.tell()
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                starts.append(place)
-                lines.append(number)
-                with suppress(ValueError):  # it is a reject when its turn comes
-                    columns |= dict.fromkeys(_json_object(line))
-            place += len(line)
-        return starts, lines, tuple(columns)
-    counted = _Lines(file)
-    reader = csv.reader(counted, delimiter=TABLES[suffix])
-    header = next(_records(reader), [])
+    place, number = file.tell(), 0
+    while line := _next_line(file, form.encoding):
+        number += 1
+        text = line.decode(form.encoding, "replace")
+        if text.strip():
+            starts.append(place)
+            lines.append(number)
+            with suppress(ValueError):  # it is a reject when its turn comes
+                columns |= dict.fromkeys(_json_object(text))
+        place += len(line)
+    return starts, lines, list(columns)
+
+
+def _scan_table(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[str]]:
+    """As `_scan_lines`, of a table. A quote that is never closed costs its own line only, not those after it."""
+    assert form.delimiter is not None
+    starts: list[int] = []
+    lines: list[int] = []
+    header: list[str] = []
+    text = _Lines(file, form.encoding, "strict")
+    rows = _reader(text, form.delimiter)
+    while not header:
+        header = [name.strip() for name in next(rows, ["no row"])]
+    text.errors = "replace"  # a row that isn't text is a reject when its turn comes
     while True:
-        start, first = counted.place, counted.number + 1
+        start, before = text.place, text.number
         try:
-            values = next(reader)
+            values = next(rows)
         except StopIteration:
-            return starts, lines, tuple(header)
+            return starts, lines, header
         except csv.Error:
             values = ["damaged"]
-        if values:
-            starts.append(start)
-            lines.append(first)
+        if not values:
+            continue
+        starts.append(start)
+        lines.append(before + 1)
+        if len(values) != len(header) and text.number > before + 1:
+            text.back_to_line_after(start, before)
+            rows = _reader(text, form.delimiter)
 
 
 class _Lines:
     """The lines of a file as text, which knows how far it has read."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.place, self.number = file, file.tell(), 0
+    def __init__(self, file: BinaryIO, encoding: str, errors: str) -> None:
+        self.file, self.encoding, self.errors, self.place, self.number = file, encoding, errors, file.tell(), 0
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self.file.readline()
+        line = _next_line(self.file, self.encoding)
         if not line:
             raise StopIteration
         self.place += len(line)
         self.number += 1
-        return line.decode("utf-8", "replace")
+        return line.decode(self.encoding, self.errors)
+
+    def back_to_line_after(self, place: int, number: int) -> None:
+        self.file.seek(place)
+        self.place = place + len(_next_line(self.file, self.encoding))
+        self.number = number + 1
 
 
-def _records(reader: Iterator[list[str]]) -> Iterator[list[str]]:
-    return (values for values in reader if values)
+def _next_line(file: BinaryIO, encoding: str) -> bytes:
+    """The next line with its end; two bytes a character, a line feed's byte may be a part of another character."""
+    line = file.readline()
+    if encoding == "utf-8":
+        return line
+    end = "\n".encode(encoding)
+    while line and (len(line) % 2 or not line.endswith(end)):
+        more = file.read(1) if len(line) % 2 else file.readline()
+        if not more:
+            break
+        line += more
+    return line
 
 
-def _table_rows(file: BinaryIO, suffix: str) -> Iterator[list[str]]:
+def _reader(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
+    csv.field_size_limit(LARGEST_CELL)  # a cell may be a picture
+    return csv.reader(lines, delimiter=delimiter, strict=True)
+
+
+def _json_object(line: str) -> dict[str, Any]:
     try:
-        yield from csv.reader(_Lines(file), delimiter=TABLES[suffix], strict=True)
-    except csv.Error as error:
-        raise ValueError(str(error)) from None
-
-
-def _json_object(line: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(line.decode("utf-8"))
+        values = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg}") from None
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8 text") from None
     if not isinstance(values, dict):
         raise ValueError("a row must be a JSON object")
     return values

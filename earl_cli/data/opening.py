@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from earl_cli.data.hub_data import is_hub_id, open_hub
 from earl_cli.data.listing import SUFFIXES, open_listing
 from earl_cli.data.parquet import open_parquet
-from earl_cli.data.saved import is_saved, open_saved
+from earl_cli.data.saved import open_saved, saved_splits
 from earl_cli.data.sources import Source
+from earl_cli.data.splits import ALL, choose_files, same_split, split_of
+from earl_cli.data.store import is_store
 from earl_cli.data.tars import open_tars
 from earl_cli.errors import InputError, UsageError
 
-ALL = "all"
-SPLITS = ("train", "validation", "valid", "val", "test", "dev")
 _KINDS = f"a folder or file of pairs ({', '.join(SUFFIXES)}), .parquet, .tar, or a data set saved by `datasets`"
+_PACKED = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".zip", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the data are, as the command line says it; ``split`` "all" means every file."""
+    """Where the data are, as the command line says it; the ``split`` `ALL` means every file."""
 
     path: str
     kind: Literal["auto", "local", "hf"] = "auto"
@@ -46,64 +47,94 @@ def open_source(place: Place) -> Source:
             revision=place.revision,
             streaming=place.streaming,
         )
-    for flag, value in (("--subset", place.subset), ("--revision", place.revision), ("--streaming", place.streaming)):
+    for flag, value in (("--revision", place.revision), ("--streaming", place.streaming)):
         if value:
             raise UsageError(f"{flag} is for data on the Hub", where=place.path)
     if not path.exists():
         raise InputError("no such file or folder, and no Hub id org/name", where=place.path)
-    return _open_file(path) if path.is_file() else _open_folder(path, place)
+    return _open_folder(path, place) if path.is_dir() else _open_file(path, place)
 
 
-def _open_file(path: Path) -> Source:
-    if path.suffix in SUFFIXES:
+def _open_file(path: Path, place: Place) -> Source:
+    of_split = place.split in (None, ALL) or same_split(str(place.split), split_of(Path(path.name)) or "")
+    split = None if of_split else place.split
+    for flag, value in (("--split", split), ("--subset", place.subset), ("--data-files", place.data_files)):
+        if value:
+            raise UsageError(f"{flag} chooses among several files, and this is one", where=str(path))
+    kind = path.suffix.lower()
+    if kind in SUFFIXES:
         return open_listing(path)
-    if path.suffix == ".parquet":
+    if kind == ".parquet":
         return open_parquet(path.stem, [str(path)], str(path.parent))
-    if path.suffix == ".tar":
+    if kind == ".tar":
         return open_tars(path.stem, [path])
+    if kind in _PACKED:
+        raise InputError("this file is compressed", where=str(path), hint=f"unpack it and give {_KINDS}")
     raise InputError("this is none of the kinds of data that can be read", where=str(path), hint=f"give {_KINDS}")
 
 
 def _open_folder(folder: Path, place: Place) -> Source:
-    if is_saved(folder):
-        return open_saved(folder, place.split)
-    lists = _files(folder, SUFFIXES, place.data_files or ("*",))
-    if len(lists) == 1:
-        return open_listing(lists[0])
-    if lists:
-        names = ", ".join(path.name for path in lists)
-        raise InputError(f"several lists of pairs: {names}", where=str(folder), hint="give the path of one")
+    if saved := saved_splits(folder):
+        for flag, value in (("--subset", place.subset), ("--data-files", place.data_files)):
+            if value:
+                raise UsageError(f"{flag} is for files, and `datasets` saved this data set", where=str(folder))
+        return open_saved(folder, saved, place.split)
+    if is_store(folder):
+        raise InputError("this is a token store, the data is tokenized already", where=str(folder))
+    files = _files(folder, place.data_files)
+    lists = _of_kind(files, *SUFFIXES)
+    found = {"lists": _lists_that_count(lists), "Parquet": _of_kind(files, ".parquet"), "tars": _of_kind(files, ".tar")}
+    found = {kind: those for kind, those in found.items() if those} or ({"lists": lists} if lists else {})
+    if not found:
+        raise _nothing(folder, files, place)
+    if len(found) > 1:
+        listed = "; ".join(f"{kind}: {_listed(those)}" for kind, those in found.items())
+        hint = "give the path of one, or choose files with --data-files"
+        raise InputError(f"there are several kinds of data: {listed}", where=str(folder), hint=hint)
+    ((kind, those),) = found.items()
+    chosen = choose_files(those, place.split, place.subset, where=str(folder), by_patterns=bool(place.data_files))
     name = folder.resolve().name
-    tables = _files(folder, (".parquet",), place.data_files or ("**/*.parquet",))
-    if tables:
-        return open_parquet(name, [str(path) for path in _of_split(tables, place)], str(folder))
-    tars = _files(folder, (".tar",), place.data_files or ("**/*.tar",))
-    if tars:
-        return open_tars(name, _of_split(tars, place))
-    if any(folder.glob("**/tokenized_datalist.json")):
-        raise InputError("this data is tokenized already", where=str(folder), hint="use earl tokenize import")
+    if kind == "Parquet":
+        return open_parquet(name, [str(folder / file) for file in chosen], str(folder))
+    if kind == "tars":
+        return open_tars(name, [folder / file for file in chosen])
+    if len(chosen) > 1:
+        raise InputError(f"several lists of pairs: {_listed(chosen)}", where=str(folder), hint="give the path of one")
+    return open_listing(folder / chosen[0])
+
+
+def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files below, as paths from the folder on, in order; none that are hidden, or of a token store."""
+    if patterns:
+        there = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+        return sorted(path.relative_to(folder) for path in there)
+    found = []
+    for here, folders, names in os.walk(folder):
+        folders[:] = [
+            name for name in folders if not name.startswith((".", "__MACOSX")) and not is_store(Path(here, name))
+        ]
+        found += [Path(here, name).relative_to(folder) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _of_kind(files: Sequence[Path], *suffixes: str) -> list[Path]:
+    return [file for file in files if file.suffix.lower() in suffixes]
+
+
+def _lists_that_count(lists: Sequence[Path]) -> list[Path]:
+    """Those at the top and those of a split; what lies deeper may be anything that came with the pictures."""
+    return [path for path in lists if len(path.parts) == 1 or split_of(path)]
+
+
+def _nothing(folder: Path, files: Sequence[Path], place: Place) -> InputError:
+    if any(file.name == "tokenized_datalist.json" for file in files):
+        return InputError("this data is tokenized already", where=str(folder), hint="use earl tokenize import")
     matching = f" that matches {', '.join(place.data_files)}" if place.data_files else ""
-    raise InputError(f"there is no data{matching} of a kind that can be read", where=str(folder), hint=f"give {_KINDS}")
+    packed = _of_kind(files, *_PACKED)
+    hint = f"unpack {_listed(packed)} first" if packed else f"give {_KINDS}"
+    return InputError(f"there is no data{matching} of a kind that can be read", where=str(folder), hint=hint)
 
 
-def _files(folder: Path, suffixes: Sequence[str], patterns: Sequence[str]) -> list[Path]:
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.suffix in suffixes}
-    return sorted(path for path in found if path.is_file())
-
-
-def _of_split(files: Sequence[Path], place: Place) -> list[Path]:
-    """The files whose name contains the split's."""
-    if place.split not in (None, ALL):
-        chosen = [path for path in files if place.split in path.name]
-        if not chosen:
-            listed = ", ".join(path.name for path in files[:8])
-            raise InputError(
-                f"no file has {place.split!r} in its name", where=place.path, hint=f"the files are {listed}"
-            )
-        return chosen
-    words = {word for path in files for word in re.findall("[a-z]+", path.stem.lower())}
-    splits = [split for split in SPLITS if split in words]
-    if place.split is None and not place.data_files and len(splits) > 1:
-        what = f"there are files of several splits: {', '.join(splits)}"
-        raise UsageError(what, where=place.path, hint=f"name one with --split, or take all files with --split {ALL}")
-    return list(files)
+def _listed(files: Sequence[PurePath]) -> str:
+    more = f" and {len(files) - 8} more" if len(files) > 8 else ""
+    return ", ".join(file.as_posix() for file in files[:8]) + more

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from earl_cli.data.sources import BadRowError, Row
+from earl_cli.data.order import Order
+from earl_cli.data.pictures import looks_like_picture
+from earl_cli.data.sources import BadRowError, Content, Row, Source, outer_names
 from earl_cli.errors import InputError
 
 SOURCE_NAMES = (
-    "source", "original_image", "source_image", "source_img", "src_img", "input", "input_image", "INPUT_IMG", "image",
+    "source", "original_image", "source_image", "source_img", "src_img", "input", "input_image", "input_img",
+    "input_images", "original", "before", "image", "file_name",
 )  # fmt: skip
 TARGET_NAMES = (
     "edited", "edited_image", "edited_img", "target", "target_image", "target_img", "output", "output_image",
-    "OUTPUT_IMG",
+    "output_img", "output_images", "after",
 )  # fmt: skip
 INSTRUCTION_NAMES = (
-    "instruction", "edit_instruction", "edited_prompt_list", "EDITING_INSTRUCTION", "prompt", "edit_prompt",
+    "instruction", "edit_instruction", "edited_prompt_list", "editing_instruction", "edit_prompt", "prompt",
+    "instructions", "edit",
 )  # fmt: skip
-ID_NAMES = ("id", "edit_id", "idx", "omni_edit_id", "IMAGE_ID", "img_id", "image_id", "__key__")
+ID_NAMES = ("id", "edit_id", "idx", "omni_edit_id", "image_id", "img_id", "__key__")
+SAMPLE = 16
+"""Rows that are looked at where the type of a column doesn't tell what it holds."""
+_FILE = re.compile(r"_(file_?name|file|path|url)s?$")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what; None means the first of the usual names that is there, for the id also none at all."""
+    """Which columns hold what; None means one of a usual name (`usual_column`), for the id also none at all."""
 
     source: str | None = None
     target: str | None = None
@@ -56,31 +65,99 @@ class Pair:
     thoughts: Mapping[str, str]
 
 
-def find_columns(wanted: Columns, there: Sequence[str], where: str) -> Columns:
-    """``wanted`` with every column named. Raises InputError, with the columns that are there, if one is missing."""
+def find_columns(wanted: Columns, source: Source, *, reason: str = "") -> Columns:
+    """``wanted`` with every column named as ``source`` has it; ``reason`` is why these are wanted, for the message.
 
-    def find(flag: str, named: str | None, usual: Sequence[str]) -> str:
-        name = named or next((name for name in usual if name in there), None)
-        if name is None or name not in there:
-            what = f"no column {named!r}" if named else f"no column for {flag} under a usual name"
-            listed = ", ".join(there) or "none"
-            raise InputError(what, where=where, hint=f"the columns are {listed}; name the right one with {flag}")
+    Raises InputError, with all that are missing, the usual names and the columns that are there.
+    """
+    missing: dict[str, str] = {}
+
+    def find(flag: str, named: str | None, usual: Sequence[str] = (), holds: Content = "text") -> str | None:
+        name = column_named(named, source) if named else usual_column(source, usual, holds)
+        if name is None:
+            nothing = f"no column for {flag} under a usual name ({', '.join(usual)})"
+            missing[flag] = f"no column {named!r}" if named else nothing
         return name
 
-    has_id = wanted.id is not None or any(name in there for name in ID_NAMES)
-    return Columns(
-        find("--original-image-key", wanted.source, SOURCE_NAMES),
-        find("--edited-image", wanted.target, TARGET_NAMES),
+    found = Columns(
+        find("--original-image-key", wanted.source, SOURCE_NAMES, "picture"),
+        find("--edited-image", wanted.target, TARGET_NAMES, "picture"),
         find("--edit-instruction", wanted.instruction, INSTRUCTION_NAMES),
-        find("--id-key", wanted.id, ID_NAMES) if has_id else None,
-        tuple(find("--CoT-keys", key, ()) for key in wanted.thoughts),
+        find("--id-key", wanted.id) if wanted.id else usual_column(source, ID_NAMES),
+        tuple(find("--CoT-keys", key) or key for key in wanted.thoughts),
     )
+    if missing:
+        hint = f"the columns are {described(source)}; name the right ones with {', '.join(missing)}"
+        hint = f"{reason}; {hint}" if reason else hint
+        raise InputError("; ".join(missing.values()), where=source.name, hint=hint)
+    return found
+
+
+def column_named(name: str, source: Source) -> str | None:
+    """How ``source`` spells the column, None if it has none; what a nested one holds isn't always known beforehand."""
+    forms = {unicodedata.normalize("NFC", column): column for column in source.columns}
+    spelled = unicodedata.normalize("NFC", name)
+    if spelled in forms:
+        return forms[spelled]
+    nested = any(source.columns.get(outer) == "unknown" for outer, _ in outer_names(name))
+    return name if nested else None
+
+
+def usual_column(source: Source, usual: Sequence[str], holds: Content | None = None) -> str | None:
+    """The first column under one of the ``usual`` names that holds pictures or texts, or anything; None if none does.
+
+    A column whose type says so comes before those whose type leaves it open; among these, a sample of the rows tells.
+    """
+    if holds is None:
+        return _usual(source, usual)
+    names = dict.fromkeys(filter(None, (_usual(source, [name], holds) for name in usual)))
+    certain = [name for name in names if source.columns[name] == holds]
+    unclear = [name for name in names if source.columns[name] == "unknown"]
+    if certain or len(unclear) < 2:
+        return next(iter(certain or unclear), None)
+    values = _sample(source, unclear)
+    for name in unclear:
+        pictures = sum(looks_like_picture(value, source.base) for value in values[name])
+        if 2 * (pictures if holds == "picture" else len(values[name]) - pictures) > len(values[name]):
+            return name
+    return unclear[0]
+
+
+def described(source: Source) -> str:
+    """The columns for a message; of those with pictures it says so."""
+    named = [f"{name} (pictures)" if holds == "picture" else name for name, holds in source.columns.items()]
+    return ", ".join(named) or "none"
+
+
+def _usual(source: Source, usual: Sequence[str], holds: Content | None = None) -> str | None:
+    """The first of these names, however it is spelled; of pictures also what is called their file, path or URL."""
+    plain = {_plain(name): name for name in reversed(list(source.columns))}
+    if holds == "picture":
+        plain = {_FILE.sub("", name): column for name, column in plain.items()} | plain
+    return next((name if name in source.columns else plain[name] for name in usual if name in plain), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "_", name.strip().casefold()) if name != "__key__" else name
+
+
+def _sample(source: Source, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """What these columns hold in some rows from anywhere, where they hold anything."""
+    values: dict[str, list[Any]] = {name: [] for name in columns}
+    for rows in Order(source.bounds, seed=0, limit=SAMPLE).chunks(0, SAMPLE):
+        for row in source.read(rows, columns):
+            if isinstance(row, Row):
+                for name, value in row.values.items():
+                    values[name] += [value] if value not in (None, "") else []
+    return values
 
 
 def pair_of(row: Row, columns: Columns) -> Pair:
     """The pair in a row; ``columns`` are all named. Raises BadRowError if something is missing or no text."""
     assert columns.source and columns.target and columns.instruction
-    instruction = row.values.get(columns.instruction)
+    if columns.instruction not in row.values:
+        raise BadRowError("instruction", f"there is no {columns.instruction}", where=row.where)
+    instruction = row.values[columns.instruction]
     if isinstance(instruction, list | tuple) and instruction:
         instruction = instruction[0]
     if not isinstance(instruction, str) or not instruction.strip():
@@ -88,21 +165,23 @@ def pair_of(row: Row, columns: Columns) -> Pair:
     for name in (columns.source, columns.target):
         if row.values.get(name) is None:
             raise BadRowError("picture", f"there is no {name}", where=row.where)
-    return Pair(
-        row.number,
-        row_id(row, columns),
-        row.where,
-        row.values[columns.source],
-        row.values[columns.target],
-        instruction,
-        {key: _text(row.values[key]) for key in columns.thoughts if row.values.get(key) not in (None, "")},
-    )
+    thoughts = {key: _text(row.values[key]) for key in columns.thoughts if row.values.get(key) is not None}
+    for text in (instruction, *thoughts.values()):
+        if text != _storable(text):
+            raise BadRowError("text", "there is half a character in it, as in a text cut off", where=row.where)
+    source, target = row.values[columns.source], row.values[columns.target]
+    return Pair(row.number, row_id(row, columns), row.where, source, target, instruction, thoughts)
 
 
 def row_id(row: Row, columns: Columns) -> str:
     """What the data calls this row, or its number, counted from 1."""
     name = row.values.get(columns.id) if columns.id else None
-    return str(name) if name is not None else f"{row.number + 1:08d}"
+    return _storable(str(name)) if name is not None else f"{row.number + 1:08d}"
+
+
+def _storable(text: str) -> str:
+    """JSON can hold half of a surrogate pair, which no UTF-8 can: it becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _text(value: Any) -> str:

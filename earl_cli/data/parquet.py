@@ -7,7 +7,7 @@ needed. A pass over part of the data fetches that part.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from earl_cli.data.hub_files import HUB, fetch, hub_errors, open_in_place
-from earl_cli.data.sources import BadRowError, Row
+from earl_cli.data.sources import BadRowError, Content, Row, names_apart, picked
 from earl_cli.errors import InputError
 
 BATCH = 64
@@ -36,7 +36,7 @@ class ParquetSource:
 
     name: str
     files: tuple[str, ...]
-    columns: tuple[str, ...]
+    columns: Mapping[str, Content]
     fingerprint: str
     bounds: NDArray[np.int64]
     groups: NDArray[np.int64]
@@ -67,10 +67,12 @@ class ParquetSource:
         opened = _opened(file, self.streaming)
         remaining = list(reversed(wanted))
         start = 0
-        for batch in opened.iter_batches(BATCH, row_groups=[group], columns=list(columns)):
+        needed = outermost(columns, opened.schema_arrow.names)
+        for batch in opened.iter_batches(BATCH, row_groups=[group], columns=needed):
             while remaining and remaining[-1] < start + batch.num_rows:
                 number = remaining.pop()
-                yield number, batch.slice(number - start, 1).to_pylist()[0]
+                (values,) = batch.slice(number - start, 1).to_pylist()
+                yield number, picked(values, columns)
             if not remaining:
                 return
             start += batch.num_rows
@@ -83,21 +85,53 @@ def open_parquet(name: str, files: Sequence[str], base: str | None, *, streaming
     digest = hashlib.sha256()
     sizes: list[int] = []
     groups: list[tuple[int, int]] = []
-    for index, (file, footer) in enumerate(zip(files, footers, strict=True)):
+    columns: dict[str, Content] = {}
+    for index, (file, footer) in enumerate(zip(names_apart(files), footers, strict=True)):
+        for column, content in columns_of(footer.schema.to_arrow_schema()).items():
+            if columns.get(column, "other") == "other":
+                columns[column] = content
         described = [footer.row_group(group) for group in range(footer.num_row_groups)]
         shape = [(group.num_rows, group.total_byte_size) for group in described]
-        digest.update(repr((file.rpartition("/")[2], shape)).encode())
+        digest.update(repr((file, shape)).encode())
         for number, group in enumerate(described):
             if group.num_rows:
                 sizes.append(group.num_rows)
                 groups.append((index, number))
     if not sizes:
         raise InputError("these Parquet files have no rows", where=name)
-    columns = tuple(footers[0].schema.to_arrow_schema().names)
     bounds = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
     return ParquetSource(
         name, tuple(files), columns, digest.hexdigest()[:16], bounds, np.array(groups), base, streaming
     )
+
+
+def columns_of(fields: Iterable[pa.Field], outer: str = "") -> dict[str, Content]:
+    """The columns of an Arrow schema, also those within others, and what they hold by their types."""
+    found: dict[str, Content] = {}
+    for field in fields:
+        name = f"{outer}{field.name}"
+        found[name] = _content(field.type)
+        if found[name] == "other" and pa.types.is_struct(field.type):
+            found |= columns_of(field.type, f"{name}.")
+    return found
+
+
+def _content(kind: pa.DataType) -> Content:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _content(kind.storage_type)
+    if pa.types.is_dictionary(kind) or hasattr(kind, "value_field"):  # a list, of any sort
+        return _content(kind.value_type)
+    if any(same(kind) for same in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)):
+        return "picture"
+    if pa.types.is_struct(kind):
+        return "picture" if {field.name for field in kind} & {"bytes", "path"} else "other"
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)  # a column may be empty in this file only
+    return "unknown" if any(same(kind) for same in texts) else "other"
+
+
+def outermost(columns: Sequence[str], there: Sequence[str]) -> list[str]:
+    """Of the columns ``there``, those that are or hold one of ``columns``."""
+    return [name for name in there if any(each == name or each.startswith(f"{name}.") for each in columns)]
 
 
 def _footer(file: str) -> pq.FileMetaData:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
 import re
 import time
+import unicodedata
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +25,23 @@ from earl_cli.data.sources import BadRowError
 
 MOST_BYTES = 256_000_000
 TRIES, PATIENCE = 3, 30.0
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{32,}={0,2}\s*")
+SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "ppm", "avif", "heic", "jxl")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{32,}={0,2}")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_LONGEST_PATH = 4096
 
 
 def picture_bytes(value: Any, base: str | None, *, urls: bool = False) -> bytes:
     """The content of a picture's file.
 
-    ``value``: bytes, a Pillow image, a mapping with ``bytes`` or ``path`` (as Parquet data sets have it), or a text:
-    a path from the folder ``base`` on (None: paths are not followed), base64, a data: or an http URL (with ``urls``).
-    Raises BadRowError if it is none of these or can't be had.
+    ``value``: bytes, a Pillow image, a mapping with ``bytes`` or ``path`` (as Parquet data sets have it), a list of one
+    of these, or a text: a path from the folder ``base`` on (None: paths are not followed), base64, a data: or an http
+    URL (with ``urls``). Raises BadRowError if it is none of these or can't be had.
     """
+    if isinstance(value, list | tuple):
+        if len(value) != 1:
+            raise BadRowError("picture", f"a list of {len(value)} pictures, where there must be one")
+        return picture_bytes(value[0], base, urls=urls)
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes | bytearray | memoryview):
@@ -40,21 +50,92 @@ def picture_bytes(value: Any, base: str | None, *, urls: bool = False) -> bytes:
         encoded = io.BytesIO()
         value.save(encoded, "PNG")
         return encoded.getvalue()
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str):
         raise BadRowError("picture", f"a {type(value).__name__} is no picture and no path of one")
+    return _of_text(value, base, urls=urls)
+
+
+def looks_like_picture(value: Any, base: str | None) -> bool:
+    """Whether `picture_bytes` would take this for a picture and not for words, by its looks alone."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(looks_like_picture(each, base) for each in value)
+    if isinstance(value, Mapping):
+        return bool(value.get("bytes") or value.get("path"))
+    if not isinstance(value, str):
+        return isinstance(value, bytes | bytearray | memoryview | Image.Image)
+    if value.startswith("data:image/") or _BASE64.fullmatch(_one_line(value)):
+        return True
+    if "\n" in value.strip() or len(value) > _LONGEST_PATH:
+        return False
+    if _URL.match(value) or value.strip().lower().endswith(tuple(f".{suffix}" for suffix in SUFFIXES)):
+        return True
+    return base is not None and _find(Path(base), value) is not None
+
+
+def _of_text(value: str, base: str | None, *, urls: bool) -> bytes:
+    if not value.strip():
+        raise BadRowError("picture", "an empty text is no picture and no path of one")
     if value.startswith("data:"):
         return _decoded(value.partition(",")[2])
-    if re.match(r"https?://", value):
+    url = _URL.match(value)
+    if url and url[1].lower() in ("http", "https"):
         if not urls:
             raise BadRowError("url", f"{_short(value)} is a URL", hint="--allow-urls fetches it")
         return _fetched(value)
-    if base is not None and (len(value) < 4096 and (Path(base) / value).is_file()):
-        return _read(Path(base) / value)
-    if _BASE64.fullmatch(value):
+    if url:
+        raise BadRowError("url", f"{_short(value)} can't be fetched, only http and https can")
+    if base is not None and (path := _find(Path(base), value)) is not None:
+        return _read(path)
+    if _BASE64.fullmatch(_one_line(value)):
         return _decoded(value)
     if base is None:
         raise BadRowError("picture", f"{_short(value)} is a path, and this data has no folder that it could count from")
     raise BadRowError("picture", "there is no such file", where=_short(str(Path(base) / value)))
+
+
+def _find(base: Path, name: str) -> Path | None:
+    """The file that a list calls ``name``, also where that was written on another system: Windows separates folders by
+    backslashes, and macOS takes letters and their accents apart (NFD) that others write as one (NFC)."""
+    if len(name) > _LONGEST_PATH:
+        return None
+    for spelled in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
+        for path in (base / spelled, _in_its_own_form(base, Path(spelled))):
+            if path is not None and _is_file(path):
+                return path
+    return None
+
+
+def _in_its_own_form(base: Path, path: Path) -> Path | None:
+    """``path`` as its folders spell it, in whatever Unicode form."""
+    if str(path).isascii():
+        return None
+    for part in path.parts:
+        here = base / part
+        if not part.isascii() and not os.path.lexists(here):
+            here = base / _spellings(base).get(unicodedata.normalize("NFC", part), part)
+        base = here
+    return base
+
+
+@lru_cache(64)
+def _spellings(folder: Path) -> Mapping[str, str]:
+    """The names in a folder by their composed form; of those in ASCII there is one form only."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:
+        return {}
+    return {unicodedata.normalize("NFC", name): name for name in names if not name.isascii()}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # base64 makes names that are too long
+        return False
+
+
+def _one_line(text: str) -> str:
+    return text.strip().replace("\r", "").replace("\n", "")
 
 
 def _read(path: Path) -> bytes:
@@ -68,7 +149,8 @@ def _read(path: Path) -> bytes:
 
 def _decoded(text: str) -> bytes:
     try:
-        return base64.b64decode(text.strip().translate(str.maketrans("-_", "+/")), validate=True)
+        plain = _one_line(text).rstrip("=").translate(str.maketrans("-_", "+/"))
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadRowError("picture", f"this base64 is damaged: {error}") from None
 

@@ -36,6 +36,7 @@ class Recipe:
     source: Source
     columns: Columns
     image_area: int
+    multiple: int  # pixels a code is wide and high
     grids: Grids = ()
     urls: bool = False
 
@@ -99,7 +100,7 @@ def _small(value: object, recipe: Recipe, where: str) -> tuple[Size, Small]:
         raise BadRowError(error.kind, error.what, where=error.where or where, hint=error.hint) from None
     except InputError as error:
         raise BadRowError("picture", error.what, where=error.where) from None
-    small = resize_to_area(picture.rgb, recipe.image_area, grids=recipe.grids)
+    small = resize_to_area(picture.rgb, recipe.image_area, recipe.multiple, recipe.grids)
     return picture.rgb.size, Small(hashlib.sha256(content).hexdigest(), np.asarray(small))
 
 

@@ -26,6 +26,7 @@ from earl_cli.data.store import (
     Reject,
     Store,
     TokenizedPair,
+    check_storable,
     create_or_resume,
     open_store,
     pairs_of,
@@ -64,8 +65,10 @@ class Published:
     def read(self, start: int = 0, stop: int | None = None, *, codes: int = CODES) -> Rows:
         """Rows ``start`` to ``stop``, every one a pair or a reject; ``codes`` is the size of the codebook.
 
-        Raises InputError, naming the file, for one that could run code, and if an archive is damaged.
+        Raises InputError, naming the file, for one that could run code, and if an archive is damaged, ModelError for a
+        codebook that is too large.
         """
+        check_storable(codes)
         rows = range(*slice(start, stop).indices(len(self)))
         with closing(self.files.contents(rows)) as contents:
             for row, content in zip(rows, contents, strict=True):

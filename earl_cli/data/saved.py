@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.data.sources import BadRowError, Row
+from earl_cli.data.parquet import columns_of, outermost
+from earl_cli.data.sources import BadRowError, Content, Row, picked
+from earl_cli.data.splits import ALL, split_named
 from earl_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -27,8 +30,8 @@ class SavedSource:
     base: str | None
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self.dataset.column_names)
+    def columns(self) -> Mapping[str, Content]:
+        return columns_of(self.dataset.features.arrow_schema)
 
     @property
     def bounds(self) -> NDArray[np.int64]:
@@ -39,11 +42,12 @@ class SavedSource:
         for number in rows:
             where = f"{self.name}, row {number + 1}"
             try:
-                values = self.dataset[int(number) : int(number) + 1].select(list(columns)).to_pylist()[0]
+                table = self.dataset[int(number) : int(number) + 1]
+                (values,) = table.select(outermost(columns, table.column_names)).to_pylist()
             except (OSError, ValueError, IndexError) as error:
                 yield BadRowError("data", f"the row can't be read: {error}", where=where)
             else:
-                yield Row(int(number), where, values)
+                yield Row(int(number), where, picked(values, columns))
 
 
 def saved_source(name: str, dataset: Dataset, base: str | None) -> SavedSource:
@@ -53,23 +57,43 @@ def saved_source(name: str, dataset: Dataset, base: str | None) -> SavedSource:
     return SavedSource(name, dataset.with_format("arrow"), str(dataset._fingerprint), base)
 
 
-def is_saved(folder: Path) -> bool:
-    """Whether `datasets` wrote this folder with save_to_disk."""
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+def saved_splits(folder: Path) -> dict[str, Path]:
+    """The folders that `datasets` saved here, by their splits; one alone is called ""."""
+    if (folder / "state.json").is_file():
+        return {"": folder}
+    listed = folder / "dataset_dict.json"
+    if listed.is_file():
+        try:
+            return {str(name): folder / str(name) for name in json.loads(listed.read_bytes())["splits"]}
+        except (ValueError, KeyError, TypeError):
+            raise InputError("this list of splits is damaged", where=str(listed)) from None
+    parts = (path.parent for path in sorted(folder.glob("*/state.json")))
+    return {path.name: path for path in parts if (path / "dataset_info.json").is_file()}
 
 
-def open_saved(folder: Path, split: str | None) -> SavedSource:
-    """Raises InputError if it is damaged, UsageError if it has several splits and none is named."""
-    from datasets import DatasetDict, load_from_disk
+def open_saved(folder: Path, splits: Mapping[str, Path], split: str | None) -> SavedSource:
+    """The rows of a split, or of all. Raises InputError if one is damaged, UsageError if it isn't clear which."""
+    from datasets import concatenate_datasets, load_from_disk
 
-    try:
-        found = load_from_disk(str(folder))
-    except Exception as error:  # whatever a damaged folder trips it into
-        raise InputError(f"this saved data set can't be read: {error}", where=str(folder)) from None
-    if isinstance(found, DatasetDict):
-        if split not in found:
-            listed = ", ".join(found)
-            what = f"there is no split {split!r}" if split else "the data set has several splits"
-            raise UsageError(what, where=str(folder), hint=f"--split is one of {listed}")
-        found = found[split]
-    return saved_source(folder.resolve().name, found, str(folder))
+    alone = "" in splits
+    chosen = list(splits) if alone or split == ALL else [choose_split(list(splits), split, str(folder))]
+    parts: list[Dataset] = []
+    for name in chosen:
+        try:
+            parts.append(load_from_disk(str(splits[name])))
+        except Exception as error:  # whatever a damaged folder trips it into
+            raise InputError(f"this saved data set can't be read: {error}", where=str(splits[name])) from None
+    if alone and split not in (None, ALL, str(parts[0].split)):
+        raise UsageError(f"there is no split {split!r}: this data set has none", where=str(folder))
+    return saved_source(folder.resolve().name, concatenate_datasets(parts) if len(parts) > 1 else parts[0], str(folder))
+
+
+def choose_split(there: Sequence[str], wanted: str | None, where: str) -> str:
+    """Raises UsageError, with the splits that are there, if none of them is meant."""
+    if wanted is None and len(there) == 1:
+        return there[0]
+    chosen = split_named(wanted, there) if wanted else None
+    if chosen is None:
+        what = f"there is no split {wanted!r}" if wanted else "the data set has several splits"
+        raise UsageError(what, where=where, hint=f"--split is one of {', '.join(there)}, or {ALL}")
+    return chosen

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import takewhile
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from earl_cli.errors import EarlError
+
+Content = Literal["picture", "text", "other", "unknown"]
+"""What a column holds, by its type; a string may be a text as well as a picture's path: unknown."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Source(Protocol):
     """Rows in a fixed order.
 
     ``bounds`` int64[blocks + 1] says which rows are cheap to read together: block b holds bounds[b] to bounds[b + 1].
-    ``columns`` are the names that rows have, as far as can be known without reading them all. ``fingerprint`` changes
-    when the rows do. ``base`` is the folder that paths of pictures count from, None where such paths are not followed.
+    ``columns`` are those that any row has; one within another is called ``outer.inner``. ``fingerprint`` changes when
+    the rows do. ``base`` is the folder that paths of pictures count from, None where such paths are not followed.
     """
 
     @property
@@ -50,7 +54,7 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...
 
     @property
-    def columns(self) -> tuple[str, ...]: ...
+    def columns(self) -> Mapping[str, Content]: ...
 
     @property
     def bounds(self) -> NDArray[np.int64]: ...
@@ -68,3 +72,40 @@ class Source(Protocol):
 
 def row_count(source: Source) -> int:
     return int(source.bounds[-1])
+
+
+def picked(values: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """Of a row's values those of ``columns`` that it has; ``outer.inner`` is looked for within ``outer``."""
+    found = {}
+    for name in columns:
+        there, value = _within(values, name)
+        if there:
+            found[name] = value
+    return found
+
+
+def _within(values: Mapping[str, Any], name: str) -> tuple[bool, Any]:
+    if name in values:
+        return True, values[name]
+    for outer, inner in outer_names(name):
+        nested = values.get(outer)
+        if isinstance(nested, Mapping):
+            there, value = _within(nested, inner)
+            if there:
+                return True, value
+    return False, None
+
+
+def outer_names(name: str) -> Iterator[tuple[str, str]]:
+    """The ways to read ``a.b.c`` as something within something: ``b.c`` in ``a``, ``c`` in ``a.b``."""
+    for place, letter in enumerate(name):
+        if letter == ".":
+            yield name[:place], name[place + 1 :]
+
+
+def names_apart(files: Sequence[str]) -> list[str]:
+    """The paths of ``files`` below the folder that all have in common, so that a/1.tar is not b/1.tar."""
+    parts = [file.split("/") for file in files]
+    folders = zip(*(each[:-1] for each in parts), strict=False)
+    common = len(list(takewhile(lambda level: len(set(level)) == 1, folders)))
+    return ["/".join(each[common:]) for each in parts]

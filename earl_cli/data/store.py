@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from earl_cli.errors import InputError, UsageError
+from earl_cli.errors import InputError, ModelError, UsageError
 from earl_cli.files import is_aside, remove_asides, whole_file
 from earl_cli.images.area import OLD_SHAPES
 
@@ -40,6 +40,8 @@ SCHEMA = pa.schema(
         ("source_hash", pa.string()),
     ]
 )
+MOST_CODES = 65536
+"""What a column of 16 bits can tell apart."""
 _SHARD = re.compile(r"shard-(\d{6,})\.parquet")
 
 
@@ -168,6 +170,15 @@ def check_codebook(store: Store, codes: int) -> None:
         )
 
 
+def check_storable(codes: int) -> None:
+    """Raise ModelError for a codebook whose codes don't fit into a store's columns."""
+    if codes > MOST_CODES:
+        raise ModelError(
+            f"a codebook of {codes:,} codes can't be stored: codes have 16 bits, for {MOST_CODES:,} at most",
+            hint="use a vision tokenizer with a smaller codebook",
+        )
+
+
 def differences(mine: Manifest, theirs: Manifest) -> list[str]:
     """What distinguishes two manifests, a phrase each; the first is called now, the second there."""
     found = []
@@ -184,8 +195,9 @@ def create_or_resume(folder: Path, manifest: Manifest) -> Store:
     """Start a store, or open the one that is there if it was made in the same way.
 
     Several processes may do this at once. Raises UsageError, naming what differs, for a store made with other
-    settings, and for a folder of other things.
+    settings, and for a folder of other things, ModelError for a codebook that is too large.
     """
+    check_storable(manifest.codes)
     path = folder / MANIFEST
     if not path.exists():
         other_things = folder.exists() and (not folder.is_dir() or not all(map(is_aside, folder.iterdir())))

@@ -1,7 +1,8 @@
 """WebDataset tars as a source: the files of a sample share the name before the first dot, and stand together.
 
 ``000017.source.png``, ``000017.edited.jpg`` and ``000017.json`` make a row with the columns ``source``, ``edited`` and
-those of the JSON object. Nothing is ever extracted to the disk.
+those of the JSON object; a second object, ``000017.more.json``, is the column ``more``. Nothing is ever extracted to
+the disk.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,12 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.data.sources import BadRowError, Row
+from earl_cli.data.pictures import SUFFIXES
+from earl_cli.data.sources import BadRowError, Content, Row, names_apart, picked
 from earl_cli.errors import InputError
 
 MOST_BYTES = 256_000_000
+KEY = "__key__"
 TEXTS = ("txt", "text", "cls", "id")
-_PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "ppm", "avif")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +35,7 @@ class TarSource:
 
     name: str
     files: tuple[Path, ...]
-    columns: tuple[str, ...]
+    columns: Mapping[str, Content]
     fingerprint: str
     places: NDArray[np.int64]
     base: None = None
@@ -50,76 +54,117 @@ class TarSource:
             except (tarfile.TarError, OSError, ValueError) as error:
                 yield BadRowError("data", f"the sample can't be read: {error}", where=where)
             else:
-                where = f"{self.files[tar]}, {values['__key__']}"
-                yield Row(int(number), where, {name: values[name] for name in columns if name in values})
+                where = f"{self.files[tar]}, {values[KEY]}"
+                yield Row(int(number), where, picked(values, columns))
 
 
 def open_tars(name: str, files: Sequence[Path]) -> TarSource:
     """Raises InputError, naming the file, if one is no plain tar or there is no sample in any."""
     places: list[tuple[int, int, int]] = []
+    columns: dict[str, Content] = {KEY: "other"}
     digest = hashlib.sha256()
-    for index, file in enumerate(files):
-        digest.update(repr((file.name, file.stat().st_size)).encode())
+    for index, (file, apart) in enumerate(zip(files, names_apart([file.as_posix() for file in files]), strict=True)):
+        digest.update(repr((apart, file.stat().st_size)).encode())
         try:
             with tarfile.open(file, "r:") as tar:
-                places += [(index, *place) for place in _samples(tar)]
+                places += [(index, *place) for place in _samples(tar, columns)]
         except (tarfile.TarError, OSError) as error:
             hint = "unpack .gz first: samples are read from their place"
             raise InputError(f"not a tar that can be read: {error}", where=str(file), hint=hint) from None
     if not places:
         raise InputError("there is no sample in these tars", where=name)
-    columns = tuple(_sample(files[places[0][0]], *places[0][1:]))
     return TarSource(name, tuple(files), columns, digest.hexdigest()[:16], np.array(places, dtype=np.int64))
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[int, int]]:
-    """Where the first and the last file of each sample begin."""
+def _samples(tar: tarfile.TarFile, columns: dict[str, Content]) -> Iterator[tuple[int, int]]:
+    """Where the first and the last file of each sample begin; ``columns`` gets those that it has."""
     key, first, last = "", -1, -1
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header of the tar in memory
-        if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
+        if not _counts(member):
             continue
-        here, _ = _key(member.name)
+        here, suffix = _key(member.name)
         if here != key:
             if first >= 0:
                 yield first, last
             key, first = here, member.offset
         last = member.offset
+        name, content = _column(suffix)
+        if name and content != "unknown":
+            columns[name] = content
+        elif name:
+            columns.setdefault(name, content)
+        else:
+            with suppress(ValueError):  # it is a reject when its turn comes
+                columns |= dict.fromkeys(_fields(_content(tar, member)).keys() - columns.keys(), "unknown")
     if first >= 0:
         yield first, last
 
 
+def _counts(member: tarfile.TarInfo) -> bool:
+    return member.isfile() and not PurePosixPath(member.name).name.startswith(".")
+
+
 def _sample(file: Path, first: int, last: int) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+    """The sample's values; files come before fields of the same name. Raises ValueError if it isn't clear."""
+    fields: dict[str, Any] = {}
+    files: dict[str, Any] = {}
     with file.open("rb") as stream:
         stream.seek(first)
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                content = tar.extractfile(member) if member.isfile() else None
-                if content is not None:
-                    if member.size > MOST_BYTES:
-                        raise ValueError(f"{member.name} has more than {MOST_BYTES:,} bytes")
-                    values["__key__"], suffix = _key(member.name)
-                    values |= _column(suffix, content.read())
+                if _counts(member):
+                    files[KEY], suffix = _key(member.name)
+                    name, value = _read(tar, member, suffix)
+                    if suffix.endswith("json"):
+                        fields |= {name: value} if name else value
+                    elif name in files:
+                        raise ValueError(f"there are two files for {name}")
+                    else:
+                        files[name] = value
                 if member.offset >= last:
                     break
-    return values
+    return fields | files
 
 
 def _key(name: str) -> tuple[str, str]:
     """A file's sample, and what distinguishes it within the sample: ``a/17.source.png`` is ``a/17``, ``source.png``."""
-    folder, _, file = name.rpartition("/")
+    folder, _, file = unicodedata.normalize("NFC", name).rpartition("/")
     stem, _, suffix = file.partition(".")
     return f"{folder}/{stem}" if folder else stem, suffix.lower()
 
 
-def _column(suffix: str, content: bytes) -> dict[str, Any]:
-    if suffix == "json":
-        fields = json.loads(content)
-        if not isinstance(fields, dict):
-            raise ValueError("its .json is no object")
-        return fields
+def _column(suffix: str) -> tuple[str, Content]:
+    """The column of a file, and what that holds; no name for the object whose fields are columns themselves."""
     stem, _, kind = suffix.rpartition(".")
+    if kind == "json":
+        return stem, "unknown"
     if kind in TEXTS:
-        return {stem or kind: content.decode("utf-8").strip()}
-    return {stem if stem and kind in _PICTURES else suffix: content}
+        return stem or kind, "text"
+    return (stem or suffix, "picture") if kind in SUFFIXES else (suffix, "other")
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> tuple[str, Any]:
+    content = _content(tar, member)
+    name, _ = _column(suffix)
+    kind = suffix.rpartition(".")[2]
+    if kind == "json":
+        return name, _fields(content)
+    return name, content.decode("utf-8").strip() if kind in TEXTS else content
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.size > MOST_BYTES:
+        raise ValueError(f"{member.name} has more than {MOST_BYTES:,} bytes")
+    file = tar.extractfile(member)
+    return file.read() if file else b""
+
+
+def _fields(content: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"its .json is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError("its .json is no object")
+    return fields

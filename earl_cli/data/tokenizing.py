@@ -36,7 +36,7 @@ from earl_cli.data.store import (
 from earl_cli.errors import InputError
 from earl_cli.files import remove_asides
 from earl_cli.images.area import Grids, shapes
-from earl_cli.models.vision import encode, pixels_of
+from earl_cli.models.vision import encode, pixels_of, spatial_factor
 
 if TYPE_CHECKING:
     import torch
@@ -109,8 +109,9 @@ def tokenize(
     """
     recipe = Recipe(
         source,
-        find_columns(settings.columns, source.columns, source.name),
+        find_columns(settings.columns, source),
         settings.image_area,
+        spatial_factor(vision),
         settings.grids,
         settings.urls,
     )

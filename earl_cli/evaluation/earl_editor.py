@@ -88,13 +88,13 @@ class EarlEditor:
 
     def _drawn(self, task: Task, draft: Draft) -> Drawn:
         from earl_cli.generation.editing import decoded, render
+        from earl_cli.models.vision import spatial_factor
 
-        answer = draft.answer
-        height, width = (8 * side for side in draft.source.shape)
+        answer, model = draft.answer, self._loaded.model
+        height, width = (spatial_factor(model.vision) * side for side in draft.source.shape)
         reasoning, seen = answer.thoughts or "", (width, height)
         if answer.codes is None:
             return Drawn(None, reasoning, answer.problem or "no picture was drawn", seen)
-        model = self._loaded.model
         image = render(model, task.picture, decoded(model, draft.source), draft, self.size)
         return Drawn(image, reasoning, seen=seen)
 

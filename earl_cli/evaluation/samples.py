@@ -15,14 +15,22 @@ from PIL.Image import Image
 
 from earl_cli.data.opening import open_source
 from earl_cli.data.order import Order
-from earl_cli.data.pairs import ID_NAMES, INSTRUCTION_NAMES, SOURCE_NAMES, TARGET_NAMES
+from earl_cli.data.pairs import (
+    ID_NAMES,
+    INSTRUCTION_NAMES,
+    SOURCE_NAMES,
+    TARGET_NAMES,
+    column_named,
+    described,
+    usual_column,
+)
 from earl_cli.data.pictures import picture_bytes
-from earl_cli.data.sources import BadRowError, Row, Source, row_count
+from earl_cli.data.sources import BadRowError, Content, Row, Source, row_count
 from earl_cli.errors import EarlError, InputError
 from earl_cli.evaluation.benchmarks import Benchmark, Columns, Part
 from earl_cli.images.picture import open_picture
 
-_OPTION, _KEY = re.compile(r"--(split|subset|revision)\b"), r"\1 in a .toml that declares a benchmark"
+_OPTION = re.compile(r"--(split|subset|revision|data-files)\b")
 
 CHOICE = 0
 """The seed of the order in which a limit takes samples: 100 of them are among the 200."""
@@ -89,7 +97,7 @@ def open_benchmark(benchmark: Benchmark) -> Opened:
     """Finds the data of all parts. Raises InputError or UsageError that says what is missing."""
     sources = tuple(_source(part) for part in benchmark.parts)
     parts = tuple(
-        part.model_copy(update={"columns": _columns(part, source.columns, source.name)})
+        part.model_copy(update={"columns": _columns(part, source)})
         for part, source in zip(benchmark.parts, sources, strict=True)
     )
     counts = [row_count(source) for source in sources]
@@ -102,31 +110,35 @@ def _source(part: Part) -> Source:
     try:
         return open_source(part.where())
     except EarlError as error:
-        error.what = _OPTION.sub(_KEY, error.what)
-        error.hint = error.hint and _OPTION.sub(_KEY, error.hint)
+        error.what = _OPTION.sub(_key, error.what)
+        error.hint = error.hint and _OPTION.sub(_key, error.hint)
         raise
 
 
-def _columns(part: Part, there: Sequence[str], where: str) -> Columns:
+def _key(option: re.Match[str]) -> str:
+    return f"{option[1].replace('-', '_')} in a .toml that declares a benchmark"
+
+
+def _columns(part: Part, source: Source) -> Columns:
     """All columns by name; of those that are left open the usual names, where the part says so."""
-    usual: Mapping[str, Sequence[str]] = {
-        "image": SOURCE_NAMES,
-        "instruction": INSTRUCTION_NAMES,
-        "target": TARGET_NAMES,
-        "id": ID_NAMES,
-        "task": ("task", "edit_type", "kind", "category"),
+    usual: Mapping[str, tuple[Sequence[str], Content | None]] = {
+        "image": (SOURCE_NAMES, "picture"),
+        "instruction": (INSTRUCTION_NAMES, "text"),
+        "target": (TARGET_NAMES, "picture"),
+        "id": (ID_NAMES, None),
+        "task": (("task", "edit_type", "kind", "category"), None),
     }
     found: dict[str, str | None] = {}
+    missing = []
     for kind, named in part.columns.model_dump().items():
-        name = named
-        if name is None and part.guess:
-            name = next((each for each in usual.get(kind, ()) if each in there), None)
-        if (name is None and kind in ("image", "instruction")) or (name is not None and name not in there):
-            what = f"no column {name!r}" if name else f"no column for the {kind} under a usual name"
-            listed = ", ".join(there) or "none"
-            hint = f"the columns are {listed}; a benchmark of your own in a .toml file names the right ones"
-            raise InputError(what, where=where, hint=hint)
-        found[kind] = name
+        found[kind] = named if named is None else column_named(named, source)
+        if named is None and part.guess and kind in usual:
+            found[kind] = usual_column(source, *usual[kind])
+        if found[kind] is None and (named or kind in ("image", "instruction")):
+            missing.append(f"no column {named!r}" if named else f"no column for the {kind} under a usual name")
+    if missing:
+        hint = f"the columns are {described(source)}; a benchmark of your own in a .toml file names the right ones"
+        raise InputError("; ".join(missing), where=source.name, hint=hint)
     return Columns(**found)
 
 

@@ -94,16 +94,16 @@ def encoded(model: EarlModel, picture: Image.Image, image_area: int | None = Non
 
     One picture at a time, so that its codes don't depend on what else is edited.
     """
-    from earl_cli.models.vision import encode, pixels_of
+    from earl_cli.models.vision import encode, pixels_of, spatial_factor
 
     area, grids = (model.image_area, model.grids) if image_area is None else (image_area, ())
-    small = resize_to_area(picture, area, grids=grids)
+    small = resize_to_area(picture, area, spatial_factor(model.vision), grids)
     codes = encode(model.vision, pixels_of([small], model.vision.device, model.vision.dtype))
     return codes[0].cpu().numpy().astype(np.int64)
 
 
 def decoded(model: EarlModel, codes: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The small picture that codes [h, w] stand for: float32[8h, 8w, 3] in 0…1."""
+    """The small picture that codes [h, w] stand for, float32[H, W, 3] in 0…1, `spatial_factor` pixels a code."""
     import torch
 
     from earl_cli.models.vision import decode

@@ -43,7 +43,8 @@ def latents(model: Emu3VQVAE, pixels: Tensor) -> Tensor:
     """Latents before quantisation, differentiable.
 
     ``pixels`` is Float[B, 3, H, W] in [-1, 1]; sides that are no multiple of the spatial factor lose their last pixels.
-    Returns Float[B, embed_dim, H//8, W//8]. Raises InputError for any other shape or an image smaller than one code.
+    Returns Float[B, embed_dim, H//factor, W//factor]. Raises InputError for any other shape or an image smaller than
+    one code.
     """
     factor = spatial_factor(model)
     if pixels.ndim != 4 or pixels.shape[1] != model.config.in_channels or min(pixels.shape[-2:]) < factor:
@@ -100,7 +101,7 @@ def decode_latents(model: Emu3VQVAE, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(model: Emu3VQVAE, pixels: Tensor) -> Tensor:
-    """Codes of still images: Float[B, 3, H, W] in [-1, 1] to Int64[B, H//8, W//8], equal to ``model.encode``'s."""
+    """Codes Int64[B, H//factor, W//factor] of images Float[B, 3, H, W] in [-1, 1], equal to ``model.encode``'s."""
     return quantize(model, latents(model, pixels.to(model.device)))
 
 

@@ -99,6 +99,31 @@ def test_a_split_has_to_be_clear(hub: Hub, tables: Path) -> None:
         open_source(Place("org/pairs", split="dev"))
 
 
+def test_splits_by_other_names_and_all_of_them(hub: Hub, tables: Path, tmp_path: Path) -> None:
+    (tables / "data" / "test-00000-of-00001.parquet").rename(tables / "data" / "dev-00000-of-00001.parquet")
+    hub.add(Repository("org/pairs", {"main": tables}, kind="dataset"))
+    assert row_count(open_source(Place("org/pairs", split="val"))) == 2
+    assert row_count(open_source(Place("org/pairs", split="all"))) == 13
+    lines = as_json_lines(tmp_path / "lines", rows_with_pictures(3))
+    content = (lines / "pairs.jsonl").read_bytes().removeprefix(b"\xef\xbb\xbf")
+    (lines / "pairs.jsonl").unlink()
+    for split in ("train", "test"):
+        (lines / f"{split}.jsonl").write_bytes(content)
+    hub.add(Repository("org/lines", {"main": lines}, kind="dataset"))
+    assert row_count(open_source(Place("org/lines", split="all"))) == 6
+
+
+def test_a_configuration_has_to_be_clear(hub: Hub, tables: Path) -> None:
+    described = [{"config_name": name, "data_files": f"data/{name}-*"} for name in ("train", "test")]
+    (tables / "README.md").write_text(f"---\nconfigs: {json.dumps(described)}\n---\n")
+    hub.add(Repository("org/pairs", {"main": tables}, kind="dataset"))
+    with pytest.raises(UsageError, match=r"several configurations.*--subset is one of train, test"):
+        open_source(Place("org/pairs"))
+    with pytest.raises(UsageError, match=r"no configuration 'simple'.*--subset is one of train, test"):
+        open_source(Place("org/pairs", subset="simple"))
+    assert row_count(open_source(Place("org/pairs", subset="test"))) == 2
+
+
 def test_what_the_hub_refuses(hub: Hub, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(Repository("org/gated", {"main": tables}, kind="dataset", gated=True))
     with pytest.raises(InputError, match=r"asks for consent.*hf auth login"):

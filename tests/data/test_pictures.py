@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from earl_cli.data import pictures
-from earl_cli.data.pictures import picture_bytes
+from earl_cli.data.pictures import looks_like_picture, picture_bytes
 from earl_cli.data.sources import BadRowError
 
 
@@ -39,11 +39,33 @@ BASE64 = base64.b64encode(CONTENT).decode()
         BASE64,
         base64.urlsafe_b64encode(CONTENT).decode(),
         f"data:image/png;base64,{BASE64}",
+        BASE64.rstrip("="),
+        "\r\n".join(BASE64[start : start + 60] for start in range(0, len(BASE64), 60)),
+        [CONTENT],
+        [{"bytes": CONTENT, "path": None}],
+        ("a picture.png",),
+        " a picture.png\n",
+        "sub\\a.png",
+        "fu\u0308r/e\u0301.png",  # as macOS spells them: NFD
+        "f\u00fcr/\u00e9.png",
     ],
 )
 def test_each_form_gives_the_file(value: Any, tmp_path: Path) -> None:
-    (tmp_path / "a picture.png").write_bytes(CONTENT)
+    for name in ("a picture.png", "sub/a.png", "f\u00fcr/e\u0301.png"):  # the folder NFC, the file NFD
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(CONTENT)
     assert picture_bytes(value, str(tmp_path)) == CONTENT
+    assert looks_like_picture(value, str(tmp_path))
+
+
+def test_a_picture_in_base64_may_be_longer_than_a_files_name() -> None:
+    content = bytes(range(256)) * 3
+    assert picture_bytes(base64.b64encode(content).decode(), "/") == content
+
+
+@pytest.mark.parametrize("value", ["", "a cup of coffee", "make it snowy", 7, None, [], ["a cup"], {"bytes": None}])
+def test_what_doesnt_look_like_a_picture(value: Any, tmp_path: Path) -> None:
+    assert not looks_like_picture(value, str(tmp_path))
 
 
 def test_a_pillow_image_keeps_its_pixels() -> None:
@@ -57,6 +79,9 @@ def test_a_pillow_image_keeps_its_pixels() -> None:
         (None, ".", "a NoneType is no picture"),
         (7, ".", "a int is no picture"),
         ({"bytes": None, "path": None}, ".", "is no picture"),
+        ("", ".", "an empty text is no picture"),
+        ([], ".", "a list of 0 pictures"),
+        ([CONTENT] * 3, ".", "a list of 3 pictures, where there must be one"),
         ("gone.png", ".", "there is no such file"),
         ("a.png", None, "no folder that it could count from"),
         ("/etc/hostname", None, "no folder that it could count from"),
@@ -101,6 +126,8 @@ def test_urls_are_fetched_only_on_request(server: tuple[str, list[str]]) -> None
     assert asked == []
     assert picture_bytes(f"{address}/a.png", None, urls=True) == CONTENT
     assert asked == ["/a.png"] * 2
+    with pytest.raises(BadRowError, match="only http and https"):
+        picture_bytes("s3://bucket/a.png", ".", urls=True)
     with pytest.raises(BadRowError, match="404") as caught:
         picture_bytes(f"{address}/gone.png", None, urls=True)
     assert caught.value.kind == "url"

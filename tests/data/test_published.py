@@ -22,7 +22,7 @@ from earl_cli.data.published import (
     published_table,
 )
 from earl_cli.data.store import Manifest, Store, TokenizedPair, create_or_resume, open_store, write_shard
-from earl_cli.errors import UsageError
+from earl_cli.errors import ModelError, UsageError
 
 
 def bring(place: Path, output: Path, rows_per_shard: int = 2, **options: Any) -> Store:
@@ -32,6 +32,14 @@ def bring(place: Path, output: Path, rows_per_shard: int = 2, **options: Any) ->
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_codebook_that_16_bits_cant_tell_apart_is_refused(tmp_path: Path) -> None:
+    place = publish(tmp_path / "x", numbers(1))
+    with pytest.raises(ModelError, match="70,000 codes can't be stored"):
+        published_table(open_published(place), 70_000)
+    with pytest.raises(ModelError, match="70,000 codes can't be stored"):
+        bring(place, tmp_path / "store", codes=70_000)
 
 
 # -- out and in again --------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def test_of_files_those_of_the_split_are_read(tmp_path: Path) -> None:
     assert row_count(open_source(Place(str(folder), data_files=("train-*",)))) == 7
     with pytest.raises(UsageError, match=r"several splits: train, validation.*--split"):
         open_source(Place(str(folder)))
-    with pytest.raises(InputError, match=r"no file has 'test' in its name.*train-0\.parquet"):
+    with pytest.raises(UsageError, match=r"no split 'test'.*the splits are train, validation.*train-0\.parquet"):
         open_source(Place(str(folder), split="test"))
 
 

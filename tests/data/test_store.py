@@ -21,7 +21,7 @@ from earl_cli.data.store import (
     shard_path,
     write_shard,
 )
-from earl_cli.errors import InputError, UsageError
+from earl_cli.errors import InputError, ModelError, UsageError
 
 MANIFEST = Manifest(4096, "vq", 9216, "test", 3, 2, None, {}, "data")
 grids = st.tuples(st.integers(1, 5), st.integers(1, 5))
@@ -37,6 +37,13 @@ def pairs(draw: st.DrawFn) -> TokenizedPair:
     text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     thoughts = draw(st.dictionaries(text, text, max_size=3))
     return TokenizedPair(draw(st.integers(0, 2**40)), draw(text), draw(text), codes(), codes(), thoughts, "hash")
+
+
+def test_a_codebook_that_16_bits_cant_tell_apart_is_refused(tmp_path: Path) -> None:
+    create_or_resume(tmp_path / "fits", replace(MANIFEST, codes=65536))
+    with pytest.raises(ModelError, match=r"65,537 codes can't be stored.*65,536 at most"):
+        create_or_resume(tmp_path / "store", replace(MANIFEST, codes=65537))
+    assert not (tmp_path / "store").exists()
 
 
 @settings(deadline=None, max_examples=40)

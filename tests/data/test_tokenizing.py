@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import Emu3VQVAE
 
 from earl_cli.data import tokenizing
 from earl_cli.data.batches import ExampleData, collate, load_rows
@@ -72,6 +73,16 @@ def test_the_codes_are_those_of_the_resized_pictures(pairs: Path, tiny_model_dir
         assert row["target"] == expected.flatten().tolist()
         assert (row["target_height"], row["target_width"]) == tuple(expected.shape)
     assert rows[0]["source_hash"] == rows[2]["source_hash"] != rows[1]["source_hash"]
+
+
+def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
+    pairs: Path, fine_vision: Emu3VQVAE, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, image_area=36 * 36)
+    store = tokenize(open_source(Place(str(pairs))), fine_vision, "fine", tmp_path / "store", settings, "pairs")
+    for index, row in enumerate(store.table().to_pylist()):
+        image = resize_to_area(Image.open(pairs / f"t{index}.png"), 36 * 36, 4)
+        assert (row["target_height"], row["target_width"]) == (image.height // 4, image.width // 4)
 
 
 def test_every_form_of_data_ends_in_the_same_rows(form: Form, tiny_model_dir: Path, tmp_path: Path) -> None:

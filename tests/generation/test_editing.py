@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import Emu3VQVAE
 
 from earl_cli.errors import ModelError
+from earl_cli.evaluation.earl_editor import EarlEditor
+from earl_cli.evaluation.editors import Task
 from earl_cli.generation.editing import SHEET_SIDE, Draft, EditSettings, Job, decoded, draft, encoded, render, sheet
 from earl_cli.generation.engine import Sampling
+from earl_cli.generation.loading import Editor
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.tokens.layout import Parsed
@@ -51,6 +56,20 @@ def test_the_edit_has_the_photos_size_and_its_grid_the_models_area(
     assert 0 <= before.min() <= before.max() <= 1
     assert render(model, photo, before, variant, "source").size == (width, height)
     assert render(model, photo, before, variant, "model").size == before.shape[1::-1]
+
+
+def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
+    model: EarlModel, engine: TransformersEngine, fine_vision: Emu3VQVAE
+) -> None:
+    fine, photo = replace(model, vision=fine_vision), picture(72, 72)
+    assert encoded(fine, photo, 36 * 36).shape == (9, 9)
+    ((variant,),) = draft(fine, engine, [Job(photo, "x", (1,))], EditSettings(GREEDY, image_area=36 * 36))
+    before = decoded(fine, variant.source)
+    assert before.shape == (36, 36, 3)
+    assert render(fine, photo, before, variant, "model").size == (36, 36)
+    loaded = Editor(fine, engine, EditSettings(GREEDY, image_area=36 * 36))
+    (drawn,) = EarlEditor("fine", None, "model", lambda: loaded).edit([Task("a", photo, "x", 1)])
+    assert drawn.seen == (36, 36)
 
 
 def test_a_larger_area_gives_more_codes(model: EarlModel) -> None:

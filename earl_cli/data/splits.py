@@ -1,0 +1,101 @@
+"""Which split a file belongs to, by the names of its folders and its own: train/0000.parquet, train-00000-of-00002."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from earl_cli.errors import UsageError
+
+ALL = "all"
+_SAME = (("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing", "eval", "evaluation"))
+SPLITS = tuple(name for names in _SAME for name in names)
+SHOWN = 8
+
+
+def same_split(one: str, other: str) -> bool:
+    """Whether two names mean the same split."""
+    return one == other or any({one, other} <= set(names) for names in _SAME)
+
+
+def split_named(wanted: str, there: Sequence[str]) -> str | None:
+    """The one of ``there`` that ``wanted`` means, None if there is none, or several under other names."""
+    found = [name for name in there if same_split(name.lower(), wanted.lower())]
+    return wanted if wanted in there else found[0] if len(found) == 1 else None
+
+
+def choose_files(
+    files: Sequence[PurePath], split: str | None, subset: str | None, *, where: str, by_patterns: bool
+) -> list[PurePath]:
+    """Of the files (paths within a folder) those of a split and a configuration.
+
+    Raises UsageError, with what there is, where these aren't there or aren't clear; files that were chosen by patterns
+    may be of several.
+    """
+    found = _of_subset(files, subset, where)
+    if split == ALL or (split is None and by_patterns):
+        return found
+    found = _of_split(found, split, where)
+    configurations = sorted({_configuration(file) for file in found if split_of(file)})
+    if len(configurations) > 1 and subset is None and not by_patterns:
+        what = f"there are files of several configurations: {_listed(configurations)}"
+        raise UsageError(what, where=where, hint="name one with --subset, or choose files with --data-files")
+    return found
+
+
+def split_of(file: PurePath) -> str | None:
+    """The split that the nearest folder is named after, else the file; None if neither says one clearly."""
+    names = (*reversed(file.parent.parts), file.name)
+    return next((split for name in names if (split := _split_in(name)) is not None), None)
+
+
+def _split_in(name: str) -> str | None:
+    words = set(re.findall("[a-z]+", name.lower())) & set(SPLITS)
+    return words.pop() if len(words) == 1 else None
+
+
+def _of_subset(files: Sequence[PurePath], subset: str | None, where: str) -> list[PurePath]:
+    if subset is None:
+        return list(files)
+    found = [file for file in files if subset in (_configuration(file), *file.parent.parts)]
+    if not found:
+        there = _listed(sorted({_configuration(file) for file in files} - {"."}))
+        raise UsageError(f"there is no folder {subset!r} with data", where=where, hint=f"there are {there or 'none'}")
+    return found
+
+
+def _configuration(file: PurePath) -> str:
+    """The folder above the one that names a split; that of the file where its own name does."""
+    folders = (folder for folder in file.parents if folder.parts and _split_in(folder.name))
+    return next((folder.parent for folder in folders), file.parent).as_posix()
+
+
+def _of_split(files: Sequence[PurePath], split: str | None, where: str) -> list[PurePath]:
+    splits = {file: split_of(file) for file in files}
+    there = [name for name in SPLITS if name in splits.values()]
+    if split is not None:
+        chosen = split_named(split, there)
+        found = [file for file in files if splits[file] == chosen] if chosen else _called(files, split)
+        if not found:
+            listed = f"the splits are {', '.join(there)}" if there else "no file or folder is named as a split"
+            names = _listed([file.as_posix() for file in files])
+            raise UsageError(f"there is no split {split!r}", where=where, hint=f"{listed}; the files are {names}")
+        return found
+    without = [file.as_posix() for file in files if splits[file] is None]
+    if len(there) > 1 or (there and without):
+        what = f"there are files of several splits: {', '.join(there)}"
+        what += f", and of none: {_listed(without)}" if without else ""
+        raise UsageError(what, where=where, hint=f"name one with --split, or take all files with --split {ALL}")
+    return list(files)
+
+
+def _called(files: Sequence[PurePath], split: str) -> list[PurePath]:
+    """Those with a word of one's own in their names: ``--split counting`` of counting-00001.parquet."""
+    word = re.compile(rf"(?<![a-z]){re.escape(split.lower())}(?![a-z])")
+    return [] if split.lower() in SPLITS else [file for file in files if word.search(file.as_posix().lower())]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
