@@ -54,7 +54,7 @@ def tokenize_import(
         name = "/".join(filter(None, (data, subset, split)))
         place = fetch_published(data, subset, split)
     published = open_published(place)
-    console.note(f"{len(published)} files in {place}")
+    console.note(f"{len(published)} files in {published.files.where}")
     made_by = (codes or CODES, image_area or AREA, FINGERPRINT)
     if model is not None:
         with without_collector():

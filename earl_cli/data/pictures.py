@@ -69,7 +69,7 @@ def looks_like_picture(value: Any, base: str | None) -> bool:
         return False
     if _URL.match(value) or value.strip().lower().endswith(tuple(f".{suffix}" for suffix in SUFFIXES)):
         return True
-    return base is not None and _find(Path(base), value) is not None
+    return base is not None and find_file(Path(base), value) is not None
 
 
 def _of_text(value: str, base: str | None, *, urls: bool) -> bytes:
@@ -84,7 +84,7 @@ def _of_text(value: str, base: str | None, *, urls: bool) -> bytes:
         return _fetched(value)
     if url:
         raise BadRowError("url", f"{_short(value)} can't be fetched, only http and https can")
-    if base is not None and (path := _find(Path(base), value)) is not None:
+    if base is not None and (path := find_file(Path(base), value)) is not None:
         return _read(path)
     if _BASE64.fullmatch(_one_line(value)):
         return _decoded(value)
@@ -93,7 +93,7 @@ def _of_text(value: str, base: str | None, *, urls: bool) -> bytes:
     raise BadRowError("picture", "there is no such file", where=_short(str(Path(base) / value)))
 
 
-def _find(base: Path, name: str) -> Path | None:
+def find_file(base: Path, name: str) -> Path | None:
     """The file that a list calls ``name``, also where that was written on another system: Windows separates folders by
     backslashes, and macOS takes letters and their accents apart (NFD) that others write as one (NFC)."""
     if len(name) > _LONGEST_PATH:

@@ -12,13 +12,15 @@ import json
 import os
 import stat
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol, cast
 
+from earl_cli.data.pictures import find_file
 from earl_cli.data.pth import MOST_BYTES
 from earl_cli.data.sources import BadRowError
 from earl_cli.errors import InputError
@@ -42,6 +44,11 @@ class Files(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def where(self) -> str:
+        """The folder, or the place in an archive, in which they were found."""
+        ...
 
     def contents(self, rows: Sequence[int]) -> Contents:
         """What is in the files of these ascending rows, or why it can't be had. Raises InputError if all is lost."""
@@ -85,7 +92,7 @@ def find_files(place: Path) -> Files:
 
 
 def _parse_list(content: bytes, where: str) -> tuple[str, list[str]]:
-    """The last part of the list's prefix, and its names. Raises InputError, quoting the name, if one is not safe."""
+    """The list's prefix, and its names. Raises InputError, quoting the name, if one is not safe."""
     try:
         found = json.loads(content)
         prefix, names = found.get("prefix"), found["path_list"]
@@ -95,8 +102,18 @@ def _parse_list(content: bytes, where: str) -> tuple[str, list[str]]:
         raise InputError('not a list of tokenized data, {"prefix": …, "path_list": […]}', where=where) from None
     if not names:
         raise InputError("this list names no files", where=where)
-    folder = PurePosixPath(prefix).name if isinstance(prefix, str) else ""
-    return FEATURES if folder in ("", "..") else folder, [_safe_name(name, where) for name in names]
+    return prefix if isinstance(prefix, str) else "", [_safe_name(name, where) for name in names]
+
+
+def _beside_list(prefix: str) -> list[str]:
+    """The folders beside ``list/`` that may hold the files: the one the prefix ends in, and the usual one."""
+    last = PurePosixPath(prefix.replace("\\", "/")).name
+    return list(dict.fromkeys((last, FEATURES) if last not in ("", "..") else (FEATURES,)))
+
+
+def _none_found(names: Sequence[str], tried: Sequence[object], where: str) -> InputError:
+    what = f"of the {len(names):,} files that this list names not one is there, such as {names[0]!r}"
+    return InputError(what, where=where, hint=f"they were looked for in {', '.join(map(str, tried))}")
 
 
 def _safe_name(name: Any, where: str) -> str:
@@ -104,7 +121,8 @@ def _safe_name(name: Any, where: str) -> str:
     if not isinstance(name, str):
         raise InputError(f"this list holds a {type(name).__name__} instead of a file's name", where=where)
     path = Path(name)
-    if not path.parts or path.anchor or ".." in path.parts or "\0" in name:
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not path.parts or path.anchor or ".." in parts or parts[0] == "/" or "\0" in name:
         raise InputError(f"the name {name!r} leaves the folder", where=where, hint=_ESCAPES)
     try:
         name.encode()
@@ -137,16 +155,25 @@ def _repeated() -> BadRowError:
 
 @dataclass(frozen=True, eq=False)
 class _Folder:
-    """Files in ``folder``, in the order of the list. Rows in ``repeated`` name a file that was there before."""
+    """Files in ``folder``, in the order of the list; ``spelled`` are those that the disk spells in another way.
+
+    Rows in ``repeated`` name a file that was there before.
+    """
 
     folder: Path
     names: tuple[str, ...]
     fingerprint: str
     repeated: frozenset[int]
+    spelled: Mapping[str, Path]
+
+    @property
+    def where(self) -> str:
+        return str(self.folder)
 
     def contents(self, rows: Sequence[int]) -> Contents:
         for row in rows:
-            yield _repeated() if row in self.repeated else _content(self.folder / self.names[row])
+            name = self.names[row]
+            yield _repeated() if row in self.repeated else _content(self.spelled.get(name, self.folder / name))
 
 
 def _content(path: Path) -> bytes | BadRowError:
@@ -176,20 +203,49 @@ def _in_folder(base: Path, listing: Path) -> _Folder:
         content = file.read(MOST_LIST_BYTES + 1)
     if len(content) > MOST_LIST_BYTES:
         raise InputError(f"this list has more than {MOST_LIST_BYTES:,} bytes", where=str(listing))
-    last, names = _parse_list(content, str(listing))
-    folder = next((base / name for name in (last, FEATURES) if (base / name).is_dir()), None)
-    if folder is None:
-        raise InputError(f"there is no folder {last} with the files that the list names", where=str(base))
-    for inner in {folder, *(folder / parent for parent in {PurePosixPath(name).parent for name in names})}:
-        _check_inside(inner, roots)
+    prefix, names = _parse_list(content, str(listing))
+    given = []
+    with suppress(OSError):  # a text that is too long for a path
+        given = [Path(prefix)] if Path(prefix).is_absolute() and Path(prefix).is_dir() else []
+    tried = [*given, base, *(base / name for name in _beside_list(prefix))]
+    best = _Holding(base, roots, {}, {})
+    for folder in tried:
+        found = _holding(folder, names, _roots(folder) if folder in given else roots)
+        best = found if len(found.sizes) > len(best.sizes) else best
+        if len(best.sizes) == len(set(names)):
+            break
+    if not best.sizes:
+        raise _none_found(names, tried, str(listing))
+    for inner in {best.folder, *((best.folder / name).parent for name in best.sizes)}:
+        _check_inside(inner, best.roots)
+    rows = {name: row for row, name in reversed(list(enumerate(names)))}
+    repeated = frozenset(row for row, name in enumerate(names) if rows[name] != row)
+    fingerprint = _fingerprint(names, {name: best.sizes.get(name, -1) for name in names})
+    return _Folder(best.folder, tuple(names), fingerprint, repeated, best.spelled)
+
+
+@dataclass(frozen=True)
+class _Holding:
+    """Those of a list's files that are in a folder: their sizes, and the paths of those that it spells differently."""
+
+    folder: Path
+    roots: Sequence[Path]
+    sizes: Mapping[str, int]
+    spelled: Mapping[str, Path]
+
+
+def _holding(folder: Path, names: Sequence[str], roots: Sequence[Path]) -> _Holding:
+    """Raises InputError for a link that leaves ``roots`` and for what is no plain file."""
     sizes: dict[str, int] = {}
-    repeated = set()
-    for row, name in enumerate(names):
-        if name in sizes:
-            repeated.add(row)
-        else:
-            sizes[name] = _size(folder / name, roots)
-    return _Folder(folder, tuple(names), _fingerprint(names, sizes), frozenset(repeated))
+    spelled: dict[str, Path] = {}
+    for name in dict.fromkeys(names) if folder.is_dir() else ():
+        path = folder / name
+        if not os.path.lexists(path) and not (name.isascii() and "\\" not in name):
+            path = spelled[name] = find_file(folder, name) or path
+        size = _size(path, roots)
+        if size >= 0:
+            sizes[name] = size
+    return _Holding(folder, roots, sizes, spelled)
 
 
 def _roots(base: Path) -> tuple[Path, ...]:
@@ -231,6 +287,11 @@ class _Tar:
     fingerprint: str
     places: Sequence[tuple[int, int]]
     absent: int
+    folder: PurePosixPath
+
+    @property
+    def where(self) -> str:
+        return f"{self.archive}: {self.folder}"
 
     def contents(self, rows: Sequence[int]) -> Contents:
         with _archive(self.archive) as stream:
@@ -254,7 +315,7 @@ def _in_tar(archive: Path) -> _Tar:
             path = _safe_member(member, archive)
             if not member.isfile():
                 continue
-            members[str(path)] = member.offset_data, member.size
+            members[_plain(path)] = member.offset_data, member.size
             if path.parts[-2:] == _LIST.parts:
                 lists[path] = _list_content(stream, member, archive)
         while stream.read(MOST_HEADER_BYTES):  # to the checksum at the end
@@ -263,18 +324,28 @@ def _in_tar(archive: Path) -> _Tar:
         what = "several lists: " + ", ".join(map(str, lists)) if lists else f"there is no {_LIST}"
         raise InputError(f"not one set of tokenized data: {what}", where=str(archive))
     ((listing, content),) = lists.items()
-    last, names = _parse_list(content, f"{archive}: {listing}")
+    prefix, names = _parse_list(content, f"{archive}: {listing}")
     base = listing.parent.parent
-    folder = base / last
-    if not any(path.startswith(f"{folder}/") for path in members):
-        folder = base / FEATURES
     unique = dict.fromkeys(names)
-    places = {name: members[key] for name in unique if (key := f"{folder}/{name}") in members}
+    tried = [base, *(base / name for name in _beside_list(prefix))]
+
+    def holding(folder: PurePosixPath) -> dict[str, tuple[int, int]]:
+        return {name: members[key] for name in unique if (key := _plain(folder / name)) in members}
+
+    folder = max(tried, key=lambda each: len(holding(each)))
+    places = holding(folder)
+    if not places:
+        raise _none_found(names, tried, f"{archive}: {listing}")
     ordered = sorted(places, key=places.__getitem__)
     absent = [name for name in unique if name not in places]
     names = [*ordered, *absent, *_repeats(names)]
     fingerprint = _fingerprint(names, {name: size for name, (_, size) in places.items()})
-    return _Tar(archive, tuple(names), fingerprint, [places[name] for name in ordered], len(absent))
+    return _Tar(archive, tuple(names), fingerprint, [places[name] for name in ordered], len(absent), folder)
+
+
+def _plain(path: PurePosixPath) -> str:
+    """A path in one Unicode form, with slashes, however it is spelled."""
+    return unicodedata.normalize("NFC", str(path).replace("\\", "/"))
 
 
 def _repeats(names: Sequence[str]) -> Iterator[str]:

@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from published_data import LIST, fields, numbers, pack, publish
+from published_data import LIST, fields, numbers, pack, publish, saved
 
 from earl_cli.data.published import is_published, open_published
 from earl_cli.data.store import Reject, TokenizedPair
@@ -76,8 +77,52 @@ def test_the_last_part_of_the_prefix_names_the_folder(tmp_path: Path) -> None:
     for place in ("x", "x.tar.gz"):
         assert isinstance(next(open_published(tmp_path / place).read()), TokenizedPair)
     (tmp_path / "x/features_256").rename(tmp_path / "x/elsewhere")
-    with pytest.raises(InputError, match="there is no folder features_256"):
+    with pytest.raises(InputError, match=r"not one is there, such as '1\.pth'.*x, .*x/features_256, .*x/feature\)"):
         open_published(tmp_path / "x")
+
+
+def lay(base: Path, names: Sequence[str], listed: Sequence[str], prefix: str = "/cluster/feature") -> Path:
+    """Pairs 1, 2, … in files of these names, and a list with ``listed`` ones in ``base``."""
+    base.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names, 1):
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_bytes(saved(fields(number)))
+    (base / LIST).parent.mkdir(parents=True, exist_ok=True)
+    (base / LIST).write_text(json.dumps({"prefix": prefix, "path_list": list(listed)}))
+    return base
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [
+        (["1.pth", "2.pth"], ["1.pth", "2.pth"]),  # beside list/
+        (["feature/1.pth", "feature/2.pth"], ["feature/1.pth", "feature/2.pth"]),  # as the published RL takes them
+        (["feature/1.pth", "feature/2.pth"], ["1.pth", "2.pth"]),
+        (["1.pth", "feature/1.pth", "feature/2.pth"], ["1.pth", "2.pth"]),  # where more of them are
+        (["sub/1.pth", "fu\u0308r.pth"], ["sub\\1.pth", "f\u00fcr.pth"]),  # as Windows and macOS spell them
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_are_found_where_the_list_may_mean(
+    tmp_path: Path, names: list[str], listed: list[str], packed: bool
+) -> None:
+    base = lay(tmp_path / "x", names, listed)
+    found = open_published(pack(base, tmp_path / "x.tar", "train/") if packed else base)
+    assert all(isinstance(row, TokenizedPair) for row in found.read())
+    assert len(found) == 2
+    copied = lay(tmp_path / "y" / "feature", names, listed)  # the list's folder within that of the files
+    assert open_published(copied.parent).names == tuple(listed)
+
+
+def test_the_prefix_comes_first_where_it_exists(tmp_path: Path) -> None:
+    base = lay(tmp_path / "x", ["feature/2.pth", "1.pth"], ["1.pth"], prefix=str(tmp_path / "elsewhere" / "codes"))
+    assert next(open_published(base).read()).id == "2"
+    lay(tmp_path / "elsewhere", ["other", "unused", "codes/1.pth"], ["1.pth"])
+    published = open_published(base)
+    assert next(published.read()).id == "3"
+    assert published.files.where == str(tmp_path / "elsewhere" / "codes")
+    (tmp_path / "elsewhere" / "codes" / "1.pth").unlink()
+    assert next(open_published(base).read()).id == "2"
 
 
 def test_a_large_file_is_not_read(tmp_path: Path) -> None:
@@ -111,7 +156,9 @@ def test_what_is_missing_or_listed_twice_is_counted(tmp_path: Path) -> None:
 # -- hostile names, links and archives ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["../x.pth", "/etc/hosts", "a/../../x.pth", "", ".", "..", "a\0.pth", "\ud800.pth", 5])
+@pytest.mark.parametrize(
+    "name", ["../x.pth", "/etc/hosts", "a/../../x.pth", "", ".", "..", "a\0.pth", "\ud800.pth", 5, "..\\x.pth"]
+)
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: Any) -> None:
     place = publish(tmp_path / "x", numbers(1))
     (place / LIST).write_text(json.dumps({"prefix": "/", "path_list": ["1.pth", name]}))
