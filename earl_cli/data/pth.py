@@ -216,7 +216,7 @@ def _thoughts(value: Any, where: str) -> dict[str, str]:
         raise BadRowError("thoughts", f"CoT is a {type(value).__name__}, not texts by their keys", where=where)
     thoughts = {}
     for key, text in value.items():
-        if text is None or (isinstance(text, str) and not text):
+        if text is None:
             continue
         if not _is_text(key) or not _is_text(text):
             kinds = f"{type(key).__name__} to {type(text).__name__}"

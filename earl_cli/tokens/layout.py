@@ -98,8 +98,11 @@ class ParsedSequence:
 
 
 def thoughts_text(cot: Mapping[str, str], keys: Iterable[str]) -> str:
-    """``"key: value"`` for each of ``keys`` that ``cot`` has, joined by spaces and cut to 1750 characters."""
-    return " ".join(f"{key}: {cot[key]}" for key in keys if key in cot)[:THOUGHTS_LIMIT]
+    """``"key: value"`` for each of ``keys`` that ``cot`` has, joined by spaces and cut to 1750 characters.
+
+    As published, white space around a value goes, and one that is empty leaves its ``key: ``.
+    """
+    return " ".join(f"{key}: {cot[key].strip()}" for key in keys if key in cot)[:THOUGHTS_LIMIT]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from trainings import write_pairs
 
 from earl_cli.data.batches import Rows, load_rows
 from earl_cli.data.published import export_published
-from earl_cli.data.store import open_store, write_shard
+from earl_cli.data.store import open_store, pairs_of, write_shard
 from earl_cli.errors import InputError
 from earl_cli.models.bundle import open_base
 from earl_cli.tokens.layout import Layout
@@ -51,6 +52,16 @@ def test_lengths_are_those_of_the_sequences(store: Path, layout: Layout, keys: t
     rows = Rows(rows.table, layout, keys, rows.names, rows.sizes, rows.unreadable)
     assert rows.lengths.tolist() == [len(ids) for ids in sequences(rows)]
     assert rows.thinking == (10 if keys else 0)
+
+
+def test_thoughts_are_trained_as_published(layout: Layout, tmp_path: Path) -> None:
+    """Values are stripped, and a key whose value is empty is there."""
+    store = write_pairs(tmp_path / "store", 1)
+    (pair,) = pairs_of(open_store(store).table())
+    write_shard(store, 0, [replace(pair, thoughts={"plan": "\n snow ", "objects": "", "boxes": "b"})], [])
+    rows = load_rows([store], layout, ["plan", "objects", "boxes"])
+    text = layout.text.decode([int(each) for each in rows.example(0).ids if each < layout.vocabulary.text_size])
+    assert "<|start thinking|> plan: snow objects:  boxes: b<|end thinking|>" in text
 
 
 def test_sets_follow_one_another(store: Path, layout: Layout, tmp_path: Path) -> None:

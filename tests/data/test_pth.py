@@ -70,8 +70,9 @@ def test_instructions_and_thoughts_come_in_several_shapes(tmp_path: Path) -> Non
 
     assert read(instruction=["first", "second"]).instruction == "first"
     assert read(instruction=np.array(["first", "second"], dtype=object)).instruction == "first"
-    for empty in ({}, "", None, {"a": "", "b": None}):
+    for empty in ({}, "", None, {"b": None}):
         assert read(CoT=empty).thoughts == {}
+    assert read(CoT={"a": "", "b": None, "c": " x "}).thoughts == {"a": "", "c": " x "}
     without = fields(7)
     del without["CoT"], without["edit_id"]
     row = only(tmp_path, saved(without))

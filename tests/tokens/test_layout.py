@@ -167,6 +167,10 @@ def test_thoughts_are_the_chosen_keys_in_order_cut_to_the_published_length() -> 
     assert thoughts_text(cot, ["plan", "objects"]) == "plan: add snow objects: a dog"
     assert thoughts_text(cot, ["plan", "missing"]) == "plan: add snow"
     assert thoughts_text({}, ["plan"]) == ""
+    assert thoughts_text({"plan": "\n add snow \t"}, ["plan"]) == "plan: add snow"
+    assert thoughts_text({"plan": " ", "objects": "", "boxes": "b"}, ["plan", "objects", "boxes"]) == (
+        "plan:  objects:  boxes: b"
+    )
     assert thoughts_text({"plan": "x" * 3000}, ["plan"]) == "plan: " + "x" * 1744
 
 
