@@ -149,7 +149,7 @@ def _expand(name: str, earlier: list[Path]) -> list[Path]:
             return [path]
     except (OSError, ValueError) as error:
         raise InputError(getattr(error, "strerror", None) or str(error), where=name) from error
-    if MARK in path.name:
+    if found and kind is None and MARK in path.name:
         return sorted(found)
     photos = sorted(entry for entry in found if not _RESULT.fullmatch(entry.name))
     earlier += sorted(set(found).difference(photos))

@@ -85,7 +85,7 @@ class Targets:
         if self._chosen is not None:
             return self._give(self._chosen, source)
         if source.is_stream and self.output is None:
-            raise OutputError("it lies in no folder that the edit could be put into", where=source.name, hint="-o FILE")
+            raise OutputError("it has no folder for the edit", where=source.name, hint="say where to: -o FILE")
         folder = Path(self.output) if self.output else source.path.parent if source.path else Path()
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -137,6 +137,10 @@ def test_results_of_earlier_runs_are_left_out(folder: Path) -> None:
 def test_a_result_that_is_named_is_edited_again(folder: Path) -> None:
     assert names("a.edited.png", "b.jpg") == ["a.edited.png", "b.jpg"]
     assert names("*.edited*.png") == ["a.edited-2.png", "a.edited.png"]
+    assert find_sources(["*.edited.gif"]).failed[0].error.what == "no picture matches"
+    Path("x.edited.d").mkdir()
+    Path("x.edited.d/a.edited.png").touch()
+    assert find_sources(["x.edited.d"]).sources == []
     Path("a.png").unlink()
     (failed,) = find_sources(["a*.png"]).failed
     assert "but results of earlier runs" in failed.error.what

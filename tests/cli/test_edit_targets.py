@@ -192,7 +192,7 @@ def test_a_name_that_is_too_long(folder: Path) -> None:
 
 def test_a_pipe_needs_a_name_for_its_edit(folder: Path) -> None:
     os.mkfifo("pipe")
-    with pytest.raises(OutputError, match="no folder"):
+    with pytest.raises(OutputError, match="has no folder"):
         Targets(None, False, False).path(Source(Path("pipe")), "PNG")
     assert Targets("sub", False, False).path(Source(Path("pipe")), "JPEG") == Path("sub/pipe.edited.jpg")
     os.mkfifo("out.png")
