@@ -43,7 +43,7 @@ def serve(
     ] = None,
     max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="How many edits may wait.")] = 32,
     max_variants: Annotated[int, typer.Option("--max-variants", min=1, help="How many variants at a time.")] = 8,
-    max_pixels: Annotated[int, typer.Option("--max-pixels", min=1, help="Refuse larger pictures.")] = 100_000_000,
+    max_pixels: Annotated[int, typer.Option("--max-pixels", min=1, help="Refuse larger pictures.")] = 50_000_000,
     max_upload: Annotated[int, typer.Option("--max-upload", min=1, help="Refuse larger files; in MiB.")] = 32,
     rate: Annotated[
         int, typer.Option("--rate", min=0, help="Edits a minute that one address may ask for; 0 is any number.")

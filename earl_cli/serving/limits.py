@@ -26,7 +26,7 @@ class Limits:
 
     max_queue: int = 32
     max_variants: int = 8
-    max_pixels: int = 100_000_000
+    max_pixels: int = 50_000_000
     rate: int = 60
     wrong_keys: int = 10
     upload: int = 32 << 20

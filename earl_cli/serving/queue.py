@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from earl_cli.console import console
 from earl_cli.generation.waiting import EngineError
 from earl_cli.serving.limits import Limits
+from earl_cli.serving.memory import give_back_memory
 from earl_cli.serving.refusing import RefusedError, refusal, report
 
 if TYPE_CHECKING:
@@ -189,8 +190,8 @@ class EditQueue:
 
     def _run(self) -> None:
         try:
-            while batch := self._next():
-                self._draw(batch)
+            while self._draw_next():
+                give_back_memory()
         except BaseException as failure:  # the thread's last words; `state` tells the rest
             report(failure)
             console.warn("the thread that draws has ended: start the server again")
@@ -199,10 +200,18 @@ class EditQueue:
                 self._has_ended = True
                 self._tell_everybody()
 
+    def _draw_next(self) -> bool:
+        """Whether there was a batch. This thread, which waits for the next one then, holds none of its pictures."""
+        batch = self._next()
+        if batch:
+            self._draw(batch)
+        with self._changed:
+            self._batch = []
+        return bool(batch)
+
     def _next(self) -> list[Ticket]:
         """The first order, and those right behind it that can go with it; empty at the end."""
         with self._changed:
-            self._batch = []
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if self._is_closed:
                 return []

@@ -24,6 +24,7 @@ from earl_cli.serving.answering import send_edits
 from earl_cli.serving.asking import Asked, asked
 from earl_cli.serving.connections import Server
 from earl_cli.serving.http1 import Request, Wire
+from earl_cli.serving.memory import give_back_memory
 from earl_cli.serving.multipart import read_form
 from earl_cli.serving.queue import Order
 from earl_cli.serving.refusing import RefusedError, refusal, report
@@ -164,15 +165,22 @@ class Handler(socketserver.BaseRequestHandler):
         with service.places.hold(client) as granted:
             if not granted:
                 raise RefusedError(503, "too many requests at once; try again in a moment", retry_after=5)
-            order, wanted = self._order(head)
-            ticket = service.queue.submit(order)
             try:
-                send_edits(self, ticket, order, wanted)
+                what = self._edit_in_turn(head)
             finally:
-                service.queue.leave(ticket)
-        size = f"{order.picture.rgb.width} x {order.picture.rgb.height}"
+                give_back_memory()
+        console.note(f"{client}: {what} pixels in {time.monotonic() - started:.1f} s")
+
+    def _edit_in_turn(self, head: Request) -> str:
+        """What was drawn, in words. No picture outlives this."""
+        order, wanted = self._order(head)
+        ticket = self.service.queue.submit(order)
+        try:
+            send_edits(self, ticket, order, wanted)
+        finally:
+            self.service.queue.leave(ticket)
         many = f"{len(order.seeds)} edits" if len(order.seeds) > 1 else "an edit"
-        console.note(f"{client}: {many} of {size} pixels in {time.monotonic() - started:.1f} s")
+        return f"{many} of {order.picture.rgb.width} x {order.picture.rgb.height}"
 
     def _client(self, head: Request) -> str:
         """The address that asks, a proxy's client if the proxy is trusted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -57,6 +58,15 @@ def test_what_waits_together_is_drawn_together_in_order(line: EditQueue, gate: G
     assert [ended(line, ticket).phase for ticket in tickets] == ["drawn"] * 4
     assert gate.batches == [["first"], ["a", "b", "c"]]
     assert line.drawn == 4
+
+
+def test_nobody_holds_an_order_that_is_over(line: EditQueue, gate: Gate) -> None:
+    gate.open.set()
+    ticket = line.submit(order("large"))
+    assert ended(line, ticket).phase == "drawn"
+    picture = weakref.ref(ticket.order)
+    del ticket
+    assert eventually(lambda: picture() is None)
 
 
 @pytest.mark.parametrize(
