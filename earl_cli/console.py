@@ -62,6 +62,12 @@ class Console:
         if not self.quiet:
             self._line(text, self._people())
 
+    def block(self, text: str) -> None:
+        """Lines of result, as a model or a judge wrote them."""
+        if not self.quiet:
+            for line in text.splitlines():
+                self.plain(printable(line), self._people())
+
     def note(self, text: str) -> None:
         """A line beside the result: what was chosen, what is running. Always on stderr."""
         if not self.quiet:
@@ -74,7 +80,7 @@ class Console:
 
     def fail(self, error: EarlError, beside: Mapping[str, Any] | None = None) -> None:
         """The message of an error on stderr, and with ``json`` its document, among what else there is to report."""
-        where = f"{one_line(error.where)}: " if error.where else ""
+        where = f"{error.where}: " if error.where else ""
         self._line(f"error: {where}{error.what}", sys.stderr, style="red")
         if error.hint:
             self._line(f"hint: {error.hint}", sys.stderr)
@@ -102,6 +108,7 @@ class Console:
         if self.quiet:
             return
         stream = self._people()
+        columns, rows = [*map(one_line, columns)], [[*map(one_line, row)] for row in rows]
         if not _is_terminal(stream):
             for line in _aligned(columns, rows, title):
                 self._line(line, stream)
@@ -110,9 +117,9 @@ class Console:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=title and Text(one_line(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for column in columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(Text(column), overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         self._rich(stream).print(table)
@@ -122,6 +129,7 @@ class Console:
     @contextmanager
     def progress(self, label: str, total: float | None = None, *, unit: str = "") -> Iterator[Progress]:
         """A bar on a terminal; elsewhere a line on stderr at most every few seconds; nothing with ``quiet``."""
+        label = one_line(label)
         if self.quiet:
             yield _Silent()
         elif self.draws:
@@ -151,7 +159,7 @@ class Console:
         return sys.stderr if self.json or self.stdout_is_data else sys.stdout
 
     def _line(self, text: str, stream: TextIO, style: str | None = None) -> None:
-        text = printable(text)
+        text = one_line(text)
         if _is_terminal(stream) and (style or self._screen):
             self._rich(stream).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -188,9 +196,9 @@ def printable(text: str) -> str:
     return _CONTROL.sub(escaped, text)
 
 
-def one_line(name: str) -> str:
-    """A name as a part of a line: it can't begin another one."""
-    return printable(name).replace("\n", "\\n").replace("\t", "\\t")
+def one_line(text: str) -> str:
+    """The text as a part of a line, which it can't end: every line of the console is such."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def is_closed(stream: TextIO) -> bool:
@@ -276,8 +284,7 @@ class _PlainProgress:
             parts += [speed(self.pace.rate, self.unit)]
         if total and (left := self.pace.left(total)) is not None:
             parts += [f"{duration(left)} left"]
-        line = printable(", ".join([*parts, *filter(None, [note])]))
-        console.plain(line, sys.stderr)
+        console.plain(", ".join([*parts, *filter(None, [one_line(note)])]), sys.stderr)
 
 
 def speed(rate: float, unit: str) -> str:
@@ -326,7 +333,7 @@ def _rich_progress(screen: RichConsole, label: str, total: float | None, unit: s
                 if first and done:  # what was done before must not count as speed
                     display.reset(task, completed=int(done), total=total)
                 first = False
-                display.update(task, completed=done, total=total, note=note)
+                display.update(task, completed=done, total=total, note=one_line(note))
 
         yield Drawn()
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from earl_cli.commands.edit_files import Failed, Source
 from earl_cli.commands.edit_targets import EXTENSIONS, Targets
 from earl_cli.commands.starting import without_collector
-from earl_cli.console import console, one_line
+from earl_cli.console import console
 from earl_cli.errors import InputError, OutputError, explain
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _open(source: Source, order: Order, targets: Targets, piped: bool, made: Mad
         raise InputError("nothing is piped into stdin", where="-", hint="earl edit - ... < photo.jpg")
     picture = open_picture(source.path or sys.stdin.buffer, name=source.name, max_pixels=order.max_pixels)
     for note in picture.notes:
-        console.note(f"{one_line(source.name)}: {note}")
+        console.note(f"{source.name}: {note}")
     paths = () if piped else tuple(targets.path(source, picture.format) for _ in order.seeds)
     sheets = () if piped else tuple(targets.beside(paths[0], kind, source) for kind in order.sheets)
     return Opened(source, picture, paths, sheets, targets, made)
@@ -246,7 +246,7 @@ def _finish(order: Order, opened: Opened, drafts: Sequence[Draft], editor: Edito
                 return
             name = opened.source.name if len(drafts) == 1 else f"{opened.source.name}, seed {draft.seed}"
             if order.mode != "edit":
-                console.say(f"reasoning: {draft.answer.thoughts or '(none)'}")
+                console.block(f"reasoning: {draft.answer.thoughts or '(none)'}")
             with made.going_on(name):
                 image = render(editor.model, opened.picture.rgb, before, draft, order.size)
                 images.append(image)
@@ -284,12 +284,12 @@ def _save(
         save_picture(image, encoded, like=opened.picture, format=form, metadata=metadata)
         _to_stdout(encoded.getbuffer())
     output = str(path) if path else None
-    console.say(one_line(f"{name} -> {output or 'stdout'}  ({image.width} x {image.height}, seed {shown})"))
+    console.say(f"{name} -> {output or 'stdout'}  ({image.width} x {image.height}, seed {shown})")
     if kind != "edit":
         return Result(kind, name, output, seeds, image.width, image.height)
     answer = drafts[0].answer
     if answer.problem:
-        console.warn(f"{one_line(name)}: {answer.problem}")
+        console.warn(f"{name}: {answer.problem}")
     return Result(kind, name, output, seeds, image.width, image.height, answer.thoughts, answer.problem)
 
 

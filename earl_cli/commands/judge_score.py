@@ -74,7 +74,7 @@ def judge_score(
     rows = [[name, f"{value:.2f}"] for name, value in score.parts.items() if name != reward]
     console.table(["part", "of 10" if judge else "score"], [*rows, [reward, f"{score.value:.2f}"]])
     if score.reason:
-        console.say(score.reason)
+        console.block(score.reason)
     console.document(document)
 
 

@@ -35,11 +35,35 @@ def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) ->
 
 def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     Console().say("evil\x1b[2Jname\r.png\n\tnext")
-    assert capsys.readouterr().out == "evil\\x1b[2Jname\\x0d.png\n\tnext\n"
+    assert capsys.readouterr().out == "evil\\x1b[2Jname\\x0d.png\\n\\tnext\n"
+    Console().block("a judge's\n\twords\x1b[2J")
+    assert capsys.readouterr().out == "a judge's\n\twords\\x1b[2J\n"
     Console().say("gnp.\u202eexe\u2066\u200f")
     assert capsys.readouterr().out == "gnp.\\u202eexe\\u2066\\u200f\n"
     Console().fail(InputError("no picture", where="a.png\nerror: lies"))
     assert capsys.readouterr().err == "error: a.png\\nerror: lies: no picture\n"
+    Console().fail(InputError("no\nerror: picture", hint="do\nhint: that"))
+    assert capsys.readouterr().err == "error: no\\nerror: picture\nhint: do\\nhint: that\n"
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_names_are_never_markup_nor_control(
+    drawn: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_is_terminal", lambda _: drawn)
+    monkeypatch.setenv("COLUMNS", "200")
+    console, name = Console(), "[red]a[/red] [/] [link=x]\x1b[2J\u202e\nb"
+    shown = "[red]a[/red] [/] [link=x]\\x1b[2J\\u202e\\nb"
+    for speak in (console.say, console.note, console.warn):
+        speak(name)
+    console.table([name], [[name]], title=name)
+    console.fail(InputError(name, where=name, hint=name))
+    with console.progress(name, 2, unit=name) as task:
+        task.update(1, 2, name)
+    said = capsys.readouterr()
+    assert (said.out + said.err).count(shown) >= 9
+    assert "\x1b[2J" not in said.out + said.err
+    assert "\u202e" not in said.out + said.err
 
 
 def test_quiet_leaves_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
