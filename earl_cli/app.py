@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -20,7 +21,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from earl_cli.console import console, is_closed
+from earl_cli.console import NARROW, console, is_closed
 from earl_cli.errors import EarlError, UsageError, explain
 from earl_cli.version import version as earl_version
 
@@ -80,6 +81,7 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """As in Typer, with the placeholder replaced by the real command, which takes the global options as well."""
+        _check_command(args)
         name, placeholder, rest = super().resolve_command(ctx, args)
         if name is None:
             return name, placeholder, rest
@@ -92,6 +94,10 @@ class LazyGroup(TyperGroup):
             getattr(import_module(f"earl_cli.commands.{function}"), function)
         )
         command = typer.main.get_command(single)
+        if self.rich_markup_mode is not None:  # what rich draws: brackets are brackets, such as [@REV]
+            params: list[Any] = command.params
+            for param in params:
+                param.help = param.help and param.help.replace("[", r"\[")
         command.params += [param for param in self.params if param.opts[0] in _GLOBAL_OPTIONS]
         return name, command, rest
 
@@ -104,6 +110,20 @@ class LazyGroup(TyperGroup):
         """As in Typer; a reader that went away ends the program quietly."""
         with _quiet_end():
             return super().invoke(ctx)
+
+
+def _check_command(args: Sequence[str]) -> None:
+    """Raise UsageError for a command that isn't there, with the one that may be meant."""
+    name, word = args[0], args[1] if len(args) > 1 else ""
+    below = any(other.startswith(f"{name} ") for other in COMMANDS)
+    if name in COMMANDS and not (below and word.isalpha() and f"{name} {word}" not in COMMANDS):
+        return
+    from earl_cli.mistyped import meant_below, unknown_command
+
+    if name not in COMMANDS:
+        raise unknown_command(name, COMMANDS)
+    if meant_below(name, word, COMMANDS):
+        raise unknown_command(f"{name} {word}", COMMANDS)
 
 
 @contextmanager
@@ -162,7 +182,6 @@ def _placeholder() -> None:
 
 def build_app() -> typer.Typer:
     """The Typer app. Nothing but Typer and this module is imported for it; help is drawn by rich on terminals only."""
-    drawn = sys.stdout.isatty()
     codes = [f"{code:>3}  {text}" for code, text in EXIT_CODES.items()]
     app = typer.Typer(
         cls=LazyGroup,
@@ -170,7 +189,7 @@ def build_app() -> typer.Typer:
         help='Edit pictures by instruction, and train the models that do it. Try: earl edit photo.jpg "make it snowy"',
         epilog=_paragraph("Exit codes", codes),
         invoke_without_command=True,
-        rich_markup_mode="rich" if drawn else None,
+        rich_markup_mode="rich" if _draws_help() else None,
         context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback()(_root)
@@ -179,10 +198,14 @@ def build_app() -> typer.Typer:
     return app
 
 
+def _draws_help() -> bool:
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns >= NARROW
+
+
 def _paragraph(title: str, lines: Sequence[str]) -> str | None:
     """Lines under a title, for the end of a help page; \\b keeps them as they are where rich doesn't draw."""
     text = "\n".join([f"{title}:", *lines])
-    return (text if sys.stdout.isatty() else f"\b\n{text}") if lines else None
+    return (text if _draws_help() else f"\b\n{text}") if lines else None
 
 
 def run(args: Sequence[str]) -> int:
@@ -229,7 +252,7 @@ def _run(args: Sequence[str]) -> int:
         if isinstance(failure, OSError) and _is_of_stdout(failure):
             console.lose(failure)
             return 0
-        error = _usage(failure) if isinstance(failure, TyperException) else explain(failure)
+        error = _usage(failure, args) if isinstance(failure, TyperException) else explain(failure)
         if console.debug:
             traceback.print_exception(error)
         if _received and type(error) is EarlError:  # a library has made its own failure of the signal that stopped it
@@ -249,11 +272,19 @@ def _is_of_stdout(failure: OSError) -> bool:
     return False
 
 
-def _usage(complaint: TyperException) -> UsageError:
+def _usage(complaint: TyperException, args: Sequence[str]) -> UsageError:
     """Typer's own complaint about options and arguments, as one of ours."""
     context = getattr(complaint, "ctx", None)
-    command = context.command_path if context else "earl"
-    return UsageError(complaint.format_message().replace("\n\t", " "), hint=f"{command} --help lists what there is")
+    words = [word for word in args if not word.startswith("-")]
+    named = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), "")
+    command = context.command_path if context else f"earl {named}".strip()
+    option = getattr(complaint, "option_name", None)
+    if context is not None and option is not None and hasattr(complaint, "possibilities"):
+        from earl_cli.mistyped import unknown_option
+
+        return unknown_option(option, command, (each for param in context.command.params for each in param.opts))
+    what = complaint.format_message().replace("\n\t", " ").replace("Value error, ", "")
+    return UsageError(what, hint=f"{command} --help lists what there is")
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

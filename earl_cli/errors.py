@@ -79,6 +79,14 @@ _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file gets too large for this disk",
+    errno.EROFS: "this disk can only be read",
+}
+_PATH_ERRORS = {
+    errno.ENOENT: "there is no such file or folder",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.EISDIR: "this is a folder, not a file",
+    errno.ENAMETOOLONG: "this name is too long for the disk",
+    errno.ELOOP: "this link leads to itself",
 }
 
 
@@ -97,7 +105,8 @@ def _explanation(failure: Exception) -> EarlError:
             _DISK_ERRORS[failure.errno], where=failure.filename, hint="make room, or choose another place"
         )
     if isinstance(failure, OSError) and failure.filename is not None:
-        return EarlError(failure.strerror or str(failure), where=str(failure.filename))
+        what = _PATH_ERRORS.get(failure.errno or 0) or failure.strerror or str(failure)
+        return EarlError(what, where=str(failure.filename)[:200])
     if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
         return DeviceError(
             "not enough memory",

@@ -10,7 +10,7 @@ import typer
 
 from earl_cli.commands.starting import without_collector
 from earl_cli.console import console
-from earl_cli.errors import InputError, UsageError
+from earl_cli.errors import InputError, OutputError, UsageError
 
 DATA, COLUMNS, WORK = "Data", "Columns", "Work"
 
@@ -122,7 +122,9 @@ def tokenize(
         revision,
         streaming,
     )
-    part = read_share(share)
+    part, at_once = read_share(share), _batch_size(batch_size)
+    if output.exists() and not output.is_dir():
+        raise OutputError("this is a file, and a token store is a folder", where=str(output))
     console.quiet |= share is None and part.index > 0  # of the ranks of one run, the first speaks
     found = open_source(place)
     expected = f"--preset {preset} expects {', '.join(base.names)}" if chosen else ""
@@ -143,7 +145,7 @@ def tokenize(
         columns,
         seed,
         limit,
-        _batch_size(batch_size),
+        at_once,
         _workers(workers),
         urls,
         max_reject_rate,

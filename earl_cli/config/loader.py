@@ -70,22 +70,16 @@ def resolve(
             raise UsageError(f"--set {item!r} is not of the form key=value")
         values[key] = _plain(text)
         origins[key] = "--set"
-    known = list(kind.model_fields)
     for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            raise UsageError(
-                f"unknown key {key!r}",
-                where=origins[key],
-                hint=f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}",
-            )
+        if key not in kind.model_fields:
+            raise UsageError(f"unknown key {key!r}", where=origins[key], hint=_instead(key, kind, origins))
     try:
         return Resolved(kind(**values), origins)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         missing = first["type"] == "missing"
-        what = f"{key or 'config'}: {first['msg'].removeprefix('Value error, ')}"
+        what = (f"{key}: " if key else "") + first["msg"].removeprefix("Value error, ")
         hint = (
             f"give --{key.replace('_', '-')}, or set it in a config"
             if missing
@@ -123,6 +117,19 @@ def recipes() -> list[str]:
     """Names of the recipes in the package, such as ``embedded/sft``."""
     root = Path(str(resources.files("earl_cli.recipes")))
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.jsonnet"))
+
+
+def _instead(key: str, kind: type[BaseModel], origins: Mapping[str, str]) -> str:
+    """What to do about a key that this kind of config doesn't have."""
+    from earl_cli.config.rl import RlConfig
+    from earl_cli.config.sft import SftConfig
+
+    together = {other for other, origin in origins.items() if origin == origins[key]}
+    for command, other in (("sft", SftConfig), ("rl", RlConfig)):
+        if other is not kind and len(together) > 1 and together <= other.model_fields.keys():
+            return f"all keys there are of earl {command}"
+    near = difflib.get_close_matches(key, kind.model_fields, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(kind.model_fields)}"
 
 
 def _option(key: str, options: Mapping[str, str] | None) -> str:

@@ -202,8 +202,9 @@ def create_or_resume(folder: Path, manifest: Manifest) -> Store:
     if not path.exists():
         other_things = folder.exists() and (not folder.is_dir() or not all(map(is_aside, folder.iterdir())))
         if other_things and not path.exists():  # else another process wrote it in between
+            what = "the folder is not empty and holds no token store"
             raise UsageError(
-                "the folder is not empty and holds no token store",
+                what if folder.is_dir() else "this is a file, and a token store is a folder",
                 where=str(folder),
                 hint="choose another --output-path",
             )
@@ -235,9 +236,11 @@ def open_store(folder: Path) -> Store:
     """Open a store for reading. Raises InputError if the folder is none, or of another version."""
     path = folder / MANIFEST
     if not is_store(folder):
-        raise InputError(
-            "not a token store: there is no manifest.json", where=str(folder), hint="make one with earl tokenize"
-        )
+        if not folder.exists():
+            raise InputError("there is no such token store", where=str(folder), hint="earl tokenize makes one")
+        kind = "it has no manifest.json" if folder.is_dir() else "it is a file, and a store is a folder"
+        hint = "make one of pairs of pictures: earl tokenize pairs/ -o store/"
+        raise InputError(f"not a token store: {kind}", where=str(folder), hint=hint)
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kind, version = content.pop("format"), content.pop("version")

@@ -193,8 +193,11 @@ def _scored(lines: Sequence[Scored]) -> bool:
 def _lines(file: Path, *, may_be_torn: bool = False) -> Iterator[Scored]:
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the results can't be read: {error}", where=str(file)) from None
+    except OSError as error:
+        raise InputError(f"the results can't be read: {error.strerror or error}", where=str(file)) from None
+    except UnicodeDecodeError:
+        hint = "results are the folder of earl eval, or JSON lines"
+        raise InputError("the results can't be read: this is no text", where=str(file), hint=hint) from None
     lines = text.split("\n")
     for number, line in enumerate(lines[:-1] if may_be_torn else lines):
         if line.strip():

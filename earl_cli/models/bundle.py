@@ -241,8 +241,9 @@ def describe(folder: Path, spec: str | None = None, revision: str | None = None)
     size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
     where = str(folder / DESCRIPTION)
     if not content and size != EMU3.size:
+        hint = "only Emu3's own models and folders that earl wrote can edit"
         what = f"there is no {DESCRIPTION}, and a vocabulary of {size} ids is not Emu3's"
-        raise ModelError(what, where=str(folder), hint="only Emu3's own models and folders that earl wrote can edit")
+        raise ModelError(what if config else "this folder holds no model", where=str(folder), hint=hint)
     try:
         vocabulary = Vocabulary.from_dict(content["vocabulary"]) if "vocabulary" in content else EMU3
     except ModelError as error:

@@ -71,7 +71,7 @@ def choose_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and (kind != "cuda" or not number.isdecimal())):
-        raise UsageError(f"{name!r} is no device", hint="auto, cpu, cuda, cuda:0, cuda:1, … or mps")
+        raise UsageError(f"{name!r} is no device", where="device", hint="auto, cpu, cuda, cuda:0, cuda:1, … or mps")
     if kind == "cuda":
         return _cuda(int(number) if number else None)
     if kind == "mps" and not torch.backends.mps.is_available():

@@ -55,6 +55,7 @@ def _read(source: Traversable, where: str) -> dict[str, Any]:
         return tomllib.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"the rubrics can't be read: {error.strerror or error}", where=where) from None
-    except ValueError as error:  # no UTF-8, or no TOML
-        what = f"the rubrics can't be read: {error}"
+    except ValueError as error:
+        no_text = isinstance(error, UnicodeDecodeError)
+        what = "the rubrics can't be read: " + ("this is no text in UTF-8" if no_text else str(error))
         raise UsageError(what, where=where, hint="it is TOML with the keys " + ", ".join(NAMES)) from None

@@ -71,6 +71,8 @@ def read_run(log: Path, name: str) -> Run:
         content = log.read_bytes()
     except OSError as failure:
         raise InputError(failure.strerror or str(failure), where=str(log)) from failure
+    if b"\0" in content.partition(b"\n")[0]:
+        raise InputError("this is no log of a run", where=str(log), hint="name a run's output folder, or its log.jsonl")
     by_step: dict[int, dict[str, float]] = {}  # in the order of the steps
     newest = 0
     for step, figures in _lines(content, log):

@@ -105,12 +105,119 @@ def test_version_is_the_package_metadata(capsys: pytest.CaptureFixture[str]) -> 
     assert f'version = "{capsys.readouterr().out.split()[1]}"' in declared.read_text()
 
 
-def test_a_mistyped_command_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert app.run(["edti", "a.png", "x"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert "'edit'" in error
-    assert "Traceback" not in error
+@pytest.mark.parametrize(
+    ("line", "what", "hint"),
+    [
+        ("edti a.png x", "there is no command 'edti'", "did you mean 'earl edit'?"),
+        ("EDIT a.png x", "there is no command 'EDIT'", "did you mean 'earl edit'?"),
+        ("inspect store", "there is no command 'inspect'", "did you mean 'earl tokenize inspect'?"),
+        ("tokenize inspet store", "there is no command 'tokenize inspet'", "did you mean 'earl tokenize inspect'?"),
+        ("eval List", "there is no command 'eval List'", "did you mean 'earl eval list'?"),
+        ("train", "there is no command 'train'", "did you mean 'earl sft'?"),
+        ("help", "there is no command 'help'", "did you mean 'earl --help'?"),
+        ("gibberish", "there is no command 'gibberish'", "earl --help lists the commands"),
+        ("photo.jpg snowy", "there is no command 'photo.jpg'", 'earl edit photo.jpg "make it snowy" edits a picture'),
+        ("edit --Seed 3", "earl edit has no option --Seed", "did you mean --seed?"),
+        ("edit --top_k 3", "earl edit has no option --top_k", "did you mean --top-k?"),
+        ("edit --varients 3", "earl edit has no option --varients", "did you mean --variants?"),
+        ("doctor -q", "earl doctor has no option -q", "did you mean --quiet?"),
+        ("sft --learning-rate 1", "earl sft has no option --learning-rate", "--set learning_rate=VALUE"),
+        ("rl --validation_rows 1", "earl rl has no option --validation_rows", "--set validation_rows=VALUE"),
+        ("sft --learning-rat 1", "earl sft has no option --learning-rat", "--set learning_rate=VALUE"),
+        ("--model x edit", "earl has no option --model", "options of a command stand after its name"),
+        ("serve --gibberish", "earl serve has no option --gibberish", "earl serve --help lists what there is"),
+        ("sft --config", "Option '--config' requires an argument.", "earl sft --help lists what there is"),
+        ("eval list --json=1", "Option '--json' does not take a value.", "earl eval list --help lists"),
+        ("serve --engine x", "Invalid value for '--engine': 'x' is not one of", "earl serve --help lists"),
+    ],
+)
+def test_what_is_mistyped_is_guessed(
+    line: str,
+    what: str,
+    hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photo.jpg").touch()
+    assert app.run(line.split()) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"error: {what}")
+    assert said[1].startswith("hint: ")
+    assert hint in said[1]
+    assert len(said) == 2
+
+
+def test_a_folder_called_like_a_command_below_is_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("inspekt").mkdir()
+    assert app.run(["tokenize", "inspekt", "-o", "store"]) == 3
+    assert "inspekt: there is no data" in capsys.readouterr().err
+
+
+def test_brackets_of_help_are_drawn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(app, "_draws_help", lambda: True)
+    monkeypatch.setenv("COLUMNS", "160")
+    assert app.run(["sft", "--help"]) == 0
+    drawn = capsys.readouterr().out
+    assert "ORG/NAME[@REV]" in drawn
+    assert "╭" in drawn
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "what"),
+    [
+        pytest.param(
+            "sft -c embedded/sft --data nowhere -o out",
+            3,
+            "nowhere: there is no such token store",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "sft -c embedded/sft --data Edits.sh -o out",
+            3,
+            "Edits.sh: not a token store: it is a file",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "rl -c embedded/rl --data pairs -o out",
+            3,
+            "pairs: not a token store: it has no manifest.json",
+            marks=pytest.mark.slow,
+        ),
+        ("sft -c embedded/rl --data pairs -o out", 2, "embedded/rl: unknown key 'assistant_prefill'"),
+        ("sft -c Edits.sh", 2, "Edits.sh: this is no text"),
+        ("tokenize Edits.sh -o out", 3, "Edits.sh: this is none of the kinds of data"),
+        ("tokenize pairs -o Edits.sh", 8, "Edits.sh: this is a file, and a token store is a folder"),
+        ("tokenize inspect Edits.sh", 3, "Edits.sh: not a token store: it is a file"),
+        ("sft plot Edits.sh -o out.png", 3, "Edits.sh: this is no log of a run"),
+        ("eval report Edits.sh -o out", 3, "Edits.sh: the results can't be read: this is no text"),
+        ("eval -b Edits.sh -o out", 3, "Edits.sh: this is none of the kinds of data"),
+        ("eval --rubrics Edits.sh -o out", 2, "Edits.sh: the rubrics can't be read: this is no text in UTF-8"),
+        ("serve --port 0 --model Edits.sh", 4, "Edits.sh: this is a file; a model is a folder"),
+        ("serve --port 0 --model pairs", 4, "pairs: this is an empty folder, not a language model"),
+        ("tokenize inspect pairs --html x.html --model pairs", 3, "pairs: not a token store"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_so(
+    line: str,
+    code: int,
+    what: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("Edits.sh").write_bytes(bytes(range(256)))
+    Path("pairs").mkdir()
+    assert app.run(line.split()) == code
+    said = capsys.readouterr()
+    assert f"error: {what}" in said.err
+    assert "Traceback" not in said.err
+    assert sorted(path.name for path in Path().iterdir()) == ["Edits.sh", "pairs"]
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -153,6 +260,8 @@ class OutOfMemoryError(RuntimeError):
         (InputError("broken", where="a.png"), InputError, "broken"),
         (OSError(errno.ENOSPC, "No space left on device", "out.png"), OutputError, "disk is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "out.png"), OutputError, "quota"),
+        (OSError(errno.EROFS, "Read-only file system", "out.png"), OutputError, "can only be read"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a.png/b"), EarlError, "is a file, not a folder"),
         (PermissionError(errno.EACCES, "Permission denied", "secret.png"), EarlError, "Permission denied"),
         (MemoryError(), DeviceError, "memory"),
         (OutOfMemoryError("CUDA out of memory"), DeviceError, "memory"),

@@ -150,7 +150,7 @@ def test_verify_lists_every_problem_of_every_store(tmp_path: Path, capsys: pytes
     shown = capsys.readouterr()
     assert f"{good}: {PAIRS} pairs" in shown.out
     for where, what in [
-        (none, "not a token store"),
+        (none, "there is no such token store"),
         (bad, r"shard 2 is missing \(of 4\)"),
         (shard_path(bad, 3), "this shard can't be read"),
     ]:

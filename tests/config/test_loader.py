@@ -132,7 +132,7 @@ def test_a_text_is_read_in_the_encoding_it_has(tmp_path: Path, name: str, text: 
         ("a.json", "{", r"Expecting property name.* \(line 1, column 2\)"),
         ("a.json", '{"seed": 1,\n "seed": 2}', r"the key 'seed' stands twice \(line 1 and 2\)"),
         ("a.json", '{"seed": ' + "1" * 5000 + "}", "a number has 5000 digits: 1{20}…$"),
-        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.json", "[" * 5_000, "nested too deeply"),
         ("a.yaml", "a: [1", r"line 1, column 6"),
         ("a.yaml", "a: 1\n\tb: 2", r"a tab where YAML wants spaces \(line 2, column 1\)"),
         ("a.yaml", "seed: 1\nseed: 2", r"the key 'seed' stands twice \(line 2, column 1\)"),
@@ -143,7 +143,7 @@ def test_a_text_is_read_in_the_encoding_it_has(tmp_path: Path, name: str, text: 
         ("a.yaml", "data: &a [*a]", r"an alias is within what it stands for \(line 1, column 7\)"),
         ("a.yaml", "data: !!python/name:os.system x", r"could not determine a constructor .*line 1, column 7"),
         ("a.yaml", "a: 1\n---\nb: 2", r"found another document \(line 2, column 1\)"),
-        ("a.yaml", "[" * 100_000, "nested too deeply"),
+        ("a.yaml", "[" * 5_000, "nested too deeply"),
         ("a.toml", "data = [1\nx = 2", r"\(line 2, column 1\)"),
         ("a.toml", "seed = 1\nseed = 2", r"the key 'seed' stands twice \(line 2\)"),
         ("a.jsonnet", "{\n a: }", r"syntax error.* \(line 2, column 5\)"),
@@ -180,7 +180,7 @@ def test_aliases_that_unfold_to_a_bomb_are_refused(tmp_path: Path) -> None:
 def test_jsonnet_that_never_ends_is_stopped(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonnet"
     path.write_text("std.foldl(function(a, b) a + b, std.range(1, 1000000000), 0)")
-    with pytest.raises(ValueError, match="more than 1 s to evaluate"):
+    with pytest.raises(ValueError, match=r"more than \d s to evaluate"):
         evaluate(path, seconds=1)
 
 

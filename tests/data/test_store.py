@@ -103,8 +103,10 @@ def test_another_process_that_is_just_starting_is_no_other_thing(tmp_path: Path)
 
 def test_damage_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    with pytest.raises(InputError, match="not a token store"):
+    with pytest.raises(InputError, match="there is no such token store"):
         open_store(folder)
+    with pytest.raises(InputError, match="not a token store: it has no manifest"):
+        open_store(tmp_path)
     store = create_or_resume(folder, MANIFEST)
     with pytest.raises(InputError, match="codebook of 4096 codes, the model one of 512"):
         check_codebook(store, 512)

@@ -1,0 +1,71 @@
+"""What a person may have meant who typed a command or an option that isn't there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from earl_cli.errors import UsageError
+
+MEANT = {"train": "sft", "help": "--help", "version": "--version"}
+
+
+def unknown_command(words: str, commands: Collection[str]) -> UsageError:
+    """The error for a command that isn't there; the nearest one, in any case, is its hint."""
+    near = MEANT.get(words.lower()) or nearest(words, commands)
+    if near:
+        hint = f"did you mean 'earl {near}'?"
+    elif Path(words).exists():
+        hint = f'earl edit {words} "make it snowy" edits a picture; earl --help lists the commands'
+    else:
+        hint = "earl --help lists the commands"
+    return UsageError(f"there is no command {words!r}", hint=hint)
+
+
+def meant_below(command: str, word: str, commands: Collection[str]) -> bool:
+    """Whether the word after a command is no file's name but nearly one of the commands below it."""
+    below = [name for name in commands if name.startswith(f"{command} ")]
+    return not Path(word).exists() and nearest(word, below) is not None
+
+
+def nearest(words: str, commands: Collection[str]) -> str | None:
+    """The command that is spelled most alike, by its whole name or by the last of its words; None if none is near."""
+    names = {word: name for name in commands for word in (name.rpartition(" ")[2], name)}
+    near = difflib.get_close_matches(words.lower(), names, 1, cutoff=0.7)
+    return names[near[0]] if near else None
+
+
+def unknown_option(option: str, command: str, known: Iterable[str]) -> UsageError:
+    """The error for an option that ``command`` ("earl", "earl edit") lacks; its hint is the one that may be meant."""
+    options = sorted(known)
+    name = option.lower().replace("_", "-")
+    keys = _keys(command)
+    key = name.strip("-").replace("-", "_")
+    initial = [each for each in options if len(option) == 2 and each.startswith(f"-{name}")]
+    near = initial or difflib.get_close_matches(name, options, 1, cutoff=0.7)
+    if name in options:
+        hint = f"did you mean {name}?"
+    elif key in keys or (not near and difflib.get_close_matches(key, keys, 1, cutoff=0.8)):
+        key = difflib.get_close_matches(key, keys, 1)[0]
+        hint = f"{key} is a value of the config: --set {key}=VALUE"
+    elif near:
+        hint = f"did you mean {near[0]}?"
+    elif command == "earl":
+        hint = "options of a command stand after its name, as in: earl edit photo.jpg ... --seed 3"
+    else:
+        hint = f"{command} --help lists what there is"
+    return UsageError(f"{command} has no option {option}", hint=hint)
+
+
+def _keys(command: str) -> list[str]:
+    """The keys of a training's config."""
+    if command == "earl sft":
+        from earl_cli.config.sft import SftConfig
+
+        return list(SftConfig.model_fields)
+    if command == "earl rl":
+        from earl_cli.config.rl import RlConfig
+
+        return list(RlConfig.model_fields)
+    return []
