@@ -7,7 +7,7 @@ import glob
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ASIDE = ".partial"
@@ -18,13 +18,20 @@ NAME_BYTES = 220
 def whole_file(path: Path) -> Iterator[Path]:
     """A new path beside ``path`` to write to; it gets that name when all went well, and is removed when not.
 
-    An OSError of the writing, such as that of a full disk, names ``path``.
+    A file that it replaces hands its permissions on, before anything is in the new one. An OSError of the writing, such
+    as that of a full disk, names ``path``.
     """
     aside = path.with_name(f"{_aside_start(path)}{secrets.token_hex(6)}{ASIDE}")
     try:
+        permissions = path.stat().st_mode & 0o777 if path.is_file() else None
+        if permissions is not None:
+            aside.touch()
+            _permit(aside, permissions | 0o600)
         yield aside
         with aside.open("rb+") as written:
             os.fsync(written.fileno())
+        if permissions is not None:
+            _permit(aside, permissions)
         aside.replace(path)
     except OSError as error:
         if error.filename in (None, str(aside)):
@@ -32,6 +39,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
     finally:  # also at Ctrl-C
         aside.unlink(missing_ok=True)
+
+
+def _permit(aside: Path, permissions: int) -> None:
+    with suppress(PermissionError):  # a file system that has none
+        aside.chmod(permissions)
 
 
 def _aside_start(path: Path) -> str:

@@ -31,3 +31,18 @@ def test_what_a_killed_process_left_is_known_and_removed(tmp_path: Path) -> None
     assert not is_aside(tmp_path / "x")
     remove_asides(tmp_path / "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "x"]
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_a_file_that_is_replaced_hands_its_permissions_on(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    for permissions in (0o600, 0o444, 0o666):
+        path.chmod(permissions)
+        with whole_file(path) as aside:
+            assert mode(aside) == permissions | 0o600  # before anything is in it
+            aside.write_text("new")
+        assert mode(path) == permissions
