@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -71,6 +71,14 @@ class Made:
 
     results: list[Result] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
+    said: set[str] = field(default_factory=set)
+
+    def tell(self, name: str, notes: Iterable[str]) -> None:
+        """Show what a person should know of this picture, each once."""
+        for note in notes:
+            if note not in self.said:
+                self.said.add(note)
+                console.note(f"{name}: {note}")
 
     @contextmanager
     def going_on(self, name: str) -> Iterator[None]:
@@ -211,8 +219,7 @@ def _open(source: Source, order: Order, targets: Targets, piped: bool, made: Mad
     if source.path is None and sys.stdin.isatty():
         raise InputError("nothing is piped into stdin", where="-", hint="earl edit - ... < photo.jpg")
     picture = open_picture(source.path or sys.stdin.buffer, name=source.name, max_pixels=order.max_pixels)
-    for note in picture.notes:
-        console.note(f"{source.name}: {note}")
+    made.tell(source.name, picture.notes)
     paths = () if piped else tuple(targets.path(source, picture.format) for _ in order.seeds)
     sheets = () if piped else tuple(targets.beside(paths[0], kind, source) for kind in order.sheets)
     return Opened(source, picture, paths, sheets, targets, made)
@@ -248,7 +255,7 @@ def _finish(order: Order, opened: Opened, drafts: Sequence[Draft], editor: Edito
             if order.mode != "edit":
                 console.block(f"reasoning: {draft.answer.thoughts or '(none)'}")
             with made.going_on(name):
-                image = render(editor.model, opened.picture.rgb, before, draft, order.size)
+                image = render(editor.model, opened.picture.pixels, before, draft, order.size)
                 images.append(image)
                 if opened.paths or not order.sheets:
                     path = opened.paths[index] if opened.paths else None
@@ -277,12 +284,13 @@ def _save(
     metadata = provenance(editor.model.name, asked, shown, editor.settings)
     if path:
         path = opened.targets.still(path, opened.source)
-        save_picture(image, path, like=opened.picture, metadata=metadata)
+        lost = save_picture(image, path, like=opened.picture, metadata=metadata)
     else:
         encoded = io.BytesIO()
         form = opened.picture.format if opened.picture.format in EXTENSIONS else "PNG"
-        save_picture(image, encoded, like=opened.picture, format=form, metadata=metadata)
+        lost = save_picture(image, encoded, like=opened.picture, format=form, metadata=metadata)
         _to_stdout(encoded.getbuffer())
+    opened.made.tell(name, lost)
     output = str(path) if path else None
     console.say(f"{name} -> {output or 'stdout'}  ({image.width} x {image.height}, seed {shown})")
     if kind != "edit":

@@ -14,6 +14,7 @@ from PIL import Image
 from earl_cli.errors import ModelError
 from earl_cli.generation.engine import Completion, Engine, Request, Sampling
 from earl_cli.images.area import resize_to_area
+from earl_cli.images.color import on_white
 from earl_cli.images.compose import compose
 from earl_cli.models.abilities import Understood, understand
 from earl_cli.tokens.layout import Grid, Mode, Parsed
@@ -117,6 +118,7 @@ def render(
 ) -> Image.Image:
     """The edited picture: what the model drew, or its change brought to the photo at the photo's own size.
 
+    ``picture`` is RGB or, where something is transparent, RGBA, and so is its edit at its own size.
     ``before`` is what :func:`decoded` makes of the draft's source. Raises ModelError if the model drew no picture.
     """
     answer = variant.answer
@@ -155,7 +157,8 @@ def sheet(tiles: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
     whole = Image.new("RGB", (steps[0] * columns - SHEET_GAP, steps[1] * rows - SHEET_GAP), "white")
     for index, tile in enumerate(tiles):
         row, column = divmod(index, columns)
-        place = tile if tile.size == cell else tile.resize(cell, Image.Resampling.LANCZOS)
+        place = on_white(tile)
+        place = place if place.size == cell else place.resize(cell, Image.Resampling.LANCZOS)
         whole.paste(place, (column * steps[0], row * steps[1]))
     return whole
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from earl_cli.images.color import on_white
 from earl_cli.images.overlay import Shape, find_shapes, opacity
 from earl_cli.images.planes import (
     CELL,
@@ -66,15 +67,20 @@ def compose(photo: NDArray[np.uint8], before: Plane, after: Plane) -> NDArray[np
     """The edit of ``photo`` uint8[H, W, 3] that the model drew as ``before`` -> ``after``, float32[h, w, 3] in 0..1.
 
     ``before`` is the model's own picture of the photo, so that what it can't draw isn't taken for a change; where the
-    two are equal, the photo comes back as it is. The small sides are multiples of 8.
+    two are equal, the photo comes back as it is. The small sides are multiples of 8. A fourth channel of the photo is
+    its opacity: the model saw the photo on white, but its colours change as they are, without the white in them.
     """
     if before.shape != after.shape:
         height, width, _ = after.shape
         before = enlarge_rows(before, width, height, 0, height)
     if np.array_equal(before, after):
         return photo.copy()
-    change = find_change(photo, before, after)
+    change = find_change(_on_white(photo), before, after)
     return apply_change(change, photo)
+
+
+def _on_white(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return photo if photo.shape[2] == 3 else np.asarray(on_white(Image.fromarray(photo)))
 
 
 def find_change(photo: NDArray[np.uint8], before: Plane, after: Plane) -> Change:
@@ -180,7 +186,11 @@ def blurred(photo: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
 
 
 def apply_change(change: Change, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """``photo`` uint8[H, W, 3] changed in the same way at its own size, strip by strip."""
+    """``photo`` uint8[H, W, 3 or 4] changed in the same way at its own size, strip by strip.
+
+    Opacity is mirrored and blurred as colours are. Shapes are opaque; of new content only its look on white is known,
+    so it makes the photo no more opaque than that takes.
+    """
     height, width, _ = photo.shape
     scale_x, scale_y = width / change.width, height / change.height
     photo = flipped(photo, change.flip)
@@ -192,13 +202,34 @@ def apply_change(change: Change, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
         bottom = min(height, top + STRIP)
         rows = photo[top:bottom].astype(np.float32)
         rows *= 1 / 255
-        rows = change.recolor(rows, 2 * top / height - 1, 2 * bottom / height - 1)
+        rows[..., :3] = change.recolor(rows[..., :3], 2 * top / height - 1, 2 * bottom / height - 1)
         if change.content is not None and change.share is not None:
             content = enlarge_rows(change.content, width, height, top, bottom)
-            rows = rows + enlarge_rows(change.share, width, height, top, bottom) * (content - rows)
+            _redraw(content, enlarge_rows(change.share, width, height, top, bottom), rows)
         y = (np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5) / scale_y
         for shape in change.shapes:
             cover = opacity(shape.kind, shape.place, x, y, 0.4 / scale_x)[..., None]
-            rows += cover * (np.array(shape.color, np.float32) - rows)
+            _lay(np.array(shape.color, np.float32), cover, rows)
         result[top:bottom] = np.clip(rows * 255 + 0.5, 0, 255)
     return result
+
+
+def _redraw(content: Plane, share: Plane, rows: Plane) -> None:
+    """Put ``content`` in the place of ``rows`` [h, w, 3 or 4], in this ``share`` [h, w, 1], as it looks on white."""
+    if rows.shape[2] == 3:
+        rows += share * (content - rows)
+        return
+    flat = 1 + rows[..., 3:] * (rows[..., :3] - 1)
+    flat += share * (content - flat)
+    opacities = np.maximum(rows[..., 3:], (1 - flat).max(axis=-1, keepdims=True))
+    colors = 1 - (1 - flat) / np.maximum(opacities, 1e-6)
+    np.copyto(rows, np.concatenate([colors, opacities], axis=-1), where=share > 0)
+
+
+def _lay(color: Plane, cover: Plane, rows: Plane) -> None:
+    """Put ``color`` over ``rows`` [h, w, 3 or 4], in the share ``cover`` [h, w, 1] (Porter and Duff's "over")."""
+    if rows.shape[2] == 4:
+        opacities = cover + rows[..., 3:] * (1 - cover)
+        cover = (cover / np.maximum(opacities, 1e-6)).astype(np.float32)
+        rows[..., 3:] = opacities
+    rows[..., :3] += cover * (color - rows[..., :3])

@@ -1,4 +1,4 @@
-"""Open any picture as an upright RGB photo, and save an edited one without losing what came with it or half a file.
+"""Open any picture upright in RGB or RGBA, and save an edited one without losing what came with it or half a file.
 
 Whatever can't be read ends in one InputError, whatever can't be written in one OutputError; a file under the wanted
 name is always complete.
@@ -8,36 +8,49 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from PIL import Image, ImageOps
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image
 
 from earl_cli.errors import EarlError, InputError, OutputError, UsageError
 from earl_cli.files import whole_file
-from earl_cli.images.color import to_rgb_and_alpha
+from earl_cli.images import jpeg, png
+from earl_cli.images.color import on_white, to_pixels
+from earl_cli.images.kinds import HEIC, TIFF_HEADS, foreign_kind, tiff_trouble
+from earl_cli.images.sidedata import SideData, orientation, saving_options, side_data
+from earl_cli.images.spaces import ColorSpace, coded_space
 
 MAX_PIXELS = 200_000_000
 READABLE = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM", "QOI", "ICO", "PCX", "SGI", "DIB")
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP"}
 LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}
-
-ORIENTATION = 0x0112
-EXIF_IFD = 0x8769
-STALE_EXIF = (40962, 40963)  # pixel width and height, which a rotation swaps
-# Tags of a TIFF file that describe its own storage; they mean nothing in another file.
-STORAGE_TAGS = frozenset(
-    {*range(254, 260), 262, 266, 273, 277, 278, 279, 284, *range(317, 326), 330, *range(337, 342), 347}
-    | {*range(512, 522), *range(529, 533), 700, 33723, 34377, 34675}
-)
-JPEG_EXIF_LIMIT = 65533
+HEADS = {  # to tell a damaged picture from something else
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG",
+    "WebP": rb"RIFF....WEBP",
+    "GIF": rb"GIF8",
+    "BMP": rb"BM....\0\0\0\0",
+    "AVIF": rb"....ftypavi[fs]",
+    "TIFF": b"|".join(map(re.escape, TIFF_HEADS)),
+}
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+HEAD = 65536
+AGAIN = "get it again from where it came"
 _opening = threading.Lock()
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what a broken file makes Pillow say becomes our error or nothing
 
@@ -46,16 +59,19 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # what a broken file makes P
 class Picture:
     """A photo as the model takes it, and what is needed to save an edit of it as faithfully as the format allows.
 
-    ``rgb`` is upright, flattened onto white; ``alpha`` (mode "L", same size) is None where nothing is transparent;
-    ``icc`` describes ``rgb``; ``exif`` has no orientation any more; ``notes`` say what a reader should know.
+    ``pixels`` are upright; RGBA where something is transparent, else RGB. ``side`` is what the file holds beside them.
+    ``notes`` say what a reader should know.
     """
 
-    rgb: Image.Image
-    alpha: Image.Image | None
-    icc: bytes | None
-    exif: bytes | None
+    pixels: Image.Image
+    side: SideData
     format: str
     notes: tuple[str, ...]
+
+    @cached_property
+    def rgb(self) -> Image.Image:
+        """As it looks on white, which is what a model sees."""
+        return on_white(self.pixels)
 
 
 def open_picture(source: Path | bytes | BinaryIO, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -92,27 +108,73 @@ def _stream(source: Path | bytes | BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _read(stream: BinaryIO, where: str, max_pixels: int) -> Picture:
-    if not stream.read(1):
+    start = stream.tell()
+    head = stream.read(HEAD)
+    stream.seek(start)
+    if not head:
         raise InputError("the file is empty", where=where)
-    stream.seek(-1, os.SEEK_CUR)
+    formats = _formats(stream, where)
+    profile, space, lost, has_end = None, _coded(head), tuple[str, ...](), True
+    if head.startswith(png.SIGNATURE):
+        found = png.look_through(stream)
+        stream, profile, space, lost, has_end = found
     try:
         with _without_pillow_limits():
-            image = Image.open(stream, formats=READABLE)
+            image = Image.open(stream, formats=formats)
     except Exception as error:  # Pillow's parsers raise whatever a broken header trips them into
-        formats = ", ".join(READABLE[:8])
-        what = "this isn't a picture that can be read, or its start is damaged"
-        raise InputError(what, where=where, hint=f"formats: {formats}") from error
-    pixels = image.width * image.height
-    if pixels > max_pixels:
-        size = f"{pixels:,} pixels ({image.width} x {image.height})"
+        raise _unreadable(stream, start, head, where) from error
+    if image.width * image.height > max_pixels:
+        size = f"{image.width * image.height:,} pixels ({image.width} x {image.height})"
         what = f"the picture has {size}, more than the limit of {max_pixels:,}"
         raise InputError(what, where=where, hint="make it smaller, or raise the limit")
+    notes = _deep(image, head)
     try:
-        return _upright_rgb(image)
+        try:
+            image.load()
+        except OSError as error:
+            if image.format not in ("JPEG", "MPO") or "truncated" not in str(error):
+                raise
+            stream.seek(start)
+            whole = jpeg.completed(stream.read())
+            if whole is None:
+                raise
+            image, has_end = Image.open(io.BytesIO(whole), formats=formats), False
+            image.load()
+        if not has_end:
+            notes += ("the file's end is missing, but no pixel is",)
+        return _picture(image, profile, space, notes, lost)
     except Exception as error:  # as above, for damaged pixel data
         cut = "truncated" in str(error) or isinstance(error, EOFError)
         what = "the picture is cut short" if cut else "the picture is damaged"
-        raise InputError(f"{what} and can't be decoded", where=where, hint="get it again from where it came") from error
+        raise InputError(f"{what} and can't be decoded", where=where, hint=AGAIN) from error
+
+
+def _formats(stream: BinaryIO, where: str) -> tuple[str, ...]:
+    """What to open it as. InputError for what is known and can't be opened."""
+    kind = foreign_kind(stream)
+    if kind is HEIC:
+        with contextlib.suppress(ImportError):
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
+            return ("HEIF",)
+    if kind is not None:
+        hint = kind.hint.format(name=Path(where).name)
+        raise InputError(f"this is {kind.name}, which can't be read", where=where, hint=hint)
+    return READABLE
+
+
+def _unreadable(stream: BinaryIO, start: int, head: bytes, where: str) -> InputError:
+    known = next((name for name, magic in HEADS.items() if re.match(magic, head, re.DOTALL)), None)
+    if known == "TIFF":
+        stream.seek(start)
+        if trouble := tiff_trouble(stream):
+            what = f"this is a TIFF with {trouble}, which can't be read"
+            return InputError(what, where=where, hint="save it with 8 or 16 bits a channel")
+    if known:
+        return InputError(f"this {known} is damaged or cut short at its start", where=where, hint=AGAIN)
+    what = "this isn't a picture that can be read"
+    return InputError(what, where=where, hint=f"formats: {', '.join(READABLE[:8])}")
 
 
 @contextlib.contextmanager
@@ -126,31 +188,44 @@ def _without_pillow_limits() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _upright_rgb(image: Image.Image) -> Picture:
-    kind = "JPEG" if image.format == "MPO" else image.format or "PNG"
-    frames = getattr(image, "is_animated", False) and image.format != "MPO"
-    image.load()
-    icc = image.info.get("icc_profile") or None
-    upright = ImageOps.exif_transpose(image)
-    exif = _kept_exif(image)
-    rgb, alpha, icc, notes = to_rgb_and_alpha(upright, icc)
-    if frames:
+def _coded(head: bytes) -> ColorSpace | None:
+    """What the colours of an AVIF or HEIC mean, which Pillow doesn't tell."""
+    code = re.search(rb"colrnclx(..)(..)", head, re.DOTALL) if head[4:8] == b"ftyp" else None
+    return coded_space(int.from_bytes(code[1]), int.from_bytes(code[2])) if code else None
+
+
+def _deep(image: Image.Image, head: bytes) -> tuple[str, ...]:
+    """A note if colours have more bits than they are read with (of grey ones the conversion tells)."""
+    if image.mode not in ("RGB", "RGBA", "CMYK", "LA"):
+        return ()
+    bits = 8
+    stored = {"AVIF": rb"pixi\0{4}.(.)", "HEIF": rb"pixi\0{4}.(.)", "JPEG2000": rb"\xff\x4f\xff\x51.{38}(.)"}
+    if image.format in stored:
+        found = re.search(stored[image.format], head, re.DOTALL)
+        bits = found[1][0] + (image.format == "JPEG2000") if found else 8
+    elif image.format == "PPM":
+        maximum = re.match(rb"P[36]\s+(?:#.*\s+)*\d+\s+\d+\s+(\d+)", head)
+        bits = int(maximum[1]).bit_length() if maximum else 8
+    elif ";16" in repr(getattr(image, "tile", ())):
+        bits = 16
+    return (f"{bits} bits a channel edited with 8",) if bits > 8 else ()
+
+
+def _picture(
+    image: Image.Image,
+    profile: bytes | None,
+    space: ColorSpace | None,
+    notes: tuple[str, ...],
+    lost: tuple[str, ...],
+) -> Picture:
+    """From a loaded picture; ``profile`` is its own where Pillow has none."""
+    if getattr(image, "is_animated", False) and image.format != "MPO":
         notes = ("several frames: only the first is used", *notes)
-    return Picture(rgb, alpha, icc, exif, kind, notes)
-
-
-def _kept_exif(image: Image.Image) -> bytes | None:
-    """The EXIF block without orientation and without what only described the old file; None if empty or broken."""
-    try:
-        exif = image.getexif()
-        for tag in [tag for tag in exif if tag == ORIENTATION or tag in STORAGE_TAGS]:
-            del exif[tag]
-        details = exif.get_ifd(EXIF_IFD)
-        for tag in STALE_EXIF:
-            details.pop(tag, None)
-        return exif.tobytes() if len(exif) else None
-    except Exception:  # a broken EXIF block is no reason to refuse a photo; Pillow raises anything here
-        return None
+    pixels, icc, said = to_pixels(image, profile or image.info.get("icc_profile") or None, space)
+    turn = UPRIGHT.get(orientation(image))
+    side = side_data(image, icc, turn is not None and turn >= Image.Transpose.ROTATE_90, lost)
+    kind = "JPEG" if image.format == "MPO" else image.format or "PNG"
+    return Picture(pixels.transpose(turn) if turn is not None else pixels, side, kind, (*notes, *said))
 
 
 def output_format(path: Path) -> str:
@@ -166,18 +241,18 @@ def output_format(path: Path) -> str:
 
 
 def save_picture(
-    rgb: Image.Image,
+    image: Image.Image,
     target: Path | BinaryIO,
     *,
     like: Picture | None = None,
     format: str | None = None,
     metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write ``rgb`` as PNG, JPEG (quality 95) or WebP to a file or a stream, whole or not at all.
+) -> tuple[str, ...]:
+    """Write ``image``, RGB or RGBA, as PNG, JPEG (quality 95) or WebP to a file or a stream, whole or not at all.
 
     The format is ``format`` or the name's extension; for a stream ``like``'s own where it can be written, else PNG.
-    ``like`` gives its EXIF, its ICC profile and, unless JPEG, its alpha (where the sizes agree). ``metadata`` becomes
-    text chunks of a PNG. UsageError for an unknown format, OutputError where the result can't be written.
+    ``like`` gives its side data. ``metadata`` becomes text chunks of a PNG. Gives back what was lost, in words.
+    UsageError for an unknown format, OutputError where the result can't be written.
     """
     if format is None:
         fallback = like.format if like is not None and like.format in WRITABLE.values() else "PNG"
@@ -187,7 +262,10 @@ def save_picture(
         if kind not in WRITABLE.values():
             raise UsageError(f"can't write pictures as {format}", hint="use one of png, jpeg, webp")
     where = str(target) if isinstance(target, Path) else str(getattr(target, "name", "output"))
-    data = _encode(rgb, kind, like, metadata or {}, where)
+    options, lost = saving_options(like.side if like is not None else SideData(), kind, metadata or {})
+    if kind == "JPEG" and image.mode == "RGBA":
+        image, lost = on_white(image), (*lost, "a JPEG has no transparency: what was transparent is white")
+    data = _encoded(image, kind, options, where)
     try:
         if isinstance(target, Path):
             _write_whole(target, data)
@@ -196,47 +274,20 @@ def save_picture(
             target.flush()
     except OSError as error:
         raise OutputError(f"the picture can't be written: {error.strerror or error}", where=where) from error
+    return lost
 
 
-def _encode(rgb: Image.Image, kind: str, like: Picture | None, metadata: Mapping[str, str], where: str) -> bytes:
-    if max(rgb.size) > LONGEST_SIDE[kind]:
-        size, limit = f"{rgb.width} x {rgb.height}", LONGEST_SIDE[kind]
+def _encoded(image: Image.Image, kind: str, options: Mapping[str, object], where: str) -> bytes:
+    if max(image.size) > LONGEST_SIDE[kind]:
+        size, limit = f"{image.width} x {image.height}", LONGEST_SIDE[kind]
         raise OutputError(f"{size} pixels don't fit into {kind}: {limit} a side", where=where, hint="use .png")
-    image, options = rgb, dict[str, object]()
-    if like is not None:
-        exif = None if kind == "JPEG" and like.exif and len(like.exif) > JPEG_EXIF_LIMIT else like.exif
-        options |= {key: value for key, value in (("icc_profile", like.icc), ("exif", exif)) if value}
-        if like.alpha is not None and kind != "JPEG" and like.alpha.size == rgb.size:
-            image = _with_alpha(rgb, like.alpha)
-    if kind == "PNG":
-        chunks = PngInfo()
-        for key, value in metadata.items():
-            readable = value.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")
-            (chunks.add_text if readable.isascii() else chunks.add_itxt)(key, readable)
-        options["pnginfo"] = chunks
-    elif kind == "JPEG":
-        options |= {"quality": 95, "subsampling": 0}
-    else:
-        options["quality"] = 95
+    quality = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}[kind]
     encoded = io.BytesIO()
     try:
-        image.save(encoded, kind, **options)
+        image.save(encoded, kind, **options, **quality)
     except (OSError, ValueError) as error:
         raise OutputError(f"the picture can't be stored as {kind}: {error}", where=where, hint="use .png") from error
     return encoded.getvalue()
-
-
-def _with_alpha(flat: Image.Image, alpha: Image.Image, strip: int = 512) -> Image.Image:
-    """RGBA that gives ``flat`` on white: the white that shows through is taken out of the colours again."""
-    result = Image.new("RGBA", flat.size)
-    for top in range(0, flat.height, strip):
-        box = (0, top, flat.width, min(flat.height, top + strip))
-        color = np.asarray(flat.crop(box), dtype=np.float32)
-        opacity = np.asarray(alpha.crop(box))[..., None]
-        own = 255 - (255 - color) * (255 / np.maximum(opacity, 1))
-        pixels = np.concatenate([np.clip(own + 0.5, 0, 255).astype(np.uint8), opacity], axis=2)
-        result.paste(Image.fromarray(pixels), box)
-    return result
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -46,9 +46,10 @@ def send_edits(connection: Connection, ticket: Ticket, order: Order, wanted: Ask
         return
     for view in _views(connection, ticket):
         if view.is_over:
-            entries = [_entry(connection, order, wanted, variant) for variant in _drawn(view)]
+            saved = [_entry(connection, order, wanted, variant) for variant in _drawn(view)]
+            entries, lost = [entry for entry, _ in saved], dict.fromkeys(note for _, notes in saved for note in notes)
             document = {"created": int(time.time()), "data": entries, **_shared(order, wanted)}
-            connection.send_json(200, {**document, "notes": _notes(connection, order, view)})
+            connection.send_json(200, {**document, "notes": [*_notes(connection, order, view), *lost]})
 
 
 def _stream(connection: Connection, ticket: Ticket, order: Order, wanted: Asked) -> None:
@@ -59,8 +60,9 @@ def _stream(connection: Connection, ticket: Ticket, order: Order, wanted: Asked)
             if view.is_over:
                 notes = _notes(connection, order, view)
                 for variant in _drawn(view):
-                    entry = _entry(connection, order, wanted, variant) | {"created_at": int(time.time())}
-                    _event(connection, "image_edit.completed", {**entry, **_shared(order, wanted), "notes": notes})
+                    entry, lost = _entry(connection, order, wanted, variant)
+                    entry |= {"created_at": int(time.time()), **_shared(order, wanted), "notes": [*notes, *lost]}
+                    _event(connection, "image_edit.completed", entry)
             elif wanted.progress:
                 progress = {"state": view.phase, "ahead": view.ahead, "done": view.done, "total": view.total}
                 _event(connection, "image_edit.progress", progress)
@@ -98,18 +100,23 @@ def _drawn(view: View) -> Iterator[Variant]:
     yield from (variant for variant in view.variants if variant.image is not None)
 
 
-def _entry(connection: Connection, order: Order, wanted: Asked, variant: Variant) -> dict[str, Any]:
+def _entry(
+    connection: Connection, order: Order, wanted: Asked, variant: Variant
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(the picture with its seed, what of the photo's file is lost in it)."""
     about = connection.service.about
     metadata = provenance(about.model, _understood(connection, order), str(variant.seed), EditSettings(order.sampling))
     encoded = io.BytesIO()
     assert variant.image is not None
-    save_picture(variant.image, encoded, like=order.picture, format=_format(order, wanted), metadata=metadata)
-    return {"b64_json": base64.b64encode(encoded.getbuffer()).decode("ascii"), "seed": variant.seed}
+    lost = save_picture(variant.image, encoded, like=order.picture, format=_format(order, wanted), metadata=metadata)
+    return {"b64_json": base64.b64encode(encoded.getbuffer()).decode("ascii"), "seed": variant.seed}, lost
 
 
 def _shared(order: Order, wanted: Asked) -> dict[str, Any]:
-    size = f"{order.picture.rgb.width}x{order.picture.rgb.height}"
-    return {"background": "opaque", "output_format": _format(order, wanted), "quality": "auto", "size": size}
+    pixels, form = order.picture.pixels, _format(order, wanted)
+    background = "transparent" if pixels.mode == "RGBA" and form != "jpeg" else "opaque"
+    size = f"{pixels.width}x{pixels.height}"
+    return {"background": background, "output_format": form, "quality": "auto", "size": size}
 
 
 def _format(order: Order, wanted: Asked) -> str:

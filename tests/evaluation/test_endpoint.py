@@ -223,7 +223,7 @@ def bomb() -> bytes:
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        (b"<html>Sorry</html>", "isn't a picture"),
+        (b"<html>Sorry</html>", "this is a web page"),
         (as_png(some_tasks(1)[0].picture)[:100], "the picture is"),
         (bomb(), "400,000,000 pixels"),
     ],

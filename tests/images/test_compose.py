@@ -173,3 +173,69 @@ def test_any_size_of_photo_and_of_grid(height: int, width: int, grid: tuple[int,
 def test_a_model_may_draw_on_another_grid_than_it_was_shown() -> None:
     edited = compose(PHOTO, np.full((96, 96, 3), 0.5, np.float32), drawn(PHOTO))
     assert edited.shape == PHOTO.shape
+
+
+def cut_out() -> NDArray[np.uint8]:
+    """The photo in a soft oval that isn't in the middle; black where nothing is to be seen."""
+    mask = Image.new("L", (WIDTH, HEIGHT))
+    ImageDraw.Draw(mask).ellipse((30, 40, 250, 220), fill=255)
+    alpha = np.asarray(mask.filter(ImageFilter.GaussianBlur(4)))
+    return np.dstack([np.where(alpha[..., None] > 0, PHOTO, 0).astype(np.uint8), alpha])
+
+
+def flat(pixels: NDArray[np.uint8], ground: float = 1.0) -> Pixels:
+    """As it looks on a grey ground."""
+    alpha = pixels[..., 3:].astype(np.float32) / 255
+    return pixels[..., :3] / np.float32(255) * alpha + (1 - alpha) * np.float32(ground)
+
+
+@pytest.mark.parametrize("name", ["darker", "warmer", "black and white", "night", "fog"])
+def test_the_colours_of_a_cut_out_change_without_the_white_behind_it(name: str) -> None:
+    photo = cut_out()
+    seen = flat(photo)
+    edited = compose(photo, drawn(seen), drawn(EDITS[name](seen)))
+    assert np.array_equal(edited[..., 3], photo[..., 3])
+    alpha = photo[..., 3:].astype(np.float32) / 255
+    colors = photo[..., :3].astype(np.float32) / 255
+    rim = (alpha[..., 0] > 0.2) & (alpha[..., 0] < 0.8)
+    assert np.abs(edited[..., :3] / 255 - EDITS[name](colors))[rim].mean() < 0.02
+
+
+def test_a_mirrored_cut_out_has_its_outline_mirrored() -> None:
+    photo = cut_out()
+    seen = flat(photo)
+    edited = compose(photo, drawn(seen), drawn(seen[:, ::-1]))
+    assert np.array_equal(edited, photo[:, ::-1])
+
+
+def test_a_blurred_cut_out_has_a_blurred_outline() -> None:
+    photo = cut_out()
+    seen = flat(photo)
+    edited = compose(photo, drawn(seen), drawn(gauss(np.ascontiguousarray(seen), 9)))
+    goal = np.asarray(Image.fromarray(photo[..., 3]).filter(ImageFilter.GaussianBlur(9))).astype(int)
+    assert np.abs(edited[..., 3] - goal).mean() < 0.3 * np.abs(photo[..., 3] - goal).mean()
+
+
+def test_a_shape_beside_a_cut_out_is_to_be_seen() -> None:
+    photo = cut_out()
+    target = flat(photo).copy()
+    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
+    disc = (columns - 290) ** 2 + (rows - 60) ** 2 < 28**2
+    target[disc] = (0.9, 0.85, 0.1)
+    edited = compose(photo, drawn(flat(photo)), drawn(target))
+    assert (edited[..., 3][disc] > 250).mean() > 0.9
+    assert np.abs(edited[60, 290, :3] / 255 - (0.9, 0.85, 0.1)).max() < 0.1
+    far = (columns - 290) ** 2 + (rows - 60) ** 2 > 40**2
+    assert np.array_equal(edited[..., 3][far], photo[..., 3][far])
+
+
+def test_new_content_makes_a_cut_out_no_more_opaque_than_it_takes() -> None:
+    photo = cut_out()
+    target = flat(photo).copy()
+    rng = np.random.default_rng(5)
+    target[140:220, 230:310] = np.repeat(np.repeat(rng.uniform(0, 0.7, (10, 10, 3)), 8, 0), 8, 1)
+    edited = compose(photo, drawn(flat(photo)), drawn(target))
+    assert np.median(edited[150:210, 290:305, 3]) > 90  # where nothing was
+    on_white = (flat(photo) * 255 + 0.5).astype(np.uint8)
+    assert np.abs(flat(edited) * 255 - compose(on_white, drawn(flat(photo)), drawn(target))).max() < 4
+    assert np.array_equal(edited[:100, :, 3], photo[:100, :, 3])

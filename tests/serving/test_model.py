@@ -79,6 +79,18 @@ def test_an_instruction_written_otherwise_is_the_trained_one_and_that_is_said(se
         assert picture.info["understood as"] == "make it snowy"
 
 
+def test_transparency_is_kept_where_the_format_has_it_and_said_where_not(server: Running) -> None:
+    cut_out = Image.new("RGBA", (60, 40), (200, 30, 30, 0))
+    cut_out.paste((200, 30, 30, 255), (10, 10, 50, 30))
+    stream = io.BytesIO()
+    cut_out.save(stream, "PNG")
+    kept = server.post(image=stream.getvalue(), output_format="png").json()
+    assert (kept["background"], kept["notes"]) == ("transparent", [])
+    flat = server.post(image=stream.getvalue(), output_format="jpeg", n=2).json()
+    assert (flat["background"], len(flat["notes"])) == ("opaque", 1)
+    assert "transparent is white" in flat["notes"][0]
+
+
 def test_one_bad_order_does_not_spoil_its_batch(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     real = drawings.draft
 

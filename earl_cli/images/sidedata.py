@@ -1,0 +1,186 @@
+"""What a picture's file holds beside its pixels, and how each format takes it along; what is lost is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from earl_cli.images.xmp import kept_xmp
+
+ORIENTATION = 0x0112
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
+EXIF_IFD = 0x8769
+STALE_EXIF = (40962, 40963)  # pixel width and height, which a rotation swaps
+# Tags of a TIFF file that describe its own storage; they mean nothing in another file.
+STORAGE_TAGS = frozenset(
+    {*range(254, 260), 262, 266, 273, 277, 278, 279, 284, *range(317, 326), 330, *range(337, 342), 347}
+    | {*range(512, 522), *range(529, 533), 700, 33723, 34377, 34675}
+)
+IPTC = 0x0404  # the number of IPTC's texts among Photoshop's blocks
+MARKER_LIMIT = 65533
+XMP_LIMIT = MARKER_LIMIT - 29
+TEXT_LIMIT = 1 << 20
+NO_TEXT = ("XML:com.adobe.xmp", "Raw profile type")  # text blocks of a PNG that are other side data
+
+
+@dataclass(frozen=True)
+class SideData:
+    """``icc`` describes the pixels; ``exif`` has no orientation; ``dpi``: across, down; ``texts``: text blocks by key.
+
+    ``lost``: what of the file can't be taken along to any other.
+    """
+
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    iptc: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    comment: bytes | None = None
+    texts: tuple[tuple[str, str], ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+def side_data(image: Image.Image, icc: bytes | None, turned: bool, lost: tuple[str, ...] = ()) -> SideData:
+    """All of it from a loaded picture; ``turned``: upright it lies on its side. ``lost`` comes first in its own."""
+    exif, damaged = _kept_exif(image)
+    xmp, stale = kept_xmp(image.info.get("xmp"))
+    return SideData(
+        icc=icc,
+        exif=exif,
+        xmp=xmp,
+        iptc=_iptc(image),
+        dpi=_dpi(image, turned),
+        comment=_comment(image),
+        texts=_texts(image),
+        lost=(*lost, *damaged, *stale, *_other_content(image)),
+    )
+
+
+def orientation(image: Image.Image) -> int:
+    """By EXIF, 1 to 8; 1 where it isn't there or can't be read."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # a broken EXIF block is no reason to refuse a photo; Pillow raises anything here
+        return 1
+
+
+def _kept_exif(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
+    """The EXIF block without orientation and without what only described the old file; None if nothing is left."""
+    try:
+        exif = image.getexif()
+        if not len(exif) and image.info.get("exif"):
+            raise ValueError
+        for tag in [tag for tag in exif if tag == ORIENTATION or tag in STORAGE_TAGS]:
+            del exif[tag]
+        details = exif.get_ifd(EXIF_IFD)
+        for tag in STALE_EXIF:
+            details.pop(tag, None)
+        return exif.tobytes() if len(exif) else None, ()
+    except Exception:  # as above
+        return None, ("the EXIF block is damaged: left out",)
+
+
+def _dpi(image: Image.Image, turned: bool) -> tuple[float, float] | None:
+    """As the file says it: Pillow's 72 for a JPEG that says nothing is none."""
+    dpi = image.info.get("dpi")
+    if image.format in ("JPEG", "MPO") and image.info.get("jfif_unit") not in (1, 2):
+        try:
+            dpi = dpi if X_RESOLUTION in image.getexif() else None
+        except Exception:  # as above
+            dpi = None
+    try:
+        across, down = (float(each) for each in dpi or ())
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    usual = all(1 <= each <= MARKER_LIMIT for each in (across, down))  # false for nan too
+    return ((down, across) if turned else (across, down)) if usual else None
+
+
+def _iptc(image: Image.Image) -> bytes | None:
+    blocks = image.info.get("photoshop")
+    content = blocks.get(IPTC) if isinstance(blocks, dict) else None
+    return content if isinstance(content, bytes) and content else None
+
+
+def _comment(image: Image.Image) -> bytes | None:
+    comment = image.info.get("comment")
+    comment = comment.encode("utf-8", "replace") if isinstance(comment, str) else comment
+    return comment if isinstance(comment, bytes) and 0 < len(comment) <= MARKER_LIMIT else None
+
+
+def _texts(image: Image.Image) -> tuple[tuple[str, str], ...]:
+    texts = getattr(image, "text", None) if image.format == "PNG" else None
+    return tuple((key, str(value)) for key, value in (texts or {}).items() if not key.startswith(NO_TEXT))
+
+
+def _other_content(image: Image.Image) -> tuple[str, ...]:
+    """Further pictures and films that one file carries beside the photo."""
+    xmp = image.info.get("xmp")
+    xmp = xmp if isinstance(xmp, bytes) else b""
+    segments: list[tuple[str, bytes]] = getattr(image, "applist", [])
+    gains = b"hdrgm:Version" in xmp or any(b"urn:iso:std:iso:ts:21496" in content[:64] for _, content in segments)
+    notes = []
+    if gains:
+        notes.append("the gain map for HDR screens isn't kept: the result is in standard range")
+    elif image.format == "MPO" and getattr(image, "n_frames", 1) > 1:
+        notes.append("a second picture in this file (such as a gain map, a depth map or the other eye's) isn't kept")
+    if b'MotionPhoto="1"' in xmp or b'MicroVideo="1"' in xmp:
+        notes.append("the film of this motion photo isn't kept")
+    return tuple(notes)
+
+
+def saving_options(side: SideData, kind: str, metadata: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(what Pillow needs to save ``side`` in a PNG, JPEG or WebP; what is lost). ``metadata``: texts of our own."""
+    options: dict[str, Any] = {"icc_profile": side.icc, "exif": side.exif, "xmp": side.xmp}
+    lost = list(side.lost)
+    if kind == "JPEG":
+        for name, limit in (("exif", MARKER_LIMIT), ("xmp", XMP_LIMIT)):
+            if len(options[name] or b"") > limit:
+                options[name] = None
+                lost.append(f"the {name.upper()} block is larger than a JPEG can hold: left out")
+        options |= {"comment": side.comment, "dpi": side.dpi}
+        if side.iptc and len(side.iptc) < MARKER_LIMIT - 64:
+            options["extra"] = _photoshop_segment(side.iptc)
+    elif side.iptc:
+        lost.append(f"the IPTC block has no place in a {kind}: left out")
+    if kind == "PNG":
+        options |= {"pnginfo": _chunks(side, metadata), "dpi": side.dpi, "xmp": None}
+    elif side.texts and (names := [key for key, _ in side.texts if key not in metadata]):
+        lost.append(f"text blocks have no place in a {kind}: {', '.join(names)} left out")
+    if kind == "WEBP":
+        options["exif"] = _with_resolution(side.exif, side.dpi)
+        if side.comment:
+            lost.append("the comment has no place in a WEBP: left out")
+    return {key: value for key, value in options.items() if value}, tuple(lost)
+
+
+def _chunks(side: SideData, metadata: Mapping[str, str]) -> PngInfo:
+    chunks = PngInfo()
+    texts = dict(side.texts) | ({"Comment": side.comment.decode("utf-8", "replace")} if side.comment else {})
+    for key, value in {**texts, **metadata}.items():
+        readable = value.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")
+        (chunks.add_text if readable.isascii() else chunks.add_itxt)(key, readable)
+    if side.xmp:
+        chunks.add_itxt("XML:com.adobe.xmp", side.xmp)
+    return chunks
+
+
+def _photoshop_segment(iptc: bytes) -> bytes:
+    block = b"8BIM" + IPTC.to_bytes(2) + bytes(2) + len(iptc).to_bytes(4) + iptc + bytes(len(iptc) % 2)
+    content = b"Photoshop 3.0\0" + block
+    return b"\xff\xed" + (len(content) + 2).to_bytes(2) + content
+
+
+def _with_resolution(block: bytes | None, dpi: tuple[float, float] | None) -> bytes | None:
+    """EXIF that also says the resolution, for a format that has no other place for it."""
+    exif = Image.Exif()
+    if block:
+        exif.load(block)
+    if dpi is None or X_RESOLUTION in exif:
+        return block
+    exif[X_RESOLUTION], exif[Y_RESOLUTION], exif[RESOLUTION_UNIT] = (*dpi, 2)
+    return exif.tobytes()
