@@ -1,18 +1,21 @@
 """Which pictures an ``earl edit`` line names, and what its instruction is.
 
-Nothing here opens a picture: words in the wrong order, and words that can't be a picture, are found at once.
+Nothing here opens a picture: words in the wrong order, and words that can't be a picture, are found at once. Files in a
+folder whose names are no picture's are only asked what they are.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
+from earl_cli.console import console
 from earl_cli.errors import EarlError, InputError, UsageError
+from earl_cli.images.kinds import Kind, foreign_kind
 
 EXAMPLE = 'earl edit photo.jpg "make it snowy"'
 STREAM = "-"
@@ -22,6 +25,7 @@ READABLE = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".
 # Photos of cameras and programs, which may need another program: opening one says so.
 FOREIGN = (".heic", ".heif", ".hif", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")
 PICTURE_SUFFIXES = WRITABLE.union(READABLE, FOREIGN)
+OTHERS_SHOWN = 3
 _ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
 _RESULT = re.compile(rf"(?P<photo>.+){re.escape(MARK)}(?:-\d+)?(?:\.(?:grid|compare)(?:-\d+)?)?\.\w+")
 
@@ -140,10 +144,10 @@ def _expand(name: str, earlier: list[Path]) -> list[Path]:
     try:
         path = _on_disk(name)
         if kind == "folder":
-            found = [entry for entry in path.iterdir() if _is_picture(entry)]
+            found = _photos(name, path.iterdir())
             missing = "no pictures in this folder"
         elif kind is None and set(name) & set("*?["):
-            found = _matching(Path(name))
+            found = _photos(name, _matching(Path(name)))
             missing = "no picture matches"
         else:
             return [path]
@@ -160,14 +164,35 @@ def _expand(name: str, earlier: list[Path]) -> list[Path]:
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """The pictures that a glob matches, in whichever Unicode form their names lie on the disk."""
+    """What a glob matches, in whichever Unicode form names lie on the disk."""
     root, rest = Path(pattern.anchor), str(pattern.relative_to(pattern.anchor))
     forms = dict.fromkeys([rest, normalize("NFC", rest), normalize("NFD", rest)])
-    return list(dict.fromkeys(entry for form in forms for entry in root.glob(form) if _is_picture(entry)))
+    return list(dict.fromkeys(entry for form in forms for entry in root.glob(form)))
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _photos(name: str, entries: Iterable[Path]) -> list[Path]:
+    """Pictures by their names, and by their content those that opening refuses by name. Videos and such are noted."""
+    found, others = [], []
+    for path in entries:
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        kind = None if path.suffix.lower() in PICTURE_SUFFIXES else _foreign_kind(path)
+        if path.suffix.lower() in PICTURE_SUFFIXES or (kind is not None and kind.is_photo):
+            found.append(path)
+        elif kind is not None:
+            others.append(f"{path.name} ({kind.name})")
+    if others:
+        more = f" and {len(others) - OTHERS_SHOWN} more" if len(others) > OTHERS_SHOWN else ""
+        console.note(f"{name}: left out: {', '.join(sorted(others)[:OTHERS_SHOWN])}{more}")
+    return found
+
+
+def _foreign_kind(path: Path) -> Kind | None:
+    try:
+        with path.open("rb") as file:
+            return foreign_kind(file)
+    except OSError:
+        return None
 
 
 def kind_of(name: str) -> str | None:

@@ -170,6 +170,23 @@ def test_a_pipe_lies_in_no_folder(folder: Path) -> None:
     assert (pipe.is_stream, file.is_stream) == (True, False)
 
 
+def test_pictures_of_unreadable_kinds_are_not_skipped_and_other_media_are_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    media = bytes((0, 0, 0, 24)) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(80)
+    Path("sub/IMG_1.HEIC").write_bytes(media)
+    Path("sub/without a suffix").write_bytes(b"8BPS" + bytes(80))
+    for number in range(5):
+        Path(f"sub/clip{number}.mov").write_bytes(media.replace(b"heic", b"qt  ").replace(b"mif1", b"qt  "))
+    Path("sub/notes.txt").write_text("nothing")
+    assert names("sub") == ["sub/IMG_1.HEIC", "sub/c.webp", "sub/without a suffix"]
+    said = capsys.readouterr().err
+    assert said.count("left out") == 1
+    assert "clip0.mov (a video (MP4 or QuickTime))" in said
+    assert "and 2 more" in said
+    assert names("sub/*.HEIC") == ["sub/IMG_1.HEIC"]
+
+
 def test_what_gives_no_picture_is_named_and_the_rest_goes_on(folder: Path) -> None:
     found = find_sources(["empty", "a.png", "*.gif"])
     assert [source.name for source in found.sources] == ["a.png"]
