@@ -65,6 +65,7 @@ def serve(
     public = None if public_address is None else public_url(public_address)
     proxies = trusted_proxies(trusted_proxy or [])
 
+    requests = max(Limits.requests, 2 * max_queue)
     limits = Limits(
         max_queue=max_queue,
         max_variants=max_variants,
@@ -72,6 +73,9 @@ def serve(
         rate=rate,
         upload=max_upload * MIB,
         uploads=max(8 * max_upload * MIB, Limits.uploads),
+        requests=requests,
+        share=requests * 3 // 4,
+        connections=requests + Limits.connections - Limits.requests,
     )
     server = Server(host, port, limits.connections)  # a port that is taken is known before the model is loaded
 
