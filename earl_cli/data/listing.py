@@ -1,4 +1,4 @@
-"""Pairs in a local folder: pictures, and a list with a row for each edit, as JSON lines, CSV or TSV.
+"""Pairs in a local folder: pictures, and a list with a row for each edit, as JSON, JSON lines, CSV or TSV.
 
 The list is read once to find its rows, and then a row at a time from its place, so that any size will do.
 """
@@ -9,6 +9,7 @@ import codecs
 import csv
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,26 +20,32 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.data.sources import BadRowError, Content, Row, picked
+from earl_cli.data.sources import BadRowError, Content, Row, check_fetched, picked
 from earl_cli.errors import InputError
 
-JSON_LINES, TABLES = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (*JSON_LINES, *TABLES)
+JSON, JSON_LINES, TABLES = ".json", (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (*JSON_LINES, *TABLES, JSON)
 DELIMITERS = (",", "\t", ";", "|")
 LARGEST_CELL = 2**30
 JUDGED_LINES, JUDGED_BYTES = 100, 2**20
 """What of a table is read to find its delimiter, at most."""
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\3\4")
+_ELEMENT, _COMMA, _END = (re.compile(each) for each in (r"\s*\[\s*(?!\])(?=\S)", r"\s*,\s*", r"\s*\[?\s*\]\s*"))
 _AS_UTF8 = "save it as UTF-8 (in Excel: CSV UTF-8; elsewhere: iconv -t utf-8)"
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a list is written: the encoding, how many bytes mark that, and what separates cells; None in JSON lines."""
+    """How a list is written: the encoding, how many bytes mark that, and what separates the cells of a table.
+
+    Without a ``delimiter`` it is JSON: an object a line, or one ``array`` of objects.
+    """
 
     encoding: str
     mark: int
     delimiter: str | None = None
+    array: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +78,7 @@ class ListingSource:
                 where = f"{self.path}, line {self.lines[number]}"
                 file.seek(self.starts[number])
                 try:
-                    values = self._values(file)
+                    values = self._values(file, number)
                 except UnicodeDecodeError:
                     yield BadRowError("row", "not a valid row: not UTF-8 text", where=where, hint=_AS_UTF8)
                 except (ValueError, csv.Error) as error:
@@ -79,7 +86,11 @@ class ListingSource:
                 else:
                     yield Row(int(number), where, picked(values, columns))
 
-    def _values(self, file: BinaryIO) -> dict[str, Any]:
+    def _values(self, file: BinaryIO, number: int) -> dict[str, Any]:
+        if self.form.array:
+            size = self.starts[number + 1] - self.starts[number] if number + 1 < len(self.starts) else -1
+            values, _ = json.JSONDecoder().raw_decode(file.read(size).decode(self.form.encoding))
+            return _checked(values)
         if self.form.delimiter is None:
             return _json_object(_next_line(file, self.form.encoding).decode(self.form.encoding))
         rows = _reader(_Lines(file, self.form.encoding, "strict"), self.form.delimiter)
@@ -95,7 +106,7 @@ def open_listing(path: Path) -> ListingSource:
         with path.open("rb") as file:
             form = _form(file, path)
             file.seek(form.mark)
-            scan = _scan_lines if form.delimiter is None else _scan_table
+            scan = _scan_array if form.array else _scan_lines if form.delimiter is None else _scan_table
             starts, lines, columns = scan(file, form)
         digest = hashlib.sha256()
         with path.open("rb") as file:
@@ -104,14 +115,16 @@ def open_listing(path: Path) -> ListingSource:
     except OSError as error:
         raise InputError(f"this list can't be read: {error.strerror or error}", where=str(path)) from None
     except UnicodeDecodeError:
-        raise InputError("the names of its columns are no UTF-8 text", where=str(path), hint=_AS_UTF8) from None
+        raise InputError("this list, or its columns' names, is no UTF-8 text", where=str(path), hint=_AS_UTF8) from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"not valid JSON: {error.msg}", where=f"{path}, line {error.lineno}") from None
     except csv.Error as error:
         raise InputError(f"the line with the names of its columns can't be read: {error}", where=str(path)) from None
     if not starts:
         raise InputError("the list of pairs is empty", where=str(path))
     if not columns:
         what = "not one row of this list can be read"
-        raise InputError(what, where=str(path), hint="each line must be a JSON object, in UTF-8")
+        raise InputError(what, where=str(path), hint="each row must be a JSON object, in UTF-8")
     repeated = [repr(name) for name, count in Counter(columns).items() if count > 1]
     if repeated:
         what = f"several columns have the same name: {', '.join(repeated)}"
@@ -120,18 +133,37 @@ def open_listing(path: Path) -> ListingSource:
     return ListingSource(path, form, contents, digest.hexdigest()[:16], np.array(starts), np.array(lines))
 
 
+def is_json_list(path: Path) -> bool:
+    """Whether a .json is made of rows, by how it begins: an array of objects, or lines that are one each."""
+    with path.open("rb") as file:
+        head = file.read(JUDGED_BYTES).removeprefix(codecs.BOM_UTF8)
+    if re.match(rb"\s*\[\s*\{", head):
+        return True
+    first, _, others = head.lstrip().partition(b"\n")
+    with suppress(ValueError):
+        return others.lstrip().startswith(b"{") and isinstance(json.loads(first), dict)
+    return False
+
+
 def _form(file: BinaryIO, path: Path) -> Form:
     """Raises InputError for text in another encoding than UTF-8 and marked UTF-16."""
+    check_fetched(path)
     head = file.read(4096)
+    if head.startswith(_PACKED):
+        raise InputError("this list is compressed", where=str(path), hint="unpack it first")
+    if b"\r" in head and b"\n" not in head:
+        what = "its lines end in carriage returns alone, as on an old Macintosh"
+        raise InputError(what, where=str(path), hint="save it with line feeds")
     mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
     encoding = _MARKS.get(mark, "utf-8")
     if encoding == "utf-8" and b"\0" in head:
         raise InputError("this is no UTF-8 text: there are zero bytes in it", where=str(path), hint=_AS_UTF8)
-    form = Form(encoding, len(mark))
-    if path.suffix.lower() in JSON_LINES:
-        return form
+    suffix = path.suffix.lower()
+    if suffix not in TABLES:
+        text = head[len(mark) :].decode(encoding, "replace").lstrip()
+        return Form(encoding, len(mark), array=suffix == JSON and text.startswith("["))
     file.seek(len(mark))
-    return Form(encoding, len(mark), _delimiter(file, encoding, TABLES[path.suffix.lower()]))
+    return Form(encoding, len(mark), _delimiter(file, encoding, TABLES[suffix]))
 
 
 def _delimiter(file: BinaryIO, encoding: str, usual: str) -> str:
@@ -167,6 +199,34 @@ def _scan_lines(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[
             with suppress(ValueError):  # it is a reject when its turn comes
                 columns |= dict.fromkeys(_json_object(text))
         place += len(line)
+    return starts, lines, list(columns)
+
+
+def _scan_array(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[str]]:
+    """As `_scan_lines`, of an array. Raises InputError where it breaks off: nothing after that can be told."""
+    text = file.read().decode(form.encoding)
+    starts: list[int] = []
+    lines: list[int] = []
+    columns: dict[str, None] = {}
+    decoder = json.JSONDecoder()
+    here, place, line = 0, form.mark, 1
+    next_one = _ELEMENT.match(text)
+    while next_one is not None:
+        place += len(text[here : next_one.end()].encode(form.encoding))
+        line += text.count("\n", here, next_one.end())
+        here = next_one.end()
+        values, end = decoder.raw_decode(text, here)
+        starts.append(place)
+        lines.append(line)
+        with suppress(ValueError):  # it is a reject when its turn comes
+            columns |= dict.fromkeys(_checked(values))
+        place += len(text[here:end].encode(form.encoding))
+        line += text.count("\n", here, end)
+        here = end
+        next_one = _COMMA.match(text, here)
+    if not _END.fullmatch(text, here):
+        stray = len(text) - len(text[here:].lstrip())
+        raise json.JSONDecodeError("neither a comma nor the end of the array", text, stray)
     return starts, lines, list(columns)
 
 
@@ -245,6 +305,10 @@ def _json_object(line: str) -> dict[str, Any]:
         values = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg}") from None
+    return _checked(values)
+
+
+def _checked(values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("a row must be a JSON object")
     return values

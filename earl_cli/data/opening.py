@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
 
 from earl_cli.data.hub_data import is_hub_id, open_hub
-from earl_cli.data.listing import SUFFIXES, open_listing
+from earl_cli.data.listing import JSON, JSON_LINES, SUFFIXES, TABLES, is_json_list, open_listing
 from earl_cli.data.parquet import open_parquet
 from earl_cli.data.saved import open_saved, saved_splits
 from earl_cli.data.sources import Source
@@ -82,9 +82,7 @@ def _open_folder(folder: Path, place: Place) -> Source:
     if is_store(folder):
         raise InputError("this is a token store, the data is tokenized already", where=str(folder))
     files = _files(folder, place.data_files)
-    lists = _of_kind(files, *SUFFIXES)
-    found = {"lists": _lists_that_count(lists), "Parquet": _of_kind(files, ".parquet"), "tars": _of_kind(files, ".tar")}
-    found = {kind: those for kind, those in found.items() if those} or ({"lists": lists} if lists else {})
+    found = _by_kind(folder, files)
     if not found:
         raise _nothing(folder, files, place)
     if len(found) > 1:
@@ -106,24 +104,47 @@ def _open_folder(folder: Path, place: Place) -> Source:
 def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """The files below, as paths from the folder on, in order; none that are hidden, or of a token store."""
     if patterns:
-        there = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-        return sorted(path.relative_to(folder) for path in there)
-    found = []
-    for here, folders, names in os.walk(folder):
-        folders[:] = [
-            name for name in folders if not name.startswith((".", "__MACOSX")) and not is_store(Path(here, name))
-        ]
-        found += [Path(here, name).relative_to(folder) for name in names if not name.startswith(".")]
-    return sorted(found)
+        return sorted({path for pattern in patterns for path in _matching(folder, pattern)})
+    return sorted(path.relative_to(folder) for path in _below(folder, frozenset()))
+
+
+def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above:  # a link that goes in circles
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if entry.is_file():
+                yield Path(entry.path)
+            elif entry.is_dir() and not is_store(Path(entry.path)):
+                yield from _below(Path(entry.path), above | {real})
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    try:
+        if ".." in Path(pattern).parts:
+            raise ValueError
+        return [path.relative_to(folder) for path in folder.glob(pattern) if path.is_file()]
+    except (ValueError, NotImplementedError):  # it leaves the folder, or has `**` within a name
+        what = f"{pattern!r} is no pattern of files below the folder"
+        raise UsageError(what, where="--data-files", hint="such as 'data/train-*.parquet' or '**/*.tar'") from None
 
 
 def _of_kind(files: Sequence[Path], *suffixes: str) -> list[Path]:
     return [file for file in files if file.suffix.lower() in suffixes]
 
 
-def _lists_that_count(lists: Sequence[Path]) -> list[Path]:
-    """Those at the top and those of a split; what lies deeper may be anything that came with the pictures."""
-    return [path for path in lists if len(path.parts) == 1 or split_of(path)]
+def _by_kind(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """The files with rows. Of lists those at the top and those of a split: what lies deeper may be anything that came
+    with the pictures, as may any .json, and counts only where there is nothing else."""
+    lists = _of_kind(files, *JSON_LINES, *TABLES)
+    near = [path for path in lists if len(path.parts) == 1 or split_of(path)]
+    found = {"lists": near, "Parquet": _of_kind(files, ".parquet"), "tars": _of_kind(files, ".tar")}
+    there = {kind: those for kind, those in found.items() if those}
+    others = lists or [path for path in _of_kind(files, JSON) if is_json_list(folder / path)]
+    return there or ({"lists": others} if others else {})
 
 
 def _nothing(folder: Path, files: Sequence[Path], place: Place) -> InputError:

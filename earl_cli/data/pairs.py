@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +31,8 @@ INSTRUCTION_NAMES = (
 ID_NAMES = ("id", "edit_id", "idx", "omni_edit_id", "image_id", "img_id", "__key__")
 SAMPLE = 16
 """Rows that are looked at where the type of a column doesn't tell what it holds."""
+SHOWN = 40
+_RUN_TOGETHER = re.compile(r"""['"]\s+['"]""")  # as numpy prints lists, which Python reads as one text
 _FILE = re.compile(r"_(file_?name|file|path|url)s?$")
 
 
@@ -126,7 +130,8 @@ def usual_column(source: Source, usual: Sequence[str], holds: Content | None = N
 def described(source: Source) -> str:
     """The columns for a message; of those with pictures it says so."""
     named = [f"{name} (pictures)" if holds == "picture" else name for name, holds in source.columns.items()]
-    return ", ".join(named) or "none"
+    more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+    return ", ".join(named[:SHOWN]) + more or "none"
 
 
 def _usual(source: Source, usual: Sequence[str], holds: Content | None = None) -> str | None:
@@ -155,22 +160,44 @@ def _sample(source: Source, columns: Sequence[str]) -> dict[str, list[Any]]:
 def pair_of(row: Row, columns: Columns) -> Pair:
     """The pair in a row; ``columns`` are all named. Raises BadRowError if something is missing or no text."""
     assert columns.source and columns.target and columns.instruction
-    if columns.instruction not in row.values:
-        raise BadRowError("instruction", f"there is no {columns.instruction}", where=row.where)
-    instruction = row.values[columns.instruction]
-    if isinstance(instruction, list | tuple) and instruction:
-        instruction = instruction[0]
-    if not isinstance(instruction, str) or not instruction.strip():
-        raise BadRowError("instruction", f"the instruction is {_short(instruction)}, not a text", where=row.where)
+    instruction = instruction_of(row, columns.instruction)
     for name in (columns.source, columns.target):
         if row.values.get(name) is None:
             raise BadRowError("picture", f"there is no {name}", where=row.where)
-    thoughts = {key: _text(row.values[key]) for key in columns.thoughts if row.values.get(key) is not None}
-    for text in (instruction, *thoughts.values()):
-        if text != _storable(text):
-            raise BadRowError("text", "there is half a character in it, as in a text cut off", where=row.where)
+    texts = {key: _text(row.values[key]) for key in columns.thoughts if row.values.get(key) is not None}
+    thoughts = {key: _whole(text, row) for key, text in texts.items()}
     source, target = row.values[columns.source], row.values[columns.target]
     return Pair(row.number, row_id(row, columns), row.where, source, target, instruction, thoughts)
+
+
+def instruction_of(row: Row, column: str) -> str:
+    """The row's request, of several the first. Raises BadRowError if there is none, or no text."""
+    if column not in row.values:
+        raise BadRowError("instruction", f"there is no {column}", where=row.where)
+    value = row.values[column]
+    if isinstance(value, str):
+        value = _listed_in(value)
+    if isinstance(value, list | tuple) and value:
+        value = value[0]
+    if not isinstance(value, str) or not value.strip():
+        raise BadRowError("instruction", f"the instruction is {_short(value)}, not a text", where=row.where)
+    return _whole(value, row)
+
+
+def _whole(text: str, row: Row) -> str:
+    if text != _storable(text):
+        raise BadRowError("text", "there is half a character in it, as in a text cut off", where=row.where)
+    return text
+
+
+def _listed_in(text: str) -> str | list[Any]:
+    """The list that a cell of a table spells, in JSON or as Python prints it; else the text itself."""
+    if text.strip().startswith("[") and not _RUN_TOGETHER.search(text):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found = ast.literal_eval(text.strip())
+            if isinstance(found, list) and all(isinstance(each, str) for each in found):
+                return found
+    return text
 
 
 def row_id(row: Row, columns: Columns) -> str:

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from earl_cli.data.hub_files import HUB, fetch, hub_errors, open_in_place
-from earl_cli.data.sources import BadRowError, Content, Row, names_apart, picked
+from earl_cli.data.sources import BadRowError, Content, Row, check_fetched, names_apart, picked
 from earl_cli.errors import InputError
 
 BATCH = 64
 FOOTERS_AT_ONCE = 16
+CERTAINTY: Sequence[Content] = ("other", "unknown", "text", "picture")
+"""What a column holds if the files of a source disagree: the last of these. In one it may be empty."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +49,17 @@ class ParquetSource:
 
     def read(self, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
         """As `Source.read`."""
-        block = int(np.searchsorted(self.bounds, rows[0], side="right")) - 1
+        blocks = np.searchsorted(self.bounds, rows, side="right") - 1
+        for block, those in groupby(zip(blocks.tolist(), rows, strict=True), key=itemgetter(0)):
+            yield from self._of_block(block, [int(row) for _, row in those], columns)
+
+    def _of_block(self, block: int, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
         file, group = self.files[self.groups[block, 0]], int(self.groups[block, 1])
         offset = int(self.bounds[block])
         done = 0
         try:
             with hub_errors(file) if file.startswith(HUB) else nullcontext():
-                for number, values in self._values(file, group, [int(row) - offset for row in rows], columns):
+                for number, values in self._values(file, group, [row - offset for row in rows], columns):
                     done += 1
                     yield Row(number + offset, f"{file}, row {number + offset + 1}", values)
         except (pa.ArrowException, OSError) as error:
@@ -88,8 +96,7 @@ def open_parquet(name: str, files: Sequence[str], base: str | None, *, streaming
     columns: dict[str, Content] = {}
     for index, (file, footer) in enumerate(zip(names_apart(files), footers, strict=True)):
         for column, content in columns_of(footer.schema.to_arrow_schema()).items():
-            if columns.get(column, "other") == "other":
-                columns[column] = content
+            columns[column] = max(content, columns.get(column, "other"), key=CERTAINTY.index)
         described = [footer.row_group(group) for group in range(footer.num_row_groups)]
         shape = [(group.num_rows, group.total_byte_size) for group in described]
         digest.update(repr((file, shape)).encode())
@@ -141,6 +148,7 @@ def _footer(file: str) -> pq.FileMetaData:
         with hub_errors(file), open_in_place(file) as opened:
             return pq.read_metadata(opened)
     except (pa.ArrowException, OSError) as error:
+        check_fetched(file)
         raise InputError(f"not a Parquet file that can be read: {_first_line(error)}", where=file) from None
 
 

@@ -21,12 +21,13 @@ from typing import Any
 
 from PIL import Image
 
-from earl_cli.data.sources import BadRowError
+from earl_cli.data.sources import FETCH, LFS_POINTER, NOT_FETCHED, BadRowError
 
 MOST_BYTES = 256_000_000
 TRIES, PATIENCE = 3, 30.0
 SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "ppm", "avif", "heic", "jxl")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{32,}={0,2}")
+_BASE64_BYTES = re.compile(rb"[A-Za-z0-9+/_-]{32}")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _LONGEST_PATH = 4096
 
@@ -40,12 +41,13 @@ def picture_bytes(value: Any, base: str | None, *, urls: bool = False) -> bytes:
     """
     if isinstance(value, list | tuple):
         if len(value) != 1:
-            raise BadRowError("picture", f"a list of {len(value)} pictures, where there must be one")
+            raise BadRowError("picture", f"a list of {len(value)}, where there must be one picture")
         return picture_bytes(value[0], base, urls=urls)
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
+        content = bytes(value)
+        return _decoded(content.decode("ascii", "replace")) if _BASE64_BYTES.match(content) else content
     if isinstance(value, Image.Image):
         encoded = io.BytesIO()
         value.save(encoded, "PNG")
@@ -76,7 +78,10 @@ def _of_text(value: str, base: str | None, *, urls: bool) -> bytes:
     if not value.strip():
         raise BadRowError("picture", "an empty text is no picture and no path of one")
     if value.startswith("data:"):
-        return _decoded(value.partition(",")[2])
+        _, comma, data = value.partition(",")
+        if not comma:
+            raise BadRowError("picture", f"{_short(value)} is a data: URL without a comma")
+        return _decoded(data)
     url = _URL.match(value)
     if url and url[1].lower() in ("http", "https"):
         if not urls:
@@ -142,9 +147,12 @@ def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise BadRowError("picture", f"the file has more than {MOST_BYTES:,} bytes", where=str(path))
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise BadRowError("picture", f"this file can't be read: {error.strerror}", where=str(path)) from None
+    if content.startswith(LFS_POINTER):
+        raise BadRowError("picture", NOT_FETCHED, where=str(path), hint=FETCH)
+    return content
 
 
 def _decoded(text: str) -> bytes:

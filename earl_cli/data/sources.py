@@ -7,14 +7,16 @@ another process, and opens its files there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.errors import EarlError
+from earl_cli.errors import EarlError, InputError
 
 Content = Literal["picture", "text", "other", "unknown"]
 """What a column holds, by its type; a string may be a text as well as a picture's path: unknown."""
@@ -37,6 +39,11 @@ class BadRowError(EarlError):
     def __init__(self, kind: str, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(what, where=where, hint=hint)
         self.kind = kind
+
+
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that Git LFS has not fetched: a cloned repository without its data."""
+NOT_FETCHED, FETCH = "Git LFS has not fetched this file, only its address is here", "run git lfs pull in its repository"
 
 
 class Source(Protocol):
@@ -63,11 +70,19 @@ class Source(Protocol):
     def base(self) -> str | None: ...
 
     def read(self, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
-        """The rows of these ascending numbers, of one block, in that order; of each only ``columns``.
+        """The rows of these ascending numbers, in that order; of each only ``columns``. They are of one block, or
+        of any blocks that have one row each.
 
         A row that is damaged comes as an error in its place. Raises EarlError if the source itself fails.
         """
         ...
+
+
+def check_fetched(file: str | Path) -> None:
+    """Raise InputError if there is only what stands for the file in a repository whose data Git LFS has not fetched."""
+    with suppress(OSError), Path(file).open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise InputError(NOT_FETCHED, where=str(file), hint=FETCH)
 
 
 def row_count(source: Source) -> int:

@@ -40,7 +40,7 @@ def choose_files(
     configurations = sorted({_configuration(file) for file in found if split_of(file)})
     if len(configurations) > 1 and subset is None and not by_patterns:
         what = f"there are files of several configurations: {_listed(configurations)}"
-        raise UsageError(what, where=where, hint="name one with --subset, or choose files with --data-files")
+        raise UsageError(what, where=where, hint="name one with --subset, or give its path")
     return found
 
 
@@ -86,7 +86,7 @@ def _of_split(files: Sequence[PurePath], split: str | None, where: str) -> list[
     if len(there) > 1 or (there and without):
         what = f"there are files of several splits: {', '.join(there)}"
         what += f", and of none: {_listed(without)}" if without else ""
-        raise UsageError(what, where=where, hint=f"name one with --split, or take all files with --split {ALL}")
+        raise UsageError(what, where=where, hint=f"name one with --split ({ALL} takes every file), or give its path")
     return list(files)
 
 

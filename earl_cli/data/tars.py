@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earl_cli.data.pictures import SUFFIXES
-from earl_cli.data.sources import BadRowError, Content, Row, names_apart, picked
+from earl_cli.data.sources import BadRowError, Content, Row, check_fetched, names_apart, picked
 from earl_cli.errors import InputError
 
 MOST_BYTES = 256_000_000
@@ -69,6 +69,7 @@ def open_tars(name: str, files: Sequence[Path]) -> TarSource:
             with tarfile.open(file, "r:") as tar:
                 places += [(index, *place) for place in _samples(tar, columns)]
         except (tarfile.TarError, OSError) as error:
+            check_fetched(file)
             hint = "unpack .gz first: samples are read from their place"
             raise InputError(f"not a tar that can be read: {error}", where=str(file), hint=hint) from None
     if not places:

@@ -22,6 +22,7 @@ from earl_cli.data.pairs import (
     TARGET_NAMES,
     column_named,
     described,
+    instruction_of,
     usual_column,
 )
 from earl_cli.data.pictures import picture_bytes
@@ -183,10 +184,8 @@ def _picture(row: Row, column: str | None, source: Source) -> tuple[Image, str]:
 
 
 def _instruction(row: Row, part: Part) -> str:
-    value = _value(row, part.columns.instruction)
-    if isinstance(value, list | tuple) and value:
-        value = value[0]
-    text = value.strip() if isinstance(value, str) else ""
+    assert part.columns.instruction
+    text = instruction_of(row, part.columns.instruction).strip()
     text = text.removeprefix(part.drop.strip()).strip() if part.drop else text
     if not text:
         raise BadRowError("instruction", "there is no instruction", where=row.where)

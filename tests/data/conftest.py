@@ -62,6 +62,12 @@ def as_json_lines(folder: Path, rows: list[dict[str, Any]]) -> Path:
     return folder
 
 
+def as_json(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    text = json.dumps(_files(folder, rows), ensure_ascii=False, indent=2)
+    (folder / "pairs.json").write_text(text, encoding="utf-8")
+    return folder
+
+
 def as_table(folder: Path, rows: list[dict[str, Any]], name: str = "pairs.csv", delimiter: str = ",") -> Path:
     named = _files(folder, rows)
     with (folder / name).open("w", newline="", encoding="utf-8") as file:
@@ -105,6 +111,7 @@ def as_tars(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 FORMS: dict[str, Form] = {
     "json lines": as_json_lines,
+    "json": as_json,
     "csv": as_table,
     "tsv": lambda folder, rows: as_table(folder, rows, "pairs.tsv", "\t"),
     "parquet": as_parquet,

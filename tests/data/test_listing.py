@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from earl_cli.data.opening import Place, open_source
+from earl_cli.data.pairs import Columns, find_columns
 from earl_cli.data.pictures import picture_bytes
 from earl_cli.data.sources import BadRowError, Row, row_count
 from earl_cli.errors import InputError
@@ -50,6 +51,40 @@ def test_json_lines_of_windows(encoding: str, tmp_path: Path) -> None:
     assert read(tmp_path / "pairs.jsonl") == ROWS
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_of_objects(encoding: str, indent: int | None, tmp_path: Path) -> None:
+    rows: list[object] = [dict(zip(COLUMNS, row, strict=True)) for row in ROWS]
+    path = tmp_path / "pairs.json"
+    path.write_bytes(("\r\n" + json.dumps([*rows, 7, *rows], ensure_ascii=False, indent=indent)).encode(encoding))
+    first, second, bad, *others = read(path)
+    assert [first, second] == others == ROWS
+    assert "a row must be a JSON object" in bad
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert read(path) == ROWS
+    assert row_count(open_source(Place(str(tmp_path)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1},\n{"a": 2]', r"pairs\.json, line 2: not valid JSON"),
+        ('[{"a": 1}\n\n{"a": 2}]', r"line 3: not valid JSON: neither a comma nor the end"),
+        ('[{"a": 1}', "not valid JSON"),
+        ('[{"a": 1}] x', "not valid JSON"),
+        (" [ ] ", "the list of pairs is empty"),
+        ("[7]", "not one row of this list can be read"),
+        ('{"a": {"b": 1}}', "no column for"),
+    ],
+)
+def test_an_array_that_is_none(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "pairs.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        find_columns(Columns(), open_source(Place(str(tmp_path / "pairs.json"))))
+    (tmp_path / "pairs.jsonl").write_text('{"source": "a"}')
+    assert list(open_source(Place(str(tmp_path))).columns) == ["source"]  # beside another list a .json may be anything
+
+
 def test_the_first_lines_commas_are_not_its_delimiter(tmp_path: Path) -> None:
     text = "source;edited;instruction;the note, if any\na;b;snow;\nc;d;rain, please;x\n"
     (tmp_path / "pairs.csv").write_text(text)
@@ -69,7 +104,7 @@ def test_text_in_another_encoding_is_a_reject_and_never_question_marks(tmp_path:
     assert (first, last) == (["a", "b", "snow"], ["c", "d", "rain"])
     assert "line 3: not a valid row: not UTF-8 text (save it as UTF-8" in bad
     path.write_bytes("source,edited,instruction,café\n".encode("cp1252"))
-    with pytest.raises(InputError, match="the names of its columns are no UTF-8 text"):
+    with pytest.raises(InputError, match="this list, or its columns' names, is no UTF-8 text"):
         read(path)
     path.write_bytes("source,edited\n".encode("utf-16-le"))
     with pytest.raises(InputError, match="no UTF-8 text: there are zero bytes"):

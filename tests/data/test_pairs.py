@@ -142,7 +142,10 @@ def test_a_bad_row_says_what_kind_it_is(changed: dict[str, Any], kind: str, mess
 
 
 def test_of_several_instructions_the_first_counts() -> None:
-    assert pair_of(Row(0, "", {**ROW, "ask": ["first", "second"]}), NAMED).instruction == "first"
+    for ask in (["first", "second"], "['first', 'second']", ' ["first"]'):  # as tables spell lists
+        assert pair_of(Row(0, "", {**ROW, "ask": ask}), NAMED).instruction == "first"
+    for ask in ("['a' 'b']", "[first] then", "[1, 2]", "[" * 9999):
+        assert pair_of(Row(0, "", {**ROW, "ask": ask}), NAMED).instruction == ask
 
 
 def test_thinking_that_is_not_there_is_left_out() -> None:

@@ -40,6 +40,7 @@ BASE64 = base64.b64encode(CONTENT).decode()
         base64.urlsafe_b64encode(CONTENT).decode(),
         f"data:image/png;base64,{BASE64}",
         BASE64.rstrip("="),
+        BASE64.encode(),
         "\r\n".join(BASE64[start : start + 60] for start in range(0, len(BASE64), 60)),
         [CONTENT],
         [{"bytes": CONTENT, "path": None}],
@@ -56,6 +57,12 @@ def test_each_form_gives_the_file(value: Any, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(CONTENT)
     assert picture_bytes(value, str(tmp_path)) == CONTENT
     assert looks_like_picture(value, str(tmp_path))
+
+
+def test_a_picture_that_git_lfs_has_not_fetched_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(BadRowError, match=r"Git LFS has not fetched this file.*git lfs pull"):
+        picture_bytes("a.png", str(tmp_path))
 
 
 def test_a_picture_in_base64_may_be_longer_than_a_files_name() -> None:
@@ -80,11 +87,12 @@ def test_a_pillow_image_keeps_its_pixels() -> None:
         (7, ".", "a int is no picture"),
         ({"bytes": None, "path": None}, ".", "is no picture"),
         ("", ".", "an empty text is no picture"),
-        ([], ".", "a list of 0 pictures"),
-        ([CONTENT] * 3, ".", "a list of 3 pictures, where there must be one"),
+        ([], ".", "a list of 0, where"),
+        ([CONTENT] * 3, ".", "a list of 3, where there must be one picture"),
         ("gone.png", ".", "there is no such file"),
         ("a.png", None, "no folder that it could count from"),
         ("/etc/hostname", None, "no folder that it could count from"),
+        ("data:image/png;base64", ".", "a data: URL without a comma"),
         ("data:image/png;base64,!!!!", None, "base64 is damaged"),
     ],
 )

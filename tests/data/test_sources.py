@@ -25,6 +25,9 @@ from .conftest import ROWS, Form, as_json_lines, as_parquet, as_saved, as_table,
 COLUMNS = ("id", "source", "edited", "instruction", "plan")
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+
+
 def values(source: Source, rows: Sequence[int]) -> list[dict[str, Any]]:
     found = list(source.read(rows, COLUMNS))
     assert all(isinstance(row, Row) for row in found), found
@@ -65,6 +68,17 @@ def test_the_fingerprint_is_that_of_the_data(form: Form, tmp_path: Path) -> None
 def kinds(source: Source) -> dict[int, str]:
     found = [row for chunk in Order(source.bounds).chunks(0, row_count(source)) for row in source.read(chunk, COLUMNS)]
     return {number: row.kind for number, row in enumerate(found) if isinstance(row, BadRowError)}
+
+
+def test_files_of_one_row_and_other_columns_are_read_together(tmp_path: Path) -> None:
+    """No file speaks for the others: whatever column any of them has is there, and rows without it are without it."""
+    rows = [{"source": b"a", "edited": None}, {"source": b"b", "edited": b"c"}, {"id": "x"}]
+    for number, row in enumerate(rows):
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{number}.parquet")
+    source = open_source(Place(str(tmp_path)))
+    assert source.columns == {"source": "picture", "edited": "picture", "id": "unknown"}
+    (chunk,) = Order(source.bounds).chunks(0, 3)
+    assert [row.values for row in source.read(chunk, COLUMNS) if isinstance(row, Row)] == rows
 
 
 def test_damaged_lines_are_rejects(tmp_path: Path) -> None:
@@ -138,6 +152,11 @@ def test_a_split_of_a_saved_data_set(tmp_path: Path) -> None:
         ("pairs.jsonl", b"nothing\nbut\nwords", "not one row of this list can be read"),
         ("pairs.csv", b"source,edited\n", "the list of pairs is empty"),
         ("data.parquet", b"PAR1 torn", "not a Parquet file"),
+        ("pairs.jsonl", b"\x1f\x8b\x08 and so on", "this list is compressed"),
+        ("pairs.csv", b"source,edited\ra.png,b.png\r", "carriage returns alone"),
+        ("pairs.csv", POINTER, "Git LFS has not fetched this file.*git lfs pull"),
+        ("data.parquet", POINTER, "Git LFS has not fetched this file.*git lfs pull"),
+        ("data.tar", POINTER, "Git LFS has not fetched this file.*git lfs pull"),
         ("data.tar", b"x" * 2000, "not a tar that can be read"),
         ("data.tar", b"\0" * 10240, "no sample in these tars"),
         ("list/tokenized_datalist.json", b"{}", "tokenized already.*earl tokenize import"),

@@ -150,6 +150,22 @@ def test_what_lies_among_the_pictures_is_no_list_of_pairs(tmp_path: Path) -> Non
     )
 
 
+def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    folder = parts(tmp_path / "data", one_parquet, train=4)
+    (folder / "test").symlink_to(one_parquet(tmp_path / "elsewhere", rows_with_pictures(2)))
+    (folder / "train" / "again").symlink_to(folder)
+    assert row_count(open_source(Place(str(folder), split="test"))) == 2
+    assert row_count(open_source(Place(str(folder), split="train"))) == 4
+
+
+@pytest.mark.parametrize("pattern", ["/etc/*.parquet", "../*.parquet", "**.parquet"])
+def test_patterns_are_of_files_below(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"")
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UsageError, match="no pattern of files below the folder"):
+        open_source(Place(str(tmp_path / "data"), data_files=(pattern,)))
+
+
 @pytest.mark.parametrize("name", ["pairs.jsonl.gz", "data.tar.gz", "data.zip", "pairs.csv.zst"])
 def test_compressed_data_is_called_so(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"x")
