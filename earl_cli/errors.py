@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from pathlib import Path
 from typing import Any
 
 
@@ -104,6 +106,8 @@ def _explanation(failure: Exception) -> EarlError:
         return OutputError(
             _DISK_ERRORS[failure.errno], where=failure.filename, hint="make room, or choose another place"
         )
+    if isinstance(failure, PermissionError) and failure.filename is not None:
+        return _refused(os.fsdecode(failure.filename))
     if isinstance(failure, OSError) and failure.filename is not None:
         what = _PATH_ERRORS.get(failure.errno or 0) or failure.strerror or str(failure)
         return EarlError(what, where=str(failure.filename)[:200])
@@ -115,3 +119,13 @@ def _explanation(failure: Exception) -> EarlError:
     text = str(failure).strip().splitlines()
     what = f"unexpected {type(failure).__name__}" + (f": {text[0]}" if text else "")
     return EarlError(what, hint="run again with --debug for the traceback")
+
+
+def _refused(path: str) -> EarlError:
+    """Permission was denied: to read what is there, to write, or to look into the folder at all."""
+    folder = str(Path(path).parent)
+    if not os.access(folder, os.X_OK):
+        return InputError("no permission to look into this folder", where=folder)
+    if os.access(path, os.F_OK) and not os.access(path, os.R_OK):
+        return InputError("no permission to read this", where=path)
+    return OutputError("no permission to write here", where=path, hint="choose another place")
