@@ -10,12 +10,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
 from earl_cli.console import console
 from earl_cli.errors import EarlError, InputError, UsageError
-from earl_cli.images.kinds import Kind, foreign_kind
+
+if TYPE_CHECKING:
+    from earl_cli.images.kinds import Kind
 
 EXAMPLE = 'earl edit photo.jpg "make it snowy"'
 STREAM = "-"
@@ -188,6 +191,8 @@ def _photos(name: str, entries: Iterable[Path]) -> list[Path]:
 
 
 def _foreign_kind(path: Path) -> Kind | None:
+    from earl_cli.images.kinds import foreign_kind
+
     try:
         with path.open("rb") as file:
             return foreign_kind(file)
