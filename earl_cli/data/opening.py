@@ -20,6 +20,7 @@ from earl_cli.errors import InputError, UsageError
 
 _KINDS = f"a folder or file of pairs ({', '.join(SUFFIXES)}), .parquet, .tar, or a data set saved by `datasets`"
 _PACKED = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".zip", ".7z", ".rar")
+_OF_DATA = (*SUFFIXES, ".parquet", ".tar", *_PACKED)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _open_folder(folder: Path, place: Place) -> Source:
 
 
 def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files below, as paths from the folder on, in order; none that are hidden, or of a token store."""
+    """The files below that may be data, as paths from the folder on, in order; none are hidden or of a token store."""
     if patterns:
         return sorted({path for pattern in patterns for path in _matching(folder, pattern)})
     return sorted(path.relative_to(folder) for path in _below(folder, frozenset()))
@@ -117,7 +118,8 @@ def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
             if entry.name.startswith((".", "__MACOSX")):
                 continue
             if entry.is_file():
-                yield Path(entry.path)
+                if entry.name.lower().endswith(_OF_DATA):  # there may be a million pictures beside it
+                    yield Path(entry.path)
             elif entry.is_dir() and not is_store(Path(entry.path)):
                 yield from _below(Path(entry.path), above | {real})
 

@@ -13,7 +13,7 @@ from earl_cli.data.sources import row_count
 from earl_cli.data.splits import split_of
 from earl_cli.errors import InputError, UsageError
 
-from .conftest import as_json_lines, as_parquet, as_saved, as_table, as_tars, rows_with_pictures
+from .conftest import FORMS, as_json, as_json_lines, as_parquet, as_saved, as_table, as_tars, rows_with_pictures
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,15 @@ def one_parquet(folder: Path, rows: list[dict[str, Any]]) -> Path:
     return folder
 
 
-KINDS = {"json lines": as_json_lines, "csv": as_table, "parquet": one_parquet, "tars": as_tars, "saved": as_saved}
+KINDS = {
+    "json lines": as_json_lines,
+    "json": as_json,
+    "csv": as_table,
+    "tsv": FORMS["tsv"],
+    "parquet": one_parquet,
+    "tars": as_tars,
+    "saved": as_saved,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,7 +71,7 @@ def test_folders_named_as_splits_are_splits(kind: str, tmp_path: Path) -> None:
         assert row_count(open_source(Place(str(folder), split=split))) == rows
     with pytest.raises(UsageError, match="no split 'nightly'"):
         open_source(Place(str(folder), split="nightly"))
-    if kind in ("json lines", "csv"):
+    if kind in ("json lines", "json", "csv", "tsv"):
         with pytest.raises(InputError, match=r"several lists of pairs: test/.*give the path of one"):
             open_source(Place(str(folder), split="all"))
     else:

@@ -1,0 +1,184 @@
+"""What other people's data are like, in every kind of source: the same pairs come out, the same rows are left out."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from earl_cli.data.opening import Place, open_source
+from earl_cli.data.order import Order
+from earl_cli.data.pairs import Columns, find_columns, pair_of
+from earl_cli.data.pictures import picture_bytes
+from earl_cli.data.sources import BadRowError, Row, row_count
+
+from .conftest import picture
+
+Rows = list[dict[str, Any]]
+Kind = Callable[[Path, Rows], None]
+BEFORE, AFTER = picture(1, (8, 6)), picture(2, (8, 6))
+
+
+def json_lines(folder: Path, rows: Rows) -> None:
+    (folder / "pairs.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+def json_array(folder: Path, rows: Rows) -> None:
+    (folder / "pairs.json").write_text(json.dumps(rows, ensure_ascii=False))
+
+
+def table(name: str, delimiter: str) -> Kind:
+    def write(folder: Path, rows: Rows) -> None:
+        with (folder / name).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[-1]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return write
+
+
+def image_folder(folder: Path, rows: Rows) -> None:
+    """As `datasets` has it: a list within the folder of a split, whose columns of files are called so."""
+    names = {"source": "file_name", "edited": "edited_file_name"}
+    renamed = [{names.get(name, name): value for name, value in row.items()} for row in rows]
+    table("metadata.csv", ",")(folder, renamed)
+    (folder / "train").mkdir()
+    for path in list(folder.iterdir()):
+        if path.name != "train":
+            path.rename(folder / "train" / path.name)
+
+
+def parquet(folder: Path, rows: Rows) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), folder / "data.parquet")
+
+
+def saved(folder: Path, rows: Rows) -> None:
+    from datasets import Dataset
+
+    Dataset(pa.Table.from_pylist(rows)).save_to_disk(str(folder))
+
+
+def tars(folder: Path, rows: Rows) -> None:
+    with tarfile.open(folder / "data.tar", "w") as archive:
+        for number, row in enumerate(rows):
+            files = {f"{name}.png": value for name, value in row.items() if isinstance(value, bytes)}
+            texts = {name: value for name, value in row.items() if value is not None and not isinstance(value, bytes)}
+            for suffix, content in {**files, "json": json.dumps(texts).encode()}.items():
+                member = tarfile.TarInfo(f"{number:05}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+LISTS: dict[str, Kind] = {
+    "json lines": json_lines,
+    "json": json_array,
+    "csv": table("pairs.csv", ","),
+    "tsv": table("pairs.tsv", "\t"),
+}
+ARROW: dict[str, Kind] = {"parquet": parquet, "saved": saved}
+WITH_PATHS = {**LISTS, **ARROW, "folder": image_folder}
+ALL = {**LISTS, **ARROW, "tars": tars}
+
+
+def both_sides(kind: str, folder: Path) -> tuple[Any, Any]:
+    """The two pictures as this kind of data has them."""
+    (folder / "a.png").write_bytes(BEFORE)
+    (folder / "b.png").write_bytes(AFTER)
+    return ("a.png", "b.png") if kind in LISTS else (BEFORE, AFTER)
+
+
+def pairs(folder: Path) -> list[tuple[bytes, bytes, str] | str]:
+    """All pairs as they are read, and of the others why they were left out."""
+    source = open_source(Place(str(folder)))
+    named = find_columns(Columns(), source)
+    found: list[tuple[bytes, bytes, str] | str] = []
+    for chunk in Order(source.bounds).chunks(0, row_count(source)):
+        for row in source.read(chunk, named.names):
+            try:
+                if isinstance(row, BadRowError):
+                    raise row
+                assert isinstance(row, Row)
+                pair = pair_of(row, named)
+                pictures = (picture_bytes(value, source.base) for value in (pair.source, pair.target))
+                found.append((*pictures, pair.instruction))  # type: ignore[arg-type]
+            except BadRowError as error:
+                found.append(error.what)
+    return found
+
+
+@pytest.mark.parametrize("kind", WITH_PATHS)
+@pytest.mark.parametrize("named", ["f\u00fcr/\u00e9.png", "fu\u0308r/e\u0301.png", "f\u00fcr\\\u00e9.png"])
+def test_files_are_found_however_the_list_spells_them(kind: str, named: str, tmp_path: Path) -> None:
+    """The list in NFC, NFD or with backslashes; on disk the folder is in NFC, the file in NFD."""
+    (tmp_path / "f\u00fcr").mkdir()
+    (tmp_path / "f\u00fcr" / "e\u0301.png").write_bytes(BEFORE)
+    (tmp_path / "b.png").write_bytes(AFTER)
+    row = {"source": named, "edited": "b.png", "instruction": "snow"}
+    WITH_PATHS[kind](tmp_path, [row])
+    assert pairs(tmp_path) == [(BEFORE, AFTER, "snow")]
+
+
+@pytest.mark.parametrize("kind", ARROW)
+def test_paths_beside_no_bytes(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "\u00e9.png").write_bytes(BEFORE)
+    elsewhere = tmp_path / "b.png"
+    elsewhere.write_bytes(AFTER)
+    sides = {"source": {"bytes": None, "path": "e\u0301.png"}, "edited": {"bytes": None, "path": str(elsewhere)}}
+    ARROW[kind](tmp_path, [{**sides, "instruction": "snow"}])
+    assert pairs(tmp_path) == [(BEFORE, AFTER, "snow")]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_captions_are_no_pictures(kind: str, tmp_path: Path) -> None:
+    """HQ-Edit's columns."""
+    sides = dict(zip(("input_image", "output_image"), both_sides(kind, tmp_path), strict=True))
+    texts = {"input": "a cup", "output": "a grey cup", "edit": "make it grey", "inverse_edit": "colour it"}
+    ALL[kind](tmp_path, [{**texts, **sides}] * 3)
+    assert pairs(tmp_path) == [(BEFORE, AFTER, "make it grey")] * 3
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_first_row_that_is_no_good_is_one_reject(kind: str, tmp_path: Path) -> None:
+    sides = dict(zip(("source", "edited"), both_sides(kind, tmp_path), strict=True))
+    rows: Rows = [{"source": None, "edited": None, "instruction": None}, {**sides, "instruction": "snow"}]
+    ALL[kind](tmp_path, rows)
+    bad, good = pairs(tmp_path)
+    assert good == (BEFORE, AFTER, "snow")
+    assert isinstance(bad, str)
+    assert "instruction" in bad
+
+
+@pytest.mark.parametrize("kind", ["json lines", "json", *ARROW])
+def test_a_list_of_one_picture_is_a_picture(kind: str, tmp_path: Path) -> None:
+    before, after = both_sides(kind, tmp_path)
+    rows = [{"input_images": [before] * count, "output_images": [after], "prompt": "grey"} for count in (1, 2, 0)]
+    {**LISTS, **ARROW}[kind](tmp_path, rows)
+    assert pairs(tmp_path) == [
+        (BEFORE, AFTER, "grey"),
+        "a list of 2, where there must be one picture",
+        "a list of 0, where there must be one picture",
+    ]
+
+
+@pytest.mark.parametrize("kind", {**LISTS, **ARROW})
+def test_cells_of_any_size(kind: str, tmp_path: Path) -> None:
+    large = base64.b64encode(bytes(range(256)) * 1200).decode()
+    {**LISTS, **ARROW}[kind](tmp_path, [{"source": large, "edited": large, "instruction": "snow"}] * 2)
+    content = base64.b64decode(large)
+    assert pairs(tmp_path) == [(content, content, "snow")] * 2
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_ids_may_repeat(kind: str, tmp_path: Path) -> None:
+    sides = dict(zip(("source", "edited"), both_sides(kind, tmp_path), strict=True))
+    ALL[kind](tmp_path, [{"id": "same", **sides, "instruction": "snow"}] * 2)
+    assert pairs(tmp_path) == [(BEFORE, AFTER, "snow")] * 2
