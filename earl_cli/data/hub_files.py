@@ -33,7 +33,7 @@ def open_in_place(file: str) -> Any:
 @contextmanager
 def hub_errors(where: str) -> Iterator[None]:
     """What the Hub's packages raise, as one message."""
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
     from huggingface_hub import errors
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
@@ -48,6 +48,10 @@ def hub_errors(where: str) -> Iterator[None]:
         raise InputError(what, where=where, hint=login) from None
     except errors.RevisionNotFoundError:
         raise InputError("the Hub has no such revision of this data set", where=where) from None
+    except DatasetGenerationError as error:  # fetched, and not to be read as one table
+        first = str(error.__cause__ or error).strip().splitlines()[0]
+        hint = "fetch it (hf download --repo-type dataset) and name its folder: there every row counts for itself"
+        raise InputError(f"`datasets` can't read this data: {first}", where=where, hint=hint) from None
     except (DatasetsError, HTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = "start again when the Hub can be reached; what is done is kept"

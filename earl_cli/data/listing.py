@@ -52,16 +52,13 @@ class Form:
 class ListingSource:
     """The rows of a list; ``starts`` int64[n] are their places in the file in bytes, ``lines`` in lines from 1."""
 
+    name: str
     path: Path
     form: Form
     columns: Mapping[str, Content]
     fingerprint: str
     starts: NDArray[np.int64]
     lines: NDArray[np.int64]
-
-    @property
-    def name(self) -> str:
-        return self.path.parent.resolve().name
 
     @property
     def bounds(self) -> NDArray[np.int64]:
@@ -100,7 +97,7 @@ class ListingSource:
         return dict(zip(self.columns, values, strict=True))
 
 
-def open_listing(path: Path) -> ListingSource:
+def open_listing(path: Path, name: str) -> ListingSource:
     """Raises InputError if the list can't be read, has no row, or no row that can be read."""
     try:
         with path.open("rb") as file:
@@ -130,7 +127,7 @@ def open_listing(path: Path) -> ListingSource:
         what = f"several columns have the same name: {', '.join(repeated)}"
         raise InputError(what, where=str(path), hint="rename or delete all but one")
     contents: dict[str, Content] = dict.fromkeys(columns, "unknown")
-    return ListingSource(path, form, contents, digest.hexdigest()[:16], np.array(starts), np.array(lines))
+    return ListingSource(name, path, form, contents, digest.hexdigest()[:16], np.array(starts), np.array(lines))
 
 
 def is_json_list(path: Path) -> bool:

@@ -64,7 +64,7 @@ def _open_file(path: Path, place: Place) -> Source:
             raise UsageError(f"{flag} chooses among several files, and this is one", where=str(path))
     kind = path.suffix.lower()
     if kind in SUFFIXES:
-        return open_listing(path)
+        return open_listing(path, path.resolve().parent.name)
     if kind == ".parquet":
         return open_parquet(path.stem, [str(path)], str(path.parent))
     if kind == ".tar":
@@ -99,7 +99,7 @@ def _open_folder(folder: Path, place: Place) -> Source:
         return open_tars(name, [folder / file for file in chosen])
     if len(chosen) > 1:
         raise InputError(f"several lists of pairs: {_listed(chosen)}", where=str(folder), hint="give the path of one")
-    return open_listing(folder / chosen[0])
+    return open_listing(folder / chosen[0], name)
 
 
 def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -112,9 +112,9 @@ def usual_column(source: Source, usual: Sequence[str], holds: Content | None = N
 
     A column whose type says so comes before those whose type leaves it open; among these, a sample of the rows tells.
     """
+    names = _called(source, usual, holds)
     if holds is None:
-        return _usual(source, usual)
-    names = dict.fromkeys(filter(None, (_usual(source, [name], holds) for name in usual)))
+        return next(iter(names), None)
     certain = [name for name in names if source.columns[name] == holds]
     unclear = [name for name in names if source.columns[name] == "unknown"]
     if certain or len(unclear) < 2:
@@ -134,12 +134,16 @@ def described(source: Source) -> str:
     return ", ".join(named[:SHOWN]) + more or "none"
 
 
-def _usual(source: Source, usual: Sequence[str], holds: Content | None = None) -> str | None:
-    """The first of these names, however it is spelled; of pictures also what is called their file, path or URL."""
-    plain = {_plain(name): name for name in reversed(list(source.columns))}
-    if holds == "picture":
-        plain = {_FILE.sub("", name): column for name, column in plain.items()} | plain
-    return next((name if name in source.columns else plain[name] for name in usual if name in plain), None)
+def _called(source: Source, usual: Sequence[str], holds: Content | None) -> list[str]:
+    """The columns under these names, however spelled; of pictures also what is called their file, path or URL."""
+    plain = {column: _plain(column) for column in source.columns}
+    found: list[str] = []
+    for name in usual:
+        found += [column for column in plain if column == name]
+        found += [column for column in plain if plain[column] == name]
+        if holds == "picture":
+            found += [column for column in plain if _FILE.sub("", plain[column]) == name]
+    return list(dict.fromkeys(found))
 
 
 def _plain(name: str) -> str:

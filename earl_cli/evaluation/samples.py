@@ -175,9 +175,12 @@ def _picture(row: Row, column: str | None, source: Source) -> tuple[Image, str]:
     value = _value(row, column)
     if value is None:
         raise BadRowError("picture", f"there is no {column}", where=row.where)
-    content = picture_bytes(value, source.base)
     try:
+        content = picture_bytes(value, source.base)
         picture = open_picture(content, name=row.where)
+    except BadRowError as error:
+        error.hint = "a benchmark's pictures have to be files or bytes" if error.kind == "url" else error.hint
+        raise
     except InputError as error:
         raise BadRowError("picture", error.what, where=error.where) from None
     return picture.rgb, hashlib.sha256(content).hexdigest()[:16]

@@ -124,6 +124,16 @@ def test_a_configuration_has_to_be_clear(hub: Hub, tables: Path) -> None:
     assert row_count(open_source(Place("org/pairs", subset="test"))) == 2
 
 
+def test_rows_that_datasets_cant_read_are_no_fault_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.mkdir()
+    (lines / "train.jsonl").write_text('{"id": 1, "prompt": "snow"}\n{broken\n')
+    hub.add(Repository("org/broken", {"main": lines}, kind="dataset"))
+    with pytest.raises(InputError, match=r"`datasets` can't read this data: .+hf download"):
+        open_source(Place("org/broken"))
+    assert row_count(open_source(Place(str(lines)))) == 2
+
+
 def test_what_the_hub_refuses(hub: Hub, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(Repository("org/gated", {"main": tables}, kind="dataset", gated=True))
     with pytest.raises(InputError, match=r"asks for consent.*hf auth login"):

@@ -70,6 +70,17 @@ def test_captions_are_no_pictures_whatever_they_are_called(tmp_path: Path) -> No
     assert find_columns(Columns(), pictures).instruction == "edit"
 
 
+def test_where_a_picture_is_from_is_no_picture(tmp_path: Path) -> None:
+    row = {
+        "source": "flickr",
+        "source_path": "a.png",
+        "edited": "by hand",
+        "edited_url": "https://x/b",
+        "prompt": "grey",
+    }
+    assert find_columns(Columns(), listed(tmp_path, row)) == Columns("source_path", "edited_url", "prompt")
+
+
 def test_a_column_of_numbers_is_neither_picture_nor_instruction(tmp_path: Path) -> None:
     columns = {"source": [1], "image": [PNG], "edited": [[PNG]], "prompt": [3], "edit": ["grey"]}
     assert find_columns(Columns(), table(tmp_path, columns)) == Columns("image", "edited", "edit")

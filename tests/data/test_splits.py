@@ -68,7 +68,8 @@ def test_folders_named_as_splits_are_splits(kind: str, tmp_path: Path) -> None:
         open_source(Place(str(folder)))
     assert "train, validation, test" in str(caught.value) or "test, train, validation" in str(caught.value)
     for split, rows in (("train", 4), ("test", 2), ("val", 3), ("dev", 3)):
-        assert row_count(open_source(Place(str(folder), split=split))) == rows
+        source = open_source(Place(str(folder), split=split))
+        assert (source.name, row_count(source)) == ("data", rows)
     with pytest.raises(UsageError, match="no split 'nightly'"):
         open_source(Place(str(folder), split="nightly"))
     if kind in ("json lines", "json", "csv", "tsv"):
