@@ -141,7 +141,8 @@ def _report(order: Order, outcome: Outcome, named: int, seconds: float) -> None:
     for each in outcome.failed:
         if console.debug:
             traceback.print_exception(each.error)
-        console.warn(f"{one_line(each.name)}: {each.error.what}")
+        hint = f" ({each.error.hint})" if each.error.hint else ""
+        console.warn(f"{one_line(each.name)}: {each.error.what}{hint}")
     names = ", ".join(one_line(each.name) for each in outcome.failed)
     summary = PartialFailureError(f"{len(outcome.failed)} failed, {len(outcome.results)} written; failed: {names}")
     console.fail(summary, beside=document)

@@ -30,6 +30,7 @@ from earl_cli.evaluation.samples import Opened, open_benchmark
 from earl_cli.version import version
 
 DRAWN_WITH = ("torch", "transformers", "vllm", "diffusers", "pillow")
+NOTES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ def evaluate(order: Order) -> None:
     places = [(job.folder, job.opened, job.wanted) for job in jobs]
     while jobs:  # a model that has drawn everything leaves the memory before the next one comes
         _draw(jobs.pop(0))
+    for opened in dict.fromkeys(opened for _, opened, _ in places):
+        for note, numbers in sorted(opened.notes.items(), key=lambda each: -len(each[1]))[:NOTES_SHOWN]:
+            console.note(f"{opened.benchmark.name}: {len(numbers)} samples: {note}")
     runs = []
     for folder, opened, wanted in places:
         whole = replace(wanted, share=WHOLE)

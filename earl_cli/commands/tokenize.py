@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,8 @@ import typer
 from earl_cli.commands.starting import without_collector
 from earl_cli.console import console
 from earl_cli.errors import InputError, OutputError, UsageError
+
+NOTES_SHOWN = 5
 
 DATA, COLUMNS, WORK = "Data", "Columns", "Work"
 
@@ -152,10 +155,13 @@ def tokenize(
         share=part,
     )
     label = "tokenizing" if part.count == 1 else f"tokenizing, part {part}"
+    notes = Counter[str]()
     with console.progress(label, unit="pairs") as progress:
         total = min(row_count(found), limit or row_count(found)) / part.count
 
         def on_rows(tally: Tally) -> None:
+            nonlocal notes
+            notes = tally.notes
             kinds = ", ".join(f"{count} {kind}" for kind, count in tally.rejected.most_common())
             progress.update(tally.rows, max(total, tally.rows), f"left out: {kinds}" if kinds else "")
 
@@ -169,6 +175,8 @@ def tokenize(
             on_rows,
             {"place": place.path, "split": place.split, "revision": revision, "limit": limit, "earl": version()},
         )
+    for note, count in notes.most_common(NOTES_SHOWN):
+        console.note(f"{count} pictures: {note}")
     rejects = list(store.rejects())
     for reject in rejects[:5]:
         console.warn(f"left out {reject.id}: {reject.reason}")

@@ -43,10 +43,14 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Small:
-    """A picture at the model's size: ``pixels`` uint8[h, w, 3]; ``digest`` is the SHA-256 of the file it comes from."""
+    """A picture at the model's size: ``pixels`` uint8[h, w, 3]; ``digest`` is the SHA-256 of the file it comes from.
+
+    ``notes`` say what was special about reading it.
+    """
 
     digest: str
     pixels: NDArray[np.uint8]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +103,9 @@ def _small(value: object, recipe: Recipe, where: str) -> tuple[Size, Small]:
     except BadRowError as error:
         raise BadRowError(error.kind, error.what, where=error.where or where, hint=error.hint) from None
     except InputError as error:
-        raise BadRowError("picture", error.what, where=error.where) from None
+        raise BadRowError("picture", error.what, where=error.where, hint=error.hint) from None
     small = resize_to_area(picture.rgb, recipe.image_area, recipe.multiple, recipe.grids)
-    return picture.rgb.size, Small(hashlib.sha256(content).hexdigest(), np.asarray(small))
+    return picture.rgb.size, Small(hashlib.sha256(content).hexdigest(), np.asarray(small), picture.notes)
 
 
 @contextmanager

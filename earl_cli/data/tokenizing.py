@@ -71,10 +71,14 @@ class TokenizeSettings:
 
 @dataclass
 class Tally:
-    """How far this process' share of a pass is: rows done, and how many of them were left out, by kind of fault."""
+    """How far this process' share of a pass is: rows done, and how many of them were left out, by kind of fault.
+
+    ``notes``: how many pictures that this process read had something special about them, by what it was.
+    """
 
     rows: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def add(self, rows: int, rejects: Sequence[Reject]) -> None:
         self.rows += rows
@@ -180,6 +184,8 @@ def _fill(
                 write_shard(output, index, pairs, [row for row in done if isinstance(row, Reject)])
                 done = []
             tally.add(len(rows), rejects)
+            pairs_read = (row for row in rows if isinstance(row, PreparedPair))
+            tally.notes.update(note for row in pairs_read for small in (row.source, row.target) for note in small.notes)
             on_rows(tally)
             if last:
                 tally.check(settings.max_reject_rate, ENOUGH_TO_JUDGE)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -29,7 +29,7 @@ from earl_cli.data.pictures import picture_bytes
 from earl_cli.data.sources import BadRowError, Content, Row, Source, row_count
 from earl_cli.errors import EarlError, InputError
 from earl_cli.evaluation.benchmarks import Benchmark, Columns, Part
-from earl_cli.images.picture import open_picture
+from earl_cli.images.picture import Picture, open_picture
 
 _OPTION = re.compile(r"--(split|subset|revision|data-files)\b")
 
@@ -52,16 +52,21 @@ class Sample:
     target: Image | None
     task: str
     source: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A benchmark whose data are there; ``parts`` have all columns named, ``starts`` are the numbers they begin at."""
+    """A benchmark whose data are there; ``parts`` have all columns named, ``starts`` are the numbers they begin at.
+
+    ``notes`` fill while samples are read: what was special about a picture, and the numbers of such samples.
+    """
 
     benchmark: Benchmark
     parts: tuple[Part, ...]
     sources: tuple[Source, ...]
     starts: tuple[int, ...]
+    notes: dict[str, set[int]] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return self.starts[-1] + row_count(self.sources[-1])
@@ -88,7 +93,11 @@ class Opened:
             blocks = groupby((number - start for number in of_part), key=lambda row: _block(order, row))
             for _, rows in blocks:
                 for row in source.read(list(rows), _names(part.columns)):
-                    yield row if isinstance(row, BadRowError) else _sample(row, part, source, start)
+                    sample = row if isinstance(row, BadRowError) else _sample(row, part, source, start)
+                    if isinstance(sample, Sample):
+                        for note in sample.notes:
+                            self.notes.setdefault(note, set()).add(sample.number)
+                    yield sample
 
     def _place(self, number: int) -> int:
         return int(np.searchsorted(self.starts, number, side="right")) - 1
@@ -159,19 +168,20 @@ def _sample(row: Row, part: Part, source: Source, start: int) -> Sample | BadRow
         return Sample(
             number=start + row.number,
             id=_text(_value(row, columns.id)) or f"{start + row.number:06d}",
-            picture=picture,
+            picture=picture.rgb,
             digest=digest,
             instruction=_instruction(row, part),
-            target=target,
+            target=target.rgb if target else None,
             task=_text(_value(row, columns.task)) or part.always.task,
             source=_text(_value(row, columns.source)) or part.always.source,
+            notes=(*picture.notes, *(target.notes if target else ())),
         )
     except BadRowError as error:
         error.where = error.where or row.where
         return error
 
 
-def _picture(row: Row, column: str | None, source: Source) -> tuple[Image, str]:
+def _picture(row: Row, column: str | None, source: Source) -> tuple[Picture, str]:
     value = _value(row, column)
     if value is None:
         raise BadRowError("picture", f"there is no {column}", where=row.where)
@@ -182,8 +192,8 @@ def _picture(row: Row, column: str | None, source: Source) -> tuple[Image, str]:
         error.hint = "a benchmark's pictures have to be files or bytes" if error.kind == "url" else error.hint
         raise
     except InputError as error:
-        raise BadRowError("picture", error.what, where=error.where) from None
-    return picture.rgb, hashlib.sha256(content).hexdigest()[:16]
+        raise BadRowError("picture", error.what, where=error.where, hint=error.hint) from None
+    return picture, hashlib.sha256(content).hexdigest()[:16]
 
 
 def _instruction(row: Row, part: Part) -> str:

@@ -145,7 +145,7 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, str]:
     values = np.nan_to_num(values)
     low, high = float(values.min()), float(values.max())
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and 255 < high <= 65535)
-    said = "16-bit grayscale edited with 8 bits" if sixteen else f"values from {low:g} to {high:g} edited with 8 bits"
+    said = "16-bit grayscale read with 8 bits" if sixteen else f"values from {low:g} to {high:g} read with 8 bits"
     if low < 0 or high > 65535:
         values = (values / 2 - low / 2) / max(high / 2 - low / 2, 1e-30) * 255
         said += ", stretched to black and white"

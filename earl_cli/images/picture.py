@@ -38,6 +38,7 @@ HEADS = {  # to tell a damaged picture from something else
     "GIF": rb"GIF8",
     "BMP": rb"BM....\0\0\0\0",
     "AVIF": rb"....ftypavi[fs]",
+    "HEIC": rb"....ftyp",
     "TIFF": b"|".join(map(re.escape, TIFF_HEADS)),
 }
 UPRIGHT = {
@@ -208,7 +209,7 @@ def _deep(image: Image.Image, head: bytes) -> tuple[str, ...]:
         bits = int(maximum[1]).bit_length() if maximum else 8
     elif ";16" in repr(getattr(image, "tile", ())):
         bits = 16
-    return (f"{bits} bits a channel edited with 8",) if bits > 8 else ()
+    return (f"{bits} bits a channel read with 8",) if bits > 8 else ()
 
 
 def _picture(

@@ -123,6 +123,7 @@ def _other_content(image: Image.Image) -> tuple[str, ...]:
     xmp = xmp if isinstance(xmp, bytes) else b""
     segments: list[tuple[str, bytes]] = getattr(image, "applist", [])
     gains = b"hdrgm:Version" in xmp or any(b"urn:iso:std:iso:ts:21496" in content[:64] for _, content in segments)
+    gains = gains or "hdrgainmap" in str(image.info.get("aux"))  # of a HEIC
     notes = []
     if gains:
         notes.append("the gain map for HDR screens isn't kept: the result is in standard range")

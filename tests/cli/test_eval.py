@@ -70,6 +70,15 @@ def test_a_model_and_the_floor_on_ones_own_pairs(say: Say, tiny_model_dir: Path)
     assert about["benchmark"]["samples"] == 6
 
 
+def test_what_is_special_about_the_pictures_is_said_once_for_all_editors(say: Say, tiny_model_dir: Path) -> None:
+    first = Image.open("pairs/1.png")
+    first.save("pairs/1.png", save_all=True, append_images=[first.rotate(180)])
+    said = say("eval", "-b", "pairs", "-m", f"tiny={tiny_model_dir}")
+    assert said.code == 0, said.err
+    assert said.err.count("several frames") == 1
+    assert "pairs: 2 samples: several frames: only the first is used" in said.err
+
+
 def test_the_same_call_again_draws_nothing_and_says_the_same(say: Say, tiny_model_dir: Path) -> None:
     first = evaluated(say, "-m", str(tiny_model_dir))
     lines = [path.read_bytes() for path in sorted(Path("results").rglob("*.jsonl"))]

@@ -157,6 +157,33 @@ def test_bad_pictures_are_left_out_with_their_reason(pairs: Path, tiny_model_dir
     ]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_special_about_pictures_is_counted(
+    workers: int, pairs: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    Image.new("CMYK", (40, 30)).save(pairs / "s4.png", "JPEG")
+    for name in ("s5.png", "t5.png"):
+        Image.new("L", (40, 30)).save(pairs / name, "GIF", save_all=True, append_images=[Image.new("L", (40, 30), 255)])
+    (pairs / "s3.png").write_bytes(b"8BPS" + bytes(40))
+    counts: dict[str, int] = {}
+    settings = replace(SETTINGS, workers=workers)
+    store = tokenize(
+        open_source(Place(str(pairs))),
+        load_vision(tiny_model_dir / "vision"),
+        "vq",
+        tmp_path / "store",
+        settings,
+        "test",
+        lambda tally: counts.update(tally.notes),
+    )
+    assert counts == {
+        "CMYK without a profile: colours are approximate": 1,
+        "several frames: only the first is used": 2,
+    }
+    (reject,) = store.rejects()
+    assert "Photoshop document (PSD), which can't be read (save it as PNG" in reject.reason
+
+
 def test_too_many_rejects_stop_the_pass_and_lose_nothing(
     pairs: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

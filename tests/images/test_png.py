@@ -166,4 +166,4 @@ def test_sixteen_bits_and_transparency_by_one_colour() -> None:
     rows = b"".join(b"\0" + struct.pack(">6H", 1000, 2000, 3000, 65_535, 65_535, 65_535) for _ in range(2))
     colored = open_picture(png_of(2, 2, 16, 2, rows, chunk(b"tRNS", struct.pack(">3H", 1000, 2000, 3000))))
     assert np.asarray(colored.pixels)[0, :, 3].tolist() == [0, 255]
-    assert colored.notes == ("16 bits a channel edited with 8",)
+    assert colored.notes == ("16 bits a channel read with 8",)
