@@ -36,7 +36,7 @@ COMMANDS = {
     "tokenize import": "Bring published .pth data into a token store, without running pickled code.",
     "sft": "Train a model on a token store, and resume where it stopped.",
     "sft plot": "Draw the curves of training runs.",
-    "rl": "Improve a model by its own edits and a reward, and resume where it stopped.",
+    "rl": "Improve a model by a reward, and resume where it stopped.",
     "rl plot": "Draw the curves of reinforcement learning.",
     "eval": "Evaluate models on benchmarks, and report it.",
     "eval list": "List the benchmarks and the editors that have a name.",
@@ -47,7 +47,7 @@ COMMANDS = {
     "judge serve": "Serve the judge with vLLM and the published settings.",
     "judge score": "Say what one edit is worth, with the judge's reasons.",
     "judge check": "Ask a judge one small question, and see that its answer can be read.",
-    "doctor": "Check this installation: versions, devices, memory, the model that ships with it.",
+    "doctor": "Check this installation, its devices and its model.",
 }
 
 EXIT_CODES = {

@@ -13,7 +13,7 @@ from earl_cli.console import console
 
 def eval_report(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS...", help="Folders of earl eval, or files of published JSON lines.")
+        list[Path], typer.Argument(metavar="RESULTS", help="Folders of earl eval, or files of published JSON lines.")
     ],
     *,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.html", help="Where the page goes.")] = Path(

@@ -25,7 +25,7 @@ from earl_cli.console import console
 
 def eval_score(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS...", help="Folders of earl eval, or files of published JSON lines.")
+        list[Path], typer.Argument(metavar="RESULTS", help="Folders of earl eval, or files of published JSON lines.")
     ],
     *,
     judge: JudgeAddressOption = None,

@@ -18,7 +18,7 @@ from earl_cli.errors import MissingExtraError
 def judge_serve(
     extra: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- OPTION ...]", help="More options of vllm serve; they override those set here."),
+        typer.Argument(metavar="OPTION", help="More options of vllm serve, after --; they override those set here."),
     ] = None,
     *,
     model: Annotated[

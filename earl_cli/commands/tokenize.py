@@ -21,7 +21,7 @@ DATA, COLUMNS, WORK = "Data", "Columns", "Work"
 def tokenize(
     data: Annotated[
         str | None,
-        typer.Argument(metavar="[PAIRS]", help="A folder or file of pairs, a folder of Parquet or tars, or ORG/NAME."),
+        typer.Argument(metavar="PAIRS", help="A folder or file of pairs, a folder of Parquet or tars, or ORG/NAME."),
     ] = None,
     *,
     output: Annotated[Path, typer.Option("--output-path", "--output", "-o", help="The store to write or go on with.")],
@@ -58,20 +58,21 @@ def tokenize(
         str | None, typer.Option("--dataset-name", help="A name to remember the data by.", rich_help_panel=DATA)
     ] = None,
     source_column: Annotated[
-        str | None, typer.Option("--original-image-key", help="Of the source picture.", rich_help_panel=COLUMNS)
+        str | None, typer.Option("--original-image-key", help="Column of the source picture.", rich_help_panel=COLUMNS)
     ] = None,
     target_column: Annotated[
-        str | None, typer.Option("--edited-image", help="Of the edited picture.", rich_help_panel=COLUMNS)
+        str | None, typer.Option("--edited-image", help="Column of the edited picture.", rich_help_panel=COLUMNS)
     ] = None,
     instruction_column: Annotated[
-        str | None, typer.Option("--edit-instruction", help="Of the instruction.", rich_help_panel=COLUMNS)
+        str | None, typer.Option("--edit-instruction", help="Column of the instruction.", rich_help_panel=COLUMNS)
     ] = None,
     thought_columns: Annotated[
         list[str] | None,
-        typer.Option("--CoT-keys", help="Of the chain of thought: a,b or repeated.", rich_help_panel=COLUMNS),
+        typer.Option("--CoT-keys", help="Column of the chain of thought: a,b or repeated.", rich_help_panel=COLUMNS),
     ] = None,
     id_column: Annotated[
-        str | None, typer.Option("--id-key", help="Of the id; the row's number by default.", rich_help_panel=COLUMNS)
+        str | None,
+        typer.Option("--id-key", help="Column of the id; the row's number by default.", rich_help_panel=COLUMNS),
     ] = None,
     image_area: Annotated[
         int | None, typer.Option("--image-area", min=64, help="Pixels of a picture; the model's own by default.")

@@ -11,7 +11,7 @@ from earl_cli.console import console
 
 
 def tokenize_merge(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="The token stores, in their order.")],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="The token stores, in their order.")],
     *,
     output: Annotated[Path, typer.Option("--output-path", "--output", "-o", help="The store to write or go on with.")],
 ) -> None:

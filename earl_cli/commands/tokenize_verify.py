@@ -12,7 +12,7 @@ from earl_cli.errors import InputError
 
 
 def tokenize_verify(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="One or several token stores.")],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="One or several token stores.")],
 ) -> None:
     """Check every shard and every row of token stores: earl tokenize verify store/"""
     from earl_cli.data.inspecting import pair_count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -77,6 +78,14 @@ def test_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) 
         assert (f"\n  {name} " in text) == (" " not in name)
     for code, meaning in app.EXIT_CODES.items():
         assert f"{code}  {meaning}" in text
+
+
+def test_help_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in ([], *(name.split() for name in app.COMMANDS)):
+        assert app.run([*args, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert "..." not in text.partition("Commands:")[2]
+        assert not re.search(r"\[\[|\.\.\.[}\]]", text.splitlines()[0].replace('"', ""))
 
 
 def test_a_command_lists_those_below_it(capsys: pytest.CaptureFixture[str]) -> None:
