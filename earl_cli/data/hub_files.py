@@ -50,7 +50,7 @@ def hub_errors(where: str) -> Iterator[None]:
         raise InputError("the Hub has no such revision of this data set", where=where) from None
     except DatasetGenerationError as error:  # fetched, and not to be read as one table
         first = str(error.__cause__ or error).strip().splitlines()[0]
-        hint = "fetch it (hf download --repo-type dataset) and name its folder: there every row counts for itself"
+        hint = "fetch it with `hf download` and name its folder: there every row counts for itself"
         raise InputError(f"`datasets` can't read this data: {first}", where=where, hint=hint) from None
     except (DatasetsError, HTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -129,7 +129,7 @@ def test_rows_that_datasets_cant_read_are_no_fault_of_the_hub(hub: Hub, tmp_path
     lines.mkdir()
     (lines / "train.jsonl").write_text('{"id": 1, "prompt": "snow"}\n{broken\n')
     hub.add(Repository("org/broken", {"main": lines}, kind="dataset"))
-    with pytest.raises(InputError, match=r"`datasets` can't read this data: .+hf download"):
+    with pytest.raises(InputError, match=r"`datasets` can't read this data: .+hf download`"):
         open_source(Place("org/broken"))
     assert row_count(open_source(Place(str(lines)))) == 2
 
