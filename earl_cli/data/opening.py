@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Literal
 
 from earl_cli.data.hub_data import is_hub_id, open_hub
 from earl_cli.data.listing import JSON, JSON_LINES, SUFFIXES, TABLES, is_json_list, open_listing
 from earl_cli.data.parquet import open_parquet
-from earl_cli.data.saved import open_saved, saved_splits
+from earl_cli.data.saved import open_saved, saved_below, saved_splits
 from earl_cli.data.sources import Source
-from earl_cli.data.splits import ALL, choose_files, same_split, split_of
+from earl_cli.data.splits import ALL, choose_files, listed, same_split, split_of
 from earl_cli.data.store import is_store
 from earl_cli.data.tars import open_tars
 from earl_cli.errors import InputError, UsageError
@@ -76,20 +76,19 @@ def _open_file(path: Path, place: Place) -> Source:
 
 def _open_folder(folder: Path, place: Place) -> Source:
     if saved := saved_splits(folder):
-        for flag, value in (("--subset", place.subset), ("--data-files", place.data_files)):
-            if value:
-                raise UsageError(f"{flag} is for files, and `datasets` saved this data set", where=str(folder))
-        return open_saved(folder, saved, place.split)
+        return _open_saved(folder, saved, place)
     if is_store(folder):
         raise InputError("this is a token store, the data is tokenized already", where=str(folder))
     files = _files(folder, place.data_files)
-    found = _by_kind(folder, files)
+    found = _by_kind(folder, files, chosen=bool(place.data_files))
+    if not found and (saved := saved_below(folder)):
+        return _open_saved(folder, saved, place)
     if not found:
         raise _nothing(folder, files, place)
     if len(found) > 1:
-        listed = "; ".join(f"{kind}: {_listed(those)}" for kind, those in found.items())
+        kinds = "; ".join(f"{kind}: {listed(those)}" for kind, those in found.items())
         hint = "give the path of one, or choose files with --data-files"
-        raise InputError(f"there are several kinds of data: {listed}", where=str(folder), hint=hint)
+        raise InputError(f"there are several kinds of data: {kinds}", where=str(folder), hint=hint)
     ((kind, those),) = found.items()
     chosen = choose_files(those, place.split, place.subset, where=str(folder), by_patterns=bool(place.data_files))
     name = folder.resolve().name
@@ -98,8 +97,15 @@ def _open_folder(folder: Path, place: Place) -> Source:
     if kind == "tars":
         return open_tars(name, [folder / file for file in chosen])
     if len(chosen) > 1:
-        raise InputError(f"several lists of pairs: {_listed(chosen)}", where=str(folder), hint="give the path of one")
+        raise InputError(f"several lists of pairs: {listed(chosen)}", where=str(folder), hint="give the path of one")
     return open_listing(folder / chosen[0], name)
+
+
+def _open_saved(folder: Path, splits: Mapping[str, Path], place: Place) -> Source:
+    for flag, value in (("--subset", place.subset), ("--data-files", place.data_files)):
+        if value:
+            raise UsageError(f"{flag} is for files, and `datasets` saved this data set", where=str(folder))
+    return open_saved(folder, splits, place.split)
 
 
 def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -138,11 +144,11 @@ def _of_kind(files: Sequence[Path], *suffixes: str) -> list[Path]:
     return [file for file in files if file.suffix.lower() in suffixes]
 
 
-def _by_kind(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+def _by_kind(folder: Path, files: Sequence[Path], *, chosen: bool) -> dict[str, list[Path]]:
     """The files with rows. Of lists those at the top and those of a split: what lies deeper may be anything that came
-    with the pictures, as may any .json, and counts only where there is nothing else."""
-    lists = _of_kind(files, *JSON_LINES, *TABLES)
-    near = [path for path in lists if len(path.parts) == 1 or split_of(path)]
+    with the pictures, as may any .json, and counts only where it was ``chosen`` or there is nothing else."""
+    lists = _of_kind(files, *JSON_LINES, *TABLES, *((JSON,) if chosen else ()))
+    near = [path for path in lists if chosen or len(path.parts) == 1 or split_of(path)]
     found = {"lists": near, "Parquet": _of_kind(files, ".parquet"), "tars": _of_kind(files, ".tar")}
     there = {kind: those for kind, those in found.items() if those}
     others = lists or [path for path in _of_kind(files, JSON) if is_json_list(folder / path)]
@@ -154,10 +160,5 @@ def _nothing(folder: Path, files: Sequence[Path], place: Place) -> InputError:
         return InputError("this data is tokenized already", where=str(folder), hint="use earl tokenize import")
     matching = f" that matches {', '.join(place.data_files)}" if place.data_files else ""
     packed = _of_kind(files, *_PACKED)
-    hint = f"unpack {_listed(packed)} first" if packed else f"give {_KINDS}"
+    hint = f"unpack {listed(packed)} first" if packed else f"give {_KINDS}"
     return InputError(f"there is no data{matching} of a kind that can be read", where=str(folder), hint=hint)
-
-
-def _listed(files: Sequence[PurePath]) -> str:
-    more = f" and {len(files) - 8} more" if len(files) > 8 else ""
-    return ", ".join(file.as_posix() for file in files[:8]) + more

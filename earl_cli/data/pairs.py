@@ -74,13 +74,13 @@ def find_columns(wanted: Columns, source: Source, *, reason: str = "") -> Column
 
     Raises InputError, with all that are missing, the usual names and the columns that are there.
     """
-    missing: dict[str, str] = {}
+    missing: list[tuple[str, str]] = []
 
     def find(flag: str, named: str | None, usual: Sequence[str] = (), holds: Content = "text") -> str | None:
         name = column_named(named, source) if named else usual_column(source, usual, holds)
         if name is None:
             nothing = f"no column for {flag} under a usual name ({', '.join(usual)})"
-            missing[flag] = f"no column {named!r}" if named else nothing
+            missing.append((flag, f"no column {named!r}" if named else nothing))
         return name
 
     found = Columns(
@@ -91,9 +91,9 @@ def find_columns(wanted: Columns, source: Source, *, reason: str = "") -> Column
         tuple(find("--CoT-keys", key) or key for key in wanted.thoughts),
     )
     if missing:
-        hint = f"the columns are {described(source)}; name the right ones with {', '.join(missing)}"
-        hint = f"{reason}; {hint}" if reason else hint
-        raise InputError("; ".join(missing.values()), where=source.name, hint=hint)
+        flags, faults = (dict.fromkeys(each) for each in zip(*missing, strict=True))
+        hint = f"the columns are {described(source)}; name the right ones with {', '.join(flags)}"
+        raise InputError("; ".join(faults), where=source.name, hint=f"{reason}; {hint}" if reason else hint)
     return found
 
 

@@ -67,6 +67,11 @@ def saved_splits(folder: Path) -> dict[str, Path]:
             return {str(name): folder / str(name) for name in json.loads(listed.read_bytes())["splits"]}
         except (ValueError, KeyError, TypeError):
             raise InputError("this list of splits is damaged", where=str(listed)) from None
+    return {}
+
+
+def saved_below(folder: Path) -> dict[str, Path]:
+    """Data sets that were saved one beside the other, as `saved_splits`."""
     parts = (path.parent for path in sorted(folder.glob("*/state.json")))
     return {path.name: path for path in parts if (path / "dataset_info.json").is_file()}
 

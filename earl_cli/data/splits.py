@@ -39,7 +39,7 @@ def choose_files(
     found = _of_split(found, split, where)
     configurations = sorted({_configuration(file) for file in found if split_of(file)})
     if len(configurations) > 1 and subset is None and not by_patterns:
-        what = f"there are files of several configurations: {_listed(configurations)}"
+        what = f"there are files of several configurations: {listed(configurations)}"
         raise UsageError(what, where=where, hint="name one with --subset, or give its path")
     return found
 
@@ -60,7 +60,7 @@ def _of_subset(files: Sequence[PurePath], subset: str | None, where: str) -> lis
         return list(files)
     found = [file for file in files if subset in (_configuration(file), *file.parent.parts)]
     if not found:
-        there = _listed(sorted({_configuration(file) for file in files} - {"."}))
+        there = listed(sorted({_configuration(file) for file in files} - {"."}))
         raise UsageError(f"there is no folder {subset!r} with data", where=where, hint=f"there are {there or 'none'}")
     return found
 
@@ -78,14 +78,14 @@ def _of_split(files: Sequence[PurePath], split: str | None, where: str) -> list[
         chosen = split_named(split, there)
         found = [file for file in files if splits[file] == chosen] if chosen else _called(files, split)
         if not found:
-            listed = f"the splits are {', '.join(there)}" if there else "no file or folder is named as a split"
-            names = _listed([file.as_posix() for file in files])
-            raise UsageError(f"there is no split {split!r}", where=where, hint=f"{listed}; the files are {names}")
+            splits_there = f"the splits are {', '.join(there)}" if there else "no file or folder is named as a split"
+            hint = f"{splits_there}; the files are {listed(files)}"
+            raise UsageError(f"there is no split {split!r}", where=where, hint=hint)
         return found
-    without = [file.as_posix() for file in files if splits[file] is None]
+    without = [file for file in files if splits[file] is None]
     if len(there) > 1 or (there and without):
         what = f"there are files of several splits: {', '.join(there)}"
-        what += f", and of none: {_listed(without)}" if without else ""
+        what += f", and of none: {listed(without)}" if without else ""
         raise UsageError(what, where=where, hint=f"name one with --split ({ALL} takes every file), or give its path")
     return list(files)
 
@@ -96,6 +96,7 @@ def _called(files: Sequence[PurePath], split: str) -> list[PurePath]:
     return [] if split.lower() in SPLITS else [file for file in files if word.search(file.as_posix().lower())]
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def listed(files: Sequence[PurePath | str]) -> str:
+    """Some names for a message: the first ones, and how many more there are."""
+    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+    return ", ".join(each if isinstance(each, str) else each.as_posix() for each in files[:SHOWN]) + more

@@ -118,10 +118,10 @@ def test_a_column_that_is_not_there_lists_those_that_are(wanted: Columns, messag
 def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:
     there = table(tmp_path, {"pic": [PNG], "x": ["y"]})
     with pytest.raises(InputError) as caught:
-        find_columns(Columns(target="after", thoughts=("plan",)), there, reason="--preset p expects after")
+        find_columns(Columns(target="after", thoughts=("plan", "boxes")), there, reason="--preset p expects after")
     assert caught.value.what.startswith("no column for --original-image-key under a usual name (source, original_image")
     assert "; no column 'after'; no column for --edit-instruction under a usual name (instruction" in caught.value.what
-    assert caught.value.what.endswith("; no column 'plan'")
+    assert caught.value.what.endswith("; no column 'plan'; no column 'boxes'")
     assert caught.value.hint == (
         "--preset p expects after; the columns are pic (pictures), x; name the right ones with "
         "--original-image-key, --edited-image, --edit-instruction, --CoT-keys"

@@ -140,6 +140,16 @@ def test_several_kinds_of_data_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"several kinds of data: lists: pairs\.jsonl; Parquet: tables/train-0\.p"):
         open_source(Place(str(folder)))
     assert row_count(open_source(Place(str(folder), data_files=("*.jsonl",)))) == 2
+    table = as_table(folder / "deeper", rows_with_pictures(3))
+    with pytest.raises(InputError, match=r"several kinds of data: lists: deeper/pairs\.csv; Parquet: tables/train-0"):
+        open_source(Place(str(folder), data_files=("deeper/*.csv", "tables/*-0.parquet")))
+    assert row_count(open_source(Place(str(folder), data_files=(f"deeper/{table.name}",)))) == 3
+
+
+def test_a_saved_data_set_beside_a_list_is_not_taken_for_it(tmp_path: Path) -> None:
+    folder = as_json_lines(tmp_path / "data", rows_with_pictures(2))
+    as_saved(folder / "old", rows_with_pictures(3))
+    assert row_count(open_source(Place(str(folder)))) == 2
 
 
 def test_what_lies_among_the_pictures_is_no_list_of_pairs(tmp_path: Path) -> None:
