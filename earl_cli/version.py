@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+UNKNOWN = "unknown"
+
 
 def version() -> str:
-    """The version in pyproject.toml, for instance "0.1.0"."""
+    """The version in pyproject.toml, for instance "0.1.0"; `UNKNOWN` where only the files are there, not installed."""
     from importlib import metadata
 
-    return metadata.version("earl-cli")
+    try:
+        return metadata.version("earl-cli")
+    except metadata.PackageNotFoundError:
+        return UNKNOWN

@@ -21,7 +21,7 @@ import typer
 
 from earl_cli.console import console
 from earl_cli.errors import DeviceError, EarlError, explain
-from earl_cli.version import version
+from earl_cli.version import UNKNOWN, version
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,9 @@ def doctor() -> None:
         console.document(document)
         return
     names = ", ".join(each.name for each in broken)
-    error = EarlError(f"broken: {names}", hint="; ".join(each.hint for each in broken if each.hint) or None)
+    error = EarlError(
+        f"broken: {names}", hint="; ".join(dict.fromkeys(each.hint for each in broken if each.hint)) or None
+    )
     console.fail(error, beside=document)
     raise typer.Exit(error.exit_code)
 
@@ -107,6 +109,9 @@ def _guarded(run: Callable[[], Iterator[Check]]) -> list[Check]:
 def packages() -> Iterator[Check]:
     """Python, and every package that this one requires, by version."""
     yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    if version() == UNKNOWN:
+        yield Check("earl", "broken", "only its files are here, it isn't installed", "pip install -e . where they are")
+        return
     yield Check("earl", "ok", version())
     for requirement, extra in _requirements():
         if extra is None:
@@ -120,7 +125,7 @@ def packages() -> Iterator[Check]:
 def extras() -> Iterator[Check]:
     """Optional packages, each once: its version, or what it is for and the command that installs it."""
     found: dict[str, tuple[Requirement, str]] = {}
-    for requirement, extra in _requirements():
+    for requirement, extra in _requirements() if version() != UNKNOWN else ():
         if extra is not None and extra != "dev":
             merged, _ = found.setdefault(requirement.name, (requirement, USES[extra]))
             merged.specifier &= requirement.specifier

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import yaml
 
 from earl_cli.errors import UsageError
 
-LARGEST, MOST_VALUES, MOST_DIGITS = 1 << 24, 100_000, 100  # bytes, values in a file, digits of an integer
+LARGEST = 1 << 24  # bytes of a file
+MOST_TEXT, MOST_VALUES, MOST_DIGITS = 1 << 20, 100_000, 100  # characters and values of a config, digits of an integer
 JSON, YAML, TOML = "JSON", "YAML", "TOML"
 SUFFIXES = {JSON: (".json",), YAML: (".yaml", ".yml"), TOML: (".toml",)}
 _DEEP = "it is nested too deeply"
@@ -59,13 +61,13 @@ def parse(text: str, path: Path) -> tuple[Any, str]:
     braces = text.lstrip()[:1] in ("{", "[")
     promised = named or (JSON if braces else TOML if re.search(r"^\s*[\w.\"-]+\s*=", text, re.M) else YAML)
     others = [kind for kind in (JSON, TOML, YAML) if kind != promised and not (kind == YAML and braces)]
+    if len(text) > MOST_TEXT:
+        raise ValueError(f"it has {len(text):,} characters, and {MOST_TEXT:,} are the most")
     values, problem = None, None
     try:
         values = _PARSERS[promised](text)
-    except RecursionError:
-        problem = ValueError(_DEEP)
-    except ValueError as error:
-        problem = error
+    except (ValueError, RecursionError) as error:
+        problem = error if isinstance(error, ValueError) else ValueError(_DEEP)
     if isinstance(values, dict | list):
         return values, promised
     for kind in others:
@@ -92,8 +94,7 @@ def parse_json(text: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
             shown = re.escape(json.dumps(twice, ensure_ascii=False))
             lines = [str(text.count("\n", 0, at.start()) + 1) for at in re.finditer(rf"{shown}\s*:", text)]
             raise ValueError(f"the key {twice!r} stands twice (line {' and '.join(lines)})")

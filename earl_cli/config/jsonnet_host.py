@@ -11,6 +11,7 @@ import json
 import re
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def main() -> None:
     """Evaluate what stdin says."""
     order = json.load(sys.stdin)
     for limit, amount in (("RLIMIT_AS", order["bytes"]), ("RLIMIT_CPU", order["seconds"]), ("RLIMIT_CORE", 0)):
-        resource.setrlimit(getattr(resource, limit), (amount, amount))
+        with suppress(ValueError, OSError):  # macOS has no limit of addresses
+            resource.setrlimit(getattr(resource, limit), (amount, amount))
     json.dump(evaluate(order["file"], order["variables"]), sys.stdout)
 
 

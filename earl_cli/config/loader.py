@@ -80,11 +80,8 @@ def resolve(
         key = ".".join(str(part) for part in first["loc"])
         missing = first["type"] == "missing"
         what = (f"{key}: " if key else "") + first["msg"].removeprefix("Value error, ")
-        hint = (
-            f"give --{key.replace('_', '-')}, or set it in a config"
-            if missing
-            else f"it is {reprlib.repr(first['input'])}"
-        )
+        said = reprlib.repr(first["input"])
+        hint = f"give {_option(key, options)}, or set it in a config" if missing else f"it is {said}"
         raise UsageError(what, where=origins.get(key.split(".")[0], name), hint=hint if key else None) from None
 
 
@@ -93,14 +90,13 @@ def read_config(name: str) -> dict[str, Any]:
 
     A file is Jsonnet where its extension says so, else JSON, YAML or TOML (`formats.parse`).
     """
-    path = Path(name)
-    if not path.exists():
-        recipe = Path(str(resources.files("earl_cli.recipes"))) / f"{name}.jsonnet"
-        if name not in recipes():
-            near = difflib.get_close_matches(name.lower().removesuffix(".jsonnet"), recipes(), 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"recipes are {', '.join(recipes())}"
-            raise UsageError("no such config file or recipe", where=name, hint=hint)
-        path = recipe
+    path, known = Path(name), recipes()
+    if name in known and not path.is_file():
+        path = Path(str(resources.files("earl_cli.recipes"))) / f"{name}.jsonnet"
+    elif not path.exists():
+        near = difflib.get_close_matches(name.lower().removesuffix(".jsonnet"), known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"recipes are {', '.join(known)}"
+        raise UsageError("no such config file or recipe", where=name, hint=hint)
     text = read_text(path)
     try:
         values = _values(text, path) if text.strip() else None

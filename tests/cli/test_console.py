@@ -98,6 +98,21 @@ def test_plain_progress_is_rate_limited(capsys: pytest.CaptureFixture[str], monk
     assert lines[0] == "training: 320/1000 steps (32%), 5 s, 64 steps/s, 11 s left"
 
 
+def test_progress_keeps_to_one_line_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_is_terminal", lambda _: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes what it writes to for a terminal
+    for columns, bar in (("100", True), ("30", False)):
+        monkeypatch.setenv("COLUMNS", columns)
+        with Console().progress("drawing", 2, unit="pictures") as task:
+            task.advance()
+        drawn = capsys.readouterr().err
+        assert "drawing" in drawn
+        assert ("━" in drawn) == bar
+        assert "\x1b[1A\x1b[2K\x1b[1A" not in drawn  # never more than one line to go up
+
+
 def test_a_terminal_gets_drawn_tables_and_bars(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

