@@ -48,9 +48,10 @@ def to_pixels(
     elif colors.mode == "CMYK":
         notes.append("CMYK without a profile: colours are approximate")
         icc = None
-    elif kind not in (b"RGB ", None):
-        notes.append("the colour profile is damaged or of another kind of picture: colours are taken as sRGB")
-    colors, icc = colors.convert("RGB"), icc if kind == b"RGB " else None
+    elif icc and not (kind == b"RGB " and _is_whole(icc)):
+        notes.append("the colour profile is damaged: colours are taken as sRGB")
+        icc = None
+    colors = colors.convert("RGB")
     if icc and len(icc) > LARGEST_PROFILE:
         colors, said = _through_profile(colors, icc)
         icc = None
@@ -63,6 +64,14 @@ def to_pixels(
         colors = filled(colors, alpha)
         colors.putalpha(alpha)
     return colors, icc, tuple(note for note in notes if note)
+
+
+def _is_whole(icc: bytes) -> bool:
+    try:
+        ImageCms.ImageCmsProfile(io.BytesIO(icc))
+    except (ImageCms.PyCMSError, OSError):
+        return False
+    return int.from_bytes(icc[:4]) <= len(icc)
 
 
 def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -107,7 +116,7 @@ def filled(colors: Image.Image, alpha: Image.Image) -> Image.Image:
 def on_white(image: Image.Image) -> Image.Image:
     """A picture in RGB as it looks on a white page."""
     if image.mode != "RGBA":
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     flat = Image.new("RGB", image.size, "white")
     flat.paste(image, mask=image)
     return flat

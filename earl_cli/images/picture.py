@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shlex
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -117,8 +118,7 @@ def _read(stream: BinaryIO, where: str, max_pixels: int) -> Picture:
     formats = _formats(stream, where)
     profile, space, lost, has_end = None, _coded(head), tuple[str, ...](), True
     if head.startswith(png.SIGNATURE):
-        found = png.look_through(stream)
-        stream, profile, space, lost, has_end = found
+        stream, profile, space, lost, has_end = png.look_through(stream)
     try:
         with _without_pillow_limits():
             image = Image.open(stream, formats=formats)
@@ -136,10 +136,11 @@ def _read(stream: BinaryIO, where: str, max_pixels: int) -> Picture:
             if image.format not in ("JPEG", "MPO") or "truncated" not in str(error):
                 raise
             stream.seek(start)
-            whole = jpeg.completed(stream.read())
-            if whole is None:
-                raise
-            image, has_end = Image.open(io.BytesIO(whole), formats=formats), False
+            with _without_pillow_limits():
+                whole = jpeg.completed(stream.read())
+                if whole is None:
+                    raise
+                image, has_end = Image.open(io.BytesIO(whole), formats=formats), False
             image.load()
         if not has_end:
             notes += ("the file's end is missing, but no pixel is",)
@@ -160,7 +161,7 @@ def _formats(stream: BinaryIO, where: str) -> tuple[str, ...]:
             pillow_heif.register_heif_opener()
             return ("HEIF",)
     if kind is not None:
-        hint = kind.hint.format(name=Path(where).name)
+        hint = kind.hint.format(name=shlex.quote(Path(where).name))
         raise InputError(f"this is {kind.name}, which can't be read", where=where, hint=hint)
     return READABLE
 
@@ -171,7 +172,7 @@ def _unreadable(stream: BinaryIO, start: int, head: bytes, where: str) -> InputE
         stream.seek(start)
         if trouble := tiff_trouble(stream):
             what = f"this is a TIFF with {trouble}, which can't be read"
-            return InputError(what, where=where, hint="save it with 8 or 16 bits a channel")
+            return InputError(what, where=where, hint="save it as PNG, or as TIFF with 8 bits a channel")
     if known:
         return InputError(f"this {known} is damaged or cut short at its start", where=where, hint=AGAIN)
     what = "this isn't a picture that can be read"
@@ -223,6 +224,7 @@ def _picture(
     if getattr(image, "is_animated", False) and image.format != "MPO":
         notes = ("several frames: only the first is used", *notes)
     pixels, icc, said = to_pixels(image, profile or image.info.get("icc_profile") or None, space)
+    pixels.info = {}  # Pillow would save from there what no longer is true of them
     turn = UPRIGHT.get(orientation(image))
     side = side_data(image, icc, turn is not None and turn >= Image.Transpose.ROTATE_90, lost)
     kind = "JPEG" if image.format == "MPO" else image.format or "PNG"

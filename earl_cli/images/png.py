@@ -9,6 +9,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
 from earl_cli.images.spaces import ColorSpace, coded_space, gamma_space
@@ -18,6 +19,8 @@ LARGEST_BLOCK = 1 << 20  # unpacked; what Pillow and others take
 LARGEST_PROFILE = 1 << 24
 LEAST = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"cICP": 4, b"tRNS": 1}
 WORDS = {b"iCCP": "the colour profile", b"eXIf": "the EXIF block", b"tRNS": "the transparency"}
+UNSAID = frozenset((0, 2, 3))  # codes in a cICP that leave open what is meant
+Place = tuple[int, int]
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 CHECKED = (b"iCCP", b"cICP", b"gAMA", b"cHRM", b"sRGB", b"eXIf", b"pHYs", b"tRNS", *TEXTS)
 
@@ -39,7 +42,7 @@ class Png(NamedTuple):
 def look_through(stream: BinaryIO) -> Png:
     """Look at all side blocks of a PNG, from where ``stream`` stands."""
     start = stream.tell()
-    blocks, faults = dict[bytes, bytes](), list[tuple[int, int]]()
+    blocks, places, faults = dict[bytes, bytes](), dict[bytes, Place](), list[Place]()
     dropped, profile, ends = list[str](), None, False
     for name, at, length in _chunks(stream, start):
         ends = name == b"IEND"
@@ -50,12 +53,16 @@ def look_through(stream: BinaryIO) -> Png:
         fault = _fault(name, data, check)
         if fault is None:
             blocks.setdefault(name, data)
+            places.setdefault(name, (at, at + 12 + length))
             continue
         faults.append((at, at + 12 + length))
         if fault == TOO_LARGE and name == b"iCCP":
-            profile = _unpacked(_packed(name, data), LARGEST_PROFILE)
+            with suppress(zlib.error):
+                profile = _unpacked(_packed(name, data), LARGEST_PROFILE)
         if profile is None or name != b"iCCP":
             dropped.append(f"{_in_words(name, data)} is {fault}: left out")
+    if b"iCCP" in blocks and UNSAID.isdisjoint(blocks.get(b"cICP", b"\0")[:2]):
+        faults.append(places[b"iCCP"])  # for a decoder that reads cICP it doesn't count
     stream.seek(start)
     return Png(_without(stream, faults) if faults else stream, profile, _space(blocks, profile), tuple(dropped), ends)
 
@@ -73,6 +80,8 @@ def _chunks(stream: BinaryIO, start: int) -> Iterator[tuple[bytes, int, int]]:
         if not name.isalpha() or (at + 12 + length > end and not name[0] & 32):
             return
         yield name, at, min(length, max(0, end - at - 12))
+        if name == b"IEND":
+            return
         at += 12 + length
 
 
@@ -83,7 +92,7 @@ def _fault(name: bytes, data: bytes, check: bytes) -> str | None:
         return TOO_LARGE
     packed = _packed(name, data)
     if packed is None:
-        return None
+        return DAMAGED if name in (b"iCCP", b"zTXt") else None
     try:
         return TOO_LARGE if _unpacked(packed, LARGEST_BLOCK) is None else None
     except zlib.error:
@@ -94,17 +103,21 @@ def _packed(name: bytes, data: bytes) -> bytes | None:
     """The deflated part of a block; None if it has none."""
     _, _, rest = data.partition(b"\0")
     if name in (b"iCCP", b"zTXt"):
-        return rest[1:]
-    if name == b"iTXt" and rest[:1] == b"\1":
+        return rest[1:] if rest[:1] == b"\0" else None
+    if name == b"iTXt" and rest[:2] == b"\1\0":
         return rest[2:].split(b"\0", 2)[-1]
     return None
 
 
 def _unpacked(packed: bytes | None, most: int) -> bytes | None:
-    """What was deflated; None if it is more than ``most`` bytes."""
+    """What was deflated; None if it is more than ``most`` bytes. zlib.error if it is damaged or cut short."""
     inflater = zlib.decompressobj()
     content = inflater.decompress(packed or b"", most)
-    return None if inflater.unconsumed_tail else content
+    if inflater.unconsumed_tail:
+        return None
+    if not inflater.eof:
+        raise zlib.error
+    return content
 
 
 def _in_words(name: bytes, data: bytes) -> str:
@@ -112,12 +125,12 @@ def _in_words(name: bytes, data: bytes) -> str:
     return f"the text {key!r}" if name in TEXTS else WORDS.get(name, f"the block {name.decode('latin-1')}")
 
 
-def _without(stream: BinaryIO, faults: list[tuple[int, int]]) -> BinaryIO:
+def _without(stream: BinaryIO, faults: list[Place]) -> BinaryIO:
     """A copy of the file from where ``stream`` stands, without these ranges of it."""
     start = stream.tell()
     data = stream.read()
     kept, last = io.BytesIO(), 0
-    for begin, end in faults:
+    for begin, end in sorted(faults):
         kept.write(data[last : begin - start])
         last = end - start
     kept.write(data[last:])

@@ -107,7 +107,7 @@ def _iptc(image: Image.Image) -> bytes | None:
 
 
 def _comment(image: Image.Image) -> bytes | None:
-    comment = image.info.get("comment")
+    comment = image.info.get("comment") if image.format != "PNG" else None  # there it is one of the texts
     comment = comment.encode("utf-8", "replace") if isinstance(comment, str) else comment
     return comment if isinstance(comment, bytes) and 0 < len(comment) <= MARKER_LIMIT else None
 

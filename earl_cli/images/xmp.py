@@ -46,23 +46,18 @@ def kept_xmp(packet: object) -> tuple[bytes | None, tuple[str, ...]]:
         for event, value in events:
             if event == "start-ns" and not re.fullmatch(r"ns\d+", value[0]):
                 ElementTree.register_namespace(*value)
-        root = events.root  # type: ignore[attr-defined]
-    except (ValueError, ElementTree.ParseError):
+        return _without_stale(events.root).encode() if MARKS.search(text) else packet, ()  # type: ignore[attr-defined]
+    except (ValueError, ElementTree.ParseError, RecursionError):
         return None, ("the XMP block is damaged: left out",)
-    if not MARKS.search(text):
-        return packet, ()
-    _clean(root)
-    return (BEGIN + ElementTree.tostring(root, "unicode") + END).encode(), ()
 
 
-def _clean(element: ElementTree.Element) -> None:
-    for name in [name for name in element.attrib if _is_stale(name)]:
-        del element.attrib[name]
-    for child in list(element):
-        if _is_stale(child.tag):
+def _without_stale(root: ElementTree.Element) -> str:
+    for element in list(root.iter()):
+        for name in [name for name in element.attrib if _is_stale(name)]:
+            del element.attrib[name]
+        for child in [child for child in element if _is_stale(child.tag)]:
             element.remove(child)
-        else:
-            _clean(child)
+    return BEGIN + ElementTree.tostring(root, "unicode") + END
 
 
 def _is_stale(name: str) -> bool:

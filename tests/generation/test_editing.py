@@ -19,6 +19,7 @@ from earl_cli.generation.editing import SHEET_SIDE, Draft, EditSettings, Job, de
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.loading import Editor
 from earl_cli.generation.transformers_engine import TransformersEngine
+from earl_cli.images.color import on_white
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.tokens.layout import Parsed
 
@@ -110,6 +111,16 @@ def test_a_model_that_chose_another_grid_is_brought_to_the_photo(model: EarlMode
     source = encoded(model, photo)
     answer = Parsed(np.zeros((3, 3), dtype=np.int64), None, "thoughts", True, None)
     assert render(model, photo, decoded(model, source), Draft(source, 0, answer), "source").size == (50, 30)
+
+
+def test_a_cut_out_stays_one_and_is_shown_on_white_in_a_sheet(model: EarlModel) -> None:
+    cut_out = Image.new("RGBA", (50, 30), (200, 30, 30, 0))
+    source = encoded(model, on_white(cut_out))
+    same = Draft(source, 0, Parsed(source, None, None, True, None))
+    edit = render(model, cut_out, decoded(model, source), same, "source")
+    assert edit.tobytes() == cut_out.tobytes()
+    assert render(model, cut_out, decoded(model, source), same, "model").mode == "RGB"
+    assert sheet([edit]).getpixel((5, 5)) == (255, 255, 255)
 
 
 def test_no_picture_is_an_error_that_says_why(model: EarlModel) -> None:

@@ -105,8 +105,12 @@ def test_a_grey_profile_counts_with_and_without_transparency(mode: str, grey_pro
     assert picture.side.icc is None
 
 
-def test_a_profile_for_another_kind_of_picture_is_said() -> None:
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+def test_a_profile_that_is_damaged_or_for_another_kind_of_picture_is_said() -> None:
+    whole = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    damaged = open_picture(file_of(Image.fromarray(COLORS), icc_profile=whole[:-100]))
+    assert damaged.side.icc is None
+    assert damaged.notes == ("the colour profile is damaged: colours are taken as sRGB",)
+    profile = bytearray(whole)
     profile[16:20] = b"CMYK"
     picture = open_picture(file_of(Image.fromarray(COLORS), icc_profile=bytes(profile)))
     assert np.array_equal(np.asarray(picture.rgb), COLORS)

@@ -74,8 +74,8 @@ def test_it_is_named_by_its_content_with_what_to_do(name: str) -> None:
 
 def test_the_hint_shows_the_command_with_the_files_name() -> None:
     with pytest.raises(InputError) as caught:
-        open_picture(FOREIGN["PDF"], name="folder/scan.pdf")
-    assert "pdftoppm -png -r 150 scan.pdf page" in (caught.value.hint or "")
+        open_picture(FOREIGN["PDF"], name="folder/my scan.pdf")
+    assert "pdftoppm -png -r 150 'my scan.pdf' page" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "PPM", "QOI", "JPEG2000"])
@@ -112,7 +112,7 @@ def test_a_tiff_whose_first_picture_is_a_preview_is_refused() -> None:
 def test_a_tiff_that_cannot_be_read_says_what_it_holds(tags: dict[int, tuple[int, list[int]]], said: str) -> None:
     with pytest.raises(InputError, match=f"TIFF with {said} values") as caught:
         open_picture(tiff_of(tags, data=bytes(1024)))
-    assert "8 or 16 bits" in (caught.value.hint or "")
+    assert "8 bits a channel" in (caught.value.hint or "")
 
 
 def test_a_tiff_with_directories_in_a_circle_ends() -> None:

@@ -52,6 +52,8 @@ BLOCKS = {
     "EXIF with a wrong sum": broken(chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0")),
     "a short gAMA": chunk(b"gAMA", b"\1"),
     "a profile that can't be unpacked": chunk(b"iCCP", b"name\0\0nothing packed"),
+    "a profile that ends too soon": chunk(b"iCCP", b"name\0\0" + zlib.compress(SRGB)[:200]),
+    "a profile packed in an unknown way": chunk(b"iCCP", b"name\0\1" + zlib.compress(SRGB)),
     "a private block of 2 MB": chunk(b"prVt", bytes(2_000_000)),
 }
 
@@ -84,6 +86,7 @@ def test_missing_pixels_stay_an_error_and_a_missing_end_is_none() -> None:
     picture = open_picture(PLAIN[:-12])
     assert np.array_equal(np.asarray(picture.rgb), COLORS)
     assert picture.notes == ("the file's end is missing, but no pixel is",)
+    assert open_picture(PLAIN + b"junk" * 100).notes == ()
     for cut in (30, 100):
         with pytest.raises(InputError, match=r"cut short|damaged"):
             open_picture(PLAIN[:-cut])
@@ -110,6 +113,14 @@ def corners(*xy: float) -> bytes:
 
 SRGB_CORNERS = corners(0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 P3_CORNERS = corners(0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+
+
+def test_a_colour_code_counts_before_a_profile() -> None:
+    profile = chunk(b"iCCP", b"name\0\0" + zlib.compress(wide(SRGB)))
+    for code, kept in ((bytes((1, 13, 0, 1)), False), (bytes((2, 2, 0, 1)), True)):
+        picture = open_picture(with_chunks(PLAIN, chunk(b"cICP", code), profile))
+        assert (picture.side.icc is not None) == kept
+        assert np.array_equal(np.asarray(picture.rgb), COLORS)
 
 
 def test_linear_light_is_brought_to_srgb() -> None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from earl_cli.images.picture import Picture, open_picture, save_picture
+from earl_cli.images.sidedata import SideData
 
 RGB = Image.fromarray(np.arange(12 * 16 * 3, dtype=np.uint32).reshape(12, 16, 3).astype(np.uint8))
 XMP = (
@@ -25,6 +26,7 @@ STALE = XMP.replace(
     b' xmp:Rating="4" tiff:Orientation="6" tiff:Make="A maker" hdrgm:Version="1.0" GCamera:MotionPhoto="1">'
     b"<xmp:Thumbnails><xmpGImg:image>old</xmpGImg:image></xmp:Thumbnails><xmp:Label>kept</xmp:Label></rdf:Description>",
 )
+DEEP = b"<Orientation>" * 2000 + b"</Orientation>" * 2000
 
 
 def saved(picture: Picture, kind: str, **metadata: str) -> tuple[Picture, tuple[str, ...]]:
@@ -89,7 +91,7 @@ def test_xmp_says_nothing_of_the_old_file(kind: str) -> None:
     assert any("film" in note for note in lost)
 
 
-@pytest.mark.parametrize("xmp", [b"<no end", b"\xff\xfe\0", b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'])
+@pytest.mark.parametrize("xmp", [b"<no end", b"\xff\xfe\0", b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', DEEP])
 def test_damaged_xmp_is_left_out_with_a_note(xmp: bytes) -> None:
     again, lost = saved(open_picture(file_of(RGB, "JPEG", xmp=xmp)), "JPEG")
     assert again.side.xmp is None
@@ -148,6 +150,18 @@ def test_texts_of_a_png_stay_and_those_of_the_last_edit_replace_an_earlier_ones(
     assert lost == ()
     _, lost = saved(picture, "JPEG", instruction="make it warmer", seed="4")
     assert lost == ("text blocks have no place in a JPEG: Author left out",)
+
+
+def test_pixels_alone_are_saved_alone() -> None:
+    lab = ImageCms.createProfile("LAB")
+    image = ImageCms.profileToProfile(RGB, ImageCms.createProfile("sRGB"), lab, outputMode="LAB")
+    assert image is not None
+    profile = ImageCms.ImageCmsProfile(lab).tobytes()
+    for data in (file_of(image, "TIFF", icc_profile=profile), file_of(RGB, "JPEG", comment=b"old", dpi=(300, 300))):
+        for kind in ("PNG", "JPEG", "WEBP"):
+            stream = io.BytesIO()
+            save_picture(open_picture(data).rgb, stream, format=kind)
+            assert open_picture(stream.getvalue()).side == SideData()
 
 
 def test_losses_of_each_kind_are_said_once() -> None:
