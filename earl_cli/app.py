@@ -81,7 +81,8 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """As in Typer, with the placeholder replaced by the real command, which takes the global options as well."""
-        _check_command(args)
+        if not ctx.resilient_parsing:  # a shell that completes wants no complaints
+            _check_command(args)
         name, placeholder, rest = super().resolve_command(ctx, args)
         if name is None:
             return name, placeholder, rest

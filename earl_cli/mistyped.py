@@ -16,17 +16,17 @@ def unknown_command(words: str, commands: Collection[str]) -> UsageError:
     near = MEANT.get(words.lower()) or nearest(words, commands)
     if near:
         hint = f"did you mean 'earl {near}'?"
-    elif Path(words).exists():
+    elif _exists(words):
         hint = f'earl edit {words} "make it snowy" edits a picture; earl --help lists the commands'
     else:
         hint = "earl --help lists the commands"
-    return UsageError(f"there is no command {words!r}", hint=hint)
+    return UsageError(f"there is no command {words[:80]!r}", hint=hint)
 
 
 def meant_below(command: str, word: str, commands: Collection[str]) -> bool:
     """Whether the word after a command is no file's name but nearly one of the commands below it."""
     below = [name for name in commands if name.startswith(f"{command} ")]
-    return not Path(word).exists() and nearest(word, below) is not None
+    return not _exists(word) and nearest(word, below) is not None
 
 
 def nearest(words: str, commands: Collection[str]) -> str | None:
@@ -34,6 +34,13 @@ def nearest(words: str, commands: Collection[str]) -> str | None:
     names = {word: name for name in commands for word in (name.rpartition(" ")[2], name)}
     near = difflib.get_close_matches(words.lower(), names, 1, cutoff=0.7)
     return names[near[0]] if near else None
+
+
+def _exists(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except (OSError, ValueError):  # too long for a name, for instance
+        return False
 
 
 def unknown_option(option: str, command: str, known: Iterable[str]) -> UsageError:

@@ -124,6 +124,7 @@ def test_version_is_the_package_metadata(capsys: pytest.CaptureFixture[str]) -> 
         ("eval List", "there is no command 'eval List'", "did you mean 'earl eval list'?"),
         ("train", "there is no command 'train'", "did you mean 'earl sft'?"),
         ("help", "there is no command 'help'", "did you mean 'earl --help'?"),
+        ("x" * 5000, f"there is no command '{'x' * 80}'", "earl --help lists the commands"),
         ("gibberish", "there is no command 'gibberish'", "earl --help lists the commands"),
         ("photo.jpg snowy", "there is no command 'photo.jpg'", 'earl edit photo.jpg "make it snowy" edits a picture'),
         ("edit --Seed 3", "earl edit has no option --Seed", "did you mean --seed?"),
@@ -299,6 +300,19 @@ def test_completion_script_and_completion_of_commands() -> None:
     )
     assert "edit" in shown.stdout.split()
     assert "doctor" not in shown.stdout.split()
+
+
+def test_completion_says_nothing_of_what_is_mistyped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_EARL_COMPLETE", "complete_bash")
+    for words, number in (("earl edti --se", "2"), ("earl tokenize inspet st", "3")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", number)
+        with pytest.raises(SystemExit) as ended:
+            app.run([])
+        assert ended.value.code == 0
+        assert capsys.readouterr().err == ""
 
 
 def test_a_reader_that_goes_away_is_no_failure() -> None:
