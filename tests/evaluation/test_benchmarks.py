@@ -193,6 +193,22 @@ def test_data_of_ones_own_needs_no_declaration(tmp_path: Path) -> None:
         assert found[0].digest == found[1].digest != found[2].digest
 
 
+def test_captions_of_ones_own_data_are_no_pictures(tmp_path: Path) -> None:
+    """HQ-Edit's columns; pictures may be in lists of one, instructions in lists of several."""
+    texts = {"input": "a cup", "output": "a grey cup", "edit": ["make it grey", "without colour"]}
+    table(tmp_path / "a.parquet", [{**texts, "input_image": [png(1)], "output_image": png(2)}])
+    (sample,) = all_samples(open_benchmark(find_benchmark(str(tmp_path / "a.parquet"))))
+    assert sample.instruction == "make it grey"
+    assert sample.target is not None
+
+
+def test_a_url_is_no_picture_of_a_benchmark(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"source": "https://x/a.png", "instruction": "snow"}))
+    (bad,) = open_benchmark(find_benchmark(str(tmp_path))).read([0])
+    assert isinstance(bad, BadRowError)
+    assert (bad.kind, bad.hint) == ("url", "a benchmark's pictures have to be files or bytes")
+
+
 def test_a_limit_is_a_fixed_choice_and_a_larger_one_holds_it(tmp_path: Path) -> None:
     opened = open_benchmark(find_benchmark(str(pairs(tmp_path, 40))))
     few, more = opened.chosen(5), opened.chosen(20)
@@ -270,6 +286,11 @@ def test_a_column_that_isnt_there_is_named_with_those_that_are(tmp_path: Path) -
     with pytest.raises(InputError, match="'kind'") as caught:
         open_benchmark(find_benchmark(str(tmp_path / "mine.toml")))
     assert "instruction" in str(caught.value.hint)
+    (tmp_path / "mine.toml").write_text("[mine]\nparts = [{place = 'pairs', columns = {image = 'a', task = 'b'}}]")
+    with pytest.raises(
+        InputError, match="no column 'a'; no column for the instruction under a usual name; no column 'b'"
+    ):
+        open_benchmark(find_benchmark(str(tmp_path / "mine.toml")))
 
 
 def test_a_broken_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
