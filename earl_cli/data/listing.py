@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -95,6 +95,45 @@ class ListingSource:
         if len(values) != len(self.columns):
             raise ValueError(f"{len(values)} fields for {len(self.columns)} columns")
         return dict(zip(self.columns, values, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class ListingsSource:
+    """The rows of several lists in one folder, one list after another."""
+
+    name: str
+    parts: tuple[ListingSource, ...]
+
+    @property
+    def columns(self) -> Mapping[str, Content]:
+        return {name: content for part in self.parts for name, content in part.columns.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256("".join(part.fingerprint for part in self.parts).encode()).hexdigest()[:16]
+
+    @property
+    def bounds(self) -> NDArray[np.int64]:
+        return np.arange(sum(len(part.starts) for part in self.parts) + 1)
+
+    @property
+    def base(self) -> str:
+        return self.parts[0].base
+
+    def read(self, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
+        """As `Source.read`."""
+        start = 0
+        for part in self.parts:
+            end = start + len(part.starts)
+            for row in part.read([row - start for row in rows if start <= row < end], columns):
+                yield replace(row, number=row.number + start) if isinstance(row, Row) else row
+            start = end
+
+
+def open_listings(paths: Sequence[Path], name: str) -> ListingSource | ListingsSource:
+    """As `open_listing`, of lists in one folder."""
+    parts = tuple(open_listing(path, name) for path in paths)
+    return parts[0] if len(parts) == 1 else ListingsSource(name, parts)
 
 
 def open_listing(path: Path, name: str) -> ListingSource:

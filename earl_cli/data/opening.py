@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from earl_cli.data.hub_data import is_hub_id, open_hub
-from earl_cli.data.listing import JSON, JSON_LINES, SUFFIXES, TABLES, is_json_list, open_listing
+from earl_cli.data.listing import JSON, JSON_LINES, SUFFIXES, TABLES, is_json_list, open_listing, open_listings
 from earl_cli.data.parquet import open_parquet
 from earl_cli.data.saved import open_saved, saved_below, saved_splits
 from earl_cli.data.sources import Source
@@ -96,9 +97,11 @@ def _open_folder(folder: Path, place: Place) -> Source:
         return open_parquet(name, [str(folder / file) for file in chosen], str(folder))
     if kind == "tars":
         return open_tars(name, [folder / file for file in chosen])
-    if len(chosen) > 1:
+    numbered = len({re.sub("[0-9]+", "0", file.name) for file in chosen}) == 1
+    meant = numbered or place.split == ALL or place.data_files
+    if len({file.parent for file in chosen}) > 1 or not meant:
         raise InputError(f"several lists of pairs: {listed(chosen)}", where=str(folder), hint="give the path of one")
-    return open_listing(folder / chosen[0], name)
+    return open_listings([folder / file for file in chosen], name)
 
 
 def _open_saved(folder: Path, splits: Mapping[str, Path], place: Place) -> Source:

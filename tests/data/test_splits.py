@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from earl_cli.data.opening import Place, open_source
-from earl_cli.data.sources import row_count
+from earl_cli.data.pictures import picture_bytes
+from earl_cli.data.sources import BadRowError, Row, row_count
 from earl_cli.data.splits import split_of
 from earl_cli.errors import InputError, UsageError
 
@@ -125,6 +127,27 @@ def test_lists_named_as_splits(tmp_path: Path) -> None:
     for wrong in (Place(str(folder / "train.jsonl"), split="test"), Place(str(folder / "train.jsonl"), subset="x")):
         with pytest.raises(UsageError, match="chooses among several files, and this is one"):
             open_source(wrong)
+
+
+def test_numbered_lists_are_one(tmp_path: Path) -> None:
+    rows = rows_with_pictures(5)
+    folder = as_json_lines(tmp_path / "data", rows)
+    lines = [line for line in (folder / "pairs.jsonl").read_text("utf-8-sig").splitlines() if line]
+    (folder / "pairs.jsonl").unlink()
+    whole = {"train-00000-of-00002": lines[:2], "train-00001-of-00002": ["[]", lines[2]], "test": lines[3:]}
+    for name, part in whole.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(part))
+    source = open_source(Place(str(folder), split="train"))
+    first, second, bad, third = source.read([0, 1, 2, 3], ("id", "source"))
+    assert isinstance(bad, BadRowError)
+    found = [row for row in (first, second, third) if isinstance(row, Row)]
+    assert [(row.number, row.values["id"]) for row in found] == [(0, "p0"), (1, "p1"), (3, "p2")]
+    assert picture_bytes(found[2].values["source"], source.base) == rows[2]["source"]
+    assert row_count(pickle.loads(pickle.dumps(open_source(Place(str(folder), split="all"))))) == 6
+    assert row_count(open_source(Place(str(folder), data_files=("*-00000-*", "test*")))) == 4
+    (folder / "train_more.jsonl").write_text(lines[0])
+    with pytest.raises(InputError, match=r"several lists of pairs: train-00000.*train_more\.jsonl"):
+        open_source(Place(str(folder), split="train"))
 
 
 def test_a_split_is_never_ignored(tmp_path: Path) -> None:
