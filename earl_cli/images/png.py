@@ -19,6 +19,7 @@ LARGEST_BLOCK = 1 << 20  # unpacked; what Pillow and others take
 LARGEST_PROFILE = 1 << 24
 LEAST = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"cICP": 4, b"tRNS": 1}
 WORDS = {b"iCCP": "the colour profile", b"eXIf": "the EXIF block", b"tRNS": "the transparency"}
+TOO_LARGE, DAMAGED = "too large", "damaged"
 UNSAID = frozenset((0, 2, 3))  # codes in a cICP that leave open what is meant
 Place = tuple[int, int]
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -61,13 +62,11 @@ def look_through(stream: BinaryIO) -> Png:
                 profile = _unpacked(_packed(name, data), LARGEST_PROFILE)
         if profile is None or name != b"iCCP":
             dropped.append(f"{_in_words(name, data)} is {fault}: left out")
-    if b"iCCP" in blocks and UNSAID.isdisjoint(blocks.get(b"cICP", b"\0")[:2]):
-        faults.append(places[b"iCCP"])  # for a decoder that reads cICP it doesn't count
+    if UNSAID.isdisjoint(blocks.get(b"cICP", b"\0")[:2]):  # then a profile doesn't count
+        profile = None
+        faults += [places[b"iCCP"]] if b"iCCP" in places else []
     stream.seek(start)
     return Png(_without(stream, faults) if faults else stream, profile, _space(blocks, profile), tuple(dropped), ends)
-
-
-TOO_LARGE, DAMAGED = "too large", "damaged"
 
 
 def _chunks(stream: BinaryIO, start: int) -> Iterator[tuple[bytes, int, int]]:
