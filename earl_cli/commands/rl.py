@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -79,8 +78,10 @@ def rl(
 
 
 def _weights(text: str) -> Any:
+    from earl_cli.config.formats import parse_json
+
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         hint = """such as --reward '{"reference": 1, "my_rewards:brightness": 0.2}'"""
-        raise UsageError(f"this is no JSON object of names and weights: {error}", where="reward", hint=hint) from None
+        raise UsageError(f"this is no JSON object of names and weights: {error}", where="--reward", hint=hint) from None

@@ -52,7 +52,7 @@ def asked(rubric: str, instruction: str) -> str:
 
 def _read(source: Traversable, where: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(source.read_text(encoding="utf-8"))
+        return tomllib.loads(source.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"the rubrics can't be read: {error.strerror or error}", where=where) from None
     except ValueError as error:

@@ -30,7 +30,7 @@ def test_the_packages_own_ask_for_what_is_read() -> None:
 
 def test_a_file_takes_their_place(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
-    path.write_text(OWN)
+    path.write_text(OWN, encoding="utf-8-sig")
     assert asked(load_rubrics(path).ground_score, "rain") == "How near is it, after rain?"
     assert [each.name for each in fields(Rubrics)] == list(load_rubrics(path).__dict__)
 
