@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, linear_cross_entropy
-from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from earl_cli.training.losses import LOGITS_AT_ONCE, Part
+from earl_cli.training.losses import LOGITS_AT_ONCE, Part, head_loss
 
 
 def token_logprobs(
@@ -24,10 +23,7 @@ def token_logprobs(
     """
 
     def of_part(states: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        together = max(1, LOGITS_AT_ONCE // len(rows))
-        options = LinearCrossEntropyOptions(batch_chunk_size=together, chunking_method=None)
-        chunked = options if len(states) > together else None
-        return -linear_cross_entropy(states, rows, columns, reduction="none", options=chunked).float()
+        return -head_loss(states, rows, columns, "none").float()
 
     return _by_part(_scaled(hidden, temperature), head, ids, parts, of_part)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear_cross_entropy
+from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
 from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
+from torch.utils.checkpoint import checkpoint
 
 from earl_cli.tokens.vocabulary import Vocabulary
 
@@ -43,18 +45,30 @@ def summed_loss(hidden: Tensor, head: Tensor, labels: Tensor, parts: Sequence[Pa
         chosen = (targets >= start) & (targets < stop)
         count = int(chosen.sum())
         if count:
-            together = max(1, LOGITS_AT_ONCE // (stop - start))
-            options = LinearCrossEntropyOptions(batch_chunk_size=together, chunking_method=None)
-            total = total + linear_cross_entropy(
-                states[chosen],
-                piece,
-                targets[chosen] - start,
-                reduction="sum",
-                options=options if count > together else None,
-            )
+            total = total + head_loss(states[chosen], piece, targets[chosen] - start, "sum")
     return total
 
 
 def labelled(labels: Tensor) -> int:
     """How many tokens carry loss; the first position is predicted by nothing."""
     return int((labels[:, 1:] != IGNORED).sum())
+
+
+def head_loss(states: Tensor, rows: Tensor, columns: Tensor, reduction: Literal["sum", "none"]) -> Tensor:
+    """−log softmax(``states`` Float[N, D] · ``rows`` Float[V, D]ᵀ) at ``columns`` Int[N]: Float[N], or their sum.
+
+    At most `LOGITS_AT_ONCE` logits are held at a time. Of states in 16 bits the product has 16 bits as well, and
+    everything after it 32, as in the published training: torch's own function would round the result to 16.
+    """
+    together = max(1, LOGITS_AT_ONCE // len(rows))
+    if states.dtype not in (torch.bfloat16, torch.float16):
+        options = LinearCrossEntropyOptions(batch_chunk_size=together, chunking_method=None)
+        chunked = options if len(states) > together else None
+        return linear_cross_entropy(states, rows, columns, reduction=reduction, options=chunked)
+
+    def of_chunk(some: Tensor, ids: Tensor) -> Tensor:
+        return cross_entropy(linear(some, rows).float(), ids, reduction=reduction)
+
+    chunks = zip(torch.split(states, together), torch.split(columns, together), strict=True)
+    parts = [checkpoint(of_chunk, some, ids, use_reentrant=False) for some, ids in chunks]
+    return torch.stack(parts).sum() if reduction == "sum" else torch.cat(parts)
