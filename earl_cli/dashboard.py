@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from earl_cli.console import Pace, Progress, console, duration, printable, speed
+from earl_cli.console import Pace, console, duration, printable, speed
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -80,11 +80,10 @@ class Board(Protocol):
 def dashboard(title: str, figures: Sequence[Figure], *, unit: str = "steps") -> Iterator[Board]:
     """Show a run with those of its figures that are listed, in this order.
 
-    Off a terminal, with ``quiet`` and with ``json`` the rules of ``console.progress`` hold.
+    Off a terminal it is a line on stderr for each update with figures, and nothing with ``quiet``.
     """
     if not console.draws:
-        with console.progress(title, unit=unit) as progress:
-            yield _Lines(progress, figures)
+        yield _Lines(title, figures, unit)
         return
     with console.display() as screen:
         state = _State(title, figures, unit)
@@ -93,17 +92,19 @@ def dashboard(title: str, figures: Sequence[Figure], *, unit: str = "steps") -> 
 
 
 class _Lines:
-    """The board as the remarks of a plain progress."""
+    """The board as short lines, one for each update that brings figures whose course would be drawn: a log of a run."""
 
-    def __init__(self, progress: Progress, figures: Sequence[Figure]) -> None:
-        self.progress, self.figures = progress, figures
-        self.latest: dict[str, float] = {}
+    def __init__(self, title: str, figures: Sequence[Figure], unit: str) -> None:
+        self.title, self.figures, self.unit = _one_line(title), [each for each in figures if each.drawn], unit
+        self.pace = Pace()
 
-    def update(self, done: int, total: int, figures: Mapping[str, float], note: str = "") -> None:
-        self.latest.update(figures)
-        known = [each for each in self.figures if each.key in self.latest]
-        parts = [f"{each.title} {each.form(self.latest[each.key])}" for each in known]
-        self.progress.update(done, total, ", ".join([*parts, *filter(None, [note])]))
+    def update(self, done: int, total: int, figures: Mapping[str, float], note: str = "") -> None:  # noqa: ARG002
+        self.pace.update(done)
+        known = [f"{each.title} {each.form(figures[each.key])}" for each in self.figures if each.key in figures]
+        left = self.pace.left(total)
+        time = f", {duration(left)} left" if left is not None and done < total else ""
+        if known:
+            console.note(f"{self.title}: {done}/{total} {self.unit}{time}: {', '.join(known)}")
 
 
 class Course:

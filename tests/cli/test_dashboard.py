@@ -274,19 +274,24 @@ def test_a_terminal_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- elsewhere ---------------------------------------------------------------------------------------------------------
 
 
-def test_in_a_log_lines_say_what_is_known(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_log_every_step_that_is_logged_is_one_short_line(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """However long a step takes: phases in between, as those of an iteration, are no lines."""
     with dashboard("fit", FIGURES) as board:
+        board.update(100, 1000, {}, "starting")
         for step in range(101, 141):
-            board.update(step, 1000, {"loss": 2.5, "learning_rate": 2e-5})
+            for phase in ("sampling 10%", "sampling 60%", "reward", "update"):
+                clock.now += 10
+                board.update(step - 1, 1000, {}, phase)
+            board.update(step, 1000, {"loss": 2.5, "memory": 1e9, "tokens_per_second": 1e4})
             if step == 110:
                 board.update(step, 1000, {"eval_loss": 2.25})
-            clock.now += 0.5
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
-    assert len(lines) == 3
-    figures = "loss 2.500, validation loss 2.250, learning rate 2.00e-05"
-    assert lines[1] == f"fit: 121/1000 steps (12%), 10 s, 2 steps/s, 7 min left, {figures}"
+    assert len(lines) == 41
+    assert lines[0] == "fit: 101/1000 steps, 9 h 59 min left: loss 2.500"
+    assert lines[10] == "fit: 110/1000 steps, 9 h 53 min left: validation loss 2.250"
+    assert lines[-1] == "fit: 140/1000 steps, 9 h 33 min left: loss 2.500"
 
 
 def test_quiet_says_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,7 +312,7 @@ def test_json_keeps_stdout_for_the_document(
         board.update(1, 2, {"loss": 1.0})
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "fit: 1/2 steps (50%), 100 s, loss 1.000\n"
+    assert captured.err == "fit: 1/2 steps: loss 1.000\n"
     stdout = io.StringIO()
     with at(Terminal(), monkeypatch) as terminal:
         monkeypatch.setattr(sys, "stdout", stdout)
