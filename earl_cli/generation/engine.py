@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earl_cli.errors import InputError, UsageError
-from earl_cli.tokens.grammar import FreeState, GrammarState, start_state
+from earl_cli.tokens.grammar import FreeState, GrammarState, Overlong, start_state
 from earl_cli.tokens.layout import Grid, Layout, Mode
 
 MAX_TEXT_TOKENS = 1024
@@ -47,7 +47,7 @@ class Request:
     """One prompt (ids as `Layout.prompt` makes them) and a completion to be drawn for each seed.
 
     ``grid`` is the edited picture's in edit mode; in the other modes it is the one to fall back on. None stands for the
-    source picture's own. Without ``grammar`` any id may come at any place.
+    source picture's own. Without ``grammar`` any id may come at any place. ``overlong`` is the grammar's.
     """
 
     prompt: tuple[int, ...]
@@ -55,6 +55,7 @@ class Request:
     grid: Grid | None
     seeds: tuple[int, ...]
     grammar: bool = True
+    overlong: Overlong = "force"
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,9 @@ def start_of(request: Request, layout: Layout, limits: Limits, where: str) -> St
         raise InputError("an empty prompt", where=where)
     if min(request.prompt) < 0 or max(request.prompt) >= vocabulary.size:
         raise InputError("the prompt holds ids outside the vocabulary", where=where)
-    state: GrammarState | FreeState = start_state(layout, request.mode, grid, limits.text, 2 * grid.codes)
+    state: GrammarState | FreeState = start_state(
+        layout, request.mode, grid, limits.text, 2 * grid.codes, request.overlong
+    )
     drawing = isinstance(state, GrammarState) and state.image is not None
     least = len(request.prompt) + (0 if drawing else len(layout.opening(grid))) + grid.tokens + 1
     if least > limits.positions:

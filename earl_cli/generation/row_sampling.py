@@ -16,7 +16,7 @@ from torch import Tensor
 from earl_cli.errors import InputError
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.sampling import draw, uniforms
-from earl_cli.tokens.grammar import FreeState, GrammarState, start_state
+from earl_cli.tokens.grammar import FreeState, GrammarState, Overlong, start_state
 from earl_cli.tokens.layout import Grid, Layout, Mode
 
 KEY = "earl"
@@ -42,6 +42,7 @@ class Order:
     temperature: float
     top_k: int
     top_p: float
+    overlong: Overlong = "force"
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -63,7 +64,7 @@ class Order:
     def start(self, layout: Layout) -> GrammarState | FreeState:
         """Where the completion begins. Raises InputError for a mode or grid that can't be."""
         grid = Grid(self.height, self.width)
-        state = start_state(layout, self.mode, grid, self.max_text_tokens, self.max_grid_codes)
+        state = start_state(layout, self.mode, grid, self.max_text_tokens, self.max_grid_codes, self.overlong)
         return state if self.grammar else FreeState(layout.vocabulary, self.longest)
 
 

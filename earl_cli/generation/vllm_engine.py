@@ -229,6 +229,7 @@ class VllmEngine:
             sampling.temperature,
             sampling.top_k,
             sampling.top_p,
+            request.overlong,
         )
 
     def _add(self, name: str, request: Request, start: Start, order: Order, *, watched: bool) -> None:

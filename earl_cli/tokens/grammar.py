@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from earl_cli.errors import InputError
 from earl_cli.tokens.layout import Grid, Layout, Mode
 from earl_cli.tokens.vocabulary import Vocabulary
 
+Overlong: TypeAlias = Literal["force", "zero"]
+"""What becomes of text at its limit: the picture begins, or (zero, as published) the completion ends without one.
+
+A picture then has the default grid, too, which its opening spells; else the model may choose one.
+"""
 _HEADER_SO_FAR = re.compile(r"[1-9][0-9]{0,3}(\*([1-9][0-9]{0,3})?)?")
 _LONGEST_HEADER = len("9999*9999")
 
@@ -59,6 +65,7 @@ class Rules:
     opening: tuple[int, ...]
     max_text_tokens: int
     max_grid_codes: int
+    overlong: Overlong = "force"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,7 @@ class GrammarState:
     - boi opens the header: digits, ``*``, digits. img after a grid of at most ``max_grid_codes`` codes opens its rows.
       As soon as the header can't be read any more, or is too large, the opening of the default grid is forced.
     - img without boi, and the text's ``max_text_tokens``-th token, are followed by that same forced opening.
+    - with `Overlong` zero that token is followed by eos, and boi by the rest of the forced opening.
 
     So the last boi before the first code always stands before a readable header.
     """
@@ -119,6 +127,8 @@ class GrammarState:
                 return Choices(None, vocabulary.visual_start, vocabulary.size)
         elif self.opened is not None:
             forced = self.rules.opening[self.opened]
+        elif self.rules.overlong == "zero" and self.offset >= self.rules.max_text_tokens:
+            forced = vocabulary.eos
         if forced is None:
             return Choices(None, 0, vocabulary.visual_start)
         return Choices(forced, forced, forced + 1)
@@ -140,9 +150,10 @@ class GrammarState:
 
     def _after_text_token(self, token: int) -> GrammarState:
         vocabulary = self.rules.layout.vocabulary
+        forces = self.rules.overlong == "force"
         if token == vocabulary.boi:
-            return GrammarState(self.rules, header=())
-        if token == vocabulary.img or self.offset + 1 >= self.rules.max_text_tokens:
+            return GrammarState(self.rules, header=()) if forces else _force(self.rules, 1)
+        if token == vocabulary.img or (forces and self.offset + 1 >= self.rules.max_text_tokens):
             return _force(self.rules, 0)
         return GrammarState(self.rules, offset=self.offset + 1)
 
@@ -188,7 +199,12 @@ def _force(rules: Rules, opened: int) -> GrammarState:
 
 
 def start_state(
-    layout: Layout, mode: Mode, grid: Grid | None, max_text_tokens: int = 1024, max_grid_codes: int = 9216
+    layout: Layout,
+    mode: Mode,
+    grid: Grid | None,
+    max_text_tokens: int = 1024,
+    max_grid_codes: int = 9216,
+    overlong: Overlong = "force",
 ) -> GrammarState:
     """The state right after `Layout.prompt` of this mode and grid.
 
@@ -201,7 +217,7 @@ def start_state(
             "sampling needs a grid: the edited picture's, or the one to fall back on", where=f"mode {mode}"
         )
     image = ImageGrammar(layout.vocabulary, grid.height, grid.width)
-    rules = Rules(layout, image, tuple(layout.opening(grid).tolist()), max_text_tokens, max_grid_codes)
+    rules = Rules(layout, image, tuple(layout.opening(grid).tolist()), max_text_tokens, max_grid_codes, overlong)
     if mode == "edit":
         return GrammarState(rules, image)
     if mode not in ("reasoning", "mixed"):

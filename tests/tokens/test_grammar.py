@@ -170,6 +170,32 @@ def test_text_ends_at_its_limit(layout: Layout, limit: int) -> None:
     assert len(ids) == limit + len(opening) + ImageGrammar(layout.vocabulary, 2, 2).length
 
 
+@pytest.mark.parametrize("limit", [1, 5])
+@pytest.mark.parametrize("mode", ["reasoning", "mixed"])
+def test_as_published_overlong_text_gets_no_picture(layout: Layout, mode: Mode, limit: int) -> None:
+    grid = Grid(2, 2)
+    ids = body(start_state(layout, mode, grid, limit, overlong="zero"))
+    assert len(ids) == limit + 1
+    assert ids[-1] == layout.vocabulary.eos
+    answer = layout.parse_completion(ids, mode, grid)
+    assert answer.codes is None
+    assert layout.parse_completion(body(start_state(layout, mode, grid, limit)), mode, grid).codes is not None
+
+
+@pytest.mark.parametrize("mode", ["reasoning", "mixed"])
+def test_as_published_a_picture_after_text_has_the_source_s_grid(layout: Layout, mode: Mode) -> None:
+    grid = Grid(3, 4)
+    state = start_state(layout, mode, grid, 5, overlong="zero")
+    assert state.longest >= 5 + len(layout.opening(grid)) + grid.tokens + 1
+    state = follow(state, [5, layout.vocabulary.boi])
+    rest = body(state)
+    opening = layout.opening(grid).tolist()
+    assert rest[: len(opening) - 1] == opening[1:]
+    codes = layout.parse_completion([5, layout.vocabulary.boi, *rest], mode, grid).codes
+    assert codes is not None
+    assert codes.shape == (3, 4)
+
+
 @pytest.mark.parametrize("begun", [[], ["boi"]])
 def test_eos_before_the_picture_ends_without_one(layout: Layout, begun: list[str]) -> None:
     vocabulary = layout.vocabulary
