@@ -131,10 +131,11 @@ def earl() -> Any:
         clock = Clock()
         with clock.phase("sampling"):
             rollouts = roll_out(run, rows, draw_prompts(run.prompts, PROMPTS, GENERATIONS, 0, iteration))
+        assert rollouts is not None
         drawn = [completion.ids.tolist() for rollout in rollouts for completion in rollout.completions]
         assert {len(rollout.request.prompt) for rollout in rollouts} == {PROMPT}
         assert {len(ids) for ids in drawn} == {COMPLETION}
-        groups = compare(config, rollouts, [Score(value) for value in count_low_ids(drawn)])
+        groups = compare(config, layout, rollouts, [Score(value) for value in count_low_ids(drawn)])
         update(run, iteration, groups, clock)
         return clock.figures()
 

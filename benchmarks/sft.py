@@ -22,10 +22,12 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Emu3ForCausalLM, Emu3TextConfig, Trainer, TrainerCallback, TrainingArguments
 
+from earl_cli.config.sft import SftConfig
 from earl_cli.tokens.vocabulary import EMU3
 from earl_cli.training.losses import separate_heads, whole_head
-from earl_cli.training.sft import SftTrainer
+from earl_cli.training.stopping import Stopping
 from earl_cli.training.trainee import TrainedEmu3
+from earl_cli.training.trainer import Reporter, SftTrainer
 
 SIDES = ("plain", "earl", "earl, separate vocabularies")
 GRID = 32
@@ -110,7 +112,12 @@ def run(side: str, hidden: int, layers: int, steps: int) -> dict[str, Any]:
             trainer = Trainer(**common)
         else:
             model.lose_over((whole_head if side == "earl" else separate_heads)(EMU3))
-            trainer = SftTrainer(**common, bfloat16=False, data_collator=collate)
+            settings = SftConfig(data=(Path("random"),), output=Path(folder), precision="float32", device="cpu")
+            reporter = Reporter(settings, lambda *_: None, None, None, Stopping(), 0)
+            nothing_saved: Any = None
+            trainer = SftTrainer(
+                **common, config=settings, base=nothing_saved, reporter=reporter, data_collator=collate
+            )
         trainer.train()
     times = np.diff(clock.moments)
     tokens = len(pairs[0]["input_ids"])

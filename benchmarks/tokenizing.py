@@ -257,7 +257,7 @@ def write_parquet(path: Path, rows: int) -> None:
             writer.write_table(pa.table([*columns, [f"edit {start + row}" for row in range(count)]], schema=schema))
 
 
-def resident(pid: int | str = "self") -> float:
+def resident(pid: int | str | None = "self") -> float:
     """MB that a process holds in memory now."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -285,7 +285,11 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
         def on_rows(tally: Tally) -> None:
             if points and tally.rows >= points[0] * given.memory:
                 workers = max((resident(process.pid) for process in multiprocessing.active_children()), default=0.0)
-                here = {"rows": tally.rows, "megabytes": round(resident()), "worker_megabytes": round(workers)}
+                here: dict[str, float] = {
+                    "rows": tally.rows,
+                    "megabytes": round(resident()),
+                    "worker_megabytes": round(workers),
+                }
                 found.append(here | {"seconds": round(time.perf_counter() - started)})
                 if not given.json:
                     print(found[-1], flush=True)

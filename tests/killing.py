@@ -21,7 +21,7 @@ from trainings import Trainings, torchrun, worker
 from victims import Run
 
 from earl_cli.files import is_aside
-from earl_cli.training.checkpoints import CHECKPOINTS, LOCK, MODEL_ONLY, checkpoints
+from earl_cli.training.checkpoints import BEST, CHECKPOINTS, LOCK, MODEL_ONLY, STATE, checkpoints
 from earl_cli.training.curves import read_run
 from earl_cli.training.log import LOG
 
@@ -65,7 +65,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run a command, and what it makes when nobody disturbs it in ``seconds``."""
+    """One way to run a command, and what it makes when nobody disturbs it in ``seconds``; ``best`` is a checkpoint."""
 
     command: Command
     launch: Trainings
@@ -73,6 +73,7 @@ class Setting:
     processes: int
     undisturbed: Made
     seconds: float
+    best: str | None
 
     def start(self, output: Path, **how: Any) -> list[Run]:
         return self.launch.ranks(self.processes, *self.arguments, "-o", output, **how)
@@ -83,7 +84,8 @@ class Setting:
         runs = self.start(output)
         end_well(runs)
         assert files(output) == self.undisturbed.files
-        assert sorted(path.name for path in folders(output)) == sorted(self.command.left)
+        assert {path.name for path in folders(output)} == {*self.command.left, *filter(None, [self.best])}
+        assert _best(output) == self.best
         assert [path.name for path in checkpoints(output / CHECKPOINTS)] == list(
             self.command.left[-self.command.keep :]
         )
@@ -109,7 +111,7 @@ class Setting:
             return "in the final model"
         whole = checkpoints(output / CHECKPOINTS)
         newest = number(whole[-1]) if whole else -1
-        torn = [path for path in folders(output) if path not in whole and not is_stripped(path, self.command.model)]
+        torn = [path for path in folders(output) if path not in whole and not is_stripped(path)]
         if any(number(path) < newest for path in torn):
             return "in the clean-up"
         if torn:
@@ -144,7 +146,17 @@ def make(
         for path in checkpoints(out / CHECKPOINTS)
     }
     assert set(command.left) <= set(saved)
-    return Setting(command, launch, tuple(arguments), processes, Made(files(out), saved, figures(out)), seconds)
+    made = Made(files(out), saved, figures(out))
+    return Setting(command, launch, tuple(arguments), processes, made, seconds, _best(out))
+
+
+def _best(output: Path) -> str | None:
+    """The checkpoint that the run's link leads to; the model in it is whole."""
+    link = output / BEST
+    if not link.is_symlink():
+        return None
+    assert (link / MODEL).is_file()
+    return link.readlink().parts[1]
 
 
 def end_well(runs: Sequence[Run]) -> None:
@@ -178,10 +190,9 @@ def number(checkpoint: Path) -> int:
     return int(re.split(r"\D", checkpoint.name)[-1])
 
 
-def is_stripped(checkpoint: Path, model: str) -> bool:
+def is_stripped(checkpoint: Path) -> bool:
     """Whether its model alone is left, as it should be."""
-    inside = [path.name for path in checkpoint.iterdir() if path.is_dir()]
-    return (checkpoint / MODEL_ONLY).is_file() and inside == [model]
+    return (checkpoint / MODEL_ONLY).is_file() and not any(list(checkpoint.glob(pattern)) for pattern in STATE)
 
 
 def kill(runs: Sequence[Run]) -> int:
@@ -267,6 +278,26 @@ def _one_kill(rng: random.Random, setting: Setting, name: str, output: Path, kil
 # -- a full disk ---------------------------------------------------------------------------------------------------
 
 
+def refused(setting: Setting, output: Path) -> None:
+    """A run that would fill the disk says so before it starts."""
+    for run in setting.start(output):
+        assert run.wait() == 8, run.output
+        assert re.search(r"error: \S+: the run needs up to .* checkpoints? of .*; .* are free\nhint: ", run.output), (
+            run.output
+        )
+    assert not output.exists()
+
+
+def start_and_fill(setting: Setting, output: Path, fill: Callable[[], object]) -> list[Run]:
+    """Started on a disk that has room, which somebody else takes while it trains."""
+    runs = setting.start(output)
+    lock, end = output / CHECKPOINTS / LOCK, time.monotonic() + 60
+    while not lock.is_file() or lock.read_text() != f"{runs[0].pid}":
+        assert time.monotonic() < end, runs[0].output
+    fill()
+    return runs
+
+
 def assert_disk_is_full(runs: Sequence[Run], where: Path, what: str) -> None:
     """One of the processes says so, and the others no more than that they lost one; ``what`` is a regular expression.
 
@@ -306,16 +337,48 @@ def kill_under_torchrun(setting: Setting, output: Path, killed: int) -> None:
 
 
 def stop(setting: Setting, output: Path, moment: str, number: signal.Signals, code: int) -> None:
-    """By a signal that can be caught: the program says no more than that, and goes on later."""
-    (run,) = setting.start(output)
+    """By a signal that can be caught: the program writes a checkpoint, says no more than that, and goes on later.
+
+    Of several processes it comes to the last alone. While they start there is nothing to be kept.
+    """
+    runs = setting.start(output)
     assert setting.reaches(output, [moment], 10 * setting.seconds)
     if moment == "while starting":
         time.sleep(0.1)
-    os.killpg(run.pid, number)
-    assert run.wait(30) == code, run.output
-    assert "Traceback" not in run.output
-    assert "error:" not in run.output
-    assert run.output.rstrip().endswith("stopped") == (number == signal.SIGINT)
+    os.killpg(runs[-1].pid, number)
+    for run in runs:
+        assert run.wait(60) == code, run.output
+        assert "Traceback" not in run.output
+        assert "error:" not in run.output
+    if moment == "while starting":
+        assert runs[0].output.rstrip().endswith("stopped") == (number == signal.SIGINT)
+    else:
+        assert_stopped(setting, output, runs[0].output)
+    setting.check(output)
+    setting.finish(output)
+
+
+def assert_stopped(setting: Setting, output: Path, said: str) -> None:
+    """It says after which step it stopped, and that one's checkpoint is there and whole."""
+    unit = setting.command.unit
+    found = re.search(rf"^stopped after {unit} (\d+); the same command goes on from there$", said, re.MULTILINE)
+    assert found, said
+    newest = checkpoints(output / CHECKPOINTS)[-1]
+    assert number(newest) + setting.command.first == int(found[1])
+
+
+def stop_under_torchrun(setting: Setting, output: Path) -> None:
+    """Ctrl-C reaches torchrun, which passes it on: the checkpoint is written before it ends."""
+    process = torchrun(2, *setting.arguments, "-o", output)
+    try:
+        assert setting.reaches(output, ["between checkpoints"], 120)
+        process.send_signal(signal.SIGINT)
+        said, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert "error:" not in err
+    assert_stopped(setting, output, said)
     setting.check(output)
     setting.finish(output)
 

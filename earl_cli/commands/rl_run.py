@@ -1,4 +1,4 @@
-"""What ``earl rl`` does once its config is known: show the plan, or train."""
+"""What ``earl rl`` does once its config is known: show the plan, or train. Both refuse what can't be, in one order."""
 
 from __future__ import annotations
 
@@ -10,8 +10,20 @@ from typing import Any
 
 import torch
 
-from earl_cli.commands.training import check_folder, positions, show_config, show_memory, show_sets
+from earl_cli.commands.training import (
+    check_before,
+    ending,
+    positions,
+    problem_of,
+    refuse_after,
+    show_config,
+    show_disk,
+    show_memory,
+    show_sets,
+    stopped,
+)
 from earl_cli.config.loader import Resolved
+from earl_cli.config.paths import read_paths
 from earl_cli.config.rl import RlConfig
 from earl_cli.console import console
 from earl_cli.dashboard import Board, Figure, dashboard, gigabytes, scientific, whole
@@ -26,22 +38,27 @@ from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.rewards.choosing import reward_of
 from earl_cli.rewards.reward import Reward
 from earl_cli.training.assembling import (
+    GOAL,
     MODEL,
     RlData,
     WithoutAdapters,
+    check_way,
     load_policy,
     load_prompts,
     make_engine,
     memory_of,
+    place_policy,
     resume,
     sampler_memory_of,
     save_checkpoint,
     save_model,
 )
-from earl_cli.training.checkpoints import CHECKPOINTS, alone_in, written
+from earl_cli.training.begun import beginning, check_beginning, note_beginning
+from earl_cli.training.checkpoints import CHECKPOINTS, alone_in, best, is_better, number_of, written
+from earl_cli.training.disk import check_room, rl_disk
 from earl_cli.training.distributed import (
     adopt_slurm,
-    check_processes,
+    by_first,
     first_speaks,
     gathered,
     join,
@@ -52,11 +69,12 @@ from earl_cli.training.distributed import (
 )
 from earl_cli.training.episodes import write_episodes, write_gallery
 from earl_cli.training.learners import Learner, make_learner
-from earl_cli.training.log import LOG, check_trackers, is_logged, peak_memory, start_trackers, write_line
+from earl_cli.training.log import LOG, is_logged, peak_memory, start_trackers, write_line
 from earl_cli.training.precision import uses_cpu
 from earl_cli.training.rl import reinforce
 from earl_cli.training.rollouts import lengths
 from earl_cli.training.run import Judged, Run
+from earl_cli.training.stopping import Stopping
 
 EPISODES, GALLERIES, CACHE = "episodes", "galleries", "judge.sqlite"
 COLLECTIVE_PATIENCE = 7200.0
@@ -64,12 +82,15 @@ COLLECTIVE_PATIENCE = 7200.0
 
 
 def show_plan(resolved: Resolved[RlConfig]) -> None:
-    """Everything that can be known of a run without its weights."""
+    """Everything that can be known of a run without its weights, and then what the run would refuse."""
     config = resolved.config
+    adopt_slurm()
+    console.quiet |= rank() > 0
+    problem = problem_of(lambda: _check_before(config))
     base = _base(config)
     data = load_prompts(config, base.layout, positions(base))
     processes = config.processes or world_size()
-    _check_shares(config, processes)
+    problem = problem or problem_of(lambda: _check(config, base, data))
     values = show_config(resolved)
     sets = [
         {"data": name, "rows": size, "coefficient": round(coefficient, 4), "rows_in_the_mixture": count}
@@ -83,23 +104,56 @@ def show_plan(resolved: Resolved[RlConfig]) -> None:
         f"{config.num_iterations} iterations of {prompts} prompts × {config.generations_per_sample} edits, "
         f"{prompts // processes} prompts in each of {processes} processes: "
         f"{config.num_iterations * prompts / len(data.prompts):.3g} times each of {len(data.prompts)} prompts"
-        + (f"; {data.skipped} are too long and left out" if data.skipped else "")
     )
     memory = memory_of(config, base, processes, _longest(config, data))
     parts = show_memory(memory, base, processes, sampler_memory_of(config, base))
-    console.document(
-        {
-            "config": values,
-            "origins": resolved.origins,
-            "mode": config.mode,
-            "data": sets,
-            "skipped": data.skipped,
-            "prompts": len(data.prompts),
-            "validation_rows": len(data.validation),
-            "iterations": config.num_iterations,
-            "memory": parts,
-        }
-    )
+    disk = show_disk(rl_disk(config, base))
+    _warn(resolved, data)
+    plan = {
+        "config": values,
+        "origins": resolved.origins,
+        "mode": config.mode,
+        "data": sets,
+        "skipped": data.skipped,
+        "prompts": len(data.prompts),
+        "validation_rows": len(data.validation),
+        "iterations": config.num_iterations,
+        "memory": parts,
+        "disk": disk,
+    }
+    refuse_after(plan, problem)
+
+
+def _check_before(config: RlConfig) -> None:
+    """Raises for what can be known before model and data are opened."""
+    check_before("rl", config, config.folder)
+    _check_shares(config, world_size())
+    _check_engine(config)
+
+
+def _check(config: RlConfig, base: Base, data: RlData) -> None:
+    """Raises for what can be known before any weight is read."""
+    reward_of(config, config.folder / CACHE)
+    check_beginning(config.folder, _beginning(config))
+    check_way(config)
+    place_policy(base, config, _longest(config, data))
+    check_room(config.folder, rl_disk(config, base))
+
+
+def _beginning(config: RlConfig) -> dict[str, Any]:
+    return beginning("rl", config.model_path, read_paths(config.train_paths_file) or config.data)
+
+
+def _warn(resolved: Resolved[RlConfig], data: RlData) -> None:
+    """Say what of the settings and of the data comes out otherwise than one may think."""
+    config = resolved.config
+    if data.skipped:
+        console.warn(f"{data.skipped} prompts have too many tokens and are left out")
+    if data.unheld:
+        console.warn(f"{data.unheld} validation prompts have too many tokens and are left out")
+    other = check_beginning(config.folder, _beginning(config))
+    for text in (*config.remarks(resolved.origins), *([other] if other else [])):
+        console.warn(text)
 
 
 def train(resolved: Resolved[RlConfig]) -> None:
@@ -110,15 +164,11 @@ def train(resolved: Resolved[RlConfig]) -> None:
         stand_alone()
     console.quiet |= rank() > 0  # of several processes the first speaks
     with first_speaks():
-        check_processes(config.processes, config.per_device_batch_size, 1)
-        _check_shares(config, world_size())
-        check_trackers(config.trackers)
-        _check_engine(config)
-        check_folder(config.folder)
+        _check_before(config)
         base = _base(config)
         data = load_prompts(config, base.layout, positions(base))
-        if data.skipped:
-            console.warn(f"{data.skipped} prompts have too many tokens and are left out")
+        _check(config, base, data)
+        _warn(resolved, data)
         reward = reward_of(config, config.folder / CACHE)
         with alone_in(config.folder / CHECKPOINTS) if rank() == 0 else nullcontext():
             _train(config, base, data, reward)
@@ -128,16 +178,19 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
     quiet_libraries(uses_cpu(config))
     join(cpu=uses_cpu(config), patience=COLLECTIVE_PATIENCE + (config.judge_patience or 0))
     policy, reference, place = load_policy(base, config, _longest(config, data))
-    console.note(str(place))
+    console.note(f"{place} · disk: {rl_disk(config, base)}")
     vision = load_vision_of(config.model_path, device=config.device, revision=config.model_revision).model
     learner = make_learner(policy, config, place.device)
     if rank() == 0:
         for left in filter(is_aside, config.folder.rglob("*")):  # by a process that was killed
             left.unlink()
         cut_torn_line(config.folder / LOG)
+        note_beginning(config.folder, _beginning(config))
     start = resume(config, learner)
     without = WithoutAdapters(learner) if policy.adapted and config.kl_coeff else None
+    stopping = Stopping()
     with (
+        stopped("iteration", config.folder),
         redirect_stdout(sys.stderr),
         _engine(config, base, data, learner, place.device) as engine,
         dashboard(f"improving {config.folder.name}", FIGURES, unit="iterations") as board,
@@ -155,18 +208,28 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
             reference=without or reference,
             reward=reward,
             engine=engine,
-            watcher=_Watcher(config, base, learner, data, vision, board),
+            watcher=_Watcher(config, base, learner, data, vision, board, start),
+            stopping=stopping,
         )
         done = any(gathered(is_logged(config.folder / LOG, start, "validation_missing")))  # or killed before it was
-        reinforce(run, start, validated=done)
+        with stopping.listening("as soon as this iteration's weights are whole"):
+            reinforce(run, start, validated=done)
         with written("the model", config.folder):
             save_model(config, base, learner, config.folder)
     if rank() > 0:
         return
     resumed = f", resumed from iteration {start}" if start else ""
-    place_of_all = f"the model is in {config.folder}, its checkpoints in {CHECKPOINTS}/"
-    console.say(f"{config.num_iterations} iterations{resumed}; {place_of_all}")
-    console.document({"model": str(config.folder), "iterations": config.num_iterations, "resumed_from": start})
+    first = best(config.folder / CHECKPOINTS, GOAL)
+    best_of = (number_of(first[0]) + 1, first[1]) if first else None
+    console.say(f"{config.num_iterations} iterations{resumed}; {ending(config.folder, 'iteration', best_of)}")
+    console.document(
+        {
+            "model": str(config.folder),
+            "iterations": config.num_iterations,
+            "resumed_from": start,
+            "best": {"iteration": best_of[0], "validation_reward": best_of[1]} if best_of else None,
+        }
+    )
 
 
 def _check_engine(config: RlConfig) -> None:
@@ -204,12 +267,14 @@ def _engine(
 class _Watcher:
     """Shows the run, logs it, and writes its checkpoints, episodes and galleries."""
 
-    def __init__(self, config: RlConfig, base: Base, learner: Learner, data: RlData, vision: Any, board: Board) -> None:
+    def __init__(
+        self, config: RlConfig, base: Base, learner: Learner, data: RlData, vision: Any, board: Board, start: int
+    ) -> None:
         self.config, self.base, self.learner, self.data, self.vision = config, base, learner, data, vision
         self.board = board
         self.folder = config.folder
-        first = rank() == 0
-        self.trackers = start_trackers(config.trackers, self.folder, config.model_dump(mode="json")) if first else []
+        values = config.model_dump(mode="json")
+        self.trackers = start_trackers(config.trackers, self.folder, values, start) if rank() == 0 else []
 
     def phase(self, iteration: int, what: str) -> None:
         self.board.update(iteration, self.config.num_iterations, {}, what)
@@ -228,8 +293,11 @@ class _Watcher:
         if rank() == 0 and self.data.held is not None:
             self._draw(f"validation-{step:06d}", f"validation after {step} iterations", self.data.held, groups)
 
-    def checkpoint(self, iteration: int) -> None:
-        checkpoint = save_checkpoint(self.config, self.base, self.learner, iteration)
+    def is_best(self, validation: float) -> bool:
+        return by_first(lambda: is_better(validation, self.folder / CHECKPOINTS, GOAL))
+
+    def checkpoint(self, iteration: int, validation: float | None) -> None:
+        checkpoint = save_checkpoint(self.config, self.base, self.learner, iteration, validation)
         repository = self.config.push_to_hub_repo_id
         if repository and rank() == 0 and (iteration + 1) % self.config.push_to_hub_every_n_iterations == 0:
             from earl_cli.models.hub import push
@@ -241,7 +309,7 @@ class _Watcher:
 
     def waiting(self, iteration: int, problem: EarlError) -> None:
         if iteration:
-            self.checkpoint(iteration - 1)
+            self.checkpoint(iteration - 1, None)
         console.warn(f"{problem}; everything is saved, and the run goes on when the judge is back")
         self.phase(iteration, "waiting for the judge")
 

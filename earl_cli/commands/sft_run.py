@@ -1,4 +1,4 @@
-"""What ``earl sft`` does once its config is known: show the plan, or train."""
+"""What ``earl sft`` does once its config is known: show the plan, or train. Both refuse what can't be, in one order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 
-from earl_cli.commands.training import check_folder, positions, show_config, show_memory, show_sets
+from earl_cli.commands.training import (
+    check_before,
+    ending,
+    positions,
+    problem_of,
+    refuse_after,
+    show_config,
+    show_disk,
+    show_memory,
+    show_sets,
+    stopped,
+)
 from earl_cli.config.loader import Resolved
 from earl_cli.config.sft import SftConfig
 from earl_cli.console import console
@@ -14,25 +25,31 @@ from earl_cli.dashboard import Figure, dashboard, gigabytes, scientific, whole
 from earl_cli.data.batches import ExampleData
 from earl_cli.files import is_aside
 from earl_cli.generation.engine import Sampling
-from earl_cli.models.bundle import Base, load_vision_of, open_base, save_trained
+from earl_cli.models.bundle import Base, load_vision_of, open_base
+from earl_cli.training.begun import beginning, check_beginning, check_way, note_beginning
 from earl_cli.training.checkpoints import CHECKPOINTS, alone_in, written
-from earl_cli.training.distributed import adopt_slurm, check_processes, first_speaks, rank, stand_alone, world_size
+from earl_cli.training.disk import Disk, check_room, sft_disk
+from earl_cli.training.distributed import adopt_slurm, first_speaks, rank, stand_alone, world_size
 from earl_cli.training.gallery import draw_gallery
-from earl_cli.training.log import check_trackers
 from earl_cli.training.memory import Shape, estimate
 from earl_cli.training.precision import uses_bfloat16
 from earl_cli.training.sft import SftData, fine_tune, load_data, steps_of
-from earl_cli.training.trainee import load_trainee, merged
+from earl_cli.training.trainee import load_trainee, place_trainee, save_trainee
 
-GALLERIES, ADAPTER = "validation", "adapter"
+GALLERIES = "validation"
 
 
 def show_plan(resolved: Resolved[SftConfig]) -> None:
-    """Everything that can be known of a run without its weights."""
+    """Everything that can be known of a run without its weights, and then what the run would refuse."""
     config = resolved.config
+    adopt_slurm()
+    console.quiet |= rank() > 0
+    problem = problem_of(lambda: _check_before(config))
     base = open_base(config.model)
     data = load_data(config, base.layout, positions(base))
     processes = config.processes or world_size()
+    steps = steps_of(config, len(data.train), processes)
+    problem = problem or problem_of(lambda: _check(config, base, data))
     values = show_config(resolved)
     rows = data.train.rows
     sets = [
@@ -43,12 +60,10 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
     ]
     show_sets(sets)
     lengths = rows.lengths[data.train.order]
-    steps = steps_of(config, len(data.train), processes)
     pairs = config.batch_size * config.accumulation * processes
     epochs = steps * pairs / len(data.train)
     console.say(
         f"{steps} steps of {pairs} pairs: {epochs:.3g} epochs of {len(data.train)} pairs and {lengths.sum():,} tokens"
-        + (f"; {data.skipped} are too long and left out" if data.skipped else "")
         + (f"; {rows.thinking} of {len(rows)} rows have a chain of thought" if config.cot_keys else "")
     )
     memory = estimate(
@@ -59,20 +74,57 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
         longest=int(lengths.max()),
     )
     parts = show_memory(memory, base, processes)
-    console.document(
-        {
-            "config": values,
-            "origins": resolved.origins,
-            "data": sets,
-            "skipped": data.skipped,
-            "thinking_rows": rows.thinking,
-            "validation_rows": len(data.validation) if data.validation else 0,
-            "tokens_an_epoch": int(lengths.sum()),
-            "steps": steps,
-            "epochs": epochs,
-            "memory": parts,
-        }
-    )
+    disk = show_disk(sft_disk(config, base, steps))
+    _warn(resolved, data, steps)
+    plan = {
+        "config": values,
+        "origins": resolved.origins,
+        "data": sets,
+        "skipped": data.skipped,
+        "over_max_length": data.lengths.over,
+        "thinking_rows": rows.thinking,
+        "validation_rows": len(data.validation) if data.validation else 0,
+        "tokens_an_epoch": int(lengths.sum()),
+        "steps": steps,
+        "epochs": epochs,
+        "memory": parts,
+        "disk": disk,
+    }
+    refuse_after(plan, problem)
+
+
+def _check_before(config: SftConfig) -> None:
+    """Raises for what can be known before model and data are opened."""
+    check_before("sft", config, config.output)
+
+
+def _check(config: SftConfig, base: Base, data: SftData) -> None:
+    """Raises for what can be known before any weight is read."""
+    check_beginning(config.output, beginning("sft", config.model, config.data))
+    check_way(config, world_size())
+    place_trainee(base, config, _longest(data))
+    check_room(config.output, sft_disk(config, base, steps_of(config, len(data.train), world_size())))
+
+
+def _longest(data: SftData) -> int:
+    return int(data.train.rows.lengths[data.train.order].max())
+
+
+def _warn(resolved: Resolved[SftConfig], data: SftData, steps: int) -> None:
+    """Say what of the settings and of the data comes out otherwise than one may think."""
+    config, found = resolved.config, data.lengths
+    if data.skipped:
+        console.warn(f"{data.skipped} pairs have more than {found.limit} tokens and are left out")
+    elif found.over:
+        console.warn(
+            f"{found.over} pairs have more than {found.limit} tokens, up to {found.longest}, and are trained on as "
+            "they are; too_long=skip leaves them out, too_long=stop refuses them"
+        )
+    if data.unheld:
+        console.warn(f"{data.unheld} validation pairs have too many tokens and are left out")
+    other = check_beginning(config.output, beginning("sft", config.model, config.data))
+    for text in (*config.remarks(steps, resolved.origins), *([other] if other else [])):
+        console.warn(text)
 
 
 def train(resolved: Resolved[SftConfig]) -> None:
@@ -83,53 +135,50 @@ def train(resolved: Resolved[SftConfig]) -> None:
         stand_alone()
     console.quiet |= rank() > 0  # of several processes the first speaks
     with first_speaks():
-        check_processes(config.processes, config.batch_size, config.accumulation)
-        check_trackers(config.trackers)
-        check_folder(config.output)
+        _check_before(config)
         base = open_base(config.model)
         data = load_data(config, base.layout, positions(base))
-        if data.skipped:
-            console.warn(f"{data.skipped} pairs have too many tokens and are left out")
+        _check(config, base, data)
+        steps = steps_of(config, len(data.train), world_size())
+        _warn(resolved, data, steps)
+        disk = sft_disk(config, base, steps)
         with alone_in(config.output / CHECKPOINTS) if rank() == 0 else nullcontext():
-            _train(config, base, data)
+            _train(config, base, data, disk)
 
 
-def _train(config: SftConfig, base: Base, data: SftData) -> None:
-    longest = int(data.train.rows.lengths[data.train.order].max())
-    model, place = load_trainee(base, config, longest)
-    console.note(str(place))
+def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
+    model, place = load_trainee(base, config, _longest(data))
+    console.note(f"{place} · disk: {disk}")
     if rank() == 0:
         for left in filter(is_aside, config.output.rglob("*")):  # by a process that was killed
             left.unlink()
+        note_beginning(config.output, beginning("sft", config.model, config.data))
     vision = load_vision_of(config.model, device=config.device) if _draws(config) else None
     sampling = Sampling(**dict(base.description.content.get("sampling") or {}))
 
-    with redirect_stdout(sys.stderr), dashboard(f"training {config.output.name}", FIGURES, unit="steps") as board:
+    with (
+        stopped("step", config.output),
+        redirect_stdout(sys.stderr),
+        dashboard(f"training {config.output.name}", FIGURES, unit="steps") as board,
+    ):
 
         def on_step(step: int, steps: int, figures: Mapping[str, float]) -> None:
             board.update(step, steps, figures)
 
-        def on_validation(step: int, held: ExampleData) -> None:
-            if vision is not None:
-                path = config.output / GALLERIES / f"step-{step:06d}.html"
+        def on_validation(step: int, held: ExampleData, again: bool) -> None:
+            path = config.output / GALLERIES / f"step-{step:06d}.html"
+            if vision is not None and not (again and path.is_file()):
                 title = f"{config.output.name}, step {step}"
                 draw_gallery(model, vision.model, base.layout, held, config.gallery_rows, sampling, path, title)
 
-        result = fine_tune(config, model, base.layout, data, on_step, on_validation)
+        result = fine_tune(config, model, base, data, on_step, on_validation)
     if rank() > 0:
         return
     with written("the model", config.output):
-        if config.lora_rank:
-            model.peft_config["default"].base_model_name_or_path = config.model
-            model.save_pretrained(str(config.output / ADAPTER), save_embedding_layers=False)  # else it asks the Hub
-            save_trained(base, merged(model, base), config.output, config.save_layout)
-        else:
-            save_trained(base, model, config.output, config.save_layout, state=result.weights)
+        save_trainee(base, model, config.output, config.save_layout, result.weights)
     resumed = f", resumed from step {result.resumed_from}" if result.resumed_from else ""
     loss = f", validation loss {result.validation_loss:.4f}" if result.validation_loss is not None else ""
-    console.say(
-        f"{result.steps} steps{resumed}{loss}; the model is in {config.output}, its checkpoints in {CHECKPOINTS}/"
-    )
+    console.say(f"{result.steps} steps{resumed}{loss}; {ending(config.output, 'step', result.best)}")
     console.document(
         {
             "model": str(config.output),
@@ -137,6 +186,7 @@ def _train(config: SftConfig, base: Base, data: SftData) -> None:
             "validation_loss": result.validation_loss,
             "resumed_from": result.resumed_from,
             "skipped": data.skipped,
+            "best": {"step": result.best[0], "validation_loss": result.best[1]} if result.best else None,
         }
     )
 

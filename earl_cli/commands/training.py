@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from earl_cli.console import console
-from earl_cli.errors import OutputError
+from earl_cli.errors import EarlError, OutputError
 
 if TYPE_CHECKING:
     from earl_cli.config.loader import Resolved
+    from earl_cli.config.rl import RlConfig
+    from earl_cli.config.sft import SftConfig
     from earl_cli.models.bundle import Base
+    from earl_cli.training.disk import Disk
     from earl_cli.training.memory import Memory, SamplerMemory
 
 ModelOption = Annotated[
@@ -78,10 +83,66 @@ def show_memory(memory: Memory, base: Base, processes: int, sampler: SamplerMemo
     return found
 
 
-def check_folder(output: Path) -> None:
-    """Raise OutputError if a file has the name of the run's folder."""
+def show_disk(disk: Disk) -> dict[str, int]:
+    """Print what of the disk a run needs; returns the bytes."""
+    console.say(f"disk: {disk}")
+    return {"checkpoint": disk.checkpoint, "model": disk.model, "in_all": disk.total}
+
+
+# -- what is refused, by the plan as by the run ------------------------------------------------------------------------
+
+
+def check_before(command: str, config: SftConfig | RlConfig, output: Path) -> None:
+    """Raise for a number of processes, trackers or a folder that can't be, before model and data are opened."""
+    from earl_cli.training.distributed import check_processes
+    from earl_cli.training.log import check_trackers
+
+    check_processes(command, config)
+    check_trackers(config.trackers)
     if output.exists() and not output.is_dir():
         raise OutputError("this is a file, not a folder for the model", where=str(output))
+
+
+def problem_of(check: Callable[[], None]) -> EarlError | None:
+    """What a check raises."""
+    try:
+        check()
+    except EarlError as problem:
+        return problem
+    return None
+
+
+def refuse_after(plan: Mapping[str, Any], problem: EarlError | None) -> None:
+    """The plan's one document; and after it, as its last word, what the run would refuse."""
+    if problem is None:
+        console.document(plan)
+        return
+    console.fail(problem, beside=plan)
+    raise typer.Exit(problem.exit_code)
+
+
+# -- the end of a run --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stopped(unit: str, output: Path) -> Iterator[None]:
+    """Say where a training stopped that was asked to, once everything is saved."""
+    from earl_cli.training.stopping import Stopped
+
+    try:
+        yield
+    except Stopped as stop:
+        console.say(f"stopped after {unit} {stop.done}; the same command goes on from there")
+        console.document({"model": None, "stopped_after": stop.done, "output": str(output)})
+        raise
+
+
+def ending(output: Path, unit: str, best: tuple[int, float] | None) -> str:
+    """Where everything is."""
+    from earl_cli.training.checkpoints import BEST, CHECKPOINTS
+
+    found = f", the best by validation ({unit} {best[0]}: {best[1]:.4f}) in {BEST}/" if best else ""
+    return f"the model is in {output}, its checkpoints in {CHECKPOINTS}/{found}"
 
 
 def positions(base: Base) -> int:

@@ -16,7 +16,13 @@ from earl_cli.errors import UsageError
 
 EXTERNAL = "APP__"
 SECONDS, BYTES, LARGEST = 20, 1 << 30, 1 << 24  # of processor time, of memory, of the result
-_PUBLISHED = ("APP__DATA_DIR", "APP__BASE_EXP_DIR", "APP__REWARD_FUNCTION_API_BASE", "APP__RUN_NAME")
+_PUBLISHED = (
+    "APP__DATA_DIR",
+    "APP__RL_100K_DIR",
+    "APP__BASE_EXP_DIR",
+    "APP__REWARD_FUNCTION_API_BASE",
+    "APP__RUN_NAME",
+)
 _HOST = Path(__file__).with_name("jsonnet_host.py")
 
 

@@ -5,11 +5,14 @@ Fields from ``data`` on are EARL's own.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from earl_cli.tokens.grammar import Overlong
 from earl_cli.tokens.layout import THINKING_START, Mode
 
 Positive = Annotated[int, Field(gt=0)]
@@ -91,6 +94,9 @@ class RlConfig(BaseModel):
     judge_at_once: Positive = 64
     judge_timeout: Above = 120.0  # seconds for one answer
     judge_patience: Above | None = None  # seconds that a run waits for a judge that is down; None: as long as it takes
+    overlong: Overlong = (
+        "force"  # zero, as published: thinking that leaves no room gives no picture, worth 0 to viescore
+    )
     train_forced_tokens: bool = False  # as published; the grammar leaves them no choice
     advantage_over_std: bool = True  # False: Dr. GRPO, arXiv 2503.20783
     local_credit: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of a code's advantage that is its own place's
@@ -172,6 +178,47 @@ class RlConfig(BaseModel):
             raise ValueError("engine_gpus are for engine_place separate")
         mode_of(self.assistant_prefill)
         return self
+
+    def for_processes(self, there: int) -> str | None:
+        """The settings that keep the prompts of an iteration where so many processes run; None if there are none."""
+        if self.prompts_per_iteration % there:
+            return None
+        return f"--set processes={there} keeps the {self.prompts_per_iteration} prompts an iteration"
+
+    def remarks(self, origins: Mapping[str, str]) -> list[str]:
+        """What of these settings has no effect, or another one than one may think.
+
+        ``origins`` says where each comes from; those that flags and --set gave were meant.
+        """
+        meant = {key for key, origin in origins.items() if origin.startswith("--")}
+        save, length = self.save_checkpoints_every_n_iterations, self.num_iterations
+        validates = bool(self.validation or self.val_paths_file)
+        found = []
+        if save >= length:
+            found.append(
+                f"save_checkpoints_every_n_iterations {save}: the only checkpoint is that of the end, {length}"
+            )
+        for name in ("keep_checkpoints_every_n_iterations", "push_to_hub_every_n_iterations"):
+            every = getattr(self, name)
+            both = math.lcm(every, save)
+            if both != every and (name in meant or not name.startswith("push") or self.push_to_hub_repo_id):
+                found.append(
+                    f"{name} {every} is no multiple of save_checkpoints_every_n_iterations {save}: it happens every "
+                    f"{both} iterations"
+                )
+        if validates and self.validate_every > length:
+            found.append(f"validate_every {self.validate_every}: validated is at the start and at the end, {length}")
+        if not validates and meant & {"validate_every", "validation_rows"}:
+            found.append("without validation data nothing is validated, and no checkpoint is known to be the best")
+        if self.updates_per_iteration == 1 and meant & {"clip_low", "clip_high"}:
+            found.append("clip_low and clip_high have no effect with updates_per_iteration 1")
+        if self.lora_rank is None and "lora_alpha" in meant:
+            found.append("lora_alpha has no effect without lora_rank")
+        if self.mode == "edit" and self.train_text_tokens_only:
+            found.append(
+                "train_text_tokens_only: in the mode edit no text is sampled, so such iterations train nothing"
+            )
+        return found
 
 
 def mode_of(prefill: str | None) -> Mode:

@@ -45,11 +45,17 @@ def mix(sizes: Sequence[int], coefficients: Sequence[float] | None, seed: int) -
     return Mixture(rows, tuple(map(len, parts)), chosen)
 
 
-def first_rows(sizes: Sequence[int], budget: int) -> Mixture:
-    """For validation: an equal share of ``budget`` rows of each set, the first ones, in order."""
+def sample_rows(sizes: Sequence[int], budget: int, seed: int) -> Mixture:
+    """For validation: an equal share of ``budget`` rows of each set, at least one, drawn at random and in order.
+
+    The same rows for the same seed; of a set, those that are drawn don't depend on the others.
+    """
     share = max(1, budget // len(sizes))
     starts = np.cumsum([0, *sizes])
-    parts = [start + np.arange(min(size, share)) for start, size in zip(starts, sizes, strict=False)]
+    parts = []
+    for start, size in zip(starts, sizes, strict=False):
+        drawn = np.random.default_rng(seed).choice(size, min(size, share), replace=False)
+        parts.append(start + np.sort(drawn).astype(np.int64))
     counts = tuple(map(len, parts))
     return Mixture(
         np.concatenate(parts), counts, tuple(count / size for count, size in zip(counts, sizes, strict=True))

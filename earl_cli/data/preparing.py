@@ -31,15 +31,12 @@ from earl_cli.tokens.boxes import Size, rescale_boxes
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every process needs to know: the source, its columns (all named), the size of pictures, may it use URLs.
-
-    ``image_area``, ``multiple`` and ``grids`` are as in `resize_to_area`.
-    """
+    """What every process needs to know: the source, its columns (all named), the size of pictures, may it use URLs."""
 
     source: Source
     columns: Columns
     image_area: int
-    multiple: int
+    multiple: int  # pixels a code is wide and high
     grids: Grids = ()
     urls: bool = False
 

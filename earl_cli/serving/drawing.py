@@ -44,8 +44,7 @@ def _variants(editor: Editor, order: Order, drafts: Sequence[Draft]) -> list[Var
     variants = []
     for each in drafts:
         try:
-            edited = render(editor.model, order.picture.pixels, before, each, "source")
-            variants.append(Variant(each.seed, edited.image, edited.problem))
+            variants.append(Variant(each.seed, render(editor.model, order.picture.pixels, before, each, "source")))
         except EarlError as error:
             variants.append(Variant(each.seed, None, error.what))
     if all(variant.image is None for variant in variants):

@@ -17,7 +17,7 @@ from torch import Tensor
 from earl_cli.config.paths import read_paths
 from earl_cli.config.rl import RlConfig
 from earl_cli.data.batches import Rows, load_rows
-from earl_cli.data.mixture import Mixture, first_rows, mix
+from earl_cli.data.mixture import Mixture, mix, sample_rows
 from earl_cli.errors import InputError, UsageError
 from earl_cli.files import whole_file
 from earl_cli.generation.engine import Engine
@@ -28,18 +28,29 @@ from earl_cli.models.bundle import Base, save_trained
 from earl_cli.models.device import DevicePlan, choose_device, plan
 from earl_cli.models.language import load_language
 from earl_cli.tokens.layout import Grid, Layout
-from earl_cli.training.checkpoints import CHECKPOINTS, MARK, drop_old, drop_torn, mark_complete, newest, written
-from earl_cli.training.distributed import gathered, rank, world_size
-from earl_cli.training.gallery import plain
+from earl_cli.training.checkpoints import (
+    CHECKPOINTS,
+    MARK,
+    Goal,
+    drop_old,
+    drop_torn,
+    link_best,
+    mark_complete,
+    newest,
+    note_validation,
+    written,
+)
+from earl_cli.training.distributed import gathered, need_deepspeed, rank, world_size
 from earl_cli.training.learners import Learner
 from earl_cli.training.losses import separate_heads, whole_head
 from earl_cli.training.memory import Memory, SamplerMemory, Shape, estimate
 from earl_cli.training.policy import Batch, Policy
 from earl_cli.training.precision import uses_bfloat16
 from earl_cli.training.rollouts import lengths
-from earl_cli.training.trainee import with_adapters
+from earl_cli.training.trainee import merged_weights, need_peft, with_adapters
 
 MODEL, BEGUN = "hf_model", "run.json"
+GOAL: Goal = "highest"
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -47,7 +58,10 @@ MODEL, BEGUN = "hf_model", "run.json"
 
 @dataclass(frozen=True, eq=False)
 class RlData:
-    """Rows to draw prompts from, and those to validate on; ``skipped`` rows are too long for the context."""
+    """Rows to draw prompts from, and those to validate on.
+
+    ``skipped`` rows of the mixture and ``unheld`` ones to validate on are too long for the context, and left out.
+    """
 
     rows: Rows
     mixture: Mixture
@@ -55,6 +69,7 @@ class RlData:
     held: Rows | None
     validation: NDArray[np.int64]
     skipped: int
+    unheld: int
 
 
 def load_prompts(config: RlConfig, layout: Layout, positions: int) -> RlData:
@@ -88,12 +103,19 @@ def load_prompts(config: RlConfig, layout: Layout, positions: int) -> RlData:
         what = f"an iteration draws {prompts} prompts, but the data have only {there}"
         hint = f"at most {there * config.generations_per_sample} here"
         raise UsageError(what, where="episodes_per_iteration", hint=hint)
-    held, validation = None, np.zeros(0, dtype=np.int64)
+    held, validation, unheld = None, np.zeros(0, dtype=np.int64), 0
     if held_places:
         held = load_rows(held_places, layout)
-        chosen = first_rows(held.sizes, config.validation_rows).rows
+        chosen = sample_rows(held.sizes, config.validation_rows, config.random_seed).rows
         validation = chosen[lengths(held, config.mode)[chosen] <= context]
-    return RlData(rows, mixture, mixture.rows[fits], held, validation, int((~fits).sum()))
+        unheld = len(chosen) - len(validation)
+        if not len(validation):
+            raise InputError(
+                f"no validation prompt with its picture fits into {context} tokens",
+                where=", ".join(map(str, held_places)),
+                hint="raise model_context_size, or tokenize with a smaller --image-area",
+            )
+    return RlData(rows, mixture, mixture.rows[fits], held, validation, int((~fits).sum()), unheld)
 
 
 def _coefficients(coefficients: tuple[float, ...] | None, places: tuple[Path, ...]) -> tuple[float, ...] | None:
@@ -141,20 +163,31 @@ def sampler_memory_of(config: RlConfig, base: Base) -> SamplerMemory | None:
     )
 
 
-def load_policy(base: Base, config: RlConfig, longest: int) -> tuple[Policy, FrozenReference | None, DevicePlan]:
-    """The policy, its frozen copy if the loss asks for one, and where they run.
+def place_policy(base: Base, config: RlConfig, longest: int) -> DevicePlan:
+    """Where a run will train, by calculation: no weight is read.
 
-    The memory of a batch with sequences of ``longest`` tokens is checked before any weight is read. Raises DeviceError
-    if it isn't there, MissingExtraError if the package for adapters is missing.
+    Raises DeviceError if a batch with sequences of ``longest`` tokens doesn't fit, MissingExtraError if a package for
+    adapters or sharding is missing.
     """
+    if config.lora_rank is not None:
+        need_peft()
     bfloat16 = uses_bfloat16(config)
-    needed = memory_of(config, base, world_size(), longest)
-    place = plan(
+    need_deepspeed(config.sharding)
+    return plan(
         config.device,
-        fixed_bytes=needed.device,
+        fixed_bytes=memory_of(config, base, world_size(), longest).device,
         dtype="bfloat16" if bfloat16 else "float32",
         attention=config.attention,
     )
+
+
+def load_policy(base: Base, config: RlConfig, longest: int) -> tuple[Policy, FrozenReference | None, DevicePlan]:
+    """The policy, its frozen copy if the loss asks for one, and where they run.
+
+    What `place_policy` raises is raised before any weight is read.
+    """
+    place = place_policy(base, config, longest)
+    bfloat16 = uses_bfloat16(config)
     narrow = bfloat16 and (config.sharding != "none" or config.lora_rank is not None)
     parts = separate_heads if config.separate_language_and_vision_vocabs else whole_head
     head = parts(base.layout.vocabulary), config.temperature
@@ -237,24 +270,36 @@ def resume(config: RlConfig, learner: Learner) -> int:
 
     Raises UsageError if the run was begun in a way in which today's can't go on.
     """
+    check_way(config)
     folder = config.folder / CHECKPOINTS
     found = newest(folder)
     gathered(None)  # every process has looked before the first one tidies up
     if rank() == 0:
-        drop_torn(folder, MODEL)
+        drop_torn(folder)
         _drop_old(config, folder)
+        link_best(config.folder, GOAL, MODEL)
     if found is None:
         return 0
-    begun = json.loads((found / BEGUN).read_text(encoding="utf-8"))
-    if begun["way"] != _way(config):
-        words = ", ".join(f"{name} {value}" for name, value in begun["way"].items())
-        raise UsageError(
-            f"this run was begun with {words}",
-            where=str(found),
-            hint="go on in the same way, or choose another --output",
-        )
     learner.load(found)
-    return int(begun["iteration"]) + 1
+    return int(_begun(found)["iteration"]) + 1
+
+
+def check_way(config: RlConfig) -> None:
+    """Raise UsageError if the run in the folder was begun in a way in which today's can't go on."""
+    found = newest(config.folder / CHECKPOINTS)
+    if found is None or _begun(found)["way"] == _way(config):
+        return
+    words = ", ".join(f"{name} {value}" for name, value in _begun(found)["way"].items())
+    raise UsageError(
+        f"this run was begun with {words}",
+        where=str(found),
+        hint="go on in the same way, or choose another --output",
+    )
+
+
+def _begun(checkpoint: Path) -> dict[str, Any]:
+    begun: dict[str, Any] = json.loads((checkpoint / BEGUN).read_text(encoding="utf-8"))
+    return begun
 
 
 def _way(config: RlConfig) -> dict[str, Any]:
@@ -267,22 +312,31 @@ def _way(config: RlConfig) -> dict[str, Any]:
     }
 
 
-def save_checkpoint(config: RlConfig, base: Base, learner: Learner, iteration: int) -> Path:
-    """Write the checkpoint after ``iteration``, unless it is there, and let older ones go. Called in every process."""
+def save_checkpoint(
+    config: RlConfig, base: Base, learner: Learner, iteration: int, validation: float | None = None
+) -> Path:
+    """Write the checkpoint after ``iteration``, unless it is there, and let older ones go. Called in every process.
+
+    ``validation`` is the reward of its model on the validation rows, if that is known.
+    """
     folder = config.folder / CHECKPOINTS
     checkpoint = folder / f"ckpt_{iteration:06d}"
-    if any(gathered((checkpoint / MARK).is_file())):
-        return checkpoint
+    there = any(gathered((checkpoint / MARK).is_file()))
     with written(f"the checkpoint of iteration {iteration}", folder):
-        save_model(config, base, learner, checkpoint / MODEL)
-        learner.save(checkpoint)
-        gathered(None)  # every process has written its part
+        if not there:
+            save_model(config, base, learner, checkpoint / MODEL)
+            learner.save(checkpoint)
+            gathered(None)  # every process has written its part
         if rank() == 0:
-            begun = {"iteration": iteration, "way": _way(config)}
-            with whole_file(checkpoint / BEGUN) as aside:
-                aside.write_text(json.dumps(begun), encoding="utf-8")
-            mark_complete(checkpoint)
+            if validation is not None:
+                note_validation(checkpoint, validation)
+            if not there:
+                begun = {"iteration": iteration, "way": _way(config)}
+                with whole_file(checkpoint / BEGUN) as aside:
+                    aside.write_text(json.dumps(begun), encoding="utf-8")
+                mark_complete(checkpoint)
     if rank() == 0:
+        link_best(config.folder, GOAL, MODEL)
         _drop_old(config, folder)
     return checkpoint
 
@@ -295,21 +349,10 @@ def save_model(config: RlConfig, base: Base, learner: Learner, output: Path) -> 
         if not learner.policy.adapted:
             save_trained(base, language, output, config.save_layout)
             return
-        with merged_weights(learner.policy) as state:
+        with merged_weights(learner.policy.language) as state:
             save_trained(base, learner.policy.base, output, config.save_layout, state=state)
-
-
-@contextmanager
-def merged_weights(policy: Policy) -> Iterator[dict[str, Tensor]]:
-    """The weights under the names of a model without adapters, these multiplied in."""
-    with plain(policy.language) as language:
-        yield {
-            name.replace(".base_layer", ""): weight
-            for name, weight in language.state_dict().items()
-            if ".lora_" not in name
-        }
 
 
 def _drop_old(config: RlConfig, folder: Path) -> None:
     every = config.keep_checkpoints_every_n_iterations
-    drop_old(folder, config.keep, lambda iteration: (iteration + 1) % every == 0, MODEL)
+    drop_old(folder, config.keep, GOAL, lambda iteration: (iteration + 1) % every == 0)

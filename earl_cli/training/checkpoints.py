@@ -1,32 +1,37 @@
 """Checkpoints that can't be half-chosen: one counts once its mark is written, and only then are old ones dropped.
 
-An old one may stay as a model alone, to be used and not to go on from; it has another mark.
+Each is a model folder, or has one in it, beside the state to go on from. An old one may stay as a model alone, to be
+used and not to go on from; it has another mark. The best by validation always stays, and `BEST` leads to it.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, TypeAlias
 
-from earl_cli.config.sft import SftConfig
-from earl_cli.errors import OutputError, UsageError, explain
+from earl_cli.errors import OutputError, explain
+from earl_cli.files import whole_file
 
 CHECKPOINTS = "checkpoints"
 MARK, MODEL_ONLY, LOCK = "complete", "model-only", ".lock"
+VALIDATION, BEST = "validation.json", "best"
+STATE = ("optimizer*", "scheduler.pt", "rng_state*.pth", "global_step*", "deepspeed", "latest", "zero_to_fp32.py")
+"""What of a checkpoint is there only to go on from it."""
+Goal: TypeAlias = Literal["lowest", "highest"]
 _NAME = re.compile(r"(?:checkpoint-|ckpt_)(\d+)")
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in ``folder``, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if (path / MARK).is_file()]
+    return [path for _, path in _numbered(folder) if (path / MARK).is_file()]
 
 
 @contextmanager
@@ -52,22 +57,6 @@ def newest(folder: Path) -> Path | None:
     """The checkpoint to go on from, if there is one."""
     whole = checkpoints(folder)
     return whole[-1] if whole else None
-
-
-def check_begun(checkpoint: Path, config: SftConfig, processes: int) -> None:
-    """Raise UsageError if the run was begun in a way in which today's can't go on."""
-    adapters = (checkpoint / "adapter_model.safetensors").is_file()
-    parts = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
-    partitioned = any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
-    sharding = "none" if not parts else "zero3" if partitioned else "zero2"
-    now = config.sharding.removesuffix("-offload")
-    if (adapters, sharding, parts) != (config.lora_rank is not None, now, processes if now != "none" else 0):
-        words = f"{'adapters' if adapters else 'every weight'} trained, sharding {sharding}"
-        raise UsageError(
-            f"this run was begun with {words}" + (f", {parts} processes" if parts else ""),
-            where=str(checkpoint),
-            hint="go on in the same way, or choose another --output",
-        )
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -101,39 +90,105 @@ def written(what: str, where: Path) -> Iterator[None]:
         raise OutputError(f"{what} can't be written: {reason}", where=str(where), hint=hint) from error
 
 
-def drop_old(folder: Path, keep: int, spared: Callable[[int], bool] | None = None, model: str = "") -> None:
-    """Remove all but the newest ``keep`` whole checkpoints; of ``spared`` numbers the sub-folder ``model`` stays."""
+# -- the best ----------------------------------------------------------------------------------------------------------
+
+
+def note_validation(checkpoint: Path, value: float) -> None:
+    """Write down how good the model of a checkpoint is on the validation rows."""
+    with whole_file(checkpoint / VALIDATION) as aside:
+        aside.write_text(json.dumps({"value": value}), encoding="utf-8")
+
+
+def best(folder: Path, goal: Goal) -> tuple[Path, float] | None:
+    """The checkpoint in ``folder``, whole or a model alone, that validation found best, and how good it is."""
+    found = []
+    for number, path in _numbered(folder):
+        if (path / VALIDATION).is_file() and ((path / MARK).is_file() or (path / MODEL_ONLY).is_file()):
+            value = float(json.loads((path / VALIDATION).read_text(encoding="utf-8"))["value"])
+            found.append((value if goal == "lowest" else -value, number, path, value))
+    found = [each for each in found if math.isfinite(each[0])]
+    return min(found)[2:] if found else None
+
+
+def is_better(value: float, folder: Path, goal: Goal) -> bool:
+    """Whether that is better than all that validation has found so far."""
+    there = best(folder, goal)
+    return math.isfinite(value) and (there is None or (value < there[1] if goal == "lowest" else value > there[1]))
+
+
+def link_best(output: Path, goal: Goal, model: str = "") -> tuple[Path, float] | None:
+    """Let `BEST` in the run's folder lead to its best checkpoint, or to the sub-folder ``model`` of that.
+
+    Returns that checkpoint and its value. A file or folder of that name that isn't ours stays as it is.
+    """
+    found = best(output / CHECKPOINTS, goal)
+    link = output / BEST
+    if found is None or (link.exists() and not link.is_symlink()):
+        return found
+    target = Path(CHECKPOINTS, found[0].name, model)
+    if not link.is_symlink() or link.readlink() != target:
+        aside = link.with_name(f".{BEST}.link")
+        try:
+            aside.unlink(missing_ok=True)
+            aside.symlink_to(target)
+            aside.replace(link)
+        except OSError:  # a file system without links
+            pass
+    return found
+
+
+# -- what goes ---------------------------------------------------------------------------------------------------------
+
+
+def drop_old(folder: Path, keep: int, goal: Goal, spared: Callable[[int], bool] | None = None) -> None:
+    """Remove all but the newest ``keep`` whole checkpoints; of ``spared`` numbers and of the best the model stays."""
+    first = best(folder, goal)
+    chosen = first[0] if first else None
     for path in checkpoints(folder)[:-keep]:
-        if spared is not None and spared(_number(path)):
-            (path / MODEL_ONLY).touch()
-            _strip(path, model)
+        stays = spared is not None and spared(number_of(path))
+        if stays or path == chosen:
+            (path / MODEL_ONLY).write_text("" if stays else BEST, encoding="utf-8")
+            _strip(path)
         else:
+            _remove(path)
+    for _, path in _numbered(folder):
+        mark = path / MODEL_ONLY
+        if path != chosen and not (path / MARK).is_file() and mark.is_file() and mark.read_text("utf-8") == BEST:
             _remove(path)
 
 
-def drop_torn(folder: Path, model: str = "") -> None:
+def drop_torn(folder: Path) -> None:
     """Remove what an interruption left half-written or half-removed."""
-    whole = checkpoints(folder)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if _NAME.fullmatch(path.name) and path not in whole:
+    for _, path in _numbered(folder):
+        if not (path / MARK).is_file():
             if (path / MODEL_ONLY).is_file():
-                _strip(path, model)
+                _strip(path)
             else:
                 _remove(path)
 
 
-def _number(checkpoint: Path) -> int:
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """What is there of checkpoints, whole or not, oldest first."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    return sorted((int(match[1]), path) for path in inside if (match := _NAME.fullmatch(path.name)))
+
+
+def number_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written, or the iteration, from 0."""
     match = _NAME.fullmatch(checkpoint.name)
     assert match is not None
     return int(match[1])
 
 
-def _strip(checkpoint: Path, model: str) -> None:
-    """Remove all but the sub-folder ``model``."""
+def _strip(checkpoint: Path) -> None:
+    """Remove all that isn't the model."""
     (checkpoint / MARK).unlink(missing_ok=True)  # first, so that it doesn't count while it goes
-    for path in checkpoint.iterdir():
-        if path.is_dir() and path.name != model:
-            shutil.rmtree(path)
+    for pattern in STATE:
+        for path in checkpoint.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _remove(checkpoint: Path) -> None:

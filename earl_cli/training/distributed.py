@@ -11,8 +11,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any, Literal, TypeVar
 
+from earl_cli.config.rl import RlConfig
+from earl_cli.config.sft import SftConfig
 from earl_cli.errors import EarlError, MissingExtraError, UsageError
 
 Value = TypeVar("Value")
@@ -82,18 +85,16 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def check_processes(wanted: int | None, batch: int, accumulation: int) -> None:
-    """Raise UsageError if a config was made for another number of processes; the hint keeps its batch."""
-    there = world_size()
+def check_processes(command: str, config: SftConfig | RlConfig) -> None:
+    """Raise UsageError if a config was made for another number of processes; the hint says what does the same."""
+    there, wanted = world_size(), config.processes
     if wanted is None or wanted == there:
         return
-    pairs = wanted * batch * accumulation
-    same, rest = divmod(pairs, there * batch)
-    keep = f"--set processes={there} --set accumulation={same} keeps the {pairs} pairs a step"
+    same = config.for_processes(there)
     raise UsageError(
         f"this config is for {wanted} processes, {there} run",
         where="processes",
-        hint=f"torchrun --nproc_per_node {wanted} -m earl_cli sft …" + ("" if rest else f", or {keep}"),
+        hint=f"torchrun --nproc_per_node {wanted} -m earl_cli {command} …" + (f", or {same}" if same else ""),
     )
 
 
@@ -109,19 +110,25 @@ def quiet_libraries(cpu: bool) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one, and says so on stdout
 
 
+def need_deepspeed(sharding: Sharding) -> None:
+    """Raise MissingExtraError if DeepSpeed is needed and isn't installed."""
+    if sharding != "none" and find_spec("deepspeed") is None:
+        raise MissingExtraError(
+            f"sharding {sharding} needs DeepSpeed", hint='pip install "earl-cli[deepspeed]", or --set sharding=none'
+        )
+
+
 def deepspeed_config(sharding: Sharding, *, bfloat16: bool, cpu: bool) -> dict[str, Any] | None:
     """The published settings of DeepSpeed for ZeRO-2 and ZeRO-3, None where nothing is sharded.
 
+    They name no optimizer, as the published ones, so that it is the trainer's.
     Raises MissingExtraError if DeepSpeed isn't installed.
     """
     if sharding == "none":
         return None
-    try:
-        import deepspeed
-    except ImportError:
-        raise MissingExtraError(
-            f"sharding {sharding} needs DeepSpeed", hint='pip install "earl-cli[deepspeed]", or --set sharding=none'
-        ) from None
+    need_deepspeed(sharding)
+    import deepspeed
+
     if cpu:  # else it compiles one for inference, under a lock that stays for ever if this process is killed meanwhile
         deepspeed.ops.__compatible_ops__ = {}
     zero: dict[str, Any] = {
@@ -142,13 +149,10 @@ def deepspeed_config(sharding: Sharding, *, bfloat16: bool, cpu: bool) -> dict[s
     if sharding == "zero3-offload":
         place = {"device": "cpu", "pin_memory": not cpu}
         zero |= {"offload_optimizer": place, "offload_param": place}
-    adam = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
-    offloaded = sharding == "zero3-offload" and not cpu
     return {
         "zero_optimization": zero,
         "bf16": {"enabled": bfloat16},
-        "optimizer": {"type": "AdamW", "params": adam if offloaded else {**adam, "torch_adam": True}},
-        "zero_force_ds_cpu_optimizer": offloaded,
+        "zero_force_ds_cpu_optimizer": sharding == "zero3-offload" and not cpu,
         "gradient_clipping": "auto",
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.page import Entry, Figure, page, write_page
 from earl_cli.models.vision import decode, images_of
 from earl_cli.tokens.layout import Grid, Layout, Mode
+from earl_cli.training.trainee import plain
 
 
 def draw_gallery(
@@ -45,33 +44,10 @@ def draw_gallery(
         texts += [("problem", answer.problem)] if answer.problem else []
         entries.append(Entry(data.rows.id(row), figures, texts))
     path.parent.mkdir(parents=True, exist_ok=True)
-    note = (
-        f"temperature {sampling.temperature:g}, top-k {sampling.top_k}, seed 0; the first validation pairs, none picked"
-    )
+    how = f"temperature {sampling.temperature:g}, top-k {sampling.top_k}, seed 0"
+    note = f"{how}; validation pairs that were drawn at random, none picked"
     write_page(path, page(title, [note], entries))
 
 
 def _picture(vision: Any, codes: Any) -> Any:
     return images_of(decode(vision, torch.from_numpy(codes.astype("int64"))[None]))[0]
-
-
-@contextmanager
-def plain(model: Any) -> Iterator[Any]:
-    """The language model in eval mode, with adapters multiplied in; afterwards every weight has its old bits."""
-    trained = model.training
-    model.eval()
-    if not hasattr(model, "get_base_model"):
-        yield model
-    else:
-        base = model.get_base_model()
-        kept = {name: weight.detach().clone() for name, weight in base.named_parameters() if not weight.requires_grad}
-        model.merge_adapter()
-        try:
-            yield base
-        finally:
-            model.unmerge_adapter()
-            with torch.no_grad():
-                for name, weight in base.named_parameters():
-                    if name in kept:
-                        weight.copy_(kept[name])  # unmerging subtracts, which rounds
-    model.train(trained)

@@ -123,10 +123,11 @@ class ShardedLearner:
 
         settings = deepspeed_config(config.sharding, bfloat16=uses_bfloat16(config), cpu=uses_cpu(config))
         assert settings is not None
-        rate = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon}
-        settings["optimizer"]["params"] |= {**rate, "weight_decay": config.weight_decay}
+        adam = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon}
+        adam |= {"weight_decay": config.weight_decay, "torch_adam": not settings["zero_force_ds_cpu_optimizer"]}
         zero = {name: value for name, value in settings["zero_optimization"].items() if value != "auto"}
         settings |= {
+            "optimizer": {"type": "AdamW", "params": adam},
             "zero_optimization": {**zero, "overlap_comm": False},
             "gradient_clipping": config.clip,
             "train_micro_batch_size_per_gpu": 1,

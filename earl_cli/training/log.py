@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from earl_cli.errors import MissingExtraError
+from earl_cli.files import whole_file
 from earl_cli.training.checkpoints import written
 
-LOG = "log.jsonl"
+LOG, RUNS = "log.jsonl", "trackers.json"
 Track = Callable[[int, Mapping[str, float]], None]
 
 
@@ -42,15 +44,18 @@ def check_trackers(trackers: Sequence[str]) -> None:
             raise MissingExtraError(f"the tracker {tracker} isn't installed", hint='pip install "earl-cli[trackers]"')
 
 
-def start_trackers(trackers: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Track]:
-    """Each tracker as a function of step and figures; the run has the folder's name in it."""
-    return [_STARTS[name](folder, config) for name in trackers]
+def start_trackers(trackers: Sequence[str], folder: Path, config: Mapping[str, Any], done: int) -> list[Track]:
+    """Each tracker as a function of step and figures.
+
+    A run that goes on behind ``done`` steps goes on there as well: which run it is stands in `RUNS` in its folder.
+    """
+    return [_STARTS[name](folder, config, done) for name in trackers]
 
 
-def _tensorboard(folder: Path, _config: Mapping[str, Any]) -> Track:
+def _tensorboard(folder: Path, _config: Mapping[str, Any], done: int) -> Track:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer: Any = SummaryWriter(str(folder / "tensorboard"))
+    writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
 
     def track(step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
@@ -60,15 +65,38 @@ def _tensorboard(folder: Path, _config: Mapping[str, Any]) -> Track:
     return track
 
 
-def _client(name: str) -> Callable[[Path, Mapping[str, Any]], Track]:
-    def start(folder: Path, config: Mapping[str, Any]) -> Track:
-        from importlib import import_module
+def _wandb(folder: Path, config: Mapping[str, Any], _done: int) -> Track:
+    import wandb
 
-        client: Any = import_module(name)
-        client.init(project="earl", name=folder.resolve().name, config=dict(config))
-        return lambda step, figures: client.log(dict(figures), step=step)
+    wandb.init(
+        project="earl",
+        id=_run_of(folder, "wandb"),
+        name=folder.resolve().name,
+        dir=str(folder),
+        config=dict(config),
+        resume="allow",
+        allow_val_change=True,
+    )
+    return lambda step, figures: wandb.log(dict(figures), step=step)
 
-    return start
+
+def _trackio(folder: Path, config: Mapping[str, Any], _done: int) -> Track:
+    import trackio
+
+    run = f"{folder.resolve().name}-{_run_of(folder, 'trackio')}"  # a name is all that trackio knows a run by
+    trackio.init(project="earl", name=run, config=dict(config), resume="allow")
+    return lambda step, figures: trackio.log(dict(figures), step=step)
 
 
-_STARTS = {"tensorboard": _tensorboard, "trackio": _client("trackio"), "wandb": _client("wandb")}
+def _run_of(folder: Path, tracker: str) -> str:
+    """What a tracker knows this run by: made up at its first start, and read again at every other."""
+    file = folder / RUNS
+    runs: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if tracker not in runs:
+        runs[tracker] = secrets.token_hex(4)
+        with written("the names of the trackers' runs", file), whole_file(file) as aside:
+            aside.write_text(json.dumps(runs), encoding="utf-8")
+    return runs[tracker]
+
+
+_STARTS = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}

@@ -26,6 +26,7 @@ from earl_cli.training.figures import Clock, figures_of
 from earl_cli.training.grpo import advantages, has_signal
 from earl_cli.training.rollouts import Prompt, Rollout, draw_prompts, edits, sample, seeds
 from earl_cli.training.run import Judged, Run
+from earl_cli.training.stopping import Stopped
 from earl_cli.training.updating import update
 
 VALIDATION = 1 << 32  # in place of an iteration's number: validation has its own seeds, the same every time
@@ -35,11 +36,14 @@ WAITS = (5.0, 60.0)  # seconds between two looks at a judge that is down: the fi
 def reinforce(run: Run, start: int = 0, *, validated: bool = False) -> None:
     """Train from iteration ``start`` to the last; ``validated`` says that the validation due there has been done.
 
-    Raises EarlError if loss or gradients stop being numbers.
+    Raises EarlError if loss or gradients stop being numbers, and `Stopped` once the checkpoint is written that a signal
+    asked for: of the last iteration whose update is done.
     """
     config, watcher = run.config, run.watcher
     if len(run.validation) and start % config.validate_every == 0 and not validated:
-        validate(run, start)
+        found = validate(run, start)
+        if start:
+            watcher.checkpoint(start - 1, found)
     for iteration in range(start, config.num_iterations):
         clock = Clock()
         prompts = draw_prompts(
@@ -48,6 +52,8 @@ def reinforce(run: Run, start: int = 0, *, validated: bool = False) -> None:
         with clock.phase("sampling"):
             watcher.phase(iteration, "sampling")
             rollouts = roll_out(run, run.rows, of_this_process(prompts), partial(watcher.sampling, iteration))
+            stop_if_asked(run, iteration)
+        assert rollouts is not None
         with clock.phase("reward"):
             watcher.phase(iteration, "reward")
             scores = score(run, iteration, edits(run.vision, run.rows, rollouts))
@@ -58,10 +64,22 @@ def reinforce(run: Run, start: int = 0, *, validated: bool = False) -> None:
         shown = [group for part in gathered(groups if logged else []) for group in part]
         watcher.iteration(step, {**learned, **figures_of(groups), **clock.figures()}, shown)
         last = step == config.num_iterations
+        stop_if_asked(run, step)
+        found = None
         if len(run.validation) and (step % config.validate_every == 0 or last):
-            validate(run, step)
-        if step % config.save_checkpoints_every_n_iterations == 0 or last:
-            watcher.checkpoint(iteration)
+            found = validate(run, step)
+        best = found is not None and watcher.is_best(found)
+        if step % config.save_checkpoints_every_n_iterations == 0 or last or best:
+            watcher.checkpoint(iteration, found)
+
+
+def stop_if_asked(run: Run, done: int) -> None:
+    """Raises `Stopped` after a checkpoint if any process was sent a signal; ``done`` iterations are."""
+    number = run.stopping.agreed()
+    if number is not None:
+        if done:
+            run.watcher.checkpoint(done - 1, None)
+        raise Stopped(number, done)
 
 
 # -- sampling and judging ----------------------------------------------------------------------------------------------
@@ -73,35 +91,44 @@ def of_this_process(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     return prompts[rank() * each : (rank() + 1) * each]
 
 
-def roll_out(run: Run, rows: Rows, prompts: Sequence[Prompt], on_progress: OnProgress | None = None) -> list[Rollout]:
-    """Sample from the policy as it is."""
+def roll_out(
+    run: Run, rows: Rows, prompts: Sequence[Prompt], on_progress: OnProgress | None = None
+) -> list[Rollout] | None:
+    """Sample from the policy as it is; None if a signal asked this process to stop meanwhile."""
     config = run.config
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     with run.learner.whole() as language, run.engine(language) as engine:
-        return sample(
-            engine,
-            run.layout,
-            rows,
-            prompts,
-            config.mode,
-            sampling,
-            grammar=config.emu3_use_logit_processor,
-            on_progress=on_progress,
+        return run.stopping.unless_asked(
+            lambda: sample(
+                engine,
+                run.layout,
+                rows,
+                prompts,
+                config.mode,
+                sampling,
+                grammar=config.emu3_use_logit_processor,
+                overlong=config.overlong,
+                on_progress=on_progress,
+            )
         )
 
 
 def score(run: Run, iteration: int, drawn: Sequence[Edit]) -> list[Score]:
-    """Scores of edits. While the judge of any process is down all wait, after a checkpoint, and ask again."""
+    """Scores of edits. While the judge of any process is down all wait, after a checkpoint, and ask again.
+
+    ``iteration`` are done. Raises `Stopped` as `stop_if_asked`.
+    """
     waited = 0.0
     scores: list[Score] | None = None if drawn else []
     while True:
         problem: EarlError | None = None
         if scores is None:
             try:
-                scores = run.reward(drawn)
+                scores = run.stopping.unless_asked(lambda: run.reward(drawn))
             except JudgeDownError as failure:
                 problem = failure
         problems = [each for each in gathered(problem) if each is not None]
+        stop_if_asked(run, iteration)
         if not problems and scores is not None:
             return scores
         if waited == 0:
@@ -110,7 +137,7 @@ def score(run: Run, iteration: int, drawn: Sequence[Edit]) -> list[Score]:
         if patience is not None and waited >= patience:
             raise problems[0]
         pause = min(max(WAITS[0], waited), WAITS[1])
-        run.sleep(pause)
+        run.stopping.unless_asked(partial(run.sleep, pause))
         waited += pause
 
 
@@ -133,8 +160,11 @@ def rewards_of(scores: Sequence[Score]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def validate(run: Run, step: int) -> None:
-    """The policy's reward on prompts that it isn't trained on, one sample each, with the same seeds every time."""
+def validate(run: Run, step: int) -> float | None:
+    """The policy's reward on prompts that it isn't trained on, one sample each, with the same seeds every time.
+
+    None if not a single one could be had. Raises `Stopped` as `stop_if_asked`; the validation is made up for later.
+    """
     assert run.held is not None
     prompts = [
         Prompt(int(row), seeds(1, run.config.random_seed, VALIDATION, number))
@@ -142,6 +172,8 @@ def validate(run: Run, step: int) -> None:
     ]
     run.watcher.phase(step, "validation")
     rollouts = roll_out(run, run.held, of_this_process(prompts))
+    stop_if_asked(run, step)
+    assert rollouts is not None
     scores = score(run, step, edits(run.vision, run.held, rollouts))
     groups = [group for part in gathered(compare(run.config, run.layout, rollouts, scores)) for group in part]
     values = rewards_of([score for group in groups for score in group.scores])
@@ -150,3 +182,4 @@ def validate(run: Run, step: int) -> None:
     if len(values):
         figures["validation_reward"] = float(values.mean())
     run.watcher.validation(step, figures, groups)
+    return figures.get("validation_reward")

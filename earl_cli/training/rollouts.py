@@ -17,6 +17,7 @@ from earl_cli.data.batches import Rows
 from earl_cli.generation.engine import Completion, Engine, OnProgress, Request, Sampling
 from earl_cli.models.vision import decode, images_of, spatial_factor
 from earl_cli.rewards.reward import Edit, Pixels
+from earl_cli.tokens.grammar import Overlong
 from earl_cli.tokens.layout import Grid, Layout, Mode, Parsed
 
 if TYPE_CHECKING:
@@ -89,15 +90,19 @@ def sample(
     sampling: Sampling,
     *,
     grammar: bool = True,
+    overlong: Overlong = "force",
     on_progress: OnProgress | None = None,
 ) -> list[Rollout]:
-    """A group of completions for each prompt, in order; a picture has the source's grid unless the model thinks."""
+    """A group of completions for each prompt, in order; a picture has the source's grid unless the model thinks.
+
+    With ``overlong`` zero it has that grid also then.
+    """
     requests = []
     for prompt in prompts:
         source = rows.source(prompt.row)
         grid = Grid(*source.shape)
         ids = layout.prompt(source, rows.instruction(prompt.row), mode, grid)
-        requests.append(Request(tuple(ids.tolist()), mode, grid, prompt.seeds, grammar))
+        requests.append(Request(tuple(ids.tolist()), mode, grid, prompt.seeds, grammar, overlong))
     drawn = engine.generate(requests, sampling, on_progress)
     return [
         Rollout(

@@ -21,6 +21,7 @@ from earl_cli.tokens.layout import Layout
 from earl_cli.training.learners import Learner
 from earl_cli.training.policy import Batch
 from earl_cli.training.rollouts import Rollout
+from earl_cli.training.stopping import Stopping
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,11 @@ class Watcher(Protocol):
     def validation(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
         """After ``step`` iterations the policy does so well on prompts that it isn't trained on."""
 
-    def checkpoint(self, iteration: int) -> None:
-        """The iteration is to be kept: called in every process."""
+    def is_best(self, validation: float) -> bool:
+        """Whether no model so far had so good a validation: called in every process, and the same in all."""
+
+    def checkpoint(self, iteration: int, validation: float | None) -> None:
+        """The iteration is to be kept, with what validation found if it did: called in every process."""
 
     def waiting(self, iteration: int, problem: EarlError) -> None:
         """The judge is down; the run goes on when it is back. Called in every process, before the first wait."""
@@ -89,4 +93,5 @@ class Run:
     reward: Reward
     engine: Callable[[Any], AbstractContextManager[Engine]]
     watcher: Watcher
+    stopping: Stopping = field(default_factory=Stopping)
     sleep: Callable[[float], None] = field(default=time.sleep)

@@ -17,10 +17,11 @@ from earl_cli.errors import UsageError
 from earl_cli.generation.engine import Completion, Engine, OnCompletion, OnProgress, Request, Sampling
 from earl_cli.generation.vllm_engine import VllmEngine
 from earl_cli.models.bundle import Base
-from earl_cli.training.assembling import RlData, merged_weights, text_limit
+from earl_cli.training.assembling import RlData, text_limit
 from earl_cli.training.distributed import gathered, rank, world_size
 from earl_cli.training.learners import Learner
 from earl_cli.training.precision import uses_bfloat16
+from earl_cli.training.trainee import merged_weights
 
 
 class VllmSampler:
@@ -34,7 +35,7 @@ class VllmSampler:
     def __call__(self, language: Any) -> Iterator[Engine]:  # noqa: ARG002 - adapters are merged from the learner's
         """The engine with the policy's weights as they are."""
         engine = self.engine = self.engine or self._start()
-        with merged_weights(self.learner.policy) as weights:
+        with merged_weights(self.learner.policy.language) as weights:
             engine.update_weights(weights.items())
         shared = int(self.config.engine_args.get("tensor_parallel_size", 1))
         yield SharedEngine(engine, shared) if shared > 1 and world_size() > 1 else engine

@@ -18,9 +18,10 @@ from earl_cli.generation.engine import Completion, Engine, OnCompletion, OnProgr
 from earl_cli.generation.vllm_process import ProcessEngine
 from earl_cli.models.bundle import Base
 from earl_cli.models.device import choose_device
-from earl_cli.training.assembling import RlData, merged_weights
+from earl_cli.training.assembling import RlData
 from earl_cli.training.distributed import by_first, gathered, rank, world_size
 from earl_cli.training.learners import Learner
+from earl_cli.training.trainee import merged_weights
 from earl_cli.training.vllm_sampling import engine_options
 
 
@@ -34,7 +35,7 @@ class SeparateSampler:
     @contextmanager
     def __call__(self, language: Any) -> Iterator[Engine]:  # noqa: ARG002 - adapters are merged from the learner's
         """The engine with the policy's weights as they are."""
-        with merged_weights(self.learner.policy) as weights:
+        with merged_weights(self.learner.policy.language) as weights:
             by_first(lambda: self._started().update_weights(weights.items()))
         yield GatheringEngine(self.engine) if self.engine is None or world_size() > 1 else self.engine
 

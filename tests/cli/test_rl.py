@@ -243,7 +243,102 @@ def test_the_plan_of_a_published_run(
     assert plan["origins"]["kl_coeff"] == "rl/sft_s__rl_s"
     monkeypatch.delenv("APP__DATA_DIR")
     assert run(command) == 2
-    assert "the environment variable APP__DATA_DIR (rl.libsonnet:3:23) is not set" in capsys.readouterr().err
+    assert "the environment variable APP__DATA_DIR (rl.libsonnet:6:12) is not set" in capsys.readouterr().err
+
+
+# -- what the run would refuse, the plan refuses ---------------------------------------------------------------------
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+def file_in_the_way(out: Path) -> None:
+    out.write_text("mine")
+
+
+def run_of_sft(out: Path) -> None:
+    (out / CHECKPOINTS / "checkpoint-3").mkdir(parents=True)
+    (out / CHECKPOINTS / "checkpoint-3/complete").touch()
+
+
+def run_with_adapters(out: Path) -> None:
+    (out / CHECKPOINTS / "ckpt_000003").mkdir(parents=True)
+    (out / CHECKPOINTS / "ckpt_000003/complete").touch()
+    way = {"sharding": "none", "processes": "any", "lora_rank": 8}
+    (out / CHECKPOINTS / "ckpt_000003/run.json").write_text(json.dumps({"iteration": 3, "way": way}))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "args", "values", "code", "expected"),
+    [
+        (nothing, ("--data", "nowhere"), {}, 3, "nowhere"),
+        (nothing, ("--model", "org/nowhere at all"), {}, 4, "nowhere at all"),
+        (nothing, (), {"processes": 3}, 2, "this config is for 3 processes, 1 run"),
+        (nothing, (), {"attention": "flash_attention_2"}, 5, "--set attention=sdpa"),
+        (nothing, (), {"engine_args": '{"dtype": "half"}', "engine": "transformers"}, 2, "only the engine vllm takes"),
+        (nothing, ("--reward", "viescore"), {}, 2, "the reward viescore needs a judge"),
+        (nothing, ("--reward", "beauty"), {}, 2, "there is no reward 'beauty'"),
+        (file_in_the_way, (), {}, 8, "this is a file, not a folder for the model"),
+        (run_of_sft, (), {}, 2, "this folder holds a run of earl sft"),
+        (run_with_adapters, (), {}, 2, "this run was begun with sharding none, processes any, lora_rank 8"),
+    ],
+)
+def test_the_plan_refuses_what_the_run_refuses_in_the_same_words(
+    prepare: Callable[[Path], None],
+    args: tuple[str, ...],
+    values: dict[str, object],
+    code: int,
+    expected: str,
+    rl: Callable[..., Said],
+    tmp_path: Path,
+) -> None:
+    prepare(tmp_path / "out")
+    said = [complaint(rl(*args, *more, **values), code) for more in ((), ("--dry-run",))]
+    first, second = (text[text.index("error: ") :] for text in said)
+    assert first == second
+    assert expected in first
+
+
+def test_the_plan_refuses_for_want_of_memory_and_disk(
+    rl: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("earl_cli.training.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+        text = complaint(rl("--dry-run"), 8)
+        assert "the run needs up to 12.3 MB: 1 whole checkpoint of 7.19 MB, 1 model of 5.11 MB; 1 MB are free" in text
+        assert text[text.index("error: ") :] in complaint(rl(), 8)
+    monkeypatch.setattr("earl_cli.models.device.free_memory", lambda _: 1000)
+    text = complaint(rl("--dry-run"), 5)
+    assert text[text.index("error: ") :] in complaint(rl(), 5)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"save_checkpoints_every_n_iterations": 5}, "the only checkpoint is that of the end, 2"),
+        (
+            {"save_checkpoints_every_n_iterations": 20, "keep_checkpoints_every_n_iterations": 30},
+            "keep_checkpoints_every_n_iterations 30 is no multiple of save_checkpoints_every_n_iterations 20: "
+            "it happens every 60 iterations",
+        ),
+        ({"validate_every": 2}, "without validation data nothing is validated"),
+        ({"clip_high": 0.28}, "clip_low and clip_high have no effect with updates_per_iteration 1"),
+        ({"lora_alpha": 4}, "lora_alpha has no effect without lora_rank"),
+        ({"train_text_tokens_only": "true"}, "in the mode edit no text is sampled"),
+    ],
+)
+def test_settings_without_effect_are_named(values: dict[str, object], expected: str, rl: Callable[..., Said]) -> None:
+    said = rl("--dry-run", **values)
+    assert said.code == 0, said.err
+    assert expected in said.err
+
+
+def test_validation_prompts_that_are_too_long_are_counted(rl: Callable[..., Said], store: Path) -> None:
+    said = rl("--dry-run", "--validation", store, model_context_size=50, episodes_per_iteration=4)
+    assert said.code == 0, said.err
+    assert "warning: 4 validation prompts have too many tokens and are left out" in said.err
 
 
 # -- what a run leaves -----------------------------------------------------------------------------------------------
@@ -254,7 +349,13 @@ def test_episodes_galleries_log_and_model(rl: Callable[..., Said], tmp_path: Pat
     said = rl("--validation", store, "--json", validation_rows=3, gallery_rows=3, validate_every=1)
     assert said.code == 0, said.err
     output = tmp_path / "out"
-    assert said.document == {"model": str(output), "iterations": 2, "resumed_from": 0}
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    rewards = {line["step"]: line["validation_reward"] for line in log if line.get("validation_reward") is not None}
+    step = max((each for each in rewards if each), key=lambda each: (rewards[each], -each))
+    best = {"iteration": step, "validation_reward": rewards[step]}
+    assert said.document == {"model": str(output), "iterations": 2, "resumed_from": 0, "best": best}
+    assert (output / "best").resolve() == output / CHECKPOINTS / f"ckpt_{step - 1:06d}" / "hf_model"
+    assert load_model(str(output / "best"), device="cpu").image_area == 32 * 32
     for step in (1, 2):
         table = pq.read_table(output / f"episodes/step-{step:06d}.parquet")
         assert table.schema.equals(SCHEMA)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,18 +94,41 @@ def test_a_chain_of_thought_that_no_row_has(sft: Callable[..., Said], store: Pat
 # -- sequences that are too long -------------------------------------------------------------------------------------
 
 
-def test_too_long_sequences_are_counted_and_the_first_is_named(sft: Callable[..., Said], tmp_path: Path) -> None:
-    text = complaint(sft("--max-length", 52), 3)  # every third pair has 3 x 4 codes, the others fewer
-    assert "4 of 12 sequences are longer than 52 tokens: the first is '0-2', the longest has 57" in text
-    assert "--set too_long=skip" in text
+def test_too_long_sequences_are_trained_on_and_counted(sft: Callable[..., Said]) -> None:
+    said = sft("--max-length", 52, "--json", max_steps=1)  # every third pair has 3 x 4 codes, the others fewer
+    assert said.code == 0, said.err
+    assert said.document["skipped"] == 0
+    assert "warning: 4 pairs have more than 52 tokens, up to 57, and are trained on as they are" in said.err
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_too_long_sequences_are_refused_if_one_says_so(
+    more: tuple[str, ...], sft: Callable[..., Said], store: Path, tmp_path: Path
+) -> None:
+    text = complaint(sft("--max-length", 52, *more, too_long="stop"), 3)
+    assert f"error: {store}: 4 of 12 sequences are longer than 52 tokens: the first is '0-2', the longest has" in text
+    assert "--set too_long=skip, or train on them as they are: --set too_long=keep" in text
     assert not (tmp_path / "out").exists()
 
 
-def test_too_long_sequences_are_left_out_if_one_says_so(sft: Callable[..., Said]) -> None:
-    said = sft("--max-length", 52, "--json", too_long="skip")
+def test_beyond_the_model_s_positions_nothing_is_kept(
+    sft: Callable[..., Said], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    small = shutil.copytree(tiny_model_dir, tmp_path / "small")
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 52}))
+    text = complaint(sft("--model", small), 3)
+    assert "4 of 12 sequences are longer than the model's 52 positions: the first is '0-2'" in text
+    assert "too_long=skip" in text
+    assert "too_long=keep" not in text
+
+
+def test_too_long_sequences_are_left_out_if_one_says_so(sft: Callable[..., Said], store: Path) -> None:
+    said = sft("--max-length", 52, "--json", "--validation", store, too_long="skip", max_steps=1)
     assert said.code == 0, said.err
     assert said.document["skipped"] == 4
-    assert "warning: 4 pairs have too many tokens and are left out" in said.err
+    assert "warning: 4 pairs have more than 52 tokens and are left out" in said.err
+    assert "warning: 4 validation pairs have too many tokens and are left out" in said.err
 
 
 def test_if_all_are_too_long_none_is_left_out(sft: Callable[..., Said]) -> None:
@@ -147,6 +172,12 @@ def test_a_length_beyond_the_models(sft: Callable[..., Said]) -> None:
         (("--config", "sft/simpel"), {}, "no such config file or recipe"),
         (("--set", "epochs"), {}, "not of the form key=value"),
         ((), {"processes": 4}, "this config is for 4 processes, 1 run"),
+        ((), {"keep": 0}, "keep: Input should be greater than 0"),
+        ((), {"keep": -1}, "keep: Input should be greater than 0"),
+        ((), {"checkpoint_every": 0}, "checkpoint_every: Input should be greater than 0"),
+        ((), {"validate_every": 0}, "validate_every: Input should be greater than 0"),
+        ((), {"min_learning_rate": 0.1}, "the rate would rise to the end"),
+        ((), {"too_long": "error"}, "too_long: Input should be 'keep', 'skip' or 'stop'"),
     ],
 )
 def test_wrong_values(
@@ -212,6 +243,109 @@ def test_a_loss_that_is_no_number_names_the_rows_and_keeps_the_last_good_checkpo
     again = sft("--json", checkpoint_every=2, max_steps=8)
     assert again.code == 0, again.err
     assert again.document["resumed_from"] == 4
+
+
+# -- what the run would refuse, the plan refuses ---------------------------------------------------------------------
+
+
+def file_in_the_way(out: Path) -> None:
+    out.write_text("mine")
+
+
+def run_of_rl(out: Path) -> None:
+    """Whole by its mark, as any version has left it."""
+    (out / CHECKPOINTS / "ckpt_000003").mkdir(parents=True)
+    (out / CHECKPOINTS / "ckpt_000003/complete").touch()
+
+
+def run_of_another_model(out: Path) -> None:
+    (out / CHECKPOINTS / "checkpoint-3").mkdir(parents=True)
+    (out / CHECKPOINTS / "checkpoint-3/complete").touch()
+    (out / "begun.json").write_text('{"command": "sft", "model": "ORG/other", "data": []}')
+
+
+def run_with_adapters(out: Path) -> None:
+    (out / CHECKPOINTS / "checkpoint-3/adapter").mkdir(parents=True)
+    (out / CHECKPOINTS / "checkpoint-3/complete").touch()
+    (out / CHECKPOINTS / "checkpoint-3/adapter/adapter_model.safetensors").touch()
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("prepare", "args", "values", "code", "expected"),
+    [
+        (nothing, ("--data", "nowhere"), {}, 3, "nowhere"),
+        (nothing, ("--model", "org/nowhere at all"), {}, 4, "nowhere at all"),
+        (nothing, (), {"processes": 4}, 2, "this config is for 4 processes, 1 run"),
+        (nothing, (), {"device": "cuda"}, 5, "cuda"),
+        (nothing, (), {"quantize": "4bit", "lora_rank": 4}, 5, "4-bit weights need an NVIDIA GPU"),
+        (nothing, (), {"attention": "flash_attention_2"}, 5, "--set attention=sdpa"),
+        (file_in_the_way, (), {}, 8, "this is a file, not a folder for the model"),
+        (run_of_rl, (), {}, 2, "this folder holds a run of earl rl"),
+        (run_of_another_model, (), {}, 2, "this folder holds a run that started from ORG/other, not from"),
+        (run_with_adapters, (), {}, 2, "this run was begun with adapters trained, sharding none"),
+    ],
+)
+def test_the_plan_refuses_what_the_run_refuses_in_the_same_words(
+    prepare: Callable[[Path], None],
+    args: tuple[str, ...],
+    values: dict[str, object],
+    code: int,
+    expected: str,
+    sft: Callable[..., Said],
+    tmp_path: Path,
+) -> None:
+    if values.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    prepare(tmp_path / "out")
+    said = [complaint(sft(*args, *more, **values), code) for more in ((), ("--dry-run",))]
+    first, second = (text[text.index("error: ") :] for text in said)
+    assert first == second
+    assert expected in first
+
+
+def test_the_plan_refuses_for_want_of_memory_and_disk(
+    sft: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("earl_cli.training.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+        text = complaint(sft("--dry-run"), 8)
+        assert "the run needs up to 11.6 MB: 1 whole checkpoint of 6.49 MB, 1 model of 5.11 MB; 1 MB are free" in text
+        assert text[text.index("error: ") :] in complaint(sft(), 8)
+    monkeypatch.setattr("earl_cli.models.device.free_memory", lambda _: 1000)
+    text = complaint(sft("--dry-run"), 5)
+    assert "the model needs" in text
+    assert text[text.index("error: ") :] in complaint(sft(), 5)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_that_refuses_is_still_one_document(sft: Callable[..., Said]) -> None:
+    said = sft("--dry-run", "--json", processes=4)
+    assert said.code == 2
+    assert said.document["steps"] == 4
+    assert said.document["error"]["what"] == "this config is for 4 processes, 1 run"
+
+
+# -- settings that come out otherwise than one may think -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"checkpoint_every": 5}, "checkpoint_every 5: the only checkpoint is that of the end, 4"),
+        ({"validate_every": 2}, "without validation data nothing is validated"),
+        ({"warmup_steps": 4}, "warmup_steps 4: the learning rate is still rising at the end, 4"),
+        ({"epochs": 3}, "max_steps 4 decides the length, and epochs 3 has no effect"),
+        ({"lora_dropout": 0.1}, "lora_alpha and lora_dropout have no effect without lora_rank"),
+    ],
+)
+def test_settings_without_effect_are_named(values: dict[str, object], expected: str, sft: Callable[..., Said]) -> None:
+    said = sft("--dry-run", **values)
+    assert said.code == 0
+    assert f"warning: {expected}" in said.err
 
 
 # -- what is right ---------------------------------------------------------------------------------------------------
@@ -293,3 +427,79 @@ def test_stdout_is_one_document_and_stderr_has_no_noise(tiny_model_dir: Path, st
     done = subprocess.run([*map(str, command), *more], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["steps"] == 4
     assert [line for line in done.stderr.splitlines() if "Warning" in line or line.startswith("[")] == []
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_checkpoints_are_models_of_which_the_best_is_named(
+    sft: Callable[..., Said], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    said = sft("--json", "--validation", store, checkpoint_every=3, validate_every=2, keep=1, gallery_rows=0)
+    assert said.code == 0, said.err
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["eval_loss"] for line in log if "eval_loss" in line}
+    assert list(losses) == [2, 4]
+    step = min(losses, key=lambda each: losses[each])
+    assert said.document["best"] == {"step": step, "validation_loss": losses[step]}
+    assert said.document["validation_loss"] == losses[4]
+    assert (out / "best").resolve() == out / CHECKPOINTS / f"checkpoint-{step}"
+    for name in ("best", f"{CHECKPOINTS}/checkpoint-4"):
+        edited = tmp_path / f"{step}-{name.replace('/', '-')}.png"
+        photo = Path(__file__).parents[2] / "docs/photos/palace.jpg"
+        assert run(["edit", str(photo), "make it snowy", "--model", str(out / name), "-o", str(edited)]) == 0
+        assert edited.is_file()
+    trained = load_language(out).state_dict()
+    last = load_language(out / CHECKPOINTS / "checkpoint-4").state_dict()
+    assert all(torch.equal(trained[name], last[name]) for name in trained)
+    capsys.readouterr()
+    assert sft("--model", out / "best", "-o", tmp_path / "next", "--dry-run").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", [{}, {"lora_rank": 4}])
+def test_a_run_of_an_earlier_version_goes_on(
+    values: dict[str, object], sft: Callable[..., Said], tmp_path: Path
+) -> None:
+    """Its checkpoints are transformers' own: weights or adapters, without what makes a folder edit."""
+    whole = sft("--json", "-o", tmp_path / "whole", checkpoint_every=2, **values)
+    assert whole.code == 0, whole.err
+    shutil.copytree(tmp_path / "whole", tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / CHECKPOINTS / "checkpoint-4")
+    old = tmp_path / "out" / CHECKPOINTS / "checkpoint-2"
+    for name in ("earl.json", "tokenizer.json"):
+        (old / name).unlink()
+    shutil.rmtree(old / "vision")
+    (tmp_path / "out/begun.json").unlink()
+    if values:
+        (old / "model.safetensors").unlink()
+        for path in (old / "adapter").iterdir():
+            path.rename(old / path.name)
+        (old / "adapter").rmdir()
+    again = sft("--json", **values)
+    assert again.code == 0, again.err
+    assert again.document["resumed_from"] == 2
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+def test_a_sharded_run_of_an_earlier_version_says_why_it_does_not_go_on(
+    sft: Callable[..., Said], tmp_path: Path
+) -> None:
+    """Its optimizer has one group of weights; today those of norms are another."""
+    old = tmp_path / "out" / CHECKPOINTS / "checkpoint-2"
+    (old / "global_step2").mkdir(parents=True)
+    (old / "global_step2/zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    (old / "complete").touch()
+    text = complaint(sft(sharding="zero2"), 2)
+    assert "this sharded run was begun by an earl that let the weights of norms decay too" in text
+    assert "hint: go on with the version that began it, or start from its weights: choose another --output" in text
+
+
+@pytest.mark.slow
+def test_other_data_than_at_the_beginning_are_said(sft: Callable[..., Said], store: Path, tmp_path: Path) -> None:
+    assert sft().code == 0
+    again = sft("--data", store, "--data", store, max_steps=5)
+    assert again.code == 0, again.err
+    assert "this run was begun with other data, and goes on with today's" in again.err

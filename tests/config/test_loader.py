@@ -22,7 +22,8 @@ def test_the_defaults_are_the_published_values(tmp_path: Path) -> None:
     assert (config.epochs, config.batch_size, config.accumulation) == (10, 2, 8)
     assert (config.learning_rate, config.min_learning_rate, config.warmup_steps) == (1e-4, 1e-5, 30)
     assert (config.weight_decay, config.clip, config.betas, config.epsilon) == (0.1, 5.0, (0.9, 0.95), 1e-6)
-    assert (config.checkpoint_every, config.keep, config.validation_rows) == (100, 50, 1000)
+    assert (config.checkpoint_every, config.validation_rows) == (100, 1000)
+    assert (config.keep, config.dropout, config.loss_mean, config.too_long) == (2, 0, "tokens", "keep")  # ours
 
 
 @pytest.mark.parametrize(
@@ -66,10 +67,13 @@ def test_every_recipe_of_supervised_training_validates() -> None:
 
 def test_the_published_recipe_holds_the_published_values() -> None:
     simple = load_config(SftConfig, "sft/simple", given=NEEDED)
-    changed = {"max_length", "precision", "sharding", "processes"}
+    changed = {"max_length", "precision", "sharding", "processes", "dropout"}
     published = load_config(SftConfig, None, given=NEEDED).model_dump(exclude=changed)
     assert simple.model_dump(exclude=changed) == published
     assert (simple.max_length, simple.precision, simple.sharding, simple.processes) == (3000, "bfloat16", "zero3", 4)
+    assert simple.dropout == 0.1
+    assert load_config(SftConfig, "sft/thinking", ['cot_keys=["plan"]'], given=NEEDED).dropout == 0.1
+    assert load_config(SftConfig, "sft/lora", given=NEEDED).dropout == 0
     assert load_config(SftConfig, "sft/simple-offload", given=NEEDED).sharding == "zero3-offload"
     with pytest.raises(UsageError, match="--cot-keys plan,objects"):
         load_config(SftConfig, "sft/thinking", given=NEEDED)

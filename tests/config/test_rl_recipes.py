@@ -33,6 +33,7 @@ RUNS = {
 }
 VARIABLES = {
     "APP__DATA_DIR": "/data",
+    "APP__RL_100K_DIR": "/data/emu3_tokenized_rl_100k",
     "APP__BASE_EXP_DIR": "/runs",
     "APP__REWARD_FUNCTION_API_BASE": JUDGE,
     "APP__RUN_NAME": "mine",
@@ -55,7 +56,8 @@ def test_a_run_is_the_published_one(name: str) -> None:
     config = load_config(RlConfig, f"rl/{name}")
     model, mode, sets, coefficients, iterations, context, batch = RUNS[name]
     assert (config.model_path, config.mode) == (model, mode)
-    assert config.data == tuple(Path("/data", folder, "train") for folder in sets)
+    place = "/data/emu3_tokenized_rl_100k" if model in (MIXED, TWO_STAGES) else "/data"
+    assert config.data == tuple(Path(place, folder, "train") for folder in sets)
     assert config.coefficients == coefficients
     assert (config.num_iterations, config.model_context_size, config.per_device_batch_size) == (
         iterations,
@@ -66,6 +68,7 @@ def test_a_run_is_the_published_one(name: str) -> None:
     assert (config.kl_coeff, config.temperature, config.top_p, config.top_k) == (0.0003, 1.0, 1.0, -1)
     assert (config.max_response_tokens, config.vllm_gpu_memory_utilization, config.random_seed) == (2048, 0.3, 42)
     assert config.emu3_use_logit_processor
+    assert config.overlong == "zero"
     assert config.separate_language_and_vision_vocabs
     assert not config.train_text_tokens_only
     assert not config.train_vision_tokens_only
@@ -89,7 +92,7 @@ def test_a_run_is_the_published_one(name: str) -> None:
 def test_a_run_says_which_variable_it_needs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(name)
     with pytest.raises(UsageError, match=rf"{name} \(.*libsonnet:\d+:\d+\) is not set .*export {name}="):
-        load_config(RlConfig, "rl/sft_s__rl_sc")
+        load_config(RlConfig, "rl/sft_sc__rl_sc" if name == "APP__RL_100K_DIR" else "rl/sft_s__rl_sc")
 
 
 @pytest.mark.usefixtures("variables")

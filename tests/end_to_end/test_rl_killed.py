@@ -26,6 +26,8 @@ from killing import (
     kill_over_and_over,
     kill_under_torchrun,
     make,
+    refused,
+    start_and_fill,
     start_twice,
     stop,
 )
@@ -136,17 +138,18 @@ def test_killed_over_and_over(settings: Callable[[str], Setting], tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("moment", "number", "code"),
+    ("name", "moment", "number", "code"),
     [
-        ("in a checkpoint", signal.SIGINT, 130),
-        ("between checkpoints", signal.SIGTERM, 143),
-        *([("while starting", signal.SIGINT, 130), ("between checkpoints", signal.SIGINT, 130)] if SOAK else []),
+        ("alone", "in a checkpoint", signal.SIGINT, 130),
+        ("together", "between checkpoints", signal.SIGTERM, 143),
+        *([("alone", "while starting", signal.SIGINT, 130)] if SOAK else []),
+        *([(name, "between checkpoints", signal.SIGINT, 130) for name in WAYS] if SOAK else []),
     ],
 )
 def test_stopped(
-    moment: str, number: signal.Signals, code: int, settings: Callable[[str], Setting], tmp_path: Path
+    name: str, moment: str, number: signal.Signals, code: int, settings: Callable[[str], Setting], tmp_path: Path
 ) -> None:
-    stop(settings("alone"), tmp_path / "run", moment, number, code)
+    stop(settings(name), tmp_path / "run", moment, number, code)
 
 
 # -- two at once ---------------------------------------------------------------------------------------------------
@@ -167,10 +170,14 @@ def test_a_full_disk(
     setting = settings(name)
     whole = sum(path.stat().st_size for path in measured(setting, tmp_path / "whole").rglob("*") if path.is_file())
     output = small_disk(whole // 2) / "run"
-    assert_disk_is_full(setting.start(output), output / CHECKPOINTS, "(the model|the checkpoint of iteration 0)")
+    refused(setting, output)
+    small_disk(10 * whole)
+    runs = start_and_fill(setting, output, lambda: small_disk(whole // 2))
+    assert_disk_is_full(runs, output / CHECKPOINTS, "(the model|the checkpoint of iteration 0)")
     assert checkpoints(output / CHECKPOINTS) == []
-    small_disk(int(1.7 * whole))  # for a checkpoint and half of another
-    assert_disk_is_full(setting.start(output), output / CHECKPOINTS, "(the model|the checkpoint of iteration 1)")
+    small_disk(10 * whole)
+    runs = start_and_fill(setting, output, lambda: small_disk(int(1.7 * whole)))  # a checkpoint and half of another
+    assert_disk_is_full(runs, output / CHECKPOINTS, "(the model|the checkpoint of iteration 1)")
     assert [path.name for path in checkpoints(output / CHECKPOINTS)] == list(NAMES[:1])
     setting.check(output)
     small_disk(10 * whole)
@@ -227,7 +234,7 @@ def test_what_is_left_of_an_old_checkpoint_is_a_model(settings: Callable[[str], 
     for run in setting.start(tmp_path / "run"):
         assert run.wait() == 0, run.output
     old, last = (tmp_path / "run" / CHECKPOINTS / name for name in RL.left)
-    assert is_stripped(old, RL.model)
+    assert is_stripped(old)
     assert (last / RL.model / "model.safetensors").read_bytes() == (tmp_path / "run/model.safetensors").read_bytes()
     (longer,) = setting.launch.ranks(
         1, *setting.arguments, *options(num_iterations=ITERATIONS + 2), "-o", tmp_path / "run"

@@ -24,8 +24,11 @@ from killing import (
     kill_over_and_over,
     kill_under_torchrun,
     make,
+    refused,
+    start_and_fill,
     start_twice,
     stop,
+    stop_under_torchrun,
 )
 from trainings import Trainings, options, torchrun, worker, write_pairs
 from victims import own_program
@@ -37,7 +40,7 @@ pytestmark = pytest.mark.slow
 STEPS, EVERY = 6, 2
 SFT = Command(left=(f"checkpoint-{STEPS}",), keep=1, model=".", unit="step", first=0)
 WAYS = {
-    "alone": (1, {"accumulation": 2}),
+    "alone": (1, {"accumulation": 2, "dropout": 0.1}),
     "adapters": (1, {"accumulation": 2, "lora_rank": 4, "lora_dropout": 0.1}),
     "together": (2, {}),
     "zero2": (2, {"sharding": "zero2"}),
@@ -63,8 +66,8 @@ def settings(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             if name == "alone":
                 arguments = (*arguments, "--validation", store, *options(validate_every=3, gallery_rows=1))
             output = tmp_path_factory.mktemp(name) / "run"
-            made[name] = make(SFT, launch, processes, arguments, options(keep=50), output)
-            assert list(made[name].undisturbed.saved) == [f"checkpoint-{step}" for step in (2, 4, 6)]
+            made[name] = make(SFT, launch, processes, arguments, options(keep=50, checkpoint_every=1), output)
+            assert list(made[name].undisturbed.saved) == [f"checkpoint-{step}" for step in range(1, STEPS + 1)]
         return made[name]
 
     yield undisturbed
@@ -148,18 +151,23 @@ def test_killed_over_and_over(settings: Callable[[str], Setting], tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("moment", "number", "code"),
+    ("name", "moment", "number", "code"),
     [
-        ("while starting", signal.SIGINT, 130),
-        ("in a checkpoint", signal.SIGINT, 130),
-        ("between checkpoints", signal.SIGINT, 130),
-        ("between checkpoints", signal.SIGTERM, 143),
+        ("alone", "while starting", signal.SIGINT, 130),
+        ("alone", "in a checkpoint", signal.SIGINT, 130),
+        ("alone", "between checkpoints", signal.SIGTERM, 143),
+        ("together", "between checkpoints", signal.SIGTERM, 143),
+        *([(name, "between checkpoints", signal.SIGINT, 130) for name in WAYS] if SOAK else []),
     ],
 )
 def test_stopped(
-    moment: str, number: signal.Signals, code: int, settings: Callable[[str], Setting], tmp_path: Path
+    name: str, moment: str, number: signal.Signals, code: int, settings: Callable[[str], Setting], tmp_path: Path
 ) -> None:
-    stop(settings("alone"), tmp_path / "run", moment, number, code)
+    stop(settings(name), tmp_path / "run", moment, number, code)
+
+
+def test_stopped_under_torchrun(settings: Callable[[str], Setting], tmp_path: Path) -> None:
+    stop_under_torchrun(settings("together"), tmp_path / "run")
 
 
 # -- two at once ---------------------------------------------------------------------------------------------------
@@ -180,14 +188,17 @@ def test_a_full_disk(
     setting = settings(name)
     whole = sum(path.stat().st_size for path in measured(setting, tmp_path / "whole").rglob("*") if path.is_file())
     output = small_disk(whole // 2) / "run"
-    assert_disk_is_full(setting.start(output), output / CHECKPOINTS, f"the checkpoint of step {EVERY}")
+    refused(setting, output)
+    small_disk(10 * whole)
+    runs = start_and_fill(setting, output, lambda: small_disk(whole // 2))
+    assert_disk_is_full(runs, output / CHECKPOINTS, f"(the model|the checkpoint of step {EVERY})")
     assert checkpoints(output / CHECKPOINTS) == []
-    for room, last in ((1.5, EVERY), (2.1, STEPS)):  # for a checkpoint and half of another; not for the model as well
-        small_disk(int(room * whole))
-        what = f"the checkpoint of step {last + EVERY}" if last < STEPS else "the model"
-        assert_disk_is_full(setting.start(output), output / CHECKPOINTS if last < STEPS else output, what)
-        assert [path.name for path in checkpoints(output / CHECKPOINTS)] == [f"checkpoint-{last}"]
-        setting.check(output)
+    small_disk(10 * whole)
+    runs = start_and_fill(setting, output, lambda: small_disk(int(1.5 * whole)))  # a checkpoint and half of another
+    assert_disk_is_full(runs, output / CHECKPOINTS, r"(the model|the checkpoint of step \d)")
+    (kept,) = checkpoints(output / CHECKPOINTS)
+    assert kept.name == f"checkpoint-{EVERY}"
+    setting.check(output)
     small_disk(10 * whole)
     setting.finish(output)
 
@@ -203,7 +214,7 @@ def test_a_file_that_may_not_be_that_large(settings: Callable[[str], Setting], t
     setting = settings("alone")
     output = tmp_path / "run"
     (run,) = setting.start(output, largest=1_000_000)  # bytes, which the optimizer's state has more of
-    assert_disk_is_full([run], output / CHECKPOINTS, f"the checkpoint of step {EVERY}")
+    assert_disk_is_full([run], output / CHECKPOINTS, f"(the model|the checkpoint of step {EVERY})")
     setting.finish(output)
 
 

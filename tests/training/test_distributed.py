@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from trainings import Trainings, free_port, options, torchrun, write_pairs
 from transformers import Emu3ForCausalLM
 from victims import Run
 
+from earl_cli.config.loader import load_config
+from earl_cli.config.rl import RlConfig
+from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import collate, load_rows
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.models.bundle import load_model
@@ -209,7 +213,9 @@ def test_a_run_that_was_begun_otherwise_is_one_message(
 def test_only_the_first_process_speaks(sharding: str, together: dict[str, tuple[Path, list[Run]]]) -> None:
     output, (first, second) = together[sharding]
     assert second.output == ""
-    device, result = [line for line in first.output.splitlines() if not line.startswith("training ")]
+    said = [line for line in first.output.splitlines() if not line.startswith("training ")]
+    warning, device, result = said
+    assert warning == "warning: checkpoint_every 100: the only checkpoint is that of the end, 5"
     assert device.startswith("cpu · float32")
     assert result.startswith(f"{STEPS} steps; the model is in {output}")
 
@@ -229,6 +235,7 @@ def test_torchrun_prints_one_document_and_makes_the_same_bits(
         "validation_loss": None,
         "resumed_from": 0,
         "skipped": 0,
+        "best": None,
     }
     assert "Warning" not in err
     assert (output / "model.safetensors").read_bytes() == (together["zero2"][0] / "model.safetensors").read_bytes()
@@ -292,13 +299,29 @@ def test_the_wrong_number_of_processes_is_one_message(setting: Setting, tmp_path
 )
 def test_the_hint_keeps_the_pairs_of_a_step(there: str, hint: str | None, bare: pytest.MonkeyPatch) -> None:
     bare.setenv("WORLD_SIZE", there)
+    given = {"data": ["a"], "output": "o", "batch_size": 2, "accumulation": 8}
     with pytest.raises(UsageError, match=f"for 4 processes, {there} run") as raised:
-        check_processes(4, batch=2, accumulation=8)
+        check_processes("sft", load_config(SftConfig, None, given={**given, "processes": 4}))
     assert "torchrun --nproc_per_node 4" in str(raised.value.hint)
     assert (hint or "torchrun") in str(raised.value.hint)
     assert ("keeps" in str(raised.value.hint)) == (hint is not None)
-    check_processes(int(there), batch=2, accumulation=8)
-    check_processes(None, batch=2, accumulation=8)
+    for processes in (int(there), None):
+        check_processes("sft", load_config(SftConfig, None, given={**given, "processes": processes}))
+
+
+@pytest.mark.parametrize(("there", "hint"), [("2", "--set processes=2 keeps the 6 prompts an iteration"), ("5", None)])
+def test_the_hint_for_reinforcement_learning_names_settings_that_it_has(
+    there: str, hint: str | None, bare: pytest.MonkeyPatch
+) -> None:
+    bare.setenv("WORLD_SIZE", there)
+    given = {"data": ["a"], "output": "o", "episodes_per_iteration": 12, "generations_per_sample": 2, "processes": 3}
+    with pytest.raises(UsageError, match=f"for 3 processes, {there} run") as raised:
+        check_processes("rl", load_config(RlConfig, None, given=given))
+    first, _, second = str(raised.value.hint).partition(", or ")
+    assert first == "torchrun --nproc_per_node 3 -m earl_cli rl …"
+    assert second == (hint or "")
+    for name in re.findall(r"--set (\w+)=", second):
+        assert name in RlConfig.model_fields
 
 
 # -- Slurm -----------------------------------------------------------------------------------------------------------

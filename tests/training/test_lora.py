@@ -19,9 +19,9 @@ from earl_cli.config.sft import SftConfig
 from earl_cli.generation.engine import Sampling
 from earl_cli.models.bundle import Base, load_model, load_vision_of, open_base
 from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
-from earl_cli.training.gallery import draw_gallery, plain
+from earl_cli.training.gallery import draw_gallery
 from earl_cli.training.sft import SftData, SftResult, fine_tune, load_data
-from earl_cli.training.trainee import load_trainee, merged
+from earl_cli.training.trainee import load_trainee, merged_weights, plain
 
 SMALL = {"max_steps": 6, "batch_size": 2, "accumulation": 2, "warmup_steps": 1, "learning_rate": 3e-3, "log_every": 1}
 LORA = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1, "precision": "float32", "device": "cpu"}
@@ -54,7 +54,7 @@ def train(
         if step == stop_at and "loss" in figures:
             raise StoppedError
 
-    return adapted, base, fine_tune(settings, adapted, base.layout, data, on_step)
+    return adapted, base, fine_tune(settings, adapted, base, data, on_step)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -88,11 +88,13 @@ def test_a_resumed_training_ends_in_the_same_bits(
         assert torch.equal(one, other), name
 
 
-def test_a_checkpoint_holds_adapters_only(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    train(tiny_model_dir, store, tmp_path / "run")
+def test_a_checkpoint_is_a_model_with_the_adapters_beside_it(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    adapted, *_ = train(tiny_model_dir, store, tmp_path / "run")
     (checkpoint,) = checkpoints(tmp_path / "run" / CHECKPOINTS)
-    assert (checkpoint / "adapter_model.safetensors").is_file()
-    assert not (checkpoint / "model.safetensors").exists()
+    assert (checkpoint / "adapter/adapter_model.safetensors").is_file()
+    with merged_weights(adapted) as expected:
+        found = load_model(str(checkpoint), device="cpu").language.state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_the_saved_model_and_the_adapter_beside_it_give_the_logits_of_the_trained_one(
@@ -118,9 +120,10 @@ def test_the_saved_model_and_the_adapter_beside_it_give_the_logits_of_the_traine
 
 
 def test_merging_is_base_and_adapters(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    adapted, base, _ = train(tiny_model_dir, store, tmp_path / "run")
+    adapted, *_ = train(tiny_model_dir, store, tmp_path / "run")
     apart = {name.replace("base_model.model.", ""): weight for name, weight in weights(adapted).items()}
-    whole = merged(copy.deepcopy(adapted), base).state_dict()
+    with merged_weights(adapted) as merged:
+        whole = {name: weight.clone() for name, weight in merged.items()}
     assert set(whole) == set(base_names := [name.replace(".base_layer", "") for name in apart if "lora" not in name])
     assert len(base_names) == len(whole)
     for name, weight in whole.items():
@@ -147,9 +150,8 @@ def test_drawing_leaves_every_bit_as_it_was(store: Path, tiny_model_dir: Path, t
 
 
 def test_what_draws_is_the_adapted_model(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    adapted, base, _ = train(tiny_model_dir, store, tmp_path / "run")
-    expected = merged(copy.deepcopy(adapted), base).state_dict()
-    with plain(adapted) as language:
+    adapted, *_ = train(tiny_model_dir, store, tmp_path / "run")
+    with merged_weights(copy.deepcopy(adapted)) as expected, plain(adapted) as language:
         assert not language.training
         for name, weight in language.state_dict().items():
             if "lora" not in name:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earl_cli.data.mixture import Mixture, first_rows, mix
+from earl_cli.data.mixture import Mixture, mix, sample_rows
 from earl_cli.errors import UsageError
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=5)
@@ -77,11 +77,18 @@ def test_without_coefficients_no_row_is_more_than_once_oftener_than_another(size
         assert all(each in (max(sizes) // size, max(sizes) // size + 1) for each in times)
 
 
-@given(SIZES, st.integers(1, 200))
-def test_validation_shares_its_rows_equally(sizes: list[int], budget: int) -> None:
-    chosen = first_rows(sizes, budget)
+@given(SIZES, st.integers(1, 200), st.integers(0, 5))
+def test_validation_shares_its_rows_equally(sizes: list[int], budget: int, seed: int) -> None:
+    chosen = sample_rows(sizes, budget, seed)
     share = max(1, budget // len(sizes))
     assert chosen.counts == tuple(min(size, share) for size in sizes)
     for times, count in zip(often(chosen, sizes), chosen.counts, strict=True):
-        assert times == [1] * count + [0] * (len(times) - count)  # the first rows of each
+        assert sorted(times) == [0] * (len(times) - count) + [1] * count
     assert chosen.rows.tolist() == sorted(chosen.rows.tolist())
+    assert chosen.rows.tolist() == sample_rows(sizes, budget, seed).rows.tolist()
+
+
+def test_validation_rows_are_a_sample_and_not_the_first_ones() -> None:
+    drawn = [sample_rows([1000], 100, seed).rows for seed in range(20)]
+    assert len({tuple(rows) for rows in drawn}) == 20
+    assert 450 < np.mean(drawn) < 550

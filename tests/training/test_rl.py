@@ -73,7 +73,7 @@ def brightness(edits: Sequence[Edit]) -> list[Score]:
 class Watcher:
     """Remembers, and saves checkpoints; ``stop_after`` so many iterations it ends the run as a kill would."""
 
-    def __init__(self, save: Callable[[int], object], stop_after: int | None = None) -> None:
+    def __init__(self, save: Callable[[int, float | None], object], stop_after: int | None = None) -> None:
         self.save, self.stop_after = save, stop_after
         self.figures: list[dict[str, float]] = []
         self.validations: list[dict[str, float]] = []
@@ -95,8 +95,11 @@ class Watcher:
     def validation(self, _step: int, figures: Mapping[str, float], _groups: Sequence[Judged]) -> None:
         self.validations.append(dict(figures))
 
-    def checkpoint(self, iteration: int) -> None:
-        self.save(iteration)
+    def is_best(self, _validation: float) -> bool:
+        return False
+
+    def checkpoint(self, iteration: int, validation: float | None) -> None:
+        self.save(iteration, validation)
 
     def waiting(self, iteration: int, problem: EarlError) -> None:
         self.waits.append((iteration, str(problem)))
@@ -225,6 +228,27 @@ def test_the_switched_cycles_train_their_kind_of_token(tiny_model_dir: Path, sto
     more = {"train_text_tokens_only": True, "text_only_cycle_steps": 2, "text_only_steps": 1, "validation": []}
     watcher, _ = train(settings(tiny_model_dir, store, tmp_path / "run", **more))
     assert ["grad_norm" in figures for figures in watcher.figures] == [False, True, False, True]
+
+
+def test_as_published_thinking_that_leaves_no_room_gives_no_picture(
+    tiny_model_dir: Path, store: Path, tmp_path: Path
+) -> None:
+    more = {"assistant_prefill": "reasoning", "overlong": "zero", "log_episodes_every_n_iterations": 1}
+    watcher, _ = train(settings(tiny_model_dir, store, tmp_path / "run", num_iterations=3, validation=[], **more))
+    layout = open_base(str(tiny_model_dir)).layout
+    drawn = 0
+    for group in watcher.groups:
+        rollout = group.rollout
+        for completion, answer, score in zip(rollout.completions, rollout.answers, group.scores, strict=True):
+            assert len(completion.ids) <= 64
+            assert completion.ids[-1] == layout.vocabulary.eos
+            if answer.codes is None:
+                assert score.value == -1.0  # what this test's reward gives to no picture
+                continue
+            drawn += 1
+            assert rollout.request.grid is not None
+            assert answer.codes.shape == (rollout.request.grid.height, rollout.request.grid.width)
+    assert 0 < drawn < 36
 
 
 def test_a_judge_that_is_down_pauses_the_run(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:

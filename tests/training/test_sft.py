@@ -68,7 +68,7 @@ def train(model: Path, settings: SftConfig, stop_at: int | None = None) -> tuple
     language, _ = load_trainee(base, settings, 100)
     settings.output.mkdir(parents=True, exist_ok=True)
     try:
-        result = fine_tune(settings, language, base.layout, data, on_step)
+        result = fine_tune(settings, language, base, data, on_step)
     except StoppedError:
         return SftResult(stop_at or 0, None, 0, {}), {}
     save_trained(base, language, settings.output, state=result.weights)
@@ -118,4 +118,4 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
 
 def test_sequences_that_are_too_long_are_named(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="20 of 20 sequences are longer than 10 tokens: the first is '0'"):
-        train(tiny_model_dir, config(store, tmp_path / "out", max_length=10))
+        train(tiny_model_dir, config(store, tmp_path / "out", max_length=10, too_long="stop"))

@@ -31,6 +31,7 @@
   max_response_tokens: 2048,
   model_context_size: 3000,
   vllm_gpu_memory_utilization: 0.3,
+  overlong: 'zero',  // of the runs that think: no picture after text that is too long, else one of the source's grid
   emu3_use_logit_processor: true,
   separate_language_and_vision_vocabs: true,
 

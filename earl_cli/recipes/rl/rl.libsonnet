@@ -1,19 +1,23 @@
 // Y of sft_X__rl_Y, the edits that a run learns from: s simple, c complex, sc both. The folders are as in
 // mair-lab/earl-datasets, or token stores of the same names; the coefficients bring every set to about 50,000 pairs.
-local train(names) = [std.extVar('APP__DATA_DIR') + '/' + name + '/train' for name in names];
 local complex = ['magic_brush', 'aurora_ag', 'aurora_kubric', 'ss2', 'vismin', 'human-edit'];
 local complex_coefficients = [6, 6, 0.7, 1.55, 3.7, 11];
+local recipe = {
+  folder:: std.extVar('APP__DATA_DIR'),
+  sets:: [],
+  data: [self.folder + '/' + name + '/train' for name in self.sets],
+};
 {
-  s: {
-    data: train(['omniedit']),
+  s: recipe {
+    sets:: ['omniedit'],
     coefficients: [1],
   },
-  c: {
-    data: train(complex),
+  c: recipe {
+    sets:: complex,
     coefficients: complex_coefficients,
   },
-  sc: {
-    data: train(['omniedit'] + complex),
+  sc: recipe {
+    sets:: ['omniedit'] + complex,
     coefficients: [0.13] + complex_coefficients,
   },
 }

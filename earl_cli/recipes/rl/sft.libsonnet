@@ -6,7 +6,10 @@ local simple = {
   model_context_size: 4096,
   per_device_batch_size: 4,
 };
+// The runs from sc and sc2stage learned from sets of their own making, emu3_tokenized_rl_100k/NAME/train, each as it is:
+// every coefficient is 1. They aren't among mair-lab/earl-datasets; name the folder in which yours lie.
 local mixed = {
+  folder:: std.extVar('APP__RL_100K_DIR'),
   tokenizer_path: 'BAAI/Emu3-Gen',
   assistant_prefill: '<|image start|>',
   coefficients: [1.0 for _ in self.data],

@@ -7,5 +7,6 @@
   lora_rank: 32,
   lora_alpha: 64,
   quantize: '4bit',
+  dropout: 0,
   gallery_rows: 4,
 }

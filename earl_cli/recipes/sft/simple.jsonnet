@@ -15,8 +15,11 @@
   clip: 5.0,
   betas: [0.9, 0.95],
   epsilon: 1e-6,
+  dropout: 0.1,
+  loss_mean: 'tokens',  // published: 'batch', the mean of the eight batches' means
   seed: 42,
   max_length: 3000,
+  too_long: 'keep',
 
   separate_vocabularies: false,
   gradient_checkpointing: true,
@@ -28,5 +31,5 @@
   validate_every: 100,
   validation_rows: 1000,
   checkpoint_every: 100,
-  keep: 50,
+  keep: 2,  // published: 50, which at 8 B take 6 TB
 }
