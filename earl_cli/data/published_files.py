@@ -238,7 +238,12 @@ def _holding(folder: Path, names: Sequence[str], roots: Sequence[Path]) -> _Hold
     """Raises InputError for a link that leaves ``roots`` and for what is no plain file."""
     sizes: dict[str, int] = {}
     spelled: dict[str, Path] = {}
-    for name in dict.fromkeys(names) if folder.is_dir() else ():
+    there: set[str] = set()
+    with suppress(OSError):  # one listing spares a million questions for files that aren't there
+        there = {_plain(PurePosixPath(path.name)).partition("/")[0] for path in folder.iterdir()}
+    for name in dict.fromkeys(names):
+        if _plain(PurePosixPath(name)).partition("/")[0] not in there:
+            continue
         path = folder / name
         if not os.path.lexists(path) and not (name.isascii() and "\\" not in name):
             path = spelled[name] = find_file(folder, name) or path

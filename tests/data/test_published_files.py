@@ -114,6 +114,12 @@ def test_files_are_found_where_the_list_may_mean(
     assert open_published(copied.parent).names == tuple(listed)
 
 
+@pytest.mark.skipif(os.sep != "/", reason="elsewhere a backslash is no part of a name")
+def test_a_backslash_may_be_part_of_a_name(tmp_path: Path) -> None:
+    base = lay(tmp_path / "x", ["feature/a\\b.pth"], ["a\\b.pth"])
+    assert [row.id for row in open_published(base).read()] == ["1"]
+
+
 def test_the_prefix_comes_first_where_it_exists(tmp_path: Path) -> None:
     base = lay(tmp_path / "x", ["feature/2.pth", "1.pth"], ["1.pth"], prefix=str(tmp_path / "elsewhere" / "codes"))
     assert next(open_published(base).read()).id == "2"
