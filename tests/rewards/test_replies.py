@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from earl_cli.rewards.replies import FIRST, SECOND, TIE, UnreadableError, read_choice, read_scores, read_tag
+from earl_cli.rewards.replies import (
+    FIRST,
+    LONGEST,
+    SECOND,
+    TIE,
+    Reply,
+    UnreadableError,
+    read_choice,
+    read_scores,
+    read_tag,
+)
 
 READABLE = [
     ('{"score": [6, 0], "reasoning": "ok"}', (6, 0), "ok"),
@@ -41,6 +53,29 @@ READABLE = [
     ('[{"score": [6, 0], "reasoning": "ok"}]', (6, 0), "ok"),
     ('{"score": [6, 0]}\n{"score": [6, 0]}', (6, 0), ""),
     ('<think>Perhaps {"score": [1, 1]}?</think>{"score": [10, 0]}', (10, 0), ""),
+    ("<thinking>[1, 1]?</thinking>[10, 0]", (10, 0), ""),
+    ("<think>" + "hm " * 20_000 + "</think>[10, 0]", (10, 0), ""),
+    ("8/10", (8, 8), ""),
+    ("8 / 10.0", (8, 8), ""),
+    ("**8/10**.", (8, 8), ""),
+    ("8 out of 10", (8, 8), ""),
+    ("8 Out Of 10.", (8, 8), ""),
+    ("```\n7.5/10\n```", (7.5, 7.5), ""),
+    ("8／10", (8, 8), ""),
+    ("８／１０", (8, 8), ""),
+    ("［８］", (8, 8), ""),
+    ("【８】", (8, 8), ""),
+    ("［８，６．５］", (8, 6.5), ""),
+    ("[8/10, 6 out of 10]", (8, 6), ""),
+    ("(6, 0)", (6, 0), ""),
+    ('{"score": "8/10", "reasoning": "ok"}', (8, 8), "ok"),
+    ('{"score": ["8/10", "6 of 10"], "reasoning": "ok"}', (8, 6), "ok"),
+    ('{"score": [8/10, 6/10], "reasoning": "ok"}', (8, 6), "ok"),
+    ('{"score": (8, 6), "reasoning": "ok"}', (8, 6), "ok"),
+    ('{"score": ["８／１０", "６"], "reasoning": "雪，很好"}', (8, 6), "雪，很好"),
+    ("{score: 8/10, reasoning: 'ok'}", (8, 8), "ok"),
+    ("｛＂score＂：［８，６］，＂reasoning＂：＂好＂｝", (8, 6), "好"),
+    ('{"score": [6, 0]} ［１，１］', (6, 0), ""),
 ]
 
 UNREADABLE = [
@@ -65,7 +100,16 @@ UNREADABLE = [
     ('{"score": [6, 0]} or rather {"score": [5, 0]}', "different scores"),
     ("[6, 0] and [3, 4]", "different scores"),
     ("the box [1, 2, 3, 4]", "4 numbers where 2"),
-    ('{"a": ' + "[" * 100_000, "no score"),
+    ('{"a": ' + "[" * 10_000, "no score"),
+    ('{"score": [6, 0]}' + " x" * 10_000, "20017 characters, more than 20000"),
+    ("8/100", "no score"),
+    ("4/5", "no score"),
+    ("80%", "no score"),
+    ("8/10/10", "no score"),
+    ("8/10, 6/10", "no score"),
+    ("11/10", "not from 0 to 10"),
+    ('{"score": ["8/100", "6/10"]}', "no number"),
+    ("[8/10, 6/10] or [8/10, 5/10]", "different scores"),
 ]
 
 
@@ -126,8 +170,21 @@ def test_the_last_tag_counts(number: int, before: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "said", ["8", "8/10", "8 out of 10", "**8**", "[8]", "８", "８／１０", "［８］", "8.0", "<score>8"]
+)
+def test_a_tag_is_read_however_its_number_is_written(said: str) -> None:
+    assert read_tag(f"It's there.\n<score>{said}</score>").numbers == (8,)
+
+
+def test_a_full_width_tag_is_a_tag() -> None:
+    assert read_tag("好。＜score＞８＜／score＞") == Reply((8,), "好。")
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
+        ("<score>1</score> <score><b>7</b></score>", "no number"),
+        ("<score>80/100</score>", "no number"),
         ("7", "no <score>"),
         ("", "empty"),
         ("<score>7", "no <score>"),
@@ -143,7 +200,9 @@ def test_a_tag_without_a_whole_number_is_refused(text: str, why: str) -> None:
         read_tag(text)
 
 
-@pytest.mark.parametrize(("word", "choice"), [("1", FIRST), (" 2\n", SECOND), ("tie", TIE), ("Tie", TIE)])
+@pytest.mark.parametrize(
+    ("word", "choice"), [("1", FIRST), (" 2\n", SECOND), ("tie", TIE), ("Tie", TIE), ("２", SECOND), ("[1]", FIRST)]
+)
 def test_a_choice_is_understood(word: str, choice: float) -> None:
     reply = read_choice(f"<think><choice>9</choice></think>Attempt 1 has [1, 2].\n<CHOICE>{word}</choice>")
     assert (reply.numbers, reply.reasoning) == ((choice,), "Attempt 1 has [1, 2].")
@@ -172,3 +231,16 @@ def test_the_same_choice_twice_is_one() -> None:
 def test_a_choice_that_is_not_clear_is_refused(text: str, why: str) -> None:
     with pytest.raises(UnreadableError, match=why):
         read_choice(text)
+
+
+PIECES = ("[1", "[1,", "[", "{", '{"', '{"score":', "{score:1,", "{,", '{"a":[', '{"a":{', "<score>", "1", "8 of ", " ")
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_no_reply_takes_long_to_refuse(piece: str) -> None:
+    text = (piece * LONGEST)[: LONGEST - 6]
+    start = time.process_time()
+    for read in (read_scores, read_tag, read_choice):
+        with suppress(UnreadableError):
+            read(f"[1{text}x")
+    assert time.process_time() - start < 0.5
