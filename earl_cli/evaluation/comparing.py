@@ -11,11 +11,13 @@ from earl_cli.evaluation.results import Run
 TIMES = frozenset({"seconds", "time", "times", "date", "started", "finished", "when", "took"})
 """Entries of these names say when or how long; they never make two runs different."""
 FLOOR = "copy"
+"""The editor that gives every source back unchanged."""
 UNKNOWN, NONE = "unknown", "none"
 SETTINGS = {
     "judge.model": "the judge's model",
     "rubrics": "the rubrics' digest",
     "area": "the area in pixels that the judge sees",
+    "judge.declaration": "how the judge was asked",
 }
 
 

@@ -26,7 +26,8 @@ LABEL_WORDS, LABEL_LENGTH = 4, 32
 INSTRUCTION_LINES, REASONING_LINES = 4, 6
 SMALLEST_PANEL, LARGEST_PANEL = 256, 512
 
-_MARK = re.compile(rf"{BOX}|\[{NUMBER},{NUMBER}\]|\({NUMBER},{NUMBER}\)")
+_ROUND_BOX = rf"\({NUMBER},{NUMBER},{NUMBER},{NUMBER}\)"
+_MARK = re.compile(rf"{BOX}|{_ROUND_BOX}|\[{NUMBER},{NUMBER}\]|\({NUMBER},{NUMBER}\)")
 _ENDS = re.compile(r"[.,;:!?|\n\r\t()\[\]{}<>]+")
 _DECORATION = " \"'`*_#-=~“”‘’"
 _FILLERS = re.compile(
@@ -58,7 +59,9 @@ class Mark:
 
 
 def boxes_and_points(text: str) -> list[Mark]:
-    """The boxes ``[x1, y1, x2, y2]`` and points ``[x, y]`` or ``(x, y)`` of a text in reading order, each place once.
+    """The boxes ``[x1, y1, x2, y2]`` and points ``[x, y]`` of a text in reading order, each place once.
+
+    Round brackets are as good as square ones.
 
     Corners in the wrong order are put right, and what is left of or above the picture is cut off. A box without an
     area, and a place with nothing in the picture, are no marks. The label is made of up to `LABEL_WORDS` words before

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from earl_cli.errors import InputError
 from earl_cli.evaluation.columns import COLUMNS
 from earl_cli.files import whole_file
@@ -21,6 +23,8 @@ from earl_cli.files import whole_file
 RUN, LINES, PICTURES = "run.json", "lines", "pictures"
 PICTURE_FIELDS = ("original_image", "edited_image", "gt_edited_image", "overview", "grounding_image")
 SCORED, SCORING, SUMMARY = "scored.jsonl", "scoring.json", "summary.json"
+PUBLISHED_NAMES = {"task_type": "task", "vie_sc_description": "sc_explanation", "vie_pq_description": "pq_explanation"}
+"""Fields of published result lines that have another name here."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,9 @@ class Result:
     def key(self) -> tuple[int, int]:
         """Number and seed."""
         return self.number, self.seed
+
+
+_RESULT = TypeAdapter(Result)
 
 
 @dataclass(frozen=True)
@@ -214,14 +221,21 @@ def _line(text: str, number: int, where: str) -> Scored:
     for name in ("original_image", "edit_instruction"):
         if not isinstance(content.get(name), str):
             raise InputError(f"there is no text {name!r}", where=where, hint="results have one JSON object a line")
+    content |= {own: content.get(name) for name, own in PUBLISHED_NAMES.items() if not content.get(own)}
     own = {each.name: content[each.name] for each in fields(Result) if content.get(each.name) is not None}
-    own = {"number": number, "seed": 0, "edited_image": None, **own}
-    own["id"] = str(own.get("id", number))
+    own = {"number": number, "seed": 0, "edited_image": None, "id": number, **own}
+    for name in ("id", "task", "source"):  # numbers in some data sets
+        own[name] = str(own.get(name, ""))
+    try:
+        result = _RESULT.validate_python(own)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{first['loc'][0]}: {first['msg']}", where=where) from None
     scores = {name: float(content[name]) for name in COLUMNS if _is_number(content.get(name))}
     missing = content.get("missing")
     endings = {key.removesuffix("_explanation"): text for key, text in content.items() if key.endswith("_explanation")}
     explanations = {name: text for name, text in endings.items() if isinstance(text, str)}
-    return Scored(Result(**own), scores, missing if isinstance(missing, dict) else {}, explanations)
+    return Scored(result, scores, missing if isinstance(missing, dict) else {}, explanations)
 
 
 def _is_number(value: Any) -> bool:

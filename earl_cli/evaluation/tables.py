@@ -24,7 +24,6 @@ from earl_cli.evaluation.comparing import (
 from earl_cli.evaluation.results import Run
 from earl_cli.evaluation.statistics import DIMENSIONS, Estimate, Group, cluster, columns_of, summarize
 
-"""The editor that gives every source back unchanged."""
 ABSENT = "–"
 UNITS = {"psnr": "dB"}
 NOTE = "± is half of the mean's 95 % interval, from a bootstrap over source pictures."

@@ -160,8 +160,8 @@ def test_edits_depend_on_picture_instruction_and_seed_and_on_nothing_else(
     ("name", "size", "drawn"),
     [
         ("aurora", (64, 64), (32, 32)),
-        ("aurora", (300, 150), (48, 24)),
-        ("aurora", (8, 16), (24, 48)),
+        ("aurora", (300, 150), (40, 16)),
+        ("aurora", (8, 16), (16, 40)),
         ("omnigen", (300, 150), (32, 32)),
     ],
 )

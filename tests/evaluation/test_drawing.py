@@ -35,7 +35,12 @@ def changed(before: Image.Image, after: Image.Image) -> tuple[int, int, int, int
         ("one two three four five six [1, 2]", [("three four five six", (1, 2))]),
         ("the cat [1, 2] is here, the cat [1, 2] stays", [("cat", (1, 2))]),
         ("猫 [1, 2, 3, 4]", [("猫", (1, 2, 3, 4))]),
-        ("[1, 2, 3] (1, 2, 3, 4) [a, b] (1) [1.2]", []),
+        ("the cat (1, 2, 3, 4), the dog (5.5,6, 7, 8)", [("cat", (1, 2, 3, 4)), ("dog", (5.5, 6, 7, 8))]),
+        (
+            "cat (1, 2, 3, 4) and [1, 2, 3, 4] and [(1, 2), (3, 4)]",
+            [("cat", p) for p in [(1, 2, 3, 4), (1, 2), (3, 4)]],
+        ),
+        ("[1, 2, 3] (1, 2, 3) (1, 2, 3, 4] [a, b] (1) [1.2]", []),
         ("", []),
     ],
 )

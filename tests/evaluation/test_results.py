@@ -22,6 +22,7 @@ from earl_cli.evaluation.results import (
     write_object,
     write_scored,
 )
+from earl_cli.evaluation.statistics import summarize
 
 PUBLISHED = {
     "original_image": "images/0_source.png",
@@ -108,9 +109,26 @@ def test_rows_that_could_not_be_read_are_apart(tmp_path: Path) -> None:
     assert [each.problem for each in run.unreadable] == ["row 5: no picture"]
 
 
+def test_published_fields_of_other_names_are_task_and_explanations(tmp_path: Path) -> None:
+    row = {name: value for name, value in PUBLISHED.items() if name not in ("id", "task")}
+    row |= {**SCORES, "source": "omniedit", "task_type": "add", "vie_sc_description": "so", "vie_pq_description": ""}
+    (line,) = load_run(write_lines(tmp_path / "x.jsonl", row)).lines
+    assert (line.result.task, line.result.source, line.result.id) == ("add", "omniedit", "0")
+    assert line.explanations == {"sc": "so", "pq": ""}
+    assert line.scores == SCORES
+    groups = [(group.by, group.key) for group in summarize(load_run(write_lines(tmp_path / "y.jsonl", row, PUBLISHED)))]
+    assert ("task", "add") in groups
+    (own,) = load_run(write_lines(tmp_path / "z.jsonl", {**row, "task": "ours", "sc_explanation": "mine"})).lines
+    assert (own.result.task, own.explanations) == ("ours", {"sc": "mine", "pq": ""})
+    (adopted,) = load_run(adopt(tmp_path / "x.jsonl")).lines
+    assert adopted.result.task == "add"
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
+        ('{"original_image": "a", "edit_instruction": "b", "edited_image": 5}', "edited_image"),
+        ('{"original_image": "a", "edit_instruction": "b", "number": "x"}', "number"),
         ("{", "no JSON"),
         ("[1]", "no JSON object"),
         ('{"id": 1}', "original_image"),
