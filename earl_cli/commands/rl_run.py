@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import typer
 
 from earl_cli.commands.training import (
     check_before,
@@ -36,7 +37,7 @@ from earl_cli.generation.loading import takes_vllm
 from earl_cli.generation.vllm_environment import need_vllm
 from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.rewards.choosing import reward_of
-from earl_cli.rewards.reward import Reward
+from earl_cli.rewards.reward import Edit, Reward, Score
 from earl_cli.training.assembling import (
     GOAL,
     MODEL,
@@ -196,6 +197,7 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
         dashboard(f"improving {config.folder.name}", FIGURES, unit="iterations") as board,
     ):
         board.update(start, config.num_iterations, {}, "starting")
+        noted, watcher = _Noted(reward), _Watcher(config, base, learner, data, vision, board, start)
         run = Run(
             config=config,
             layout=base.layout,
@@ -206,9 +208,9 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
             vision=vision,
             learner=learner,
             reference=without or reference,
-            reward=reward,
+            reward=noted,
             engine=engine,
-            watcher=_Watcher(config, base, learner, data, vision, board, start),
+            watcher=watcher,
             stopping=stopping,
         )
         done = any(gathered(is_logged(config.folder / LOG, start, "validation_missing")))  # or killed before it was
@@ -216,20 +218,48 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
             reinforce(run, start, validated=done)
         with written("the model", config.folder):
             save_model(config, base, learner, config.folder)
+    failure = _nothing_learned(watcher, noted) if start < config.num_iterations else None
     if rank() > 0:
+        if failure:
+            raise typer.Exit(failure.exit_code)
         return
     resumed = f", resumed from iteration {start}" if start else ""
     first = best(config.folder / CHECKPOINTS, GOAL)
     best_of = (number_of(first[0]) + 1, first[1]) if first else None
     console.say(f"{config.num_iterations} iterations{resumed}; {ending(config.folder, 'iteration', best_of)}")
-    console.document(
-        {
-            "model": str(config.folder),
-            "iterations": config.num_iterations,
-            "resumed_from": start,
-            "best": {"iteration": best_of[0], "validation_reward": best_of[1]} if best_of else None,
-        }
-    )
+    document = {
+        "model": str(config.folder),
+        "iterations": config.num_iterations,
+        "resumed_from": start,
+        "best": {"iteration": best_of[0], "validation_reward": best_of[1]} if best_of else None,
+    }
+    if failure:
+        console.fail(failure, beside=document)
+        raise typer.Exit(failure.exit_code)
+    console.document(document)
+
+
+class _Noted:
+    """A reward that remembers why it gave no value, the first time that it didn't."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward, self.why = reward, ""
+
+    def __call__(self, edits: Sequence[Edit], /) -> list[Score]:
+        scores = self.reward(edits)
+        self.why = self.why or next((score.reason for score in scores if score.value is None), "")
+        return scores
+
+
+def _nothing_learned(watcher: _Watcher, reward: _Noted) -> EarlError | None:
+    """What to say of a run in which no edit got a reward; None if one did. Warns where none was better than another."""
+    if not watcher.had_reward:
+        why = f": {' '.join(reward.why.split())}" if reward.why else ""
+        hint = "the model is what it was; earl judge score tries a reward on one edit"
+        return EarlError(f"nothing was learned, since no edit got a reward{why}", where="reward", hint=hint)
+    if not watcher.had_signal:
+        console.warn("all edits of a prompt always got the same reward, so none was learned from")
+    return None
 
 
 def _check_engine(config: RlConfig) -> None:
@@ -272,6 +302,7 @@ class _Watcher:
     ) -> None:
         self.config, self.base, self.learner, self.data, self.vision = config, base, learner, data, vision
         self.board = board
+        self.had_reward = self.had_signal = False  # in any iteration
         self.folder = config.folder
         values = config.model_dump(mode="json")
         self.trackers = start_trackers(config.trackers, self.folder, values, start) if rank() == 0 else []
@@ -283,6 +314,8 @@ class _Watcher:
         self.phase(iteration, f"sampling {done / expected:.0%}")
 
     def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
+        self.had_reward |= figures["missing_rewards"] < 1
+        self.had_signal |= figures["no_signal"] < 1
         self._log(step, {**figures, **self._memory()})
         if rank() == 0 and groups:
             write_episodes(self.folder / EPISODES / f"step-{step:06d}.parquet", step, self.data.rows, groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,6 +148,28 @@ def test_a_reward_that_fails_is_one_message(
     monkeypatch.syspath_prepend(tmp_path)
     text = complaint(rl("--reward", "my_failing_reward:score"), 2)
     assert "my_failing_reward:score: the reward function raised AttributeError" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("score", "code", "said"),
+    [
+        (None, 1, "nothing was learned, since no edit got a reward: the reward function gave none"),
+        (math.nan, 1, "nothing was learned, since no edit got a reward: the reward function gave nan"),
+        (0.5, 0, "warning: all edits of a prompt always got the same reward"),
+    ],
+)
+def test_a_run_that_learned_nothing_says_so_at_its_end(
+    score: float | None, code: int, said: str, rl: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"flat_reward_{score}".replace(".", "_")
+    (tmp_path / f"{name}.py").write_text(f"nan = float('nan')\ndef score(edits): return [{score}] * len(edits)\n")
+    done = rl("--reward", f"{name}:score", "--json", num_iterations=1)
+    assert done.code == code
+    assert said in done.err
+    assert ("error" in done.document) == bool(code)
+    assert load_model(str(tmp_path / "out"))
 
 
 def test_an_output_that_is_a_file(rl: Callable[..., Said], tmp_path: Path) -> None:
