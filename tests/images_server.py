@@ -88,7 +88,7 @@ class _Handler(LocalHandler):
             return
         if images.gives == "redirect" and not name.startswith("moved-"):
             images.files[f"moved-{name}"] = images.files[name]
-            self.send(302, b"", {"Location": f"/files/moved-{name}"})
+            self.send(302, b"", {"Location": f"http://127.0.0.2:{self.server.server_address[1]}/files/moved-{name}"})
         elif name in images.files:
             self.send(200, images.files[name], {"Content-Type": "image/png"})
         else:

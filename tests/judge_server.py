@@ -27,6 +27,10 @@ from earl_cli.rewards.reward import Edit, Pixels
 MODEL = "Qwen/Qwen2.5-VL-72B-Instruct"
 KINDS = ("slow", "unreadable", "no json", "partial", "limited", "error", "dropped")
 WRAPPINGS = (("", ""), ("```json\n", "\n```"), ("||V^=^V||\n", "\n||V^=^V||"), ("My grades are:\n", "\nThat's all."))
+OPENAI = (
+    '{{"message": "Unsupported parameter: \'{0}\' is not supported with this model.", "param": "{0}", '
+    '"code": "unsupported_parameter"}}'
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,12 @@ class JudgeServer:
     refuses: str | None = None  # questions with this text get status 400
     breaks: str | None = None  # questions with this text always get status 500
     favours: str | None = None  # the choice that it always makes between two edits, "1", "2" or "tie"
+    knows: tuple[str, ...] | None = None  # parameters beside model and messages; others are refused
+    status: int = 400  # of such a refusal
+    minds: str = OPENAI  # how it says so; {} is the parameter
+    message: Mapping[str, Any] | None = None  # what it says to everything, in place of a verdict
+    finish: str = "stop"
+    prefix: str = "/v1"  # the path that all is below
     calls: list[Call] = field(default_factory=list)
     most_at_once: int = 0
     api_base: str = ""
@@ -134,7 +144,9 @@ def _choice(text: str, pictures: tuple[str, ...]) -> str:
 
 class _Handler(LocalHandler):
     def do_GET(self) -> None:
-        if self._is_let_in():
+        if not self.path.startswith(f"{self.server.owner.prefix}/models"):
+            self.send_json(404, {"detail": "Not Found"})
+        elif self._is_let_in():
             models = [
                 {"id": name, "object": "model", "created": 0, "owned_by": "me"} for name in self.server.owner.models
             ]
@@ -165,7 +177,9 @@ class _Handler(LocalHandler):
         return True
 
     def _answer(self, judge: JudgeServer, body: Mapping[str, Any]) -> None:
-        parts = body["messages"][0]["content"]
+        contents = [message["content"] for message in body["messages"]]
+        contents = [[{"type": "text", "text": each}] if isinstance(each, str) else each for each in contents]
+        parts = [part for content in contents for part in content]
         text = "\n".join(part["text"] for part in parts if part["type"] == "text")
         pictures = tuple(_digest(part["image_url"]["url"]) for part in parts if part["type"] == "image_url")
         content = hashlib.sha256(f"{text} {pictures}".encode()).hexdigest()
@@ -175,6 +189,11 @@ class _Handler(LocalHandler):
             judge.calls.append(Call(body, text, pictures, self.headers.get("Authorization", ""), fault))
         if body["model"] not in judge.models:
             return self.send_error_of(404, f"The model `{body['model']}` does not exist.")
+        if not self.path.startswith(f"{judge.prefix}/chat"):
+            return self.send_json(404, {"detail": "Not Found"})
+        unknown = [name for name in body if name not in ("model", "messages", *(judge.knows or body))]
+        if unknown:
+            return self.send_json(judge.status, {"error": json.loads(judge.minds.format(unknown[0]))})
         if judge.refuses is not None and judge.refuses in text:
             return self.send_error_of(400, f"This content isn't judged for {self.headers.get('Authorization')}.")
         if judge.breaks is not None and judge.breaks in text:
@@ -183,6 +202,8 @@ class _Handler(LocalHandler):
             time.sleep(judge.faults.slow)
         if fault not in (None, "slow"):
             return self._fail(judge, fault)
+        if judge.message is not None:
+            return self._say(judge.message, judge.finish)
         return self._complete(verdict(text, pictures, judge.favours))
 
     def _fail(self, judge: JudgeServer, fault: str) -> None:
@@ -202,8 +223,10 @@ class _Handler(LocalHandler):
                 self.drop()
 
     def _complete(self, text: str) -> None:
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        self._say({"role": "assistant", "content": text}, "stop")
+
+    def _say(self, message: Mapping[str, Any], finish: str) -> None:
+        choice = {"index": 0, "message": message, "finish_reason": finish}
         about = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": MODEL}
         self.send_json(200, {**about, "choices": [choice]})
 

@@ -9,10 +9,14 @@ import typer
 
 from earl_cli.commands.engines import EngineArgOption, EngineOption
 from earl_cli.commands.evaluating import (
+    AreaOption,
+    Asked,
+    DeclarationOption,
     GroundOption,
     JudgeAddressOption,
     JudgeModelOption,
     LpipsOption,
+    ProtocolOption,
     RubricsOption,
 )
 from earl_cli.commands.judging import API_KEY_VARIABLE, TIMEOUT, KeyOption, TimeoutOption
@@ -73,6 +77,9 @@ def eval(
     lpips: LpipsOption = False,
     api_key_variable: KeyOption = API_KEY_VARIABLE,
     timeout: TimeoutOption = TIMEOUT,
+    protocol: ProtocolOption = "earl",
+    declaration: DeclarationOption = None,
+    judge_area: AreaOption = None,
     endpoint_seed: Annotated[
         bool, typer.Option(help="Send seeds to an image-edit endpoint; some servers know none.")
     ] = True,
@@ -111,13 +118,18 @@ def eval(
         limit=limit,
         seeds=tuple(range(seed, seed + seeds)),
         share=read_share(shard),
-        judge=judge,
-        judge_model=judge_model,
-        judge_key_variable=api_key_variable,
-        rubrics=rubrics,
-        ground_score=ground_score,
-        lpips=lpips,
-        timeout=timeout,
+        asked=Asked(
+            judge,
+            judge_model,
+            api_key_variable,
+            timeout,
+            protocol,
+            declaration,
+            judge_area,
+            rubrics,
+            ground_score,
+            lpips,
+        ),
         page=page,
     )
     evaluate(order)

@@ -13,9 +13,15 @@ from earl_cli.commands.evaluating import (
     JudgeAddressOption,
     JudgeModelOption,
     RubricsOption,
-    judge_of,
 )
-from earl_cli.commands.judging import API_KEY_VARIABLE, TIMEOUT, KeyOption, TimeoutOption
+from earl_cli.commands.judging import (
+    API_KEY_VARIABLE,
+    DECLARATION,
+    TIMEOUT,
+    DeclarationOption,
+    KeyOption,
+    TimeoutOption,
+)
 from earl_cli.console import console
 from earl_cli.errors import InputError, UsageError
 
@@ -38,6 +44,7 @@ def eval_compare(
     judge_model: JudgeModelOption = None,
     rubrics: RubricsOption = None,
     api_key_variable: KeyOption = API_KEY_VARIABLE,
+    declaration: DeclarationOption = DECLARATION,
     timeout: TimeoutOption = TIMEOUT,
 ) -> None:
     """Compare two editors sample by sample: earl eval compare results/omniedit/A results/omniedit/B
@@ -46,14 +53,16 @@ def eval_compare(
     """
     from earl_cli.evaluation.comparing import comparability
     from earl_cli.evaluation.statistics import columns_of, compare
+    from earl_cli.rewards.declarations import load_declaration
+    from earl_cli.rewards.serving import reach
 
     client = None
     if pairwise:
-        client = judge_of(judge, judge_model, api_key_variable, timeout)
-        if client is None:
+        if not judge:
             raise UsageError(
                 "a pairwise comparison needs a judge", where="--pairwise", hint="--judge http://HOST:4877/v1"
             )
+        client = reach(judge, judge_model, api_key_variable, timeout, load_declaration(declaration))[0]
     first, second = _only(a), _only(b)
     warnings = comparability([first, second])
     if first.benchmark != second.benchmark:
@@ -126,7 +135,7 @@ def _pairwise(first: Run, second: Run, judge: Any, rubrics: Path | None) -> dict
     verdicts: list[dict[str, Any]] = []
     with console.progress("asking the judge", len(keys), unit="pairs") as progress:
         for start in range(0, len(keys), AT_ONCE):
-            pairs = pairs_of(first, second, keys[start : start + AT_ONCE])
+            pairs = pairs_of(first, second, keys[start : start + AT_ONCE], judge.declaration.area)
             answers = prefer(judge, wording, pairs)
             preferences += answers
             verdicts += [
@@ -142,4 +151,5 @@ def _pairwise(first: Run, second: Run, judge: Any, rubrics: Path | None) -> dict
     said = "" if math.isnan(rate) else f"; of two edits the one shown first won {rate:.0%} of the time"
     console.say(f"p {p:.3f} (sign test){said}")
     shown_first = None if math.isnan(rate) else rate
-    return {"judge": judge.model, **asdict(result), "p": p, "first_rate": shown_first, "verdicts": verdicts}
+    asked = {"judge": judge.model, "declaration": judge.declaration.describe()}
+    return {**asked, **asdict(result), "p": p, "first_rate": shown_first, "verdicts": verdicts}

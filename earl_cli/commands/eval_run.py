@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from earl_cli.commands.evaluating import (
-    judge_of,
+    Asked,
+    finish,
     run_document,
     score_folder,
     scoring_of,
@@ -22,11 +23,13 @@ from earl_cli.console import console
 from earl_cli.data.order import Share
 from earl_cli.errors import OutputError, UsageError
 from earl_cli.evaluation.benchmarks import find_benchmark
-from earl_cli.evaluation.choosing import COPY, Options, choose
+from earl_cli.evaluation.choosing import COPY, Options, choose, is_endpoint
 from earl_cli.evaluation.editors import Editor
 from earl_cli.evaluation.generating import WHOLE, Wanted, folder_of, generate, keys, missing, start_run
 from earl_cli.evaluation.results import Run, load_run
 from earl_cli.evaluation.samples import Opened, open_benchmark
+from earl_cli.evaluation.scoring import PROTOCOLS, Scoring
+from earl_cli.rewards.connecting import check_keys
 from earl_cli.version import version
 
 DRAWN_WITH = ("torch", "transformers", "vllm", "diffusers", "pillow")
@@ -44,13 +47,7 @@ class Order:
     limit: int | None
     seeds: tuple[int, ...]
     share: Share
-    judge: str | None
-    judge_model: str | None
-    judge_key_variable: str
-    rubrics: Path | None
-    ground_score: bool
-    lpips: bool
-    timeout: float
+    asked: Asked
     page: bool
 
 
@@ -68,11 +65,11 @@ def evaluate(order: Order) -> None:
     """Everything that ``earl eval`` does. Whatever can be wrong with the order is found before the first edit."""
     if order.output.exists() and not order.output.is_dir():
         raise OutputError("this is a file, not a folder for results", where=str(order.output))
-    judge = judge_of(order.judge, order.judge_model, order.judge_key_variable, order.timeout)
-    scoring = scoring_of(judge, order.rubrics, order.ground_score, order.lpips)
-    if judge is None:
-        console.note("no judge is named (--judge), so there is no VIEScore; figures come from true edits only")
+    check_keys(_key_variables(order))
+    scoring = scoring_of(order.asked)
     jobs = _jobs(order)
+    if scoring.judge is None:
+        _say_what_is_missing(jobs)
     for job in jobs:
         start_run(job.folder, job.opened, job.editor, _versions())
     places = [(job.folder, job.opened, job.wanted) for job in jobs]
@@ -88,11 +85,29 @@ def evaluate(order: Order) -> None:
         if left:
             console.note(f"{folder}: {left} edits are left to other processes; whoever is last scores")
         else:
-            runs.append(score_folder(load_run(folder), scoring, keys(opened, whole)))
+            runs.append(score_folder(load_run(folder, scored=False), scoring, keys(opened, whole)))
     if len(runs) == len(places):
-        _report(order, runs)
+        _report(order, runs, scoring)
     else:
         console.document({"results": [str(folder) for folder, *_ in places], "complete": False})
+
+
+def _key_variables(order: Order) -> list[str]:
+    """The environment variables whose keys this evaluation needs."""
+    judge = [order.asked.key_variable] if order.asked.judge else []
+    endpoints = any(is_endpoint(spec) for spec in order.models)
+    return [*judge, *([order.options.endpoint_key_variable] if endpoints else [])]
+
+
+def _say_what_is_missing(jobs: Sequence[Job]) -> None:
+    """What there will be no figures of without a judge."""
+    console.note("no judge is named (--judge), so there is no VIEScore; figures come from true edits only")
+    alone = dict.fromkeys(
+        job.opened.benchmark.name for job in jobs if not any(part.columns.target for part in job.opened.parts)
+    )
+    if alone:
+        what = f"{', '.join(alone)} has no true edits, so its pictures are drawn and nothing is scored"
+        console.warn(f"{what}; earl eval score scores them later by a judge")
 
 
 def _versions() -> dict[str, str]:
@@ -115,7 +130,8 @@ def _jobs(order: Order) -> list[Job]:
             editor = pick(each.benchmark.size)
             about = editor.describe()
             seeds = order.seeds[:1] if about["kind"] == COPY else order.seeds  # the source is the same for all of them
-            wanted = Wanted(order.limit, seeds, order.share)
+            subset = each.benchmark.paper if PROTOCOLS[order.asked.protocol].subset else None
+            wanted = Wanted(order.limit, seeds, order.share, subset)
             folder = folder_of(order.output, each.benchmark.name, about)
             jobs.append(Job(each, editor, wanted, folder))
     folders = [job.folder for job in jobs]
@@ -133,10 +149,10 @@ def _draw(job: Job) -> None:
         generate(job.folder, job.opened, job.editor, job.wanted, lambda done, of: progress.update(round(done, 1), of))
 
 
-def _report(order: Order, runs: Sequence[Run]) -> None:
+def _report(order: Order, runs: Sequence[Run], scoring: Scoring) -> None:
     show_runs(runs)
     files = write_tables(order.output, runs, order.page)
     for path in files.values():
         console.say(path)
     document: dict[str, Any] = {"results": [run_document(run) for run in runs], "complete": True, **files}
-    console.document(document)
+    finish(runs, scoring, document)

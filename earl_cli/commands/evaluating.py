@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from earl_cli.console import console
+from earl_cli.errors import EarlError, InputError, PartialFailureError, UsageError
 
 if TYPE_CHECKING:
     from earl_cli.evaluation.results import Run
     from earl_cli.evaluation.scoring import Scoring
     from earl_cli.evaluation.statistics import Estimate
-    from earl_cli.rewards.judge import Judge
 
 JudgeAddressOption = Annotated[
     str | None,
@@ -36,6 +37,24 @@ GroundOption = Annotated[
     bool, typer.Option("--ground-score", help="Also ask the judge how close an edit comes to the true one.")
 ]
 LpipsOption = Annotated[bool, typer.Option("--lpips", help="Also LPIPS; needs torchvision, which fetches weights.")]
+ProtocolOption = Annotated[
+    Literal["earl", "paper"],
+    typer.Option("--protocol", help="paper: the published rows, the judge asked as published, at 256 x 256 pixels."),
+]
+DeclarationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--declaration",
+        metavar="NAME|FILE.toml",
+        help="How the judge is asked: earl, viescore-published, or a file of yours. The protocol's by default.",
+    ),
+]
+AreaOption = Annotated[
+    int | None,
+    typer.Option(
+        "--judge-area", min=1, help="Pixels that the judge sees of a picture at most. The protocol's by default."
+    ),
+]
 CACHE = "judge.sqlite"
 MAIN = ("vie_all", "vie_sc", "vie_pq", "reference", "psnr", "ssim", "l1")
 MOST_COLUMNS = 7
@@ -43,28 +62,81 @@ MOST_REASONS = 3
 SCORING_LOCK = ".scoring.lock"
 
 
-def judge_of(address: str | None, model: str | None, key_variable: str, timeout: float) -> Judge | None:
-    """The judge, which answers and has the model; None without an address. Raises UsageError or JudgeDownError."""
-    if not address:
-        return None
+@dataclass(frozen=True)
+class Asked:
+    """What a person said about scoring: the judge, how it is asked, what else is measured."""
+
+    judge: str | None = None
+    model: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = 120.0
+    protocol: Literal["earl", "paper"] = "earl"
+    declaration: str | None = None
+    area: int | None = None
+    rubrics: Path | None = None
+    ground_score: bool = False
+    lpips: bool = False
+
+
+def scoring_of(asked: Asked) -> Scoring:
+    """How edits are to be scored, by a judge that answers and has the model, if an address is given.
+
+    Raises UsageError, MissingExtraError or JudgeDownError before anything is drawn.
+    """
+    from earl_cli.evaluation.metrics import DEFAULT, available
+    from earl_cli.evaluation.scoring import PROTOCOLS, Scoring
+    from earl_cli.rewards.declarations import load_declaration
+    from earl_cli.rewards.rubrics import load_rubrics
     from earl_cli.rewards.serving import reach
 
-    return reach(address, model, key_variable, timeout)[0]
-
-
-def scoring_of(judge: Judge | None, rubrics: Path | None, ground: bool, lpips: bool) -> Scoring:
-    """How edits are to be scored. Raises UsageError or MissingExtraError before anything is drawn."""
-    from earl_cli.evaluation.metrics import DEFAULT, available
-    from earl_cli.evaluation.scoring import Scoring
-    from earl_cli.rewards.rubrics import load_rubrics
-
-    metrics = (*DEFAULT, "lpips") if lpips else DEFAULT
+    metrics = (*DEFAULT, "lpips") if asked.lpips else DEFAULT
     available(metrics)
-    if ground and judge is None:
-        from earl_cli.errors import UsageError
-
+    protocol = PROTOCOLS[asked.protocol]
+    declaration = load_declaration(asked.declaration or protocol.declaration)
+    area = asked.area or protocol.area or declaration.area
+    rubrics = load_rubrics(asked.rubrics)
+    if asked.ground_score and not asked.judge:
         raise UsageError("the ground score needs a judge", where="--ground-score", hint="--judge http://HOST:4877/v1")
-    return Scoring(judge, load_rubrics(rubrics), metrics, ground)
+    judge = None
+    if asked.judge:
+        judge = reach(asked.judge, asked.model, asked.key_variable, asked.timeout, declaration)[0]
+        most = f"at most {area} pixels" if area else "as they are"
+        console.note(f"protocol {asked.protocol}: {judge.model} sees all pictures of a sample at one size, {most}")
+        console.note(f"asked as {declaration.describe()}")
+    return Scoring(judge, rubrics, metrics, asked.ground_score, area, asked.protocol)
+
+
+def finish(runs: Sequence[Run], scoring: Scoring, document: Mapping[str, Any]) -> None:
+    """The end of a command that scores: its document, and an error where not one edit could be scored."""
+    undrawn = [run for run in runs if run.lines and not any(line.result.edited_image for line in run.lines)]
+    if undrawn:
+        console.warn(f"no picture was drawn by {_names(undrawn)}: {undrawn[0].lines[0].result.problem}")
+    failure = _failure(runs, scoring)
+    if failure is None:
+        console.document(document)
+        return
+    console.fail(failure, beside=document)
+    raise typer.Exit(failure.exit_code)
+
+
+def _failure(runs: Sequence[Run], scoring: Scoring) -> EarlError | None:
+    """What to say of runs in which nothing was scored; None if there are none."""
+    if empty := [run for run in runs if not run.lines and run.unreadable]:
+        return InputError(f"no row of {empty[0].benchmark} can be used: {empty[0].unreadable[0].problem}")
+    judged = [run for run in runs if run.lines and scoring.judge]
+    lost = [run for run in judged if not any("vie_all" in line.scores for line in run.lines)]
+    if not lost or scoring.judge is None:
+        return None
+    why = next((why for run in lost for line in run.lines for why in line.missing.values()), "")
+    what = f"the judge gave no score for any edit of {_names(lost)}: {why}"
+    kind = EarlError if len(lost) == len(judged) else PartialFailureError
+    return kind(what, where=scoring.judge.address, hint="earl judge check looks at it; earl eval score asks again")
+
+
+def _names(runs: Sequence[Run]) -> str:
+    from earl_cli.evaluation.comparing import joined
+
+    return joined([f"{run.editor} on {run.benchmark}" for run in runs])
 
 
 def score_folder(run: Run, scoring: Scoring, keys: Sequence[tuple[int, int]] | None = None) -> Run:

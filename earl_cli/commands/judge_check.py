@@ -9,8 +9,10 @@ import typer
 from earl_cli.commands.judging import (
     API_BASE,
     API_KEY_VARIABLE,
+    DECLARATION,
     TIMEOUT,
     ApiBaseOption,
+    DeclarationOption,
     JudgeOption,
     KeyOption,
     TimeoutOption,
@@ -26,16 +28,18 @@ def judge_check(
     api_base: ApiBaseOption = API_BASE,
     model: JudgeOption = None,
     api_key_variable: KeyOption = API_KEY_VARIABLE,
+    declaration: DeclarationOption = DECLARATION,
     timeout: TimeoutOption = TIMEOUT,
 ) -> None:
     """Ask a judge one small question, and see that its answer can be read: earl judge check"""
     import numpy as np
 
+    from earl_cli.rewards.declarations import load_declaration
     from earl_cli.rewards.judge import Question
     from earl_cli.rewards.rubrics import asked, load_rubrics
     from earl_cli.rewards.serving import reach
 
-    judge, served = reach(api_base, model, api_key_variable, timeout)
+    judge, served = reach(api_base, model, api_key_variable, timeout, load_declaration(declaration))
     red, blue = (np.full((SIDE, SIDE, 3), color, np.uint8) for color in ((200, 30, 30), (30, 30, 200)))
     text = asked(load_rubrics().semantic_consistency, "make the red square blue")
     start = time.perf_counter()
@@ -45,6 +49,7 @@ def judge_check(
         "api_base": judge.address,
         "models": served,
         "model": judge.model,
+        "declaration": judge.declaration.describe(),
         "seconds": round(seconds, 3),
         "scores": answer.numbers,
         "reasoning": answer.text,
@@ -55,6 +60,7 @@ def judge_check(
         raise typer.Exit(error.exit_code)
     numbers = ", ".join(f"{number:g}" for number in answer.numbers)
     rows = [["address", judge.address], ["models", ", ".join(served)], ["asked", judge.model]]
+    rows += [["declared as", judge.declaration.describe()]]
     rows += [["answered in", f"{seconds:.2f} s"], ["a red square made blue", f"{numbers} of 10"]]
     console.table(["judge", "found"], rows)
     console.say("its answer can be read")

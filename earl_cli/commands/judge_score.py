@@ -10,8 +10,10 @@ import typer
 from earl_cli.commands.judging import (
     API_BASE,
     API_KEY_VARIABLE,
+    DECLARATION,
     TIMEOUT,
     ApiBaseOption,
+    DeclarationOption,
     JudgeOption,
     KeyOption,
     TimeoutOption,
@@ -41,27 +43,37 @@ def judge_score(
     api_base: ApiBaseOption = API_BASE,
     model: JudgeOption = None,
     api_key_variable: KeyOption = API_KEY_VARIABLE,
+    declaration: DeclarationOption = DECLARATION,
     timeout: TimeoutOption = TIMEOUT,
     image_area: Annotated[
-        int, typer.Option("--image-area", min=1, help="Pictures of more pixels are made smaller for the judge.")
-    ] = 512 * 512,
+        int | None,
+        typer.Option(
+            "--image-area",
+            min=1,
+            help="Pictures of more pixels are made smaller for the judge. As declared by default.",
+        ),
+    ] = None,
 ) -> None:
     """Score one edit: earl judge score photo.jpg photo.edited.jpg "make it snowy" """
     from earl_cli.rewards.choosing import choose
+    from earl_cli.rewards.declarations import load_declaration
     from earl_cli.rewards.reward import Edit
     from earl_cli.rewards.rubrics import load_rubrics
     from earl_cli.rewards.serving import reach
     from earl_cli.rewards.viescore import JUDGED
 
-    pixels = [None if path is None else _pixels(path, image_area) for path in (source, edited, target)]
+    declared = load_declaration(declaration)
+    area = image_area or declared.area
+    pixels = [None if path is None else _pixels(path, area) for path in (source, edited, target)]
     wording = load_rubrics(rubrics)
-    judge = reach(api_base, model, api_key_variable, timeout)[0] if reward in JUDGED else None
+    judge = reach(api_base, model, api_key_variable, timeout, declared)[0] if reward in JUDGED else None
     assert pixels[0] is not None
     edit = Edit(str(edited), instruction, pixels[0], pixels[1], pixels[2])
     (score,) = choose(reward, judge, wording)([edit])
     document = {
         "reward": reward,
         "model": judge.model if judge else None,
+        "declaration": judge.declaration.describe() if judge else None,
         "value": score.value,
         "parts": dict(score.parts),
         "reason": score.reason,
@@ -78,14 +90,14 @@ def judge_score(
     console.document(document)
 
 
-def _pixels(path: Path, area: int) -> Pixels:
-    """A picture uint8[h, w, 3] of at most about ``area`` pixels."""
+def _pixels(path: Path, area: int | None) -> Pixels:
+    """A picture uint8[h, w, 3] of at most about ``area`` pixels, if that is given."""
     import numpy as np
 
     from earl_cli.images.picture import open_picture
 
     picture = open_picture(path).rgb
-    shrink = min(1.0, (area / (picture.width * picture.height)) ** 0.5)
+    shrink = min(1.0, (area / (picture.width * picture.height)) ** 0.5) if area else 1.0
     if shrink < 1:
         picture = picture.resize((max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink))))
     return np.asarray(picture)

@@ -90,6 +90,7 @@ class RlConfig(BaseModel):
     output: Path | None = None
     reward: str | dict[str, Weight] | None = None  # None: reward_final_reward; a name, module:function, weights
     rubrics: Path | None = None  # wording of the judge's task in place of the package's
+    judge_declaration: str = "earl"  # how it is asked: a name of rewards/declarations.toml, or a file
     judge_api_key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if there is one
     judge_at_once: Positive = 64
     judge_timeout: Above = 120.0  # seconds for one answer

@@ -12,6 +12,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from earl_cli.config.formats import read_text
@@ -67,13 +68,28 @@ class Part(_Declared):
         return Place(str(resources.files("earl_cli.evaluation") / self.place.removeprefix(PACKAGE)), "local")
 
 
+class Subset(_Declared):
+    """The rows of a paper: the ``first`` ones once `datasets.Dataset.shuffle` has shuffled all with this seed."""
+
+    shuffle: int = Field(ge=0)
+    first: int = Field(ge=1)
+
+    def rows(self, count: int) -> list[int]:
+        """Their numbers among ``count`` rows, in the shuffled order."""
+        return [int(row) for row in np.random.default_rng(self.shuffle).permutation(count)[: self.first]]
+
+
 class Benchmark(_Declared):
-    """What is evaluated on. ``size`` is which picture of an edit counts, as in `earl_cli.generation.editing.render`."""
+    """What is evaluated on. ``size`` is which picture of an edit counts, as in `earl_cli.generation.editing.render`.
+
+    ``paper`` is the subset that was published; the protocol of that name takes these rows and no others.
+    """
 
     name: str
     title: str
     note: str = ""
     size: Literal["source", "model"] = "source"
+    paper: Subset | None = None
     parts: tuple[Part, ...] = Field(min_length=1)
 
 

@@ -54,6 +54,12 @@ def choose(spec: str, options: Options) -> Callable[[Size], Editor]:
     return _own(label, what, options)
 
 
+def is_endpoint(spec: str) -> bool:
+    """Whether a spec of `choose` names a server that edits pictures."""
+    labelled = _LABEL.fullmatch(spec)
+    return (labelled[2] if labelled else spec).partition(":")[0] in ("http", "https")
+
+
 def _other(what: str, options: Options) -> Editor | None:
     from earl_cli.evaluation.baselines import BASELINES, open_baseline
 
@@ -68,7 +74,7 @@ def _other(what: str, options: Options) -> Editor | None:
         from earl_cli.evaluation.finished import open_finished
 
         return open_finished(Path(place).expanduser())
-    if kind in ("http", "https"):
+    if is_endpoint(what):
         from earl_cli.evaluation.endpoint import open_endpoint
 
         address, model = urldefrag(what)

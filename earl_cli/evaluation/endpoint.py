@@ -21,7 +21,7 @@ from PIL import Image
 from earl_cli.errors import EarlError, InputError, UsageError
 from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
 from earl_cli.images.picture import open_picture, save_picture
-from earl_cli.rewards.connecting import apart, check_address, connect, plain_address, without_key
+from earl_cli.rewards.connecting import USUAL_KEY, apart, checked_address, connect, plain_address, without_secrets
 from earl_cli.rewards.retrying import (
     NOT_THERE,
     UNKNOWN_TO_YOU,
@@ -31,16 +31,19 @@ from earl_cli.rewards.retrying import (
     in_words,
     persistently,
 )
+from earl_cli.rewards.transport import SentOnError
 
 AUTO = "auto"
 EASY = Task("easy", Image.new("RGB", (256, 256), (128, 128, 128)), "make it a little brighter", 0)
 EASY_TRIES = 3
+LARGEST_PICTURE = 200_000_000
+"""Bytes of an answer, with its picture in base64."""
 
 
 def open_endpoint(
     api_base: str,
     model: str,
-    api_key_variable: str = "OPENAI_API_KEY",
+    api_key_variable: str = USUAL_KEY,
     at_once: int = 4,
     timeout: float = 300.0,
     size: str = AUTO,
@@ -54,7 +57,7 @@ def open_endpoint(
     auto leaves it to the server. ``send_seed`` gives it each task's seed, which OpenAI's own models don't take.
     Raises UsageError for what is no address.
     """
-    check_address(api_base, "an editor's")
+    api_base = checked_address(api_base, "an editor's")
     return _Endpoint(model, at_once, api_base, api_key_variable, timeout, size, send_seed, pacing or Pacing())
 
 
@@ -93,13 +96,13 @@ class _Endpoint:
             if on_progress is not None:
                 on_progress(len(drawn) / len(tasks))
 
-        async with connect(self.api_base, self.api_key_variable, self.timeout) as client:
+        async with connect(self.api_base, self.api_key_variable, self.timeout, LARGEST_PICTURE) as client:
             try:
                 async with asyncio.TaskGroup() as group:
                     for number in range(len(tasks)):
                         group.create_task(one(client, number))
             except BaseExceptionGroup as failures:
-                raise self._discreet(failures.exceptions[0]) from failures.exceptions[0].__cause__
+                raise self._discreet(failures.exceptions[0]) from None
         return [drawn[number] for number in range(len(tasks))]
 
     async def _drawn(self, client: openai.AsyncOpenAI, task: Task) -> Drawn:
@@ -155,7 +158,7 @@ class _Endpoint:
             return _content(answer)
 
         async def fetched() -> bytes:
-            found = await client.get(address, cast_to=openai.HttpxBinaryResponseContent, options=_STAY)
+            found = await client.get(address, cast_to=openai.HttpxBinaryResponseContent)
             return bytes(found.content)
 
         content = await persistently(drawn, pacing, self.timeout, lambda error: self._refusal(error, task))
@@ -164,7 +167,10 @@ class _Endpoint:
         address = urljoin(self.api_base, content)
         if _server(address) != _server(self.api_base):
             raise RefusedError(f"its pictures are on another server, {urlsplit(address).hostname}")
-        return await persistently(fetched, pacing, self.timeout, _lost)
+        try:
+            return await persistently(fetched, pacing, self.timeout, _lost)
+        except SentOnError as error:
+            raise RefusedError(f"its picture can't be fetched: {error.what}") from None
 
     def _refusal(self, error: openai.APIStatusError, task: Task) -> Exception:
         said = f"status {error.status_code}: {in_words(error)}"
@@ -187,16 +193,17 @@ class _Endpoint:
         return plain_address(self.api_base)
 
     def _failed(self, problem: str) -> Drawn:
-        return Drawn(None, problem=without_key(problem, self.api_key_variable))
+        return Drawn(None, problem=self._clean(problem))
 
     def _discreet(self, error: BaseException) -> BaseException:
-        """The error, if it is one of ours without the key."""
+        """The error, if it is one of ours with the address and without the key."""
         if isinstance(error, EarlError):
-            error.what = without_key(error.what, self.api_key_variable)
+            error.what, error.where = self._clean(error.what), error.where or self._address
+            error.__context__ = None  # whose words --debug would show
         return error
 
-
-_STAY: Any = {"follow_redirects": False}
+    def _clean(self, text: str) -> str:
+        return without_secrets(text, self.api_key_variable, self.api_base)
 
 
 def _server(address: str) -> tuple[str, str | None, int | None]:

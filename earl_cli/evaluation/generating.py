@@ -21,9 +21,10 @@ from PIL.Image import Image
 from earl_cli.data.order import Share
 from earl_cli.data.sources import BadRowError
 from earl_cli.errors import UsageError
+from earl_cli.evaluation.benchmarks import Subset
 from earl_cli.evaluation.drawing import boxes_and_points, draw_marks, overview
 from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
-from earl_cli.evaluation.results import LINES, PICTURES, RUN, Result, lines_of, read_object, write_object
+from earl_cli.evaluation.results import LINES, PICTURES, RUN, Result, Run, lines_of, read_object, write_object
 from earl_cli.evaluation.samples import Opened, Sample
 from earl_cli.files import cut_torn_line, remove_asides
 from earl_cli.images.picture import save_picture
@@ -36,11 +37,15 @@ Progress = Callable[[float, int], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What of a benchmark is drawn: ``limit`` samples (None: all), each with every seed; ``share`` is this process'."""
+    """What of a benchmark is drawn: ``limit`` samples (None: all), each with every seed; ``share`` is this process'.
+
+    ``subset`` None is of all its rows.
+    """
 
     limit: int | None = None
     seeds: tuple[int, ...] = (0,)
     share: Share = WHOLE
+    subset: Subset | None = None
 
 
 def start_run(folder: Path, opened: Opened, editor: Editor, versions: Mapping[str, str]) -> None:
@@ -51,6 +56,7 @@ def start_run(folder: Path, opened: Opened, editor: Editor, versions: Mapping[st
             "title": opened.benchmark.title,
             "fingerprint": opened.fingerprint,
             "samples": len(opened),
+            "paper": subset.model_dump() if (subset := opened.benchmark.paper) else None,
         },
         "editor": dict(editor.describe()),
         "versions": dict(versions),
@@ -97,9 +103,18 @@ def generate(folder: Path, opened: Opened, editor: Editor, wanted: Wanted, progr
 
 def keys(opened: Opened, wanted: Wanted) -> list[tuple[int, int]]:
     """Number and seed of this share's edits, in the order in which they are drawn."""
-    chosen = opened.chosen(wanted.limit)
+    chosen = opened.chosen(wanted.limit, wanted.subset)
     mine = [number for place, number in enumerate(chosen) if wanted.share.owns(place)]
     return [(number, seed) for number in mine for seed in wanted.seeds]
+
+
+def keys_of_subset(run: Run) -> list[tuple[int, int]] | None:
+    """Number and seed of a run's edits that are in its benchmark's published subset; None if it names none."""
+    about = run.about.get("benchmark")
+    if not isinstance(about, Mapping) or not about.get("paper"):
+        return None
+    rows = set(Subset(**about["paper"]).rows(int(about["samples"])))
+    return [line.result.key for line in run.lines if line.result.number in rows]
 
 
 def missing(folder: Path, opened: Opened, wanted: Wanted) -> list[tuple[int, int]]:
@@ -204,7 +219,7 @@ def _report(progress: Progress | None, done: float, total: int) -> None:
 def _difference(before: Any, now: Any) -> str:
     """The first entry in which two objects differ, in words; "" if none does."""
     before = before if isinstance(before, Mapping) else {}
-    for key in sorted({*before, *now} - {"title"}):
+    for key in sorted({*before, *now} - {"title", "paper"}):
         if before.get(key) != now.get(key):
             return f"{key} {before.get(key)!r} there, {now.get(key)!r} now"
     return ""

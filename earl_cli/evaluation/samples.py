@@ -28,7 +28,7 @@ from earl_cli.data.pairs import (
 from earl_cli.data.pictures import picture_bytes
 from earl_cli.data.sources import BadRowError, Content, Row, Source, row_count
 from earl_cli.errors import EarlError, InputError
-from earl_cli.evaluation.benchmarks import Benchmark, Columns, Part
+from earl_cli.evaluation.benchmarks import Benchmark, Columns, Part, Subset
 from earl_cli.images.picture import Picture, open_picture
 
 _OPTION = re.compile(r"--(split|subset|revision|data-files)\b")
@@ -78,12 +78,11 @@ class Opened:
         content = json.dumps([[source.fingerprint for source in self.sources], read])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def chosen(self, limit: int | None = None) -> list[int]:
-        """The numbers of all samples, or of so many, picked at random and always the same."""
-        everything = np.arange(len(self))
-        if limit is None or limit >= len(self):
-            return [int(number) for number in everything]
-        return sorted(int(number) for number in np.random.default_rng(CHOICE).permutation(everything)[:limit])
+    def chosen(self, limit: int | None = None, subset: Subset | None = None) -> list[int]:
+        """The numbers of all samples or of a subset; of these so many, picked at random and always the same."""
+        if subset is None:
+            subset = Subset(shuffle=CHOICE, first=max(1, len(self)))
+        return sorted(subset.rows(len(self))[:limit])
 
     def read(self, numbers: Sequence[int]) -> Iterator[Sample | BadRowError]:
         """The samples of these ascending numbers, in order; one that can't be used as an error in its place."""

@@ -19,6 +19,7 @@ from earl_cli.errors import EarlError
 from earl_cli.evaluation.metrics import measure, versions
 from earl_cli.evaluation.results import Result, Run, Scored
 from earl_cli.images.picture import open_picture
+from earl_cli.rewards.declarations import OWN, PUBLISHED
 from earl_cli.rewards.judge import Judge
 from earl_cli.rewards.pairwise import Pair
 from earl_cli.rewards.reference import reference_reward
@@ -26,7 +27,6 @@ from earl_cli.rewards.reward import Edit, Pixels, Reward, Score
 from earl_cli.rewards.rubrics import Rubrics
 from earl_cli.rewards.viescore import judged
 
-AREA = 512 * 512
 AT_ONCE = 64
 JUDGED = {
     "semantic_consistency": ("vie_sc", "edit_success", "overedit", "vie_all"),
@@ -36,28 +36,51 @@ JUDGED = {
 """What is missing where the judge didn't answer this."""
 NAMES = {"semantic_consistency": "vie_sc", "perceptual_quality": "vie_pq", "viescore": "vie_all"}
 NO_EDIT = "there is no edited picture"
+SIZES = "one for all pictures of a sample: the source's, the area at most"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What evaluations share whose figures may be compared: how the judge is asked, at which ``area``, on which rows.
+
+    ``area`` None is the declaration's. With ``subset`` a benchmark's published rows are taken, where it names some.
+    """
+
+    declaration: str
+    area: int | None
+    subset: bool
+
+
+PROTOCOLS = {"earl": Protocol(OWN, None, False), "paper": Protocol(PUBLISHED, 256 * 256, True)}
+"""By name; ``paper`` is that of arXiv 2508.01119."""
 
 
 @dataclass(frozen=True)
 class Scoring:
     """How edits are scored: ``judge`` None asks nobody; ``metrics`` are names of `measure`, for edits with a target.
 
-    Pictures of more than ``area`` pixels are made smaller for the judge.
+    The judge sees all pictures of a sample, by whichever editor, at one size: at the source's number of pixels, but no
+    more than ``area`` of them where that is given. ``protocol`` is one of `PROTOCOLS`.
     """
 
     judge: Judge | None
     rubrics: Rubrics
     metrics: tuple[str, ...]
     ground_score: bool = False
-    area: int = AREA
+    area: int | None = None
+    protocol: str = "earl"
 
     def describe(self) -> dict[str, Any]:
         """All that figures depend on, ready for JSON."""
         wording = {name: text for name, text in asdict(self.rubrics).items() if self._asks(name)}
         return {
-            "judge": {"model": self.judge.model} if self.judge else None,
+            "protocol": self.protocol,
+            "judge": {"model": self.judge.model, "declaration": self.judge.declaration.describe()}
+            if self.judge
+            else None,
             "rubrics": hashlib.sha256(repr(wording).encode()).hexdigest()[:16] if self.judge else None,
             "area": self.area if self.judge else None,
+            "sizes": SIZES if self.judge else None,
             "metrics": list(self.metrics),
             "versions": versions(),
         }
@@ -79,7 +102,7 @@ def score(run: Run, scoring: Scoring, progress: Callable[[int, int], None] | Non
         lines = run.lines[start : start + AT_ONCE]
         edits = [_opened(run.folder, line.result) for line in lines]
         there = [edit for edit in edits if isinstance(edit, Edit)]
-        scores = iter(reward([_smaller(edit, scoring.area) for edit in there]) if reward else [None] * len(there))
+        scores = iter(reward([_sized(edit, scoring.area) for edit in there]) if reward else [None] * len(there))
         found += [
             _scored(line.result, edit, next(scores), scoring)
             if isinstance(edit, Edit)
@@ -104,8 +127,8 @@ def shared_keys(a: Run, b: Run) -> list[tuple[int, int]]:
     return [line.result.key for line in a.lines if line.result.key in theirs]
 
 
-def pairs_of(a: Run, b: Run, keys: Collection[tuple[int, int]]) -> list[Pair]:
-    """These edits of both, as a judge sees them; those whose pictures can't be read are left out."""
+def pairs_of(a: Run, b: Run, keys: Collection[tuple[int, int]], area: int | None) -> list[Pair]:
+    """These edits of both, as a judge sees them (see `Scoring`); those whose pictures can't be read are left out."""
     others = {line.result.key: line.result for line in b.lines}
     pairs = []
     for line in a.lines:
@@ -113,7 +136,7 @@ def pairs_of(a: Run, b: Run, keys: Collection[tuple[int, int]]) -> list[Pair]:
             continue
         first, second = _opened(a.folder, line.result), _opened(b.folder, others[line.result.key])
         if isinstance(first, Edit) and isinstance(second, Edit):
-            first, second = _smaller(first, AREA), _smaller(second, AREA)
+            first, second = _sized(first, area), _sized(second, area)
             pairs.append(Pair(first.id, first.instruction, first.source, first.edited, second.edited))
     return pairs
 
@@ -164,20 +187,23 @@ def _lost(result: Result, why: str, scoring: Scoring) -> Scored:
     return Scored(result, {}, dict.fromkeys(names, why))
 
 
-def _smaller(edit: Edit, area: int) -> Edit:
-    """The edit as the judge sees it: pictures of at most about ``area`` pixels."""
+def _sized(edit: Edit, area: int | None) -> Edit:
+    """The edit as the judge sees it: all its pictures have the source's number of pixels, ``area`` at most."""
+    pixels = edit.source.shape[0] * edit.source.shape[1]
+    wanted = min(pixels, area or pixels)
     return replace(
         edit,
-        source=_shrunk(edit.source, area),
-        edited=None if edit.edited is None else _shrunk(edit.edited, area),
-        target=None if edit.target is None else _shrunk(edit.target, area),
+        source=_brought_to(edit.source, wanted),
+        edited=None if edit.edited is None else _brought_to(edit.edited, wanted),
+        target=None if edit.target is None else _brought_to(edit.target, wanted),
     )
 
 
-def _shrunk(pixels: Pixels, area: int) -> Pixels:
+def _brought_to(pixels: Pixels, area: int) -> Pixels:
+    """The picture at its own shape and about ``area`` pixels."""
     height, width = pixels.shape[:2]
     scale = (area / (height * width)) ** 0.5
-    if scale >= 1:
-        return pixels
     size = max(1, round(width * scale)), max(1, round(height * scale))
+    if size == (width, height):
+        return pixels
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))

@@ -14,6 +14,8 @@ from typing import Any
 
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import EarlError, UsageError
+from earl_cli.rewards.connecting import check_keys, without_key
+from earl_cli.rewards.declarations import load_declaration
 from earl_cli.rewards.judge import Judge
 from earl_cli.rewards.reward import Edit, Reward, Score
 from earl_cli.rewards.rubrics import Rubrics, load_rubrics
@@ -24,6 +26,10 @@ NAMES = (*JUDGED, "reference")
 SHAPE = "a function takes a list of earl_cli.rewards.reward.Edit and returns a list of as many Score, float or None"
 
 
+class NoJudgeError(UsageError):
+    """A reward that needs a judge, of whom nothing says where it is."""
+
+
 def reward_of(config: RlConfig, cache: Path) -> Reward:
     """The reward that a run's settings name; a judge's answers are kept in the file ``cache``.
 
@@ -31,6 +37,15 @@ def reward_of(config: RlConfig, cache: Path) -> Reward:
     """
     judge = judge_of(config, cache)
     rubrics = load_rubrics(config.rubrics)
+    try:
+        return _reward_of(config, judge, rubrics)
+    except NoJudgeError as error:
+        also = [f"{each} holds no key either" for each in without_key([config.judge_api_key_variable])]
+        error.what = "; ".join([error.what, *also])
+        raise
+
+
+def _reward_of(config: RlConfig, judge: Judge | None, rubrics: Rubrics) -> Reward:
     if config.reward is not None:
         return choose(config.reward, judge, rubrics)
     computed = {"viescore": config.reward_compute_viescore, "ground_score": config.reward_compute_ground_score}
@@ -39,10 +54,14 @@ def reward_of(config: RlConfig, cache: Path) -> Reward:
 
 
 def judge_of(config: RlConfig, cache: Path) -> Judge | None:
-    """The judge of a run's settings; None if neither they nor the environment name its address."""
-    base = config.reward_function_api_base or os.environ.get(API_BASE_VARIABLE)
+    """The judge of a run's settings; None if neither they nor the environment name its address.
+
+    Raises UsageError for an address, a variable without a key, or a declaration that isn't there.
+    """
+    base = config.reward_function_api_base or os.environ.get(API_BASE_VARIABLE, "").strip()
     if not base:
         return None
+    check_keys([config.judge_api_key_variable])
     return Judge(
         base,
         config.reward_function_api_model_name,
@@ -50,6 +69,7 @@ def judge_of(config: RlConfig, cache: Path) -> Judge | None:
         config.judge_api_key_variable,
         config.judge_at_once,
         config.judge_timeout,
+        load_declaration(config.judge_declaration),
     )
 
 
@@ -72,7 +92,7 @@ def choose(spec: str | Mapping[str, float], judge: Judge | None = None, rubrics:
 
 def _required(judge: Judge | None, name: str) -> Judge:
     if judge is None:
-        raise UsageError(
+        raise NoJudgeError(
             f"the reward {name} needs a judge, and nothing says where it is",
             where="reward_function_api_base",
             hint="earl judge serve starts one: --set reward_function_api_base=http://HOST:4877/v1, or put it into "
@@ -160,7 +180,7 @@ def _checked(result: object, spec: str) -> Score:
     score = result if isinstance(result, Score) else Score(result)  # type: ignore[arg-type]
     value: object = score.value
     if value is None:
-        return score
+        return replace(score, reason=score.reason or "the reward function gave none")
     if not isinstance(value, Real):
         what = f"the reward function returned a {type(value).__name__} where a score should be"
         raise UsageError(what, where=spec, hint=SHAPE)

@@ -6,48 +6,79 @@ Faults of the server are waited out, unreadable replies asked again, and answers
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
-import io
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import openai
-from PIL import Image
 
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.rewards.cache import AnswerCache
-from earl_cli.rewards.connecting import apart, check_address, connect, plain_address, without_key
-from earl_cli.rewards.replies import Reply, UnreadableError, read_choice, read_scores, read_tag
-from earl_cli.rewards.retrying import OutOfTriesError, Pacing, RefusedError, persistently
+from earl_cli.rewards.completing import Saying, complete, messages_of
+from earl_cli.rewards.connecting import (
+    USUAL_KEY,
+    apart,
+    checked_address,
+    connect,
+    key_of,
+    plain_address,
+    without_secrets,
+)
+from earl_cli.rewards.declarations import Declaration, load_declaration
+from earl_cli.rewards.replies import Reply, UnreadableError, is_all_thoughts, read_choice, read_scores, read_tag
+from earl_cli.rewards.retrying import (
+    OutOfTriesError,
+    Pacing,
+    RefusedError,
+    TooLargeError,
+    judge_refusal,
+    persistently,
+)
 from earl_cli.rewards.reward import JudgeDownError, Pixels
 
-JPEG_QUALITY = 95
 ROUNDS = 5  # times that a question is asked until the reply is readable
 AGAIN_TEMPERATURE = 0.5  # at least, from the second round on: at 0 the reply would be the same
+USUAL_MANNER = ("before", "4:4:4", "user")
+"""What isn't part of keys: answers were kept before there were declarations."""
+EASY = "Which colour is this? Say one word."
 READERS: Mapping[str, Callable[[str], Reply]] = {"scores": read_scores, "tag": read_tag, "choice": read_choice}
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """Pictures uint8[h, w, 3] and a text below them; ``reads`` names the one of `READERS` that the reply is for."""
+    """Pictures uint8[h, w, 3] and a text; ``reads`` names the one of `READERS` that the reply is for.
+
+    ``temperature`` None leaves it to the judge's declaration.
+    """
 
     text: str
     pictures: tuple[Pixels, ...]
     reads: Literal["scores", "tag", "choice"] = "scores"
     max_tokens: int = 1400
-    temperature: float = 0.0
+    temperature: float | None = None
 
-    def key(self, model: str) -> str:
+    def key(self, model: str, declaration: Declaration) -> str:
         """64 hex digits of all that an answer of ``model`` depends on; the server's address isn't part of it."""
-        sampling = [self.reads, self.max_tokens, self.temperature, ROUNDS, AGAIN_TEMPERATURE, JPEG_QUALITY]
-        content = json.dumps([model, self.text, sampling, [_digest(picture) for picture in self.pictures]])
+        temperature, quality = self.temperature_for(declaration), declaration.quality
+        sampling = [self.reads, self.max_tokens, temperature, ROUNDS, AGAIN_TEMPERATURE, quality]
+        manner = (declaration.pictures, declaration.chroma, self.role_for(declaration))
+        more = [] if manner == USUAL_MANNER else [manner]
+        content = json.dumps([model, self.text, sampling, [_digest(picture) for picture in self.pictures], *more])
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def temperature_for(self, declaration: Declaration) -> float | None:
+        """What is sent when it is asked for the first time; None is nothing."""
+        return declaration.temperature if self.temperature is None else self.temperature
+
+    def role_for(self, declaration: Declaration) -> str:
+        """Whose message the text is."""
+        return declaration.role if self.reads == "scores" else "user"
 
 
 @dataclass(frozen=True)
@@ -69,14 +100,15 @@ class Judge:
     api_base: str
     model: str
     cache: Path | None = None
-    api_key_variable: str = "OPENAI_API_KEY"
+    api_key_variable: str = USUAL_KEY
     at_once: int = 64
     timeout: float = 120.0
+    declaration: Declaration = field(default_factory=load_declaration)
     pacing: Pacing = field(default_factory=Pacing)
     _has_answered: bool = False
 
     def __post_init__(self) -> None:
-        check_address(self.api_base, "a judge's")
+        self.api_base = checked_address(self.api_base, "a judge's")
 
     def ask_all(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer for each question, in order; equal questions are asked once.
@@ -90,14 +122,14 @@ class Judge:
         """Names of the models that the server has. Raises JudgeDownError after a few tries, or UsageError."""
 
         async def listed(client: openai.AsyncOpenAI) -> list[str]:
-            return [each.id async for each in client.models.list()]
+            return [self._clean(str(each.id)) async for each in client.models.list()]
 
         return apart(lambda: asyncio.run(self._connected(listed, self.pacing)))
 
     # -- one pass over questions ---------------------------------------------------------------------------------
 
     def _ask_all(self, questions: Sequence[Question]) -> list[Answer]:
-        keys = [question.key(self.model) for question in questions]
+        keys = [question.key(self.model, self.declaration) for question in questions]
         with AnswerCache(self.cache) as cache:
             answers = {key: Answer(reply.numbers, reply.reasoning) for key, reply in cache.find(keys).items()}
             self._has_answered |= bool(answers)
@@ -124,7 +156,7 @@ class Judge:
                     for key, question in missing.items():
                         group.create_task(one(client, key, question))
             except BaseExceptionGroup as failures:
-                raise self._discreet(failures.exceptions[0]) from failures.exceptions[0].__cause__
+                raise self._discreet(failures.exceptions[0]) from None
         self._has_answered |= bool(answers)
         if refusals and not self._has_answered:
             what = f"the judge's server refuses what it is asked: {next(iter(refusals.values()))}"
@@ -134,47 +166,67 @@ class Judge:
         }
 
     async def _answer(self, client: openai.AsyncOpenAI, key: str, question: Question, cache: AnswerCache) -> Answer:
-        content = await asyncio.to_thread(_content, question)
+        messages = await asyncio.to_thread(self._messages, question)
         wrong = ""
         for turn in range(ROUNDS):
-            again: dict[str, Any] = {"seed": turn} if turn else {}
-            temperature = max(question.temperature, AGAIN_TEMPERATURE) if turn else question.temperature
+            settings = self._settings(question, turn)
 
-            async def asked(more: dict[str, Any] = again, temperature: float = temperature) -> str:
-                return await _complete(client, self.model, content, question.max_tokens, temperature, more)
+            async def asked(settings: Mapping[str, Any] = settings) -> Saying:
+                return await complete(client, self.model, messages, settings)
 
             try:
-                raw = await self._reply(client, asked)
+                saying = await self._reply(client, asked)
             except OutOfTriesError as error:
                 return Answer(None, self._clean(f"the judge fails at this question alone: {error}"))
+            except TooLargeError as error:
+                raise RefusedError(f"{error}: {_sizes(question, messages)}") from None
+            raw = self._clean(saying.text)
             try:
+                if saying.lacking and is_all_thoughts(raw):
+                    raise UnreadableError("it ends within its thoughts")
                 reply = cache.keep(key, raw, READERS[question.reads](raw))
                 return Answer(reply.numbers, reply.reasoning)
             except UnreadableError as error:
-                wrong = f"{error}: {' '.join(raw.split())[:120]}"
+                lacking = f" ({saying.lacking})" if saying.lacking else ""
+                said = " ".join(raw[:1000].split())[:120]
+                wrong = f"{error}{lacking}" + (f": {said}" if said else "")
         return Answer(None, self._clean(f"the judge's reply can't be read, also when asked {ROUNDS} times: {wrong}"))
 
-    async def _reply(self, client: openai.AsyncOpenAI, asked: Callable[[], Coroutine[Any, Any, str]]) -> str:
+    def _settings(self, question: Question, turn: int) -> dict[str, Any]:
+        """The parameters of a question that was asked ``turn`` times before; where it was greedy, it isn't any more."""
+        temperature = question.temperature_for(self.declaration)
+        if temperature is None:
+            return {"max_tokens": question.max_tokens}
+        if turn:
+            return {"max_tokens": question.max_tokens, "temperature": max(temperature, AGAIN_TEMPERATURE), "seed": turn}
+        return {"max_tokens": question.max_tokens, "temperature": temperature}
+
+    def _messages(self, question: Question) -> list[dict[str, Any]]:
+        role = question.role_for(self.declaration)
+        return messages_of(question.text, question.pictures, self.declaration, role)
+
+    async def _reply(self, client: openai.AsyncOpenAI, asked: Callable[[], Coroutine[Any, Any, Saying]]) -> Saying:
         """What the judge says. Raises OutOfTriesError if it fails at this question alone, JudgeDownError if at any.
 
         Which of the two it is shows an easy question; if that is answered, the other one is asked again, since the
         server may have come back in between.
         """
         try:
-            return await persistently(asked, self.pacing, self.timeout)
+            return await self._persistently(asked, self.pacing)
         except OutOfTriesError as error:
             await self._check_up(client, str(error))
-        return await persistently(asked, self.pacing, self.timeout)
+        return await self._persistently(asked, self.pacing)
 
     async def _check_up(self, client: openai.AsyncOpenAI, failure: str) -> None:
         """Raise JudgeDownError unless the server answers an easy question."""
-        easy = _content(Question("Which colour is this? Say one word.", (np.full((32, 32, 3), 128, np.uint8),)))
+        easy = Question(EASY, (np.full((32, 32, 3), 128, np.uint8),), max_tokens=4)
+        messages = self._messages(easy)
 
-        async def asked() -> str:
-            return await _complete(client, self.model, easy, 4, 0.0, {})
+        async def asked() -> Saying:
+            return await complete(client, self.model, messages, self._settings(easy, 0))
 
         try:
-            await persistently(asked, replace(self.pacing, tries=min(3, self.pacing.tries)), self.timeout)
+            await self._persistently(asked, replace(self.pacing, tries=min(3, self.pacing.tries)))
         except OutOfTriesError:
             raise JudgeDownError(
                 self._clean(f"the judge doesn't answer: {failure}"),
@@ -194,12 +246,17 @@ class Judge:
     def _client(self) -> openai.AsyncOpenAI:
         return connect(self.api_base, self.api_key_variable, self.timeout)
 
+    async def _persistently(self, work: Callable[[], Coroutine[Any, Any, Result]], pacing: Pacing) -> Result:
+        has_key = key_of(self.api_key_variable) is not None
+        refusal = partial(judge_refusal, api_key_variable=self.api_key_variable, has_key=has_key)
+        return await persistently(work, pacing, self.timeout, refusal)
+
     async def _connected(
         self, work: Callable[[openai.AsyncOpenAI], Coroutine[Any, Any, Result]], pacing: Pacing
     ) -> Result:
         try:
             async with self._client() as client:
-                return await persistently(lambda: work(client), pacing, self.timeout)
+                return await self._persistently(lambda: work(client), pacing)
         except OutOfTriesError as error:
             what = self._clean(f"the judge doesn't answer: {error}")
             raise JudgeDownError(what, where=self.address, hint="earl judge serve starts one") from None
@@ -213,45 +270,18 @@ class Judge:
         """The error, if it is one of ours with the address and without the key."""
         if isinstance(error, EarlError):
             error.what, error.where = self._clean(error.what), error.where or self.address
+            error.__context__ = None  # whose words --debug would show
         return error
 
     def _clean(self, text: str) -> str:
-        return without_key(text, self.api_key_variable)
+        """A server's words without secrets, before anything is made of them."""
+        return without_secrets(text, self.api_key_variable, self.api_base)
 
 
-async def _complete(
-    client: openai.AsyncOpenAI,
-    model: str,
-    content: list[dict[str, Any]],
-    max_tokens: int,
-    temperature: float,
-    more: Mapping[str, Any],
-) -> str:
-    """The text of one reply, "" where there is none. Raises what openai raises, and ValueError for another answer."""
-    completion: Any = await client.chat.completions.create(
-        model=model,
-        messages=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
-        max_tokens=max_tokens,
-        temperature=temperature,
-        **more,
-    )
-    try:
-        text = completion.choices[0].message.content
-    except (AttributeError, IndexError, TypeError):
-        raise ValueError("the server's answer is no chat completion") from None
-    return text if isinstance(text, str) else ""
-
-
-def _content(question: Question) -> list[dict[str, Any]]:
-    pictures = [{"type": "image_url", "image_url": {"url": data_url(each)}} for each in question.pictures]
-    return [*pictures, {"type": "text", "text": question.text}]
-
-
-def data_url(picture: Pixels) -> str:
-    """A picture uint8[h, w, 3] as a data URL: JPEG of quality 95, colours not subsampled; equal for equal pictures."""
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+def _sizes(question: Question, messages: Sequence[Mapping[str, Any]]) -> str:
+    """How large its pictures are."""
+    sizes = " and ".join(f"{picture.shape[1]} x {picture.shape[0]}" for picture in question.pictures)
+    return f"its pictures are {sizes}, {len(json.dumps(messages)) / 1e6:.1f} MB as sent; a smaller area makes them less"
 
 
 def _digest(picture: Pixels) -> str:

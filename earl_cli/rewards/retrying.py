@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import math
 import random
+import re
+import socket
+import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,7 +20,8 @@ from earl_cli.errors import UsageError
 
 PASSING = (408, 409, 429)  # and 5xx: the server's trouble, which passes
 LIMITED = 429
-UNKNOWN_TO_YOU, FORBIDDEN, NOT_THERE = 401, 403, 404
+UNKNOWN_TO_YOU, FORBIDDEN, NOT_THERE, TOO_LARGE = 401, 403, 404, 413
+LONGEST_WORDS = 300  # characters of what a server says that a message shows
 Result = TypeVar("Result")
 
 
@@ -50,47 +55,56 @@ class RefusedError(Exception):
     """A server that works and doesn't take this request; the message says why."""
 
 
-def judge_refusal(error: openai.APIStatusError) -> Exception:
+class TooLargeError(RefusedError):
+    """A request of more bytes than the server takes."""
+
+
+def judge_refusal(error: openai.APIStatusError, api_key_variable: str, has_key: bool) -> Exception:
     """What it means that a judge's server takes no such request, which doesn't pass."""
     status = error.status_code
     if status in (UNKNOWN_TO_YOU, FORBIDDEN):  # whose own words may hold the key
+        wrong = "doesn't accept the key in" if has_key else "wants a key, and there is none in"
         return UsageError(
-            f"the judge's server doesn't accept this key (status {status})",
-            hint="judge_api_key_variable names the environment variable that holds the key",
+            f"the judge's server {wrong} {api_key_variable} (status {status})",
+            hint="judge_api_key_variable, or its option, names the environment variable that holds it",
         )
     if status == NOT_THERE:
         return UsageError(
             f"the judge's server doesn't know the model or the address (status {status}): {in_words(error)}",
             hint="earl judge check lists its models; an address usually ends in /v1",
         )
-    return RefusedError(f"status {status}: {in_words(error)}")
+    kind = TooLargeError if status == TOO_LARGE else RefusedError
+    return kind(f"status {status}: {in_words(error)}")
 
 
 async def persistently(
     call: Callable[[], Awaitable[Result]],
     pacing: Pacing,
     timeout: float,
-    refusal: Callable[[openai.APIStatusError], Exception] = judge_refusal,
+    refusal: Callable[[openai.APIStatusError], Exception],
 ) -> Result:
     """What ``call`` gives within ``timeout`` seconds, called again while the failures are of the passing kind.
 
     Raises OutOfTriesError when they don't pass, and what ``refusal`` makes of others: RefusedError, and UsageError for
-    a wrong key, address or model.
+    a wrong key, address or model, or for a certificate that isn't trusted. Their causes are left out: they hold the
+    server's words, which may repeat the key.
     """
     failed = limited = 0
     while True:
         try:
             async with asyncio.timeout(timeout):
                 return await call()
-        except (openai.OpenAIError, TimeoutError, ValueError) as error:
+        except (openai.OpenAIError, TimeoutError, ValueError, RecursionError) as error:
             status = error.status_code if isinstance(error, openai.APIStatusError) else None
             if isinstance(error, openai.APIStatusError) and status not in PASSING and error.status_code < 500:
-                raise refusal(error) from error
+                raise refusal(error) from None
+            if mistake := _mistake(error):
+                raise mistake from None
             wait = _wished(error, pacing)
             failed, limited = failed + (status != LIMITED), limited + (status == LIMITED)
             last = in_words(error, timeout)
             if failed >= pacing.tries or limited > pacing.limits or (wait or 0) > pacing.patience:
-                raise OutOfTriesError(last) from error
+                raise OutOfTriesError(last) from None
         await pacing.sleep(pacing.wait(failed + limited) if wait is None else wait + pacing.draw() * pacing.first)
 
 
@@ -100,11 +114,38 @@ def in_words(error: Exception, timeout: float = 0.0) -> str:
         return f"no answer within {timeout:g} s"
     if isinstance(error, openai.APIStatusError):
         body = error.body if isinstance(error.body, dict) else {}
-        words = body.get("message") or str(error)
-        return f"status {error.status_code}: {words}" if error.status_code >= LIMITED else str(words)[:300]
+        words = re.sub(r"<[^<>]*>", " ", str(body.get("message") or body.get("detail") or error))  # a page of a proxy
+        words = " ".join(words.split())[:LONGEST_WORDS]
+        return f"status {error.status_code}: {words}" if error.status_code >= LIMITED else words
     if isinstance(error, openai.APIConnectionError):
+        causes = list(_causes(error))
+        if any(isinstance(each, socket.gaierror) for each in causes):
+            return "no connection: there is no host of that name, or no network"
+        if any(isinstance(each, ConnectionRefusedError) for each in causes):
+            return "no connection: nothing listens there"
         return f"no connection: {error.__cause__ or error}"
-    return f"no proper answer: {error}"
+    return f"no proper answer: {' '.join(str(error).split())[:LONGEST_WORDS]}"
+
+
+def _mistake(error: Exception) -> UsageError | None:
+    """What a person has to change before the server can be reached at all."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            what = f"the server's certificate isn't trusted: {cause.verify_message or cause}"
+            return UsageError(what, hint="SSL_CERT_FILE names a file with the certificate of who signed it")
+        if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
+            return UsageError("the server speaks no TLS", hint="http:// in place of https://")
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it, the last one first; of several attempts all."""
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for each in error.exceptions:
+                yield from _causes(each)
+        error = error.__cause__ or error.__context__
 
 
 def _wished(error: Exception, pacing: Pacing) -> float | None:
@@ -113,10 +154,10 @@ def _wished(error: Exception, pacing: Pacing) -> float | None:
         return None
     text = error.response.headers.get("retry-after", "")
     try:
-        return max(0.0, float(text))
+        seconds = float(text)
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - pacing.now())
-    except ValueError:
-        return None
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - pacing.now()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return None if math.isnan(seconds) else max(0.0, seconds)

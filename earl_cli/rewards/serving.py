@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 
 from earl_cli.errors import UsageError
+from earl_cli.rewards.connecting import check_keys
+from earl_cli.rewards.declarations import Declaration
 from earl_cli.rewards.judge import Judge
 from earl_cli.rewards.retrying import Pacing
 
@@ -29,13 +31,17 @@ def serve_command(
     return [program, "serve", model, *(str(part) for item in settings.items() for part in item), *extra]
 
 
-def reach(api_base: str, model: str | None, key_variable: str, timeout: float) -> tuple[Judge, list[str]]:
+def reach(
+    api_base: str, model: str | None, key_variable: str, timeout: float, declaration: Declaration
+) -> tuple[Judge, list[str]]:
     """A client for one or a few questions, that doesn't try for long, and the names of the models that are served.
 
     With ``model`` None it is the published one, or the only one there is. Raises UsageError for a model that isn't
-    served, JudgeDownError if nobody answers.
+    served or a variable without a key, JudgeDownError if nobody answers.
     """
-    judge = Judge(api_base, model or MODEL, None, key_variable, timeout=timeout, pacing=Pacing(tries=3, limits=6))
+    check_keys([key_variable])
+    pacing = Pacing(tries=3, limits=6)
+    judge = Judge(api_base, model or MODEL, None, key_variable, timeout=timeout, declaration=declaration, pacing=pacing)
     served = judge.models()
     if model is None and MODEL not in served and len(served) == 1:
         judge.model = served[0]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from evaluations import inverted, pairs, picture
 from images_server import MODEL as IMAGES_MODEL
 from images_server import ImagesServer
@@ -23,6 +24,7 @@ from earl_cli.evaluation import generating
 from earl_cli.evaluation.generating import task_seed
 from earl_cli.evaluation.results import load_run
 from earl_cli.models.bundle import EarlModel, load_model
+from earl_cli.rewards.declarations import load_declaration
 from earl_cli.rewards.retrying import Pacing
 
 pytestmark = pytest.mark.slow
@@ -105,7 +107,7 @@ def test_size_is_the_benchmarks_choice_or_the_persons(say: Say, tiny_model_dir: 
         document = evaluated(say, "-m", str(tiny_model_dir), *words)
         run_ = load_run(Path(document["results"][0]["folder"]))
         sizes[len(words)] = Image.open(run_.folder / str(run_.lines[0].result.edited_image)).size
-    assert sizes == {0: (24, 16), 2: (40, 24)}
+    assert sizes == {0: (24, 16), 2: (32, 24)}
 
 
 def test_shards_add_up_and_the_last_one_scores(say: Say, tiny_model_dir: Path) -> None:
@@ -134,7 +136,7 @@ def test_a_judge_gives_viescore_and_its_answers_are_kept(say: Say, judge: JudgeS
     assert evaluated(say, *words) == document
     assert len(judge.calls) == asked
     run_ = load_run(Path(document["results"][0]["folder"]))
-    assert run_.scoring["judge"] == {"model": MODEL}
+    assert run_.scoring["judge"] == {"model": MODEL, "declaration": load_declaration().describe()}
     assert set(run_.lines[0].explanations) == {"sc", "pq"}
 
 
@@ -145,7 +147,7 @@ def test_scoring_again_by_another_judge_draws_nothing(say: Say, judge: JudgeServ
     said = say("eval", "score", "results", "--judge", judge.api_base, "--judge-model", "gpt-4o-mini", "--json")
     assert said.code == 0, said.err
     assert {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.png")} == pictures
-    assert load_run(Path(document["results"][0]["folder"])).scoring["judge"] == {"model": "gpt-4o-mini"}
+    assert load_run(Path(document["results"][0]["folder"])).scoring["judge"]["model"] == "gpt-4o-mini"
 
 
 def test_a_judge_that_goes_down_costs_nothing_that_was_drawn(
@@ -178,6 +180,83 @@ def test_what_the_judge_doesnt_say_is_in_the_table(
     assert said.code == 0, said.err
     assert "missing" in said.out
     assert "the judge fails at this question alone" in said.err
+
+
+def test_a_judge_that_scores_nothing_is_an_error_after_the_report(say: Say, judge: JudgeServer) -> None:
+    judge.message = {"content": "I won't."}
+    said = say("eval", "-b", "pairs", "-m", "copy", "--judge", judge.api_base, "--json")
+    assert said.code == 1
+    assert "the judge gave no score for any edit of copy on pairs: the judge's reply can't be read" in said.err
+    assert said.document["error"]["where"] == judge.api_base
+    assert Path(said.document["report"]).is_file()
+    judge.message = None
+    assert say("eval", "score", "results", "--judge", judge.api_base).code == 0
+
+
+def test_an_editor_that_draws_nothing_is_named_at_the_end(say: Say, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    said = say("eval", "-b", "pairs", "-m", "results:theirs")
+    assert said.code == 0
+    assert "no picture was drawn by theirs on pairs: there is no s0.png" in said.err
+
+
+def test_a_later_call_for_more_samples_scores_all_of_them(say: Say) -> None:
+    assert len(evaluated(say, "-m", "copy", "--limit", "2")["results"]) == 1
+    assert evaluated(say, "-m", "copy")["results"][0]["edits"] == 6
+    assert evaluated(say, "-m", "copy", "--limit", "2")["results"][0]["edits"] == 2
+
+
+def test_no_row_that_can_be_used_is_an_error(say: Say) -> None:
+    for file in Path("pairs").glob("?.png"):
+        file.write_bytes(b"no picture")
+    said = say("eval", "-b", "pairs", "-m", "copy")
+    assert said.code == 3
+    assert "no row of pairs can be used" in said.err
+
+
+def test_without_true_edits_and_judge_that_is_said(say: Say) -> None:
+    pairs(Path("blind"), 2, targets=False)
+    said = say("eval", "-b", "blind", "-m", "copy")
+    assert said.code == 0
+    assert "blind has no true edits, so its pictures are drawn and nothing is scored" in said.err
+    assert "only a judge can score them" in complaint(say("eval", "score", "results"), 2)
+
+
+def test_the_protocol_of_the_paper(say: Say, judge: JudgeServer) -> None:
+    Path("b.toml").write_text(
+        """[b]
+paper = { shuffle = 42, first = 4 }
+[[b.parts]]
+place = "pairs"
+columns = { image = "source", instruction = "instruction", target = "edited", task = "task", id = "id" }
+"""
+    )
+    words = ("eval", "-b", "b.toml", "-m", "copy", "--judge", judge.api_base)
+    said = say(*words, "--protocol", "paper", "--json")
+    assert said.code == 0, said.err
+    assert "protocol paper" in said.err
+    assert "65536 pixels" in said.err
+    assert "viescore-published" in said.err
+    run_ = load_run(Path(said.document["results"][0]["folder"]))
+    shuffled = Dataset.from_dict({"id": [f"s{number}" for number in range(6)]}).shuffle(seed=42)["id"]
+    assert {line.result.id for line in run_.lines} == set(shuffled[:4])
+    assert (run_.scoring["protocol"], run_.scoring["area"]) == ("paper", 65536)
+    assert {call.body["messages"][0]["role"] for call in judge.calls} == {"system"}
+    assert all("temperature" not in call.body for call in judge.calls)
+    assert say(*words).code == 0  # all rows, in the same folder
+    assert len(load_run(run_.folder).lines) == 6
+    assert say("eval", "score", "results", "--judge", judge.api_base, "--protocol", "paper").code == 0
+    assert len(load_run(run_.folder).lines) == 4
+
+
+def test_missing_keys_are_named_at_once_before_anything_is_drawn(
+    say: Say, judge: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", " ")
+    words = ("-m", "x=http://127.0.0.1:9/v1#m", "--judge", judge.api_base, "--api-key-variable", "MY_KEY")
+    said = say("eval", "-b", "pairs", *words, "--endpoint-key-variable", "OTHER_KEY")
+    assert "variables are not set, or empty: MY_KEY, OTHER_KEY" in complaint(said, 2)
+    assert not Path("results").exists()
 
 
 def test_finished_pictures_of_somebody_else(say: Say, tmp_path: Path) -> None:

@@ -95,9 +95,52 @@ def test_a_reward_that_asks_nobody(photos: list[str], capsys: pytest.CaptureFixt
     assert "own_scores:difference" in capsys.readouterr().out
 
 
+def test_how_it_is_asked_can_be_declared(judge: JudgeServer, photos: list[str]) -> None:
+    assert run(["judge", "score", *photos, "--api-base", judge.api_base, "--declaration", "viescore-published"]) == 0
+    assert {len(call.body["messages"]) for call in judge.calls} == {2}
+    assert run(["judge", "check", "--api-base", judge.api_base, "--declaration", "viescore-published"]) == 0
+
+
+def test_a_function_that_gives_none(photos: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("no_scores.py").write_text("def nothing(edits): return [None for _ in edits]")
+    assert run(["judge", "score", *photos, "--reward", "no_scores:nothing"]) == 1
+    assert "there is no score: the reward function gave none" in capsys.readouterr().err
+
+
+def test_a_judge_that_repeats_the_key_shows_it_nowhere(
+    judge: JudgeServer, photos: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    judge.message = {"content": '{"score": [8, 6], "reasoning": "for sk-very-secret"}'}
+    for words in (["--json"], ["--debug"]):
+        assert run(["judge", "score", *photos, "--api-base", judge.api_base, *words]) == 0
+    judge.refuses = "photo"  # in words that repeat it too
+    assert run(["judge", "score", *photos, "--api-base", judge.api_base, "--debug"]) == 2
+    judge.key = "another"
+    assert run(["judge", "check", "--api-base", judge.api_base, "--debug"]) == 2
+    captured = capsys.readouterr()
+    assert "***" in captured.out
+    assert "***" in captured.err
+    assert "sk-very-secret" not in captured.out + captured.err
+
+
+def test_flags_beat_the_environment_and_empty_is_missing(
+    judge: JudgeServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP__REWARD_FUNCTION_API_BASE", "http://127.0.0.1:9/v1")
+    assert run(["judge", "check", "--api-base", judge.api_base]) == 0
+    monkeypatch.setenv("MY_KEY", "")
+    assert run(["judge", "check", "--api-base", judge.api_base, "--api-key-variable", "MY_KEY"]) == 2
+    assert "not set, or empty: MY_KEY" in capsys.readouterr().err
+    judge.key = "wanted"
+    assert run(["judge", "check", "--api-base", judge.api_base]) == 2
+    assert "wants a key, and there is none in OPENAI_API_KEY" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
+        (["--declaration", "viescor"], 2, "no declaration 'viescor'"),
         (["--reward", "ground_score"], 1, "--target names the true edit"),
         (["--reward", "viescor"], 2, "no reward 'viescor'"),
         (["--model", "gpt"], 2, f"it serves {MODEL}"),

@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from evaluations import inverted, pairs, picture
 from hub_server import Hub, Repository
 
 from earl_cli.data.sources import BadRowError
 from earl_cli.errors import EarlError, InputError, UsageError
-from earl_cli.evaluation.benchmarks import ENTRY_POINTS, benchmarks, find_benchmark
+from earl_cli.evaluation.benchmarks import ENTRY_POINTS, Subset, benchmarks, find_benchmark
 from earl_cli.evaluation.samples import Opened, Sample, open_benchmark
 
 DECLARED = """
@@ -217,6 +218,24 @@ def test_a_limit_is_a_fixed_choice_and_a_larger_one_holds_it(tmp_path: Path) -> 
     assert set(few) < set(more)
     assert few != list(range(5))
     assert opened.chosen(400) == opened.chosen() == list(range(40))
+
+
+@pytest.mark.parametrize("count", [1, 999, 1001, 2022, 3589])
+@pytest.mark.parametrize("name", ["emuedit", "i2ebench"])
+def test_the_published_subset_is_what_datasets_shuffles_to_the_front(name: str, count: int) -> None:
+    shuffled = Dataset.from_dict({"row": range(count)}).shuffle(seed=42)
+    subset = benchmarks()[name].paper
+    assert subset is not None
+    assert subset.rows(count) == shuffled.select(range(min(1000, count)))["row"]
+
+
+def test_a_limit_of_a_subset_is_within_it(tmp_path: Path) -> None:
+    opened = open_benchmark(find_benchmark(str(pairs(tmp_path / "pairs", 20))))
+    subset = Subset(shuffle=42, first=8)
+    assert opened.chosen(subset=subset) == sorted(np.random.default_rng(42).permutation(20)[:8])
+    assert set(opened.chosen(3, subset)) < set(opened.chosen(5, subset)) < set(opened.chosen(99, subset))
+    assert len(opened.chosen(5, subset)) == 5
+    assert opened.chosen() == list(range(20))
 
 
 def test_the_fingerprint_changes_with_the_rows_and_with_how_they_are_read(tmp_path: Path) -> None:

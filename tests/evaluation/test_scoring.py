@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from evaluations import Inverting, pairs
 from judge_server import MODEL, Faults, JudgeServer
+from PIL import Image
 
 from earl_cli.evaluation.benchmarks import find_benchmark
 from earl_cli.evaluation.columns import PUBLISHED
@@ -20,6 +21,7 @@ from earl_cli.evaluation.samples import open_benchmark
 from earl_cli.evaluation.scoring import NO_EDIT, Scoring, pairs_of, score, shared_keys
 from earl_cli.evaluation.statistics import summarize
 from earl_cli.evaluation.summaries import summary_document
+from earl_cli.rewards.declarations import load_declaration
 from earl_cli.rewards.judge import Judge
 from earl_cli.rewards.retrying import Pacing
 from earl_cli.rewards.reward import JudgeDownError
@@ -130,19 +132,29 @@ def test_pictures_that_are_gone_are_missing_figures_with_the_reason(tmp_path: Pa
     assert lines[0].missing == {}
 
 
-def test_the_judge_sees_no_more_pixels_than_it_should(tmp_path: Path, judge: JudgeServer) -> None:
-    import base64
-    import io
-
-    from PIL import Image
-
-    score(results(tmp_path), scoring(judge, area=100))
-    for call in judge.calls:
-        for part in call.body["messages"][0]["content"]:
-            if part["type"] == "image_url":
-                data = part["image_url"]["url"].partition(",")[2]
-                width, height = Image.open(io.BytesIO(base64.b64decode(data))).size
-                assert width * height <= 110
+@pytest.mark.parametrize(
+    ("area", "drawn", "seen"),
+    [
+        (None, (24, 16), (24, 16)),
+        (None, (12, 8), (24, 16)),  # a model that draws small
+        (None, (96, 64), (24, 16)),  # a baseline that draws large
+        (10_000, (12, 8), (24, 16)),
+        (96, (24, 16), (12, 8)),
+        (96, (48, 32), (12, 8)),
+        (96, (10, 10), (10, 10)),
+    ],
+)
+def test_the_judge_sees_every_editors_pictures_at_one_size(
+    area: int | None, drawn: tuple[int, int], seen: tuple[int, int], tmp_path: Path, judge: JudgeServer
+) -> None:
+    run = results(tmp_path, count=2)
+    for line in run.lines:
+        edited = run.folder / str(line.result.edited_image)
+        Image.open(edited).resize(drawn).save(edited)
+    score(run, scoring(judge, area=area, ground_score=True))
+    sizes = {tuple(digest.rpartition(" ")[0] for digest in call.pictures) for call in judge.calls}
+    source, edit = (f"{width} x {height}" for width, height in ((12, 8) if area == 96 else (24, 16), seen))
+    assert sizes == {(source, edit), (edit,)}
 
 
 def test_copying_the_source_is_the_floor(tmp_path: Path) -> None:
@@ -159,7 +171,7 @@ def test_copying_the_source_is_the_floor(tmp_path: Path) -> None:
 def test_pairs_are_of_the_same_sample_and_seed(tmp_path: Path) -> None:
     a = results(tmp_path)
     b = replace(a, lines=a.lines[2:])
-    assert [pair.id for pair in pairs_of(a, b, shared_keys(a, b))] == ["s2", "s3", "s4", "s5"]
+    assert [pair.id for pair in pairs_of(a, b, shared_keys(a, b), None)] == ["s2", "s3", "s4", "s5"]
 
 
 def test_a_summary_is_json_with_all_that_figures_depend_on(tmp_path: Path, judge: JudgeServer) -> None:
@@ -170,7 +182,8 @@ def test_a_summary_is_json_with_all_that_figures_depend_on(tmp_path: Path, judge
             summary_document(replace(run, lines=tuple(score(run, how)), scoring=how.describe())), allow_nan=False
         )
     )
-    assert document["scoring"]["judge"] == {"model": MODEL}
+    assert document["scoring"]["judge"] == {"model": MODEL, "declaration": load_declaration().describe()}
+    assert document["scoring"]["protocol"] == "earl"
     assert len(document["scoring"]["rubrics"]) == 16
     assert document["editor"]["fingerprint"] == "f00"
     assert set(document["by task"]) == {"colour", "weather"}

@@ -18,6 +18,7 @@ from earl_cli.rewards.judge import Judge
 from earl_cli.rewards.reward import JudgeDownError, Score
 
 Ask = Callable[..., Judge]
+NONE = "the reward function gave none"
 
 OWN = """
 import numpy as np
@@ -60,7 +61,7 @@ def config(**values: object) -> RlConfig:
 
 def test_a_function_of_ones_own(own: str) -> None:
     edits = some_edits(3)
-    assert choose(f"{own}:plain")(edits) == [Score(1.0), Score(2.5), Score(None)]
+    assert choose(f"{own}:plain")(edits) == [Score(1.0), Score(2.5), Score(None, reason=NONE)]
     assert values(choose(f"{own}:numpys")(edits)) == [1.0, 2.5, None]
     assert choose(f"{own}:scores")(edits)[2] == Score(2.0, {"light": 2.0}, "so")
     missing = choose(f"{own}:missing")(edits)
@@ -133,7 +134,7 @@ def test_a_weighted_sum(own: str) -> None:
     assert first.parts == {f"{own}:plain": 1, f"{own}:scores": 0, f"{own}:scores.light": 0}
     assert third.value is None
     assert third.parts == {f"{own}:scores": 2, f"{own}:scores.light": 2}
-    assert third.reason == f"{own}:scores: so"
+    assert third.reason == f"{own}:plain: {NONE}\n{own}:scores: so"
 
 
 @pytest.mark.parametrize("weights", [{}, {"viescore": math.nan}])
@@ -156,6 +157,37 @@ def test_a_judge_without_an_address(reward: object, judge: JudgeServer, tmp_path
         reward_of(config(reward=reward), tmp_path / "cache")
     assert "earl judge serve" in str(caught.value)
     assert judge_of(config(reward=reward), tmp_path / "cache") is None
+
+
+def test_all_missing_variables_are_named_at_once(
+    judge: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(judge_api_key_variable="MY_KEY")
+    for empty in (None, "", " \n"):
+        for name in ("MY_KEY", "APP__REWARD_FUNCTION_API_BASE"):
+            if empty is not None:
+                monkeypatch.setenv(name, empty)
+        with pytest.raises(UsageError, match="MY_KEY holds no key either") as caught:
+            reward_of(settings, tmp_path / "cache")
+        assert "APP__REWARD_FUNCTION_API_BASE" in str(caught.value)
+    monkeypatch.setenv("APP__REWARD_FUNCTION_API_BASE", judge.api_base)
+    with pytest.raises(UsageError, match="not set, or empty: MY_KEY"):
+        reward_of(settings, tmp_path / "cache")
+
+
+def test_a_config_beats_the_environment(judge: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APP__REWARD_FUNCTION_API_BASE", "http://127.0.0.1:9/v1")
+    found = judge_of(config(reward_function_api_base=judge.api_base), tmp_path / "cache")
+    assert found is not None
+    assert found.api_base == judge.api_base
+
+
+def test_a_run_declares_how_its_judge_is_asked(judge: JudgeServer, tmp_path: Path) -> None:
+    settings = config(reward_function_api_base=judge.api_base, judge_declaration="viescore-published")
+    reward_of(settings, tmp_path / "cache")(some_edits(1))
+    assert {len(call.body["messages"]) for call in judge.calls} == {2}
+    with pytest.raises(UsageError, match="no declaration 'mine'"):
+        reward_of(settings.model_copy(update={"judge_declaration": "mine"}), tmp_path / "cache")
 
 
 def test_the_settings_of_a_run(judge: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

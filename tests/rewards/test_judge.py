@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import pytest
 from judge_server import KINDS, MODEL, Faults, JudgeServer, picture
 
 from earl_cli.errors import UsageError
-from earl_cli.rewards.judge import ROUNDS, Answer, Judge, Question, data_url
+from earl_cli.rewards.completing import data_url
+from earl_cli.rewards.declarations import load_declaration
+from earl_cli.rewards.judge import ROUNDS, Answer, Judge, Question
 from earl_cli.rewards.retrying import Pacing
 from earl_cli.rewards.reward import JudgeDownError
 
@@ -42,8 +45,9 @@ def test_what_the_server_gets(judge: JudgeServer, ask: Ask, monkeypatch: pytest.
 
 
 def test_equal_pictures_are_equal_bytes() -> None:
-    assert data_url(picture(3)) == data_url(picture(3).copy())
-    assert data_url(picture(3)) != data_url(picture(4))
+    own = load_declaration()
+    assert data_url(picture(3), own) == data_url(picture(3).copy(), own)
+    assert data_url(picture(3), own) != data_url(picture(4), own)
 
 
 def test_a_third_of_faults_changes_no_answer(judge: JudgeServer, ask: Ask) -> None:
@@ -88,10 +92,10 @@ def test_the_second_pass_asks_nothing(judge: JudgeServer, ask: Ask, tmp_path: Pa
     ],
 )
 def test_an_answer_is_for_its_question_only(change: dict[str, object]) -> None:
-    question = Question("Grade this.", (picture(1),))
-    assert question.key("a") == Question("Grade this.", (picture(1),)).key("a")
-    assert question.key("a") != question.key("b")
-    assert question.key("a") != replace(question, **change).key("a")  # type: ignore[arg-type]
+    question, own = Question("Grade this.", (picture(1),)), load_declaration()
+    assert question.key("a", own) == Question("Grade this.", (picture(1),)).key("a", own)
+    assert question.key("a", own) != question.key("b", own)
+    assert question.key("a", own) != replace(question, **change).key("a", own)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -206,6 +210,44 @@ def test_a_server_that_repeats_the_key_gives_nothing_away(
     answers = ask().ask_all([*questions(2), Question("forbidden", (picture(7),))])
     assert KEY not in answers[-1].text
     assert "***" in answers[-1].text
+
+
+def test_a_judge_that_repeats_the_key_in_its_answer_gives_nothing_away(
+    judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+    judge.message = {"content": json.dumps({"score": [8, 6], "reasoning": f"Authorization: Bearer {KEY}"})}
+    (answer,) = ask(tmp_path / "cache").ask_all(questions(2)[1:])
+    assert answer == Answer((8, 6), "Authorization: Bearer ***")
+    judge.message = {"content": f"I won't. {KEY}"}
+    assert ask().ask_all(questions(2)[1:])[0].text.endswith("I won't. ***")
+    judge.models = (KEY,)
+    assert ask().models() == ["***"]
+    assert judge.calls[0].key == f"Bearer {KEY}"
+    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_a_short_key_that_hides_nothing_spoils_no_answer(
+    judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "8")
+    judge.message = {"content": "[8, 6]"}
+    assert ask().ask_all(questions(1))[0].numbers is None  # it wants a tag
+    assert ask().ask_all(questions(2)[1:])[0].numbers == (8, 6)
+
+
+def test_a_password_in_the_address_is_repeated_in_no_answer(judge: JudgeServer) -> None:
+    judge.message = {"content": '{"score": [8, 6], "reasoning": "bWU6d29yZA== me:word"}'}
+    client = Judge(judge.api_base.replace("//", "//me:word@"), MODEL)
+    assert client.ask_all(questions(2)[1:])[0].text == "*** me:***"
+
+
+def test_too_large_a_picture_is_said_with_its_size(judge: JudgeServer, ask: Ask) -> None:
+    judge.status, judge.minds = 413, '{{"message": "Request Entity Too Large"}}'
+    judge.knows = ("model",)
+    question = Question("Grade this.", (picture(1, 40), picture(2, 16)))
+    with pytest.raises(UsageError, match=r"status 413: .*its pictures are 40 x 40 and 16 x 16, 0\.0 MB as sent"):
+        ask().ask_all([question])
 
 
 def test_a_wrong_key_is_a_mistake_and_stays_secret(
