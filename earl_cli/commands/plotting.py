@@ -46,6 +46,9 @@ def plot(sheet: Sheet, runs: Sequence[Path], output: Path, smooth: int | None, f
 
     found = read_runs(runs)
     chosen = choose_panels(sheet, found, figures)
+    for run in found:
+        if run.command not in (None, sheet.command):
+            console.warn(f"{run.name} is a run of earl {run.command}, whose curves earl {run.command} plot draws")
     write_curves(output, found, chosen, smooth)
     titles = ["run", "steps", f"last {sheet.measure}", f"best validation {sheet.measure}"]
     console.table(titles, [_row(sheet, run) for run in found])

@@ -37,6 +37,13 @@ class Run:
     steps: int
     figures: Mapping[str, Series]
 
+    @property
+    def command(self) -> str | None:
+        """The command that logged it: sft or rl, as far as its figures tell."""
+        if self.figures.keys() & {"completion_tokens", "validation_reward", "validation_missing"}:
+            return "rl"
+        return "sft" if self.figures.keys() & {"loss", "eval_loss"} else None
+
     def last(self, key: str) -> float | None:
         """The value of a figure that was logged last."""
         series = self.figures.get(key)

@@ -57,6 +57,7 @@ class Sheet:
     better side.
     """
 
+    command: str
     panels: tuple[Panel, ...]
     others: tuple[Panel, ...]
     step: str
@@ -66,6 +67,7 @@ class Sheet:
 
 
 SFT = Sheet(
+    command="sft",
     panels=(
         Panel("loss", "Training loss", "nats per token", smoothed=True),
         Panel("eval_loss", "Validation loss", "nats per token"),
@@ -80,6 +82,7 @@ SFT = Sheet(
 )
 
 RL = Sheet(
+    command="rl",
     panels=(
         Panel("reward", "Reward", "mean", smoothed=True, band=("reward_p10", "reward_p90")),
         Panel("validation_reward", "Validation reward", "mean"),

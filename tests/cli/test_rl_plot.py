@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from logs import a_rl_run
+from logs import a_rl_run, a_run
 from PIL import Image
 
 from earl_cli.app import run
@@ -59,3 +59,15 @@ def test_figures_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Reward<" not in text
     assert run(["rl", "plot", "run", "--figure", "klk", "-o", "y.svg"]) == 2
     assert "there are: reward," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "other"), [("rl", "sft"), ("sft", "rl")])
+def test_a_run_of_the_other_command_is_said_to_be_one(
+    command: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(Path("of-sft"), 20)
+    place = {"sft": "of-sft", "rl": "run"}
+    assert run([command, "plot", place[other], "-o", "x.svg"]) == 0
+    assert f"is a run of earl {other}, whose curves earl {other} plot draws" in capsys.readouterr().err
+    assert run([command, "plot", place[command], "-o", "y.svg"]) == 0
+    assert "warning" not in capsys.readouterr().err
