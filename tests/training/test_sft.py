@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +19,12 @@ from earl_cli.data.batches import load_rows
 from earl_cli.data.store import Manifest, TokenizedPair, create_or_resume, write_shard
 from earl_cli.errors import EarlError, InputError
 from earl_cli.models.bundle import load_model, open_base, save_trained
-from earl_cli.training.checkpoints import CHECKPOINTS
+from earl_cli.training.checkpoints import CHECKPOINTS, VALIDATION, newest
 from earl_cli.training.log import LOG
 from earl_cli.training.sft import SftResult, fine_tune, load_data
+from earl_cli.training.stopping import Stopped
 from earl_cli.training.trainee import load_trainee
+from earl_cli.training.trainer import SftTrainer
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +124,37 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
 def test_sequences_that_are_too_long_are_named(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="20 of 20 sequences are longer than 10 tokens: the first is '0'"):
         train(tiny_model_dir, config(store, tmp_path / "out", max_length=10, too_long="stop"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_validation_that_a_signal_breaks_off_is_made_up_for(
+    step: int, store: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same bits: validating takes nothing from the random numbers that drop out."""
+    values = {"dropout": 0.1, "validation": [store], "validate_every": 3, "checkpoint_every": 100}
+    _, whole = train(tiny_model_dir, config(store, tmp_path / "whole", **values))
+    predict = SftTrainer.prediction_step
+
+    def interrupted(self: SftTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return predict(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped) as stopped:
+        patched.setattr(SftTrainer, "prediction_step", interrupted)
+        train(tiny_model_dir, config(store, tmp_path / "torn", **values))
+    assert (stopped.value.done, stopped.value.code) == (step, 130)
+    checkpoint = tmp_path / "torn" / CHECKPOINTS / f"checkpoint-{step}"
+    assert newest(tmp_path / "torn" / CHECKPOINTS) == checkpoint
+    assert not (checkpoint / VALIDATION).exists()
+    result, resumed = train(tiny_model_dir, config(store, tmp_path / "torn", **values))
+    assert result.resumed_from == step
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+    def validations(folder: Path) -> dict[int, float]:
+        lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+        return {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+
+    assert validations(tmp_path / "torn") == validations(tmp_path / "whole")
+    assert list(validations(tmp_path / "whole")) == [3, 6]
