@@ -116,6 +116,10 @@ def _explanation(failure: Exception) -> EarlError:
             "not enough memory",
             hint="ask for less at once (fewer variants, smaller pictures, a smaller batch), or another device",
         )
+    if isinstance(failure, ModuleNotFoundError) and failure.name and not failure.name.startswith("earl_cli"):
+        package = failure.name.partition(".")[0]
+        hint = f"install earl-cli again, which brings it, or: pip install {package}"
+        return MissingExtraError(f"the package {package} isn't installed", hint=hint)
     text = str(failure).strip().splitlines()
     what = f"unexpected {type(failure).__name__}" + (f": {text[0]}" if text else "")
     return EarlError(what, hint="run again with --debug for the traceback")

@@ -53,6 +53,7 @@ def eval_compare(
     """
     from earl_cli.evaluation.comparing import comparability
     from earl_cli.evaluation.statistics import columns_of, compare
+    from earl_cli.evaluation.summaries import finite
     from earl_cli.rewards.declarations import load_declaration
     from earl_cli.rewards.serving import reach
 
@@ -76,7 +77,7 @@ def eval_compare(
     console.say(f"B: {second.editor} ({b})")
     _show(differences)
     document: dict[str, Any] = {"a": str(a), "b": str(b), "warnings": warnings}
-    document["columns"] = {name: vars(each) for name, each in differences.items()}
+    document["columns"] = {name: finite(vars(each)) for name, each in differences.items()}
     if client is not None:
         document["pairwise"] = _pairwise(first, second, client, rubrics)
     for sentence in warnings:
@@ -100,7 +101,7 @@ def _show(differences: dict[str, Difference]) -> None:
     rows = []
     for name, each in differences.items():
         digits = COLUMNS[name].digits
-        interval = f"{each.low:+.{digits}f} to {each.high:+.{digits}f}" if each.pictures > 1 else "-"
+        interval = "-" if math.isnan(each.low) else f"{each.low:+.{digits}f} to {each.high:+.{digits}f}"
         rows.append(
             [
                 COLUMNS[name].title,

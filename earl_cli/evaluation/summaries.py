@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -33,12 +34,11 @@ def summary_document(run: Run) -> dict[str, Any]:
 def group_document(group: Group) -> dict[str, Any]:
     """A group of lines: its size, and its figures under the published names (VIE_SC, …) where they have one."""
     figures = {
-        name.upper() if name in PUBLISHED else name: {key: _finite(value) for key, value in asdict(each).items()}
-        for name, each in group.columns.items()
+        name.upper() if name in PUBLISHED else name: finite(asdict(each)) for name, each in group.columns.items()
     }
     return {"edits": group.samples, "not_drawn": group.undrawn, "figures": figures}
 
 
-def _finite(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return value if math.isfinite(value) else None
+def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures for JSON, which knows no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}

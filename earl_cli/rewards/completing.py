@@ -60,7 +60,7 @@ async def complete(
                 refused.add(name)
                 instead = RENAMED.get(name)
                 how = f"with {instead} in its place" if instead else "without it, by the model's own"
-                console.warn(f"{model} takes no {name} of {sent[name]}: it is asked {how}")
+                console.warn(f"{model} takes no {name} of {sent[name]:g}: it is asked {how}")
 
 
 def messages_of(text: str, pictures: Sequence[Pixels], declaration: Declaration, role: str) -> list[dict[str, Any]]:

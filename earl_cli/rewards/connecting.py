@@ -38,7 +38,7 @@ def checked_address(api_base: str, whose: str) -> str:
         right = False
     if not right:
         what = f"this is no address of {whose} server"
-        raise UsageError(what, where=plain_address(api_base), hint="it looks like http://localhost:4877/v1")
+        raise UsageError(what, where=plain_address(api_base) or "''", hint="it looks like http://localhost:4877/v1")
     return address
 
 

@@ -259,7 +259,9 @@ class Judge:
                 return await self._persistently(lambda: work(client), pacing)
         except OutOfTriesError as error:
             what = self._clean(f"the judge doesn't answer: {error}")
-            raise JudgeDownError(what, where=self.address, hint="earl judge serve starts one") from None
+            raise JudgeDownError(
+                what, where=self.address, hint="is this its address? earl judge serve starts one"
+            ) from None
         except RefusedError as error:
             what = self._clean(f"the judge's server refuses what it is asked: {error}")
             raise UsageError(what, where=self.address) from None

@@ -16,7 +16,16 @@ import pytest
 
 from earl_cli import app
 from earl_cli.console import console
-from earl_cli.errors import DeviceError, EarlError, InputError, OutputError, PartialFailureError, UsageError, explain
+from earl_cli.errors import (
+    DeviceError,
+    EarlError,
+    InputError,
+    MissingExtraError,
+    OutputError,
+    PartialFailureError,
+    UsageError,
+    explain,
+)
 
 HEAVY = {
     "torch",
@@ -276,6 +285,12 @@ class OutOfMemoryError(RuntimeError):
         (PermissionError(errno.EACCES, "Permission denied", "nowhere/a.png"), InputError, "to look into this folder"),
         (MemoryError(), DeviceError, "memory"),
         (OutOfMemoryError("CUDA out of memory"), DeviceError, "memory"),
+        (
+            ModuleNotFoundError("No module named 'openai'", name="openai.types"),
+            MissingExtraError,
+            "package openai isn't",
+        ),
+        (ModuleNotFoundError("none", name="earl_cli.nothing"), EarlError, "unexpected ModuleNotFoundError: none"),
         (ZeroDivisionError("division by zero\nmore"), EarlError, "unexpected ZeroDivisionError: division by zero"),
     ],
 )

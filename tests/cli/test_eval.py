@@ -291,6 +291,8 @@ def test_compare_says_by_how_much(say: Say, tiny_model_dir: Path) -> None:
     assert psnr["wins"] + psnr["ties"] + psnr["losses"] == 6
     assert said.document["warnings"] == []
     assert "B better" in said.err
+    assert psnr["low"] is None  # three pictures are too few for an interval
+    assert "nan" not in (said.out + said.err).lower()
 
 
 def test_compare_pairwise_asks_in_both_orders(say: Say, judge: JudgeServer, tiny_model_dir: Path) -> None:

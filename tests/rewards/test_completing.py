@@ -61,7 +61,7 @@ def test_a_refused_temperature_is_left_out(
     assert {"max_tokens"} in sent(judge)
     error = capsys.readouterr().err
     assert error.count("warning") == 1
-    assert f"{MODEL} takes no temperature of 0.0: it is asked without it" in error
+    assert f"{MODEL} takes no temperature of 0: it is asked without it" in error
 
 
 def test_a_server_that_takes_nothing_is_asked_with_nothing(judge: JudgeServer, ask: Ask) -> None:
