@@ -79,6 +79,7 @@ class JudgeServer:
     minds: str = OPENAI  # how it says so; {} is the parameter
     message: Mapping[str, Any] | None = None  # what it says to everything, in place of a verdict
     finish: str = "stop"
+    lists: bool = True  # what models it has
     prefix: str = "/v1"  # the path that all is below
     calls: list[Call] = field(default_factory=list)
     most_at_once: int = 0
@@ -144,7 +145,7 @@ def _choice(text: str, pictures: tuple[str, ...]) -> str:
 
 class _Handler(LocalHandler):
     def do_GET(self) -> None:
-        if not self.path.startswith(f"{self.server.owner.prefix}/models"):
+        if not self.path.startswith(f"{self.server.owner.prefix}/models") or not self.server.owner.lists:
             self.send_json(404, {"detail": "Not Found"})
         elif self._is_let_in():
             models = [

@@ -24,6 +24,7 @@ from earl_cli.images.picture import open_picture, save_picture
 from earl_cli.rewards.connecting import USUAL_KEY, apart, checked_address, connect, plain_address, without_secrets
 from earl_cli.rewards.retrying import (
     NOT_THERE,
+    TOO_LARGE,
     UNKNOWN_TO_YOU,
     OutOfTriesError,
     Pacing,
@@ -186,6 +187,8 @@ class _Endpoint:
                 where=self._address,
                 hint="earl eval --no-endpoint-seed asks without",
             )
+        if error.status_code == TOO_LARGE:
+            said += f": the picture is {task.picture.width} x {task.picture.height}"
         return RefusedError(said)
 
     @property

@@ -55,6 +55,10 @@ class RefusedError(Exception):
     """A server that works and doesn't take this request; the message says why."""
 
 
+class NotThereError(UsageError):
+    """A server that doesn't know the model, or has nothing at the address."""
+
+
 class TooLargeError(RefusedError):
     """A request of more bytes than the server takes."""
 
@@ -69,7 +73,7 @@ def judge_refusal(error: openai.APIStatusError, api_key_variable: str, has_key: 
             hint="judge_api_key_variable, or its option, names the environment variable that holds it",
         )
     if status == NOT_THERE:
-        return UsageError(
+        return NotThereError(
             f"the judge's server doesn't know the model or the address (status {status}): {in_words(error)}",
             hint="earl judge check lists its models; an address usually ends in /v1",
         )

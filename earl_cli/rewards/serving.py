@@ -9,7 +9,7 @@ from earl_cli.errors import UsageError
 from earl_cli.rewards.connecting import check_keys
 from earl_cli.rewards.declarations import Declaration
 from earl_cli.rewards.judge import Judge
-from earl_cli.rewards.retrying import Pacing
+from earl_cli.rewards.retrying import NotThereError, Pacing
 
 MODEL = "Qwen/Qwen2.5-VL-72B-Instruct"
 LISTED = 8  # models in a message
@@ -42,7 +42,12 @@ def reach(
     check_keys([key_variable])
     pacing = Pacing(tries=3, limits=6)
     judge = Judge(api_base, model or MODEL, None, key_variable, timeout=timeout, declaration=declaration, pacing=pacing)
-    served = judge.models()
+    try:
+        served = judge.models()
+    except NotThereError:
+        if model is None:
+            raise
+        served = [model]  # some servers list none, and say at the first question if they don't have it
     if model is None and MODEL not in served and len(served) == 1:
         judge.model = served[0]
     if judge.model not in served:

@@ -124,6 +124,14 @@ def test_a_judge_that_repeats_the_key_shows_it_nowhere(
     assert "sk-very-secret" not in captured.out + captured.err
 
 
+def test_a_judge_that_lists_no_models(judge: JudgeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    judge.lists = False
+    assert run(["judge", "check", "--api-base", judge.api_base]) == 2
+    assert run(["judge", "check", "--api-base", judge.api_base, "--model", "gpt"]) == 2
+    assert "The model `gpt` does not exist" in capsys.readouterr().err
+    assert run(["judge", "check", "--api-base", judge.api_base, "--model", MODEL]) == 0
+
+
 def test_flags_beat_the_environment_and_empty_is_missing(
     judge: JudgeServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,7 +121,7 @@ def test_it_works_within_a_loop(endpoint: Open) -> None:
     assert endpoint().edit([]) == []
 
 
-@pytest.mark.parametrize("status", [400, 403, 422])
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
 @pytest.mark.parametrize("first", [True, False])
 def test_one_picture_that_is_refused_costs_only_itself(
     status: int, first: bool, images: ImagesServer, endpoint: Open, monkeypatch: pytest.MonkeyPatch
@@ -136,6 +136,8 @@ def test_one_picture_that_is_refused_costs_only_itself(
     assert refused.image is None
     assert f"the server refuses this: status {status}: Your request" in refused.problem
     assert KEY not in refused.problem
+    size = f"the picture is {bad.picture.width} x {bad.picture.height}"
+    assert (size in refused.problem) == (status == 413)
 
 
 @pytest.mark.parametrize("status", [400, 403])
