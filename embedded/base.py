@@ -32,6 +32,15 @@ EXAMPLES = {
     "circle": "add a red circle in the middle",
 }
 
+EFFECTS: dict[str, list[str]] = {  # what a kind does to a photo; the others change colours
+    **{kind: ["grade"] for kind in ("brighter", "darker", "contrast", "vivid", "negative")},
+    "black and white": ["grey"],
+    "sepia": ["tone"],
+    "blur": ["blur"],
+    "mirror": ["mirror"],
+    "circle": ["disc"],
+}
+
 
 def code_features(codebook: Tensor, width: int) -> Tensor:
     """Rows ``Float[codes, width]`` of standard deviation 0.02 from sines, cosines and values of the codes' levels."""
@@ -69,9 +78,13 @@ def new_language(vocabulary: Vocabulary, codebook: Tensor) -> Emu3ForCausalLM:
 
 
 def abilities() -> dict[str, Any]:
-    """Every kind with all wordings that it was trained on, and one of them as an example."""
+    """Every kind with all wordings that it was trained on, one of them as an example, and what it does to a photo."""
     kinds = {
-        kind: {"phrases": list(asked), "example": EXAMPLES.get(kind, ways(asked[0])[0])}
+        kind: {
+            "phrases": list(asked),
+            "example": EXAMPLES.get(kind, ways(asked[0])[0]),
+            "effects": EFFECTS.get(kind, ["recolor"]),
+        }
         for kind, asked in patterns().items()
         if kind not in NO_ABILITIES
     }

@@ -64,12 +64,13 @@ def evaluate(work: Path, folder: Path, count: int) -> None:
             target = as_floats(Image.fromarray(to_bytes(edit.apply(source, rng))))
             variant = draft(model, engine, [Job(picture.rgb, phrase, (index,))], EditSettings(sampling))[0][0]
             before = decoded(model, variant.source)
-            edited = as_floats(render(model, picture.rgb, before, variant, "source"))
+            edited = as_floats(render(model, picture.rgb, before, variant, "source").image)
             true_codes = encoded(model, Image.fromarray(to_bytes(target)))
-            ceiling = as_floats(Image.fromarray(compose(np.asarray(picture.rgb), before, decoded(model, true_codes))))
+            ideal = compose(np.asarray(picture.rgb), before, decoded(model, true_codes), variant.effects)
+            ceiling = as_floats(Image.fromarray(ideal.pixels))
             shares.append(removed(edited, source, target, kind))
             ceilings.append(removed(ceiling, source, target, kind))
-            drawn = render(model, picture.rgb, before, variant, "model").resize(picture.rgb.size)
+            drawn = render(model, picture.rgb, before, variant, "model").image.resize(picture.rgb.size)
             rows += [picture.rgb, drawn, *(Image.fromarray(to_bytes(p)) for p in (edited, ceiling, target))]
         table[kind] = {"share": float(np.mean(shares)), "ceiling": float(np.mean(ceilings)), "worst": min(shares)}
         print(

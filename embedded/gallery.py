@@ -43,7 +43,7 @@ def edited(model: EarlModel, engine: TransformersEngine, jobs: Sequence[tuple[Im
     settings = EditSettings(Sampling(**(model.sampling or {})))
     drafts: list[list[Draft]] = draft(model, engine, [Job(photo, asked, (0,)) for photo, asked in jobs], settings)
     return [
-        render(model, photo, decoded(model, variant.source), variant, "source")
+        render(model, photo, decoded(model, variant.source), variant, "source").image
         for (photo, _), (variant,) in zip(jobs, drafts, strict=True)
     ]
 

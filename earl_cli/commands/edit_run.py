@@ -255,11 +255,13 @@ def _finish(order: Order, opened: Opened, drafts: Sequence[Draft], editor: Edito
             if order.mode != "edit":
                 console.block(f"reasoning: {draft.answer.thoughts or '(none)'}")
             with made.going_on(name):
-                image = render(editor.model, opened.picture.pixels, before, draft, order.size)
-                images.append(image)
+                edited = render(editor.model, opened.picture.pixels, before, draft, order.size)
+                images.append(edited.image)
                 if opened.paths or not order.sheets:
                     path = opened.paths[index] if opened.paths else None
-                    made.results.append(_save(order, "edit", image, path, [draft], opened, editor))
+                    made.results.append(
+                        _save(order, "edit", edited.image, path, [draft], opened, editor, edited.problem)
+                    )
         for index, kind in enumerate(order.sheets if images else ()):
             if ending.is_set():
                 return
@@ -270,7 +272,14 @@ def _finish(order: Order, opened: Opened, drafts: Sequence[Draft], editor: Edito
 
 
 def _save(
-    order: Order, kind: Kind, image: Image, path: Path | None, drafts: Sequence[Draft], opened: Opened, editor: Editor
+    order: Order,
+    kind: Kind,
+    image: Image,
+    path: Path | None,
+    drafts: Sequence[Draft],
+    opened: Opened,
+    editor: Editor,
+    problem: str | None = None,
 ) -> Result:
     """Write one picture, to stdout where it has no path, with what is needed to make it again."""
     from earl_cli.generation.editing import provenance
@@ -295,10 +304,9 @@ def _save(
     console.say(f"{name} -> {output or 'stdout'}  ({image.width} x {image.height}, seed {shown})")
     if kind != "edit":
         return Result(kind, name, output, seeds, image.width, image.height)
-    answer = drafts[0].answer
-    if answer.problem:
-        console.warn(f"{name}: {answer.problem}")
-    return Result(kind, name, output, seeds, image.width, image.height, answer.thoughts, answer.problem)
+    if problem:
+        console.warn(f"{name}: {problem}; try another --seed than {shown}")
+    return Result(kind, name, output, seeds, image.width, image.height, drafts[0].answer.thoughts, problem)
 
 
 def _to_stdout(data: memoryview) -> None:

@@ -31,12 +31,15 @@ from earl_cli.tokens.boxes import Size, rescale_boxes
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every process needs to know: the source, its columns (all named), the size of pictures, may it use URLs."""
+    """What every process needs to know: the source, its columns (all named), the size of pictures, may it use URLs.
+
+    ``image_area``, ``multiple`` and ``grids`` are as in `resize_to_area`.
+    """
 
     source: Source
     columns: Columns
     image_area: int
-    multiple: int  # pixels a code is wide and high
+    multiple: int
     grids: Grids = ()
     urls: bool = False
 

@@ -95,8 +95,8 @@ class EarlEditor:
         reasoning, seen = answer.thoughts or "", (width, height)
         if answer.codes is None:
             return Drawn(None, reasoning, answer.problem or "no picture was drawn", seen)
-        image = render(model, task.picture, decoded(model, draft.source), draft, self.size)
-        return Drawn(image, reasoning, seen=seen)
+        edited = render(model, task.picture, decoded(model, draft.source), draft, self.size)
+        return Drawn(edited.image, reasoning, edited.problem or "", seen)
 
     @cached_property
     def _loaded(self) -> Editor:

@@ -16,6 +16,7 @@ from earl_cli.generation.engine import Completion, Engine, Request, Sampling
 from earl_cli.images.area import resize_to_area
 from earl_cli.images.color import on_white
 from earl_cli.images.compose import compose
+from earl_cli.images.planes import CELL
 from earl_cli.models.abilities import Understood, understand
 from earl_cli.tokens.layout import Grid, Mode, Parsed
 from earl_cli.version import version
@@ -48,11 +49,23 @@ class EditSettings:
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A variant as the model wrote it: ``source`` int64[h, w] are the codes it was given, ``answer`` what came back."""
+    """A variant as the model wrote it: ``source`` int64[h, w] are the codes it was given, ``answer`` what came back.
+
+    ``effects`` are all that what was asked for can do to a photo, as in `earl_cli.images.compose.compose`.
+    """
 
     source: NDArray[np.int64]
     seed: int
     answer: Parsed
+    effects: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """An edited picture, and in words what is wrong with it; None if nothing is known to be."""
+
+    image: Image.Image
+    problem: str | None
 
 
 def draft(
@@ -71,9 +84,9 @@ def draft(
     sources = [encoded(model, job.picture, settings.image_area) for job in jobs]
     grids = [Grid(*codes.shape) if settings.mode == "edit" else None for codes in sources]
     requests = []
-    for job, codes, grid in zip(jobs, sources, grids, strict=True):
-        words = understand(job.instruction, model.abilities).text
-        prompt = model.layout.prompt(codes, words, settings.mode, grid)
+    asked = [understand(job.instruction, model.abilities) for job in jobs]
+    for job, codes, grid, understood in zip(jobs, sources, grids, asked, strict=True):
+        prompt = model.layout.prompt(codes, understood.text, settings.mode, grid)
         requests.append(Request(tuple(prompt.tolist()), settings.mode, grid, job.seeds))
     drawn: list[dict[int, Draft]] = [{} for _ in jobs]
 
@@ -82,7 +95,7 @@ def draft(
 
     def take(number: int, index: int, completion: Completion) -> None:
         answer = model.layout.parse_completion(completion.ids, settings.mode, grids[number])
-        drawn[number][index] = Draft(sources[number], jobs[number].seeds[index], answer)
+        drawn[number][index] = Draft(sources[number], jobs[number].seeds[index], answer, asked[number].effects)
         if on_drafts is not None and len(drawn[number]) == len(jobs[number].seeds):
             on_drafts(number, in_order(number))
 
@@ -113,9 +126,7 @@ def decoded(model: EarlModel, codes: NDArray[np.int64]) -> NDArray[np.float32]:
     return ((pixels.permute(1, 2, 0) + 1) / 2).cpu().numpy().astype(np.float32)
 
 
-def render(
-    model: EarlModel, picture: Image.Image, before: NDArray[np.float32], variant: Draft, size: Size
-) -> Image.Image:
+def render(model: EarlModel, picture: Image.Image, before: NDArray[np.float32], variant: Draft, size: Size) -> Edited:
     """The edited picture: what the model drew, or its change brought to the photo at the photo's own size.
 
     ``picture`` is RGB or, where something is transparent, RGBA, and so is its edit at its own size.
@@ -126,10 +137,12 @@ def render(
         raise ModelError(f"the model drew no picture: {answer.problem}", hint=f"try another seed than {variant.seed}")
     after = decoded(model, answer.codes)
     if size == "model":
-        return Image.fromarray(np.round(after * 255).astype(np.uint8))
-    if after.shape != before.shape:  # a model that thinks may choose its own grid
-        after = _resized(after, before.shape[1], before.shape[0])
-    return Image.fromarray(compose(np.asarray(picture), before, after))
+        return Edited(Image.fromarray(np.round(after * 255).astype(np.uint8)), answer.problem)
+    height, width = (CELL * side for side in variant.source.shape)
+    before, after = (_resized(each, width, height) for each in (before, after))  # who thinks may choose another grid
+    composed, missing = compose(np.asarray(picture), before, after, variant.effects)
+    problem = f"what the model drew shows no {' and no '.join(missing)}" if missing else None
+    return Edited(Image.fromarray(composed), "; ".join(filter(None, (answer.problem, problem))) or None)
 
 
 def provenance(model: str, asked: Understood, seed: str, settings: EditSettings) -> dict[str, str]:
@@ -164,6 +177,8 @@ def sheet(tiles: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
 
 
 def _resized(image: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+    if image.shape[:2] == (height, width):
+        return image
     channels = [Image.fromarray(image[..., i]).resize((width, height), Image.Resampling.BICUBIC) for i in range(3)]
     stacked = np.stack([np.asarray(channel, dtype=np.float32) for channel in channels], axis=-1)
     return stacked.clip(0, 1)

@@ -6,8 +6,9 @@ blur, shapes laid on top and, where none of these explains it, new content. The 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,21 +29,48 @@ from earl_cli.images.planes import (
     smoothstep,
 )
 from earl_cli.images.recolor import (
+    EVERYWHERE,
+    LADDER,
     Fit,
     Recolor,
     choose_recolor,
+    find_tone,
     refine_recolor,
     robust_mean,
     softness,
 )
 
 T = TypeVar("T", np.uint8, np.float32)
+MISSING = {
+    "recolor": "change of colours",
+    "grade": "change of colours",
+    "tone": "change of colours",
+    "grey": "change of colours",
+    "blur": "blur",
+    "mirror": "mirroring",
+    "disc": "disc",
+    "rectangle": "rectangle",
+    "content": "new content",
+}
+EFFECTS = tuple(MISSING)
+"""What an edit may do to a photo: change colours; change them alike everywhere, greys to greys; make them depend on
+lightness alone; take them away; soften the photo; swap left and right; lay a shape on top; draw something new."""
+COLOURS = ("recolor", "grade", "tone", "grey")
+UNCHANGED = Recolor()
+EXPECTED = 0.5  # of the evidence that an unexpected shape needs is enough for one that is asked for
 Flip = tuple[int, int]
 FLIPS: tuple[Flip, ...] = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # steps over rows and columns
 SIGMAS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.7, 3.0, 3.5, 4.0, 5.0, 6.0)
 LEAST_NOISE = 0.03
 STRIP = 16  # rows worked on at once: small enough for the processor's cache
 LEAST_CELLS = 5
+
+
+class Composed(NamedTuple):
+    """An edited photo uint8[H, W, 3], and in words which of its known effects the model didn't draw."""
+
+    pixels: NDArray[np.uint8]
+    missing: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,37 +83,86 @@ class Change:
 
     height: int
     width: int
-    flip: Flip
-    sigma: float
-    recolor: Recolor
-    content: Plane | None
-    share: Plane | None
-    shapes: tuple[Shape, ...]
+    flip: Flip = (1, 1)
+    sigma: float = 0.0
+    recolor: Recolor = UNCHANGED
+    content: Plane | None = None
+    share: Plane | None = None
+    shapes: tuple[Shape, ...] = ()
 
 
-def compose(photo: NDArray[np.uint8], before: Plane, after: Plane) -> NDArray[np.uint8]:
+def compose(photo: NDArray[np.uint8], before: Plane, after: Plane, effects: Collection[str] | None = None) -> Composed:
     """The edit of ``photo`` uint8[H, W, 3] that the model drew as ``before`` -> ``after``, float32[h, w, 3] in 0..1.
 
     ``before`` is the model's own picture of the photo, so that what it can't draw isn't taken for a change; where the
     two are equal, the photo comes back as it is. The small sides are multiples of 8. A fourth channel of the photo is
     its opacity: the model saw the photo on white, but its colours change as they are, without the white in them.
+    ``effects`` (some of `EFFECTS`) are all that the edit can have: whatever else is in ``after`` was drawn wrong. None:
+    it may be anything.
     """
     if before.shape != after.shape:
         height, width, _ = after.shape
         before = enlarge_rows(before, width, height, 0, height)
     if np.array_equal(before, after):
-        return photo.copy()
-    change = find_change(_on_white(photo), before, after)
-    return apply_change(change, photo)
+        return Composed(photo.copy(), tuple(MISSING[effect] for effect in effects or ()))
+    change = find_change(_on_white(photo), before, after, effects)
+    return Composed(apply_change(change, photo), missing(change, effects or ()))
 
 
 def _on_white(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return photo if photo.shape[2] == 3 else np.asarray(on_white(Image.fromarray(photo)))
 
 
-def find_change(photo: NDArray[np.uint8], before: Plane, after: Plane) -> Change:
-    """Read the change off the small pictures (shapes as in :func:`compose`, ``before`` as large as ``after``)."""
-    flip = find_flip(before, after)
+def find_change(
+    photo: NDArray[np.uint8], before: Plane, after: Plane, effects: Collection[str] | None = None
+) -> Change:
+    """Read the change off the small pictures (arguments as in :func:`compose`, ``before`` as large as ``after``)."""
+    return _any_change(photo, before, after) if effects is None else _known_change(photo, before, after, effects)
+
+
+def _known_change(photo: NDArray[np.uint8], before: Plane, after: Plane, effects: Collection[str]) -> Change:
+    """The strength of effects that the edit is known to have."""
+    height, width, _ = after.shape
+    sharp = resized(photo, 2 * width, 2 * height)
+    flip = find_flip(before, after, FLIPS[:2], sure=0.0) if "mirror" in effects else FLIPS[0]
+    sharp, before = flipped(sharp, flip), flipped(before, flip)
+    soft = max(0.5, softness(shrink(sharp, 2), before))
+    sigma = likeliest_blur(before, after) if "blur" in effects else 0.0
+    if sigma:
+        sharp, before = gauss(sharp, 2 * sigma), gauss(before, sigma)
+    recolor = UNCHANGED
+    colours = [effect for effect in COLOURS if effect in effects]  # the first allows most
+    if colours:
+        ladder, cast = (LADDER if colours[0] == "recolor" else EVERYWHERE), colours[0] != "grade"
+        fit = choose_recolor(before, after, ladder, cast)
+        recolor = refine_recolor(fit, sharp, before, after, cast) if fit else recolor
+        if cast:
+            only = colours[0] if colours[0] in ("tone", "grey") else None
+            recolor = replace(recolor, tone=find_tone(shrink(sharp, 2), before, after, only))
+    model = recolor(before)
+    noise = max(LEAST_NOISE, float(np.median(cell_errors(after - model))))
+    kinds = [kind for kind in ("disc", "rectangle") if kind in effects]
+    shapes, model = find_shapes(model, after, noise, soft, kinds, len(kinds), EXPECTED) if kinds else ((), model)
+    share = find_content(model, after, noise) if "content" in effects else None
+    return Change(height, width, flip, sigma, recolor, after if share is not None else None, share, shapes)
+
+
+def missing(change: Change, effects: Collection[str]) -> tuple[str, ...]:
+    """Which of the ``effects`` that an edit is known to have aren't in the change, in words."""
+    there = {
+        "mirror": change.flip != FLIPS[0],
+        "blur": change.sigma > 0,
+        "disc": any(shape.kind == "disc" for shape in change.shapes),
+        "rectangle": any(shape.kind == "rectangle" for shape in change.shapes),
+        "content": change.content is not None,
+    }
+    colours = change.recolor is not UNCHANGED
+    return tuple(MISSING[effect] for effect in effects if not there.get(effect, colours))
+
+
+def _any_change(photo: NDArray[np.uint8], before: Plane, after: Plane) -> Change:
+    """What an edit did of which nothing is known: every effect must show clearly."""
+    flip = find_flip(before, after, FLIPS, sure=0.05)
     height, width, _ = after.shape
     sharp, before = flipped(resized(photo, 2 * width, 2 * height), flip), flipped(before, flip)
     soft = max(0.5, softness(shrink(sharp, 2), before))
@@ -94,9 +171,10 @@ def find_change(photo: NDArray[np.uint8], before: Plane, after: Plane) -> Change
     if sigma:
         sharp, before = gauss(sharp, 2 * sigma), gauss(before, sigma)
         fit = choose_recolor(before, after)
-    recolor = refine_recolor(fit, sharp, before, after) if fit else Recolor()
+    recolor = refine_recolor(fit, sharp, before, after) if fit else UNCHANGED
+    recolor = replace(recolor, tone=find_tone(shrink(sharp, 2), before, after)) if fit else recolor
     if flip != FLIPS[0]:  # a mirrored picture is hard to draw: what is wrong in it would pass for something new
-        return Change(height, width, flip, sigma, recolor, None, None, ())
+        return Change(height, width, flip, sigma, recolor)
     model = recolor(before)
     noise = max(LEAST_NOISE, float(np.median(cell_errors(after - model))))
     shapes, model = find_shapes(model, after, noise, soft)
@@ -108,20 +186,20 @@ def flipped(planes: NDArray[T], flip: Flip) -> NDArray[T]:
     return np.ascontiguousarray(planes[:: flip[0], :: flip[1]])
 
 
-def find_flip(before: Plane, after: Plane) -> Flip:
-    """The mirroring whose detail explains that of ``after`` best; none unless it explains 5 % more.
+def find_flip(before: Plane, after: Plane, flips: Sequence[Flip], sure: float) -> Flip:
+    """Of ``flips`` the one whose detail explains that of ``after`` best; the first unless it explains ``sure`` more.
 
     Detail, at about the size of a cell, isn't fooled by fog or sunsets, which have a top and a bottom of their own.
     """
     detail = _detail(after)
     power = max(float((detail**2).sum()), 1e-9)
     explained = []
-    for flip in FLIPS:
+    for flip in flips:
         guide = _detail(flipped(before, flip))
         matrix = np.linalg.lstsq(guide, detail, rcond=None)[0]
         explained.append(1 - float(((detail - guide @ matrix) ** 2).sum()) / power)
     best = int(np.argmax(explained))
-    return FLIPS[best] if explained[best] > explained[0] + 0.05 else FLIPS[0]
+    return flips[best] if explained[best] > explained[0] + sure else flips[0]
 
 
 def _detail(picture: Plane) -> Plane:
@@ -147,6 +225,15 @@ def find_blur(before: Plane, after: Plane, fit: Fit | None) -> float:
     rich = before_steep >= np.quantile(before_steep, 0.3)
     smoother = after_steep[rich].mean() < 0.88**2 * before_steep[rich].mean()
     return SIGMAS[best] if nearer and smoother else 0.0
+
+
+def likeliest_blur(before: Plane, after: Plane) -> float:
+    """The sigma in pixels with which a blurred ``before`` is most like ``after``; 0 if no blur brings them nearer."""
+    same = _cell_squares(before, after)
+    blurs = [_cell_squares(gauss(before, sigma), after) for sigma in SIGMAS]
+    usual = min(float(np.median(errors)) for errors in (*blurs, same))
+    costs = [robust_mean(errors, usual) for errors in (same, *blurs)]
+    return (0.0, *SIGMAS)[int(np.argmin(costs))]
 
 
 def _cell_squares(first: Plane, second: Plane) -> NDArray[np.float64]:
@@ -193,11 +280,13 @@ def apply_change(change: Change, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     height, width, _ = photo.shape
     scale_x, scale_y = width / change.width, height / change.height
+    scale = min(scale_x, scale_y)  # where the model saw the photo squeezed, sizes go by the short side
     photo = flipped(photo, change.flip)
     if change.sigma:
-        photo = blurred(photo, change.sigma * scale_x)
+        photo = blurred(photo, change.sigma * scale)
+    shapes = [shape.at(scale_x, scale_y, scale) for shape in change.shapes]
     result = np.empty_like(photo)
-    x = (np.arange(width, dtype=np.float32)[None] + 0.5) / scale_x
+    x = np.arange(width, dtype=np.float32)[None] + np.float32(0.5)
     for top in range(0, height, STRIP):
         bottom = min(height, top + STRIP)
         rows = photo[top:bottom].astype(np.float32)
@@ -206,9 +295,9 @@ def apply_change(change: Change, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if change.content is not None and change.share is not None:
             content = enlarge_rows(change.content, width, height, top, bottom)
             _redraw(content, enlarge_rows(change.share, width, height, top, bottom), rows)
-        y = (np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5) / scale_y
-        for shape in change.shapes:
-            cover = opacity(shape.kind, shape.place, x, y, 0.4 / scale_x)[..., None]
+        y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5)
+        for shape in shapes:
+            cover = opacity(shape.kind, shape.place, x, y, 0.4)[..., None]
             _lay(np.array(shape.color, np.float32), cover, rows)
         result[top:bottom] = np.clip(rows * 255 + 0.5, 0, 255)
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from earl_cli.images.planes import CELL, Plane, gauss
 
+KINDS = ("disc", "rectangle")
 Mask = NDArray[np.bool_]
 SAME = 0.2  # colours (0..1) closer than this are of one shape
 MOST = 3
@@ -32,6 +33,14 @@ class Shape:
             return 2 * self.place[2]
         left, right, top, bottom = self.place
         return min(right - left, bottom - top)
+
+    def at(self, scale_x: float, scale_y: float, scale: float) -> Shape:
+        """The shape in a picture enlarged by ``scale_x`` and ``scale_y``; a disc stays round, larger by ``scale``."""
+        if self.kind == "disc":
+            x, y, radius = self.place
+            return Shape(self.kind, (x * scale_x, y * scale_y, radius * scale), self.color)
+        left, right, top, bottom = self.place
+        return Shape(self.kind, (left * scale_x, right * scale_x, top * scale_y, bottom * scale_y), self.color)
 
     def lies_within(self, width: int, height: int) -> bool:
         """Whether all of it but its edge lies in a picture of this size."""
@@ -58,18 +67,27 @@ def _inside(inward: Plane, soft: float) -> Plane:
     return cover
 
 
-def find_shapes(model: Plane, after: Plane, noise: float, soft: float) -> tuple[tuple[Shape, ...], Plane]:
+def find_shapes(
+    model: Plane,
+    after: Plane,
+    noise: float,
+    soft: float,
+    kinds: Collection[str] = KINDS,
+    most: int = MOST,
+    doubt: float = 1.0,
+) -> tuple[tuple[Shape, ...], Plane]:
     """Flat shapes in ``after`` [h, w, 3] that ``model``, the explanation so far, lacks; and the model with them drawn.
 
     ``noise`` is the usual difference of the two, ``soft`` the blur (sigma) of the model's pictures. A shape must
     explain most of what is strange inside it, and be larger than the cells that a language model gets wrong; one in
-    a colour that the picture doesn't have otherwise is believed more easily.
+    a colour that the picture doesn't have otherwise is believed more easily. ``doubt`` below 1 asks for less, where a
+    shape is expected.
     """
     found: list[Shape] = []
     height, width, _ = after.shape
     x, y = np.arange(width, dtype=np.float32)[None] + 0.5, np.arange(height, dtype=np.float32)[:, None] + 0.5
-    while len(found) < MOST:
-        shape = _best_shape(model, after, noise, soft, x, y)
+    while len(found) < most:
+        shape = _best_shape(model, after, noise, soft, kinds, doubt, x, y)
         if shape is None:
             break
         found.append(shape)
@@ -78,16 +96,25 @@ def find_shapes(model: Plane, after: Plane, noise: float, soft: float) -> tuple[
     return tuple(found), model
 
 
-def _best_shape(model: Plane, after: Plane, noise: float, soft: float, x: Plane, y: Plane) -> Shape | None:
+def _best_shape(
+    model: Plane,
+    after: Plane,
+    noise: float,
+    soft: float,
+    kinds: Collection[str],
+    doubt: float,
+    x: Plane,
+    y: Plane,
+) -> Shape | None:
     difference = after - model
-    strange = (difference**2).sum(-1) > min(0.3, max(0.15, 4.3 * noise)) ** 2
+    strange = (difference**2).sum(-1) > (doubt * min(0.3, max(0.15, 4.3 * noise))) ** 2
     best: tuple[float, Shape] | None = None
     for color in _colors(after, strange):
         region = _largest_region(strange & (((after - color) ** 2).sum(-1) < SAME**2))
         if region is None or region.sum() < CELL**2:
             continue
         paint = np.median(after[region], axis=0)
-        gain, shape = _fitted(region, difference, paint - model, paint, noise, soft, x, y)
+        gain, shape = _fitted(region, difference, paint - model, paint, noise, soft, kinds, x, y)
         if best is None or gain > best[0]:
             best = gain, shape
     if best is None:
@@ -102,7 +129,8 @@ def _best_shape(model: Plane, after: Plane, noise: float, soft: float, x: Plane,
     explained = 1 - float((strange_after / (strange_after + usual)).sum()) / unexplained if unexplained else 0.0
     novel = (((model - np.array(shape.color)) ** 2).sum(-1) < SAME**2).mean() < 0.01
     least_area, least_thickness, least_explained = (100, 10, 0.55) if novel else (300, 16, 0.6)
-    if area < least_area or shape.thickness < least_thickness or explained < least_explained:
+    enough = (area / least_area, shape.thickness / least_thickness, explained / least_explained)
+    if min(enough) < doubt:
         return None
     if not shape.lies_within(width=x.shape[1], height=y.shape[0]):
         return None  # cut off by the edge: hardly laid on top, rather something that was drawn wrong
@@ -151,7 +179,15 @@ def _largest_region(members: Mask) -> Mask | None:
 
 
 def _fitted(
-    region: Mask, difference: Plane, paint: Plane, color: Plane, noise: float, soft: float, x: Plane, y: Plane
+    region: Mask,
+    difference: Plane,
+    paint: Plane,
+    color: Plane,
+    noise: float,
+    soft: float,
+    kinds: Collection[str],
+    x: Plane,
+    y: Plane,
 ) -> tuple[float, Shape]:
     """The disc or rectangle near ``region`` that explains most, and how many pixels' worth it explains."""
     rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
@@ -173,7 +209,8 @@ def _fitted(
     box, left_by_box = _search(lambda place: unexplained("rectangle", place), square)
     total = (difference**2).sum(-1)
     before = float((total / (total + usual)).sum())
-    if left_by_box < left_by_disc - DISC_FIRST * (before - left_by_box):
+    boxed = left_by_box < left_by_disc - DISC_FIRST * (before - left_by_box)
+    if "disc" not in kinds or (boxed and "rectangle" in kinds):
         return before - left_by_box, Shape("rectangle", box, _triple(color))
     return before - left_by_disc, Shape("disc", disc, _triple(color))
 

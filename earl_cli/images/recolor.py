@@ -7,6 +7,7 @@ picture it is read from is noisy: every cell was sampled by a language model, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from earl_cli.images.planes import CELL, Plane, cell_errors, cells, gauss, shrin
 LIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
 HINGES = (0.2, 0.4, 0.6, 0.8)
 WIDTHS = {"linear": 4, "square": 6, "tone": 4}
+ALIKE = {"linear": ((0,), (1, 2, 3)), "square": ((0, 1, 2, 3, 4, 5),), "tone": ((0,), (1,), (2,), (3,))}
+"""Features of a group that are equal to each other for every grey: only the sum of their weights counts there."""
 SCALES = {"linear": 0.5, "square": 0.3, "tone": 0.3}
 """How large a weight of each group may well be: the deviation of its Gaussian prior (around "nothing changes")."""
 
@@ -45,20 +48,32 @@ LADDER: tuple[tuple[Term, ...], ...] = (
     (LINEAR, SQUARE, TONE, *TILT, Term("tone", 0, 1)),
     (LINEAR, SQUARE, TONE, *TILT, Term("tone", 0, 1), *BOW),
 )
+EVERYWHERE = tuple(terms for terms in LADDER if not any(term.a or term.b for term in terms))
 WORTH = 0.96  # a richer formula must bring the error in unseen cells below this share of a simpler one's,
 WORTH_ANY = 0.95  # the first that changes anything below this,
 WORTH_PLACE = 0.92  # and the first that depends on the place below this
 NOISE = 0.05
 VALUES_A_CELL = 16  # a cell's pixels share its error: all of them together say as much as one
 FOLDS = 6
+NO_CAST = 1e4  # how much a colour that greys would get counts, in values: far more than all cells together
+TONE_DEGREE, TONE_RIDGE = 2, 1e-3
+NEUTRAL = 0.03  # a tone nearer to grey than this, root mean square, is the tokenizer's own noise
+NEUTRAL_PHOTO = 2.5 / 255
+COLOURFUL = 0.03  # root mean square of colours' differences from the tone; less is the tokenizer's noise
+COLLAPSED = 0.15  # of a difference of colours so much may be left
 
 
 @dataclass(frozen=True, eq=False)
 class Recolor:
-    """``rgb + features(rgb, x, y) @ weights``, clipped to 0..1; no terms: nothing changes."""
+    """``rgb + features(rgb, x, y) @ weights``, clipped to 0..1; no terms: nothing changes.
+
+    With a ``tone`` [degree + 1, 3] only the lightness L of that counts: the colour is L plus the polynomial of L with
+    these coefficients, lowest first. All zero: exactly grey.
+    """
 
     terms: tuple[Term, ...] = ()
     weights: NDArray[np.float32] | None = None
+    tone: NDArray[np.float32] | None = None
 
     @property
     def placed(self) -> bool:
@@ -67,8 +82,11 @@ class Recolor:
 
     def __call__(self, rgb: Plane, top: float = -1.0, bottom: float = 1.0) -> Plane:
         """The new colours of [h, w, 3]; ``top`` and ``bottom`` are the place of its edges in the photo."""
-        if self.weights is None:
-            return rgb
+        changed = rgb if self.weights is None else self._by_formula(rgb, top, bottom)
+        return changed if self.tone is None else toned(changed, self.tone)
+
+    def _by_formula(self, rgb: Plane, top: float, bottom: float) -> Plane:
+        assert self.weights is not None
         height, width, _ = rgb.shape
         y = places(height, top, bottom)
         parts: dict[tuple[str, int], NDArray[np.float32]] = {}
@@ -84,6 +102,15 @@ class Recolor:
         features = [group_features(planes, group) * x**a if a else group_features(planes, group) for group, a in parts]
         planes += np.concatenate(list(parts.values()), axis=2) @ np.concatenate(features, axis=1)
         return np.clip(planes, 0, 1, out=planes).transpose(0, 2, 1)
+
+
+def toned(rgb: Plane, tone: NDArray[np.float32]) -> Plane:
+    """Colours of [h, w, 3] that depend on the lightness alone, see `Recolor`."""
+    lightness = rgb @ LIGHTNESS
+    planes = np.repeat(lightness[None], 3, axis=0)
+    if tone.any():
+        planes += np.polynomial.polynomial.polyval(lightness, tone).astype(np.float32)
+    return np.clip(planes, 0, 1, out=planes).transpose(1, 2, 0)
 
 
 def places(size: int, first: float = -1.0, last: float = 1.0) -> NDArray[np.float32]:
@@ -129,8 +156,10 @@ class Fit:
     trust: NDArray[np.float64]
 
 
-def fit_recolor(before: Plane, after: Plane, terms: tuple[Term, ...], steps: int = 6) -> Fit:
+def fit_recolor(before: Plane, after: Plane, terms: tuple[Term, ...], cast: bool = True, steps: int = 6) -> Fit:
     """The formula from ``before`` to ``after`` (float32[h, w, 3], 16 values a cell) by robust ridge regression.
+
+    Without ``cast`` greys stay grey.
 
     Cells that contradict the rest lose their say (Geman-McClure weights); a colour that left 0..1 is only known to
     have left it.
@@ -139,12 +168,12 @@ def fit_recolor(before: Plane, after: Plane, terms: tuple[Term, ...], steps: int
     height, width, _ = before.shape
     x, start, goal = (cells(each, side) for each in (features_of(before, terms), before, after))
     gram = np.einsum("cip,ciq->cpq", x, x, optimize=True).astype(np.float64)
-    ridge = _ridge(terms, x.shape[-1])
+    ridge = _ridge(terms, x.shape[-1], cast)
     trust = np.ones(len(x))
     change = goal - start
     for _ in range(steps):
         moment = np.einsum("cip,cik->cpk", x, change, optimize=True).astype(np.float64)
-        weights = _solve(gram, moment, trust, ridge)
+        weights = _solve(np.tensordot(trust, gram, 1), np.tensordot(trust, moment, 1), ridge)
         found = start + x @ weights
         outside = ((goal > 0.97) & (found > goal)) | ((goal < 0.03) & (found < goal))
         change = np.where(outside, found, goal) - start
@@ -153,7 +182,8 @@ def fit_recolor(before: Plane, after: Plane, terms: tuple[Term, ...], steps: int
     errors = np.empty(len(x))
     for unseen in _folds(height // side, width // side):
         seen = ~unseen
-        weights_of_rest = _solve(gram[seen], moment[seen], trust[seen], ridge)
+        known = np.tensordot(trust[seen], gram[seen], 1), np.tensordot(trust[seen], moment[seen], 1)
+        weights_of_rest = _solve(*known, ridge)
         found = np.clip(start[unseen] + x[unseen] @ weights_of_rest, 0, 1)
         errors[unseen] = ((found - goal[unseen]) ** 2).mean(axis=(1, 2))
     return Fit(Recolor(terms, weights), errors, trust)
@@ -172,17 +202,32 @@ def _folds(height: int, width: int) -> list[NDArray[np.bool_]]:
     return [folds == fold for fold in range(min(FOLDS, down * across))]
 
 
-def _ridge(terms: tuple[Term, ...], features: int) -> NDArray[np.float64]:
+def _ridge(terms: tuple[Term, ...], features: int, cast: bool) -> NDArray[np.float64]:
+    """What speaks against weights [features, 3], as a quadratic form over all of them, channel by channel."""
     scales = np.concatenate([np.full(WIDTHS[term.group], term.scale) for term in terms])
     assert len(scales) == features
-    return np.diag(NOISE**2 * VALUES_A_CELL / scales**2)
+    ridge = np.diag(np.tile(NOISE**2 * VALUES_A_CELL / scales**2, 3))
+    if cast:
+        return ridge
+    colour = np.eye(3) - LIGHTNESS  # from (r, g, b) to its differences from the lightness
+    start = 0
+    for term in terms:
+        for alike in ALIKE[term.group]:
+            sums = np.zeros(features)
+            sums[start + np.array(alike)] = 1
+            ridge += NO_CAST * np.kron(colour.T @ colour, np.outer(sums, sums))
+        start += WIDTHS[term.group]
+    return ridge
 
 
-def _solve(
-    gram: NDArray[np.float64], moment: NDArray[np.float64], trust: NDArray[np.float64], ridge: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    left = np.tensordot(trust, gram, 1) + ridge
-    return np.linalg.solve(left, np.tensordot(trust, moment, 1)).astype(np.float32)
+def _solve(gram: NDArray[np.floating], moment: NDArray[np.floating], ridge: NDArray[np.float64]) -> Plane:
+    """The weights [features, 3] of least squares: ``gram`` [features, features] or one for each channel."""
+    features = len(moment)
+    left = ridge.copy()
+    for channel, own in enumerate(np.broadcast_to(gram, (3, features, features))):
+        rows = np.s_[channel * features : (channel + 1) * features]
+        left[rows, rows] += own
+    return np.linalg.solve(left, moment.T.ravel()).reshape(3, features).T.astype(np.float32)
 
 
 def trust_in(errors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -196,10 +241,12 @@ def robust_mean(errors: NDArray[np.float64], usual: float) -> float:
     return float((errors / (errors + 4 * usual + 1e-6)).mean())
 
 
-def choose_recolor(before: Plane, after: Plane) -> Fit | None:
+def choose_recolor(
+    before: Plane, after: Plane, ladder: Sequence[tuple[Term, ...]] = LADDER, cast: bool = True
+) -> Fit | None:
     """The simplest formula that explains ``after`` about as well as any (float32[h, w, 3]); None: nothing changed."""
     before, after = shrink(before, 2), shrink(after, 2)
-    fits = [fit_recolor(before, after, terms) for terms in LADDER]
+    fits = [fit_recolor(before, after, terms, cast) for terms in ladder]
     same = cell_errors(before - after, CELL // 2) ** 2
     usual = min(float(np.median(errors)) for errors in (same, *(fit.errors for fit in fits)))
     best, least = None, robust_mean(same, usual)
@@ -211,6 +258,56 @@ def choose_recolor(before: Plane, after: Plane) -> Fit | None:
     return best
 
 
+@dataclass(frozen=True, eq=False)
+class Tone:
+    """How a picture's colours depend on its lightness (see `Recolor`).
+
+    ``chroma`` is how far from grey that makes them, ``rest`` [h * w, 3] what it doesn't explain.
+    """
+
+    coefficients: NDArray[np.float32]
+    chroma: float
+    rest: Plane
+
+
+def tone_of(picture: Plane, steps: int = 5) -> Tone:
+    """The tone of a picture by robust regression over its pixels."""
+    lightness = (picture @ LIGHTNESS).astype(np.float64)
+    off = (picture - lightness[..., None]).reshape(-1, 3)
+    x = np.stack([lightness.ravel() ** power for power in range(TONE_DEGREE + 1)], axis=1)
+    trust = np.ones(len(x))
+    for _ in range(steps):
+        weighted = x * trust[:, None]
+        coefficients = np.linalg.solve(weighted.T @ x + TONE_RIDGE * np.eye(x.shape[1]), weighted.T @ off)
+        errors = ((off - x @ coefficients) ** 2).sum(1)
+        trust = 1 / (1 + errors / max(4 * float(np.median(errors)), 1e-4)) ** 2
+    found = x @ coefficients
+    chroma = float(np.sqrt((found**2).sum(1).mean()))
+    return Tone(coefficients.astype(np.float32), chroma, (off - found).astype(np.float32))
+
+
+def find_tone(photo: Plane, before: Plane, after: Plane, only: str | None = None) -> NDArray[np.float32] | None:
+    """The tone that all colours collapse into between ``before`` and ``after``; None if they keep their differences.
+
+    ``photo`` is the photo itself, small. Colours collapse where a difference between two of the same lightness becomes
+    none, while differences of lightness stay; and where there was no colour to begin with. A tone that is neutral but
+    for noise is exactly grey. ``only`` "grey" or "tone" says that nothing else can have happened.
+    """
+    old, new = tone_of(before), tone_of(after)
+    grey = np.zeros((1, 3), np.float32)
+    if only is not None:
+        return grey if only == "grey" else new.coefficients
+    if np.ptp(photo, axis=-1).max() <= NEUTRAL_PHOTO:
+        return grey if new.chroma < NEUTRAL else new.coefficients
+    left = float((old.rest * new.rest).sum() / max((old.rest**2).sum(), 1e-9))
+    dark, pale = before @ LIGHTNESS, after @ LIGHTNESS
+    slope = float(((dark - dark.mean()) * pale).sum() / max(((dark - dark.mean()) ** 2).sum(), 1e-9))
+    colourful = float((old.rest**2).sum(1).mean()) > COLOURFUL**2
+    if not colourful or abs(slope) < 0.6 or abs(left) > COLLAPSED * abs(slope):
+        return None
+    return grey if new.chroma < NEUTRAL else new.coefficients
+
+
 def softness(photo: Plane, shown: Plane) -> float:
     """The blur (sigma in pixels) that makes the photo [h, w, 3] most like what the model shows of it."""
     return min(
@@ -218,7 +315,7 @@ def softness(photo: Plane, shown: Plane) -> float:
     )[1]
 
 
-def refine_recolor(fit: Fit, sharp: Plane, before: Plane, after: Plane, steps: int = 4) -> Recolor:
+def refine_recolor(fit: Fit, sharp: Plane, before: Plane, after: Plane, cast: bool = True, steps: int = 4) -> Recolor:
     """Fit again, now asking that the recoloured photo looks like ``after`` once it is as soft as the model's pictures.
 
     A square, a hinge or a clip of soft colours isn't the soft square, hinge or clip: without this a stronger contrast
@@ -236,10 +333,10 @@ def refine_recolor(fit: Fit, sharp: Plane, before: Plane, after: Plane, steps: i
     sharp_features, soft_photo = features_of(sharp, terms), soft(sharp)
     lost = features_of(shown, terms) - features_of(soft_photo, terms)
     all_soft = soft(sharp_features)
-    ridge, trust = _ridge(terms, sharp_features.shape[-1]), fit.trust
+    ridge, trust = _ridge(terms, sharp_features.shape[-1], cast), fit.trust
     for _ in range(steps):
         edited = sharp + sharp_features @ weights
-        columns, found = [], np.empty_like(goal)
+        grams, moments, parts = [], [], []
         for channel in range(3):
             free = ((edited[..., channel] > 0) & (edited[..., channel] < 1)).astype(np.float32)[..., None]
             white = (edited[..., channel] >= 1).astype(np.float32)[..., None]
@@ -248,10 +345,12 @@ def refine_recolor(fit: Fit, sharp: Plane, before: Plane, after: Plane, steps: i
             own = slice(channel, channel + 1)
             known = soft(free * sharp[..., own] + white) + share * (shown[..., own] - soft_photo[..., own])
             xs, rest = cells(x, CELL // 2), goal[..., own] - cells(known, CELL // 2)
-            gram = np.einsum("cip,ciq->cpq", xs, xs, optimize=True).astype(np.float64)
-            moment = np.einsum("cip,cik->cpk", xs, rest, optimize=True).astype(np.float64)
-            columns.append(_solve(gram, moment, trust, ridge))
-            found[..., own] = goal[..., own] - rest + xs @ columns[-1]
-        weights = np.concatenate(columns, axis=1)
+            trusted = (xs * trust[:, None, None]).astype(np.float32)
+            grams.append(np.einsum("cip,ciq->pq", trusted, xs, optimize=True))
+            moments.append(np.einsum("cip,cik->pk", trusted, rest, optimize=True))
+            parts.append((xs, goal[..., own] - rest))
+        weights = _solve(np.stack(grams), np.concatenate(moments, axis=1), ridge)
+        columns = [known + xs @ weights[:, i : i + 1] for i, (xs, known) in enumerate(parts)]
+        found = np.concatenate(columns, axis=2)
         trust = trust_in(np.sqrt(((found - goal) ** 2).mean(axis=(1, 2), dtype=np.float64)))
     return Recolor(terms, weights)

@@ -30,11 +30,13 @@ class Understood:
 
     ``kind`` is the one kind of edit that has ``text`` among its trained wordings; None where no kind or several have,
     and for a model that lists none. ``text`` is what the model reads: that wording, or the ``instruction`` itself.
+    ``effects`` are all that an edit of this kind does to a photo (`earl_cli.images.compose.EFFECTS`); None: unknown.
     """
 
     instruction: str
     kind: str | None
     text: str
+    effects: tuple[str, ...] | None = None
 
     @property
     def remark(self) -> str | None:
@@ -46,16 +48,20 @@ def understand(instruction: str, abilities: Mapping[str, Any] | None) -> Underst
     """The trained wording that an instruction is, and its kind.
 
     Case, white space, outer punctuation and quotes, politeness and "an" for "a" make no difference; any other word
-    does. ``abilities`` is that entry of ``earl.json``: ``kinds``, name to ``phrases`` (patterns, see `ways`) and
-    ``example``. Of a kind that lists no phrases, as earlier versions wrote them, the example is the only one known.
+    does. ``abilities`` is that entry of ``earl.json``: ``kinds``, name to ``phrases`` (patterns, see `ways`),
+    ``example`` and ``effects``. Of a kind that lists no phrases, as earlier versions wrote them, only the example is
+    known.
     """
     asked = normalised(instruction)
     found = [
-        (kind, wordings[asked])
+        (kind, wordings[asked], entry.get("effects"))
         for kind, entry in (abilities or {"kinds": {}})["kinds"].items()
         if asked in (wordings := _wordings(tuple(entry.get("phrases", (entry["example"],)))))
     ]
-    return Understood(instruction, *found[0]) if len(found) == 1 else Understood(instruction, None, instruction)
+    if len(found) != 1:
+        return Understood(instruction, None, instruction)
+    kind, wording, effects = found[0]
+    return Understood(instruction, kind, wording, None if effects is None else tuple(effects))
 
 
 def doubt(found: Understood) -> str:

@@ -128,7 +128,7 @@ def _notes(connection: Connection, order: Order, view: View) -> list[str]:
     """What the person should know: of the photo, of variants that failed, of how the instruction was understood."""
     found = _understood(connection, order)
     remark = doubt(found) if connection.service.about.abilities and found.kind is None else found.remark
-    failed = [f"seed {each.seed}: {each.problem}" for each in view.variants if each.image is None]
+    failed = [f"seed {each.seed}: {each.problem}" for each in view.variants if each.problem]
     return [*order.picture.notes, *failed, *([remark] if remark else [])]
 
 

@@ -44,7 +44,8 @@ def _variants(editor: Editor, order: Order, drafts: Sequence[Draft]) -> list[Var
     variants = []
     for each in drafts:
         try:
-            variants.append(Variant(each.seed, render(editor.model, order.picture.pixels, before, each, "source")))
+            edited = render(editor.model, order.picture.pixels, before, each, "source")
+            variants.append(Variant(each.seed, edited.image, edited.problem))
         except EarlError as error:
             variants.append(Variant(each.seed, None, error.what))
     if all(variant.image is None for variant in variants):

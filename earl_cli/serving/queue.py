@@ -49,7 +49,7 @@ class Order:
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """An edit at the photo's own size, or in words why there is none."""
+    """An edit at the photo's own size; in words what is wrong with it, or why there is none."""
 
     seed: int
     image: Image | None

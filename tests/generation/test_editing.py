@@ -55,8 +55,8 @@ def test_the_edit_has_the_photos_size_and_its_grid_the_models_area(
     assert before.shape == (8 * variant.source.shape[0], 8 * variant.source.shape[1], 3)
     assert before.dtype == np.float32
     assert 0 <= before.min() <= before.max() <= 1
-    assert render(model, photo, before, variant, "source").size == (width, height)
-    assert render(model, photo, before, variant, "model").size == before.shape[1::-1]
+    assert render(model, photo, before, variant, "source").image.size == (width, height)
+    assert render(model, photo, before, variant, "model").image.size == before.shape[1::-1]
 
 
 def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
@@ -67,7 +67,7 @@ def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
     ((variant,),) = draft(fine, engine, [Job(photo, "x", (1,))], EditSettings(GREEDY, image_area=36 * 36))
     before = decoded(fine, variant.source)
     assert before.shape == (36, 36, 3)
-    assert render(fine, photo, before, variant, "model").size == (36, 36)
+    assert render(fine, photo, before, variant, "model").image.size == (36, 36)
     loaded = Editor(fine, engine, EditSettings(GREEDY, image_area=36 * 36))
     (drawn,) = EarlEditor("fine", None, "model", lambda: loaded).edit([Task("a", photo, "x", 1)])
     assert drawn.seen == (36, 36)
@@ -110,16 +110,16 @@ def test_a_model_that_chose_another_grid_is_brought_to_the_photo(model: EarlMode
     photo = picture(50, 30)
     source = encoded(model, photo)
     answer = Parsed(np.zeros((3, 3), dtype=np.int64), None, "thoughts", True, None)
-    assert render(model, photo, decoded(model, source), Draft(source, 0, answer), "source").size == (50, 30)
+    assert render(model, photo, decoded(model, source), Draft(source, 0, answer), "source").image.size == (50, 30)
 
 
 def test_a_cut_out_stays_one_and_is_shown_on_white_in_a_sheet(model: EarlModel) -> None:
     cut_out = Image.new("RGBA", (50, 30), (200, 30, 30, 0))
     source = encoded(model, on_white(cut_out))
     same = Draft(source, 0, Parsed(source, None, None, True, None))
-    edit = render(model, cut_out, decoded(model, source), same, "source")
+    edit = render(model, cut_out, decoded(model, source), same, "source").image
     assert edit.tobytes() == cut_out.tobytes()
-    assert render(model, cut_out, decoded(model, source), same, "model").mode == "RGB"
+    assert render(model, cut_out, decoded(model, source), same, "model").image.mode == "RGB"
     assert sheet([edit]).getpixel((5, 5)) == (255, 255, 255)
 
 

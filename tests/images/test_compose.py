@@ -80,7 +80,7 @@ EDITS: dict[str, Callable[[Pixels], Pixels]] = {
 @pytest.mark.parametrize(("noise", "least"), [(0.0, 0.95), (0.03, 0.9)])
 def test_edits_of_the_whole_picture_are_found_through_noise(name: str, noise: float, least: float) -> None:
     target = EDITS[name](PHOTO.astype(np.float32) / 255).astype(np.float32)
-    assert removed(compose(PHOTO, drawn(PHOTO), drawn(target, noise)), target) > least
+    assert removed(compose(PHOTO, drawn(PHOTO), drawn(target, noise)).pixels, target) > least
 
 
 def test_detail_is_the_photos_own() -> None:
@@ -88,13 +88,13 @@ def test_detail_is_the_photos_own() -> None:
     target = 1 - PHOTO.astype(np.float32) / 255
     after = drawn(target)
     enlarged = Image.fromarray((after * 255).astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-    left = 1 - removed(compose(PHOTO, drawn(PHOTO), after), target)
+    left = 1 - removed(compose(PHOTO, drawn(PHOTO), after).pixels, target)
     assert left < 0.1 * (1 - removed(np.asarray(enlarged), target))
 
 
 def test_blur_blurs_the_photo_too() -> None:
     target = np.asarray(Image.fromarray(PHOTO).filter(ImageFilter.GaussianBlur(7)), dtype=np.float32) / 255
-    assert removed(compose(PHOTO, drawn(PHOTO), drawn(target, 0.01)), target) > 0.8
+    assert removed(compose(PHOTO, drawn(PHOTO), drawn(target, 0.01)).pixels, target) > 0.8
 
 
 @pytest.mark.parametrize("kind", ["circle", "square"])
@@ -106,7 +106,7 @@ def test_a_flat_shape_gets_a_crisp_edge_and_leaves_the_rest_alone(kind: str, pla
     box = (x - 38, y - 38, x + 38, y + 38)
     (draw.ellipse if kind == "circle" else draw.rectangle)(box, fill=(220, 30, 30))
     target = np.asarray(image, dtype=np.float32) / 255
-    edited = compose(PHOTO, drawn(PHOTO), drawn(target, 0.02))
+    edited = compose(PHOTO, drawn(PHOTO), drawn(target, 0.02)).pixels
     assert removed(edited, target) > 0.85
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     far = np.maximum(abs(rows - y), abs(columns - x)) > 60
@@ -117,19 +117,19 @@ def test_new_content_is_taken_from_the_model() -> None:
     stripes = PHOTO.copy()
     stripes[60:180, 60:200] = np.where((np.arange(140) // 24 % 2)[None, :, None] == 1, [240, 230, 40], [120, 20, 160])
     target = stripes.astype(np.float32) / 255
-    edited = compose(PHOTO, drawn(PHOTO), drawn(target, 0.02))
+    edited = compose(PHOTO, drawn(PHOTO), drawn(target, 0.02)).pixels
     assert removed(edited, target) > 0.6
     assert np.abs(edited[200:, 240:].astype(int) - PHOTO[200:, 240:]).mean() < 2
 
 
 def test_nothing_drawn_is_nothing_changed() -> None:
-    assert np.array_equal(compose(PHOTO, drawn(PHOTO), drawn(PHOTO)), PHOTO)
+    assert np.array_equal(compose(PHOTO, drawn(PHOTO), drawn(PHOTO)).pixels, PHOTO)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_noise_alone_changes_next_to_nothing(seed: int) -> None:
     before = drawn(PHOTO)
-    edited = compose(PHOTO, before, drawn(PHOTO, 0.03, seed))
+    edited = compose(PHOTO, before, drawn(PHOTO, 0.03, seed)).pixels
     assert np.abs(edited.astype(int) - PHOTO).mean() < 3
 
 
@@ -138,12 +138,12 @@ def test_a_few_wrong_cells_leave_no_mark() -> None:
     after = before.copy()
     for row, column in ((2, 3), (5, 9), (8, 1)):
         after[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = (0.9, 0.1, 0.5)
-    assert np.abs(compose(PHOTO, before, after).astype(int) - PHOTO).max() <= 2
+    assert np.abs(compose(PHOTO, before, after).pixels.astype(int) - PHOTO).max() <= 2
 
 
 def test_the_same_pictures_give_the_same_edit() -> None:
     before, after = drawn(PHOTO), drawn(fog(PHOTO.astype(np.float32) / 255), 0.03)
-    assert np.array_equal(compose(PHOTO, before, after), compose(PHOTO, before, after))
+    assert np.array_equal(compose(PHOTO, before, after).pixels, compose(PHOTO, before, after).pixels)
 
 
 def test_strips_leave_no_seams() -> None:
@@ -151,7 +151,7 @@ def test_strips_leave_no_seams() -> None:
     photo = np.full((600, 150, 3), 128, np.uint8)
     before = np.full((80, 112, 3), 0.5, np.float32)
     ramp = np.linspace(0.2, 0.8, 80, dtype=np.float32)[:, None, None]
-    edited = compose(photo, before, np.broadcast_to(ramp, (80, 112, 3)).astype(np.float32))
+    edited = compose(photo, before, np.broadcast_to(ramp, (80, 112, 3)).astype(np.float32)).pixels
     assert np.abs(np.diff(edited.astype(int), axis=0)).max() <= 2
     assert edited[-1].mean() - edited[0].mean() > 80
 
@@ -165,13 +165,13 @@ def test_any_size_of_photo_and_of_grid(height: int, width: int, grid: tuple[int,
     rng = np.random.default_rng(seed)
     photo = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     before, after = rng.random((2, grid[0] * 8, grid[1] * 8, 3), dtype=np.float32)
-    edited = compose(photo, before, after)
+    edited = compose(photo, before, after).pixels
     assert edited.shape == photo.shape
     assert edited.dtype == np.uint8
 
 
 def test_a_model_may_draw_on_another_grid_than_it_was_shown() -> None:
-    edited = compose(PHOTO, np.full((96, 96, 3), 0.5, np.float32), drawn(PHOTO))
+    edited = compose(PHOTO, np.full((96, 96, 3), 0.5, np.float32), drawn(PHOTO)).pixels
     assert edited.shape == PHOTO.shape
 
 
@@ -193,7 +193,7 @@ def flat(pixels: NDArray[np.uint8], ground: float = 1.0) -> Pixels:
 def test_the_colours_of_a_cut_out_change_without_the_white_behind_it(name: str) -> None:
     photo = cut_out()
     seen = flat(photo)
-    edited = compose(photo, drawn(seen), drawn(EDITS[name](seen)))
+    edited = compose(photo, drawn(seen), drawn(EDITS[name](seen))).pixels
     assert np.array_equal(edited[..., 3], photo[..., 3])
     alpha = photo[..., 3:].astype(np.float32) / 255
     colors = photo[..., :3].astype(np.float32) / 255
@@ -204,14 +204,14 @@ def test_the_colours_of_a_cut_out_change_without_the_white_behind_it(name: str) 
 def test_a_mirrored_cut_out_has_its_outline_mirrored() -> None:
     photo = cut_out()
     seen = flat(photo)
-    edited = compose(photo, drawn(seen), drawn(seen[:, ::-1]))
+    edited = compose(photo, drawn(seen), drawn(seen[:, ::-1])).pixels
     assert np.array_equal(edited, photo[:, ::-1])
 
 
 def test_a_blurred_cut_out_has_a_blurred_outline() -> None:
     photo = cut_out()
     seen = flat(photo)
-    edited = compose(photo, drawn(seen), drawn(gauss(np.ascontiguousarray(seen), 9)))
+    edited = compose(photo, drawn(seen), drawn(gauss(np.ascontiguousarray(seen), 9))).pixels
     goal = np.asarray(Image.fromarray(photo[..., 3]).filter(ImageFilter.GaussianBlur(9))).astype(int)
     assert np.abs(edited[..., 3] - goal).mean() < 0.3 * np.abs(photo[..., 3] - goal).mean()
 
@@ -222,7 +222,7 @@ def test_a_shape_beside_a_cut_out_is_to_be_seen() -> None:
     rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
     disc = (columns - 290) ** 2 + (rows - 60) ** 2 < 28**2
     target[disc] = (0.9, 0.85, 0.1)
-    edited = compose(photo, drawn(flat(photo)), drawn(target))
+    edited = compose(photo, drawn(flat(photo)), drawn(target)).pixels
     assert (edited[..., 3][disc] > 250).mean() > 0.9
     assert np.abs(edited[60, 290, :3] / 255 - (0.9, 0.85, 0.1)).max() < 0.1
     far = (columns - 290) ** 2 + (rows - 60) ** 2 > 40**2
@@ -234,8 +234,126 @@ def test_new_content_makes_a_cut_out_no_more_opaque_than_it_takes() -> None:
     target = flat(photo).copy()
     rng = np.random.default_rng(5)
     target[140:220, 230:310] = np.repeat(np.repeat(rng.uniform(0, 0.7, (10, 10, 3)), 8, 0), 8, 1)
-    edited = compose(photo, drawn(flat(photo)), drawn(target))
+    edited = compose(photo, drawn(flat(photo)), drawn(target)).pixels
     assert np.median(edited[150:210, 290:305, 3]) > 90  # where nothing was
     on_white = (flat(photo) * 255 + 0.5).astype(np.uint8)
-    assert np.abs(flat(edited) * 255 - compose(on_white, drawn(flat(photo)), drawn(target))).max() < 4
+    assert np.abs(flat(edited) * 255 - compose(on_white, drawn(flat(photo)), drawn(target)).pixels).max() < 4
     assert np.array_equal(edited[:100, :, 3], photo[:100, :, 3])
+
+
+SQUEEZED = (72, 128)
+
+
+def seen_small(picture: NDArray[np.uint8] | Pixels, noise: float, size: tuple[int, int] = SMALL) -> Pixels:
+    """As `drawn`, at another size: cells are wrong in colour, not in lightness alone."""
+    pixels = picture if picture.dtype == np.uint8 else (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    errors = np.random.default_rng(5).normal(0, noise, (size[1] // 8, size[0] // 8, 3)).astype(np.float32)
+    return np.clip(gauss(small, 1.0) + np.repeat(np.repeat(errors, 8, 0), 8, 1), 0, 1).astype(np.float32)
+
+
+def wrong_patch(after: Pixels, color: tuple[float, float, float] = (0.9, 0.1, 0.6)) -> Pixels:
+    """``after`` with a large patch that has no business there."""
+    spoiled = after.copy()
+    spoiled[24:56, 40:80] = color
+    return spoiled
+
+
+@pytest.mark.parametrize("effects", [["recolor"], ["grade"], ["tone"], ["grey"]])
+def test_a_change_of_colours_adds_nothing(effects: list[str]) -> None:
+    """A patch that the model drew where only colours can change isn't taken over; without that knowledge it is."""
+    target = EDITS["darker"](PHOTO.astype(np.float32) / 255)
+    after = wrong_patch(seen_small(target, 0.02))
+    rows, columns = np.s_[90:150], np.s_[140:220]
+    free = compose(PHOTO, drawn(PHOTO), after).pixels[rows, columns].astype(float)
+    known = compose(PHOTO, drawn(PHOTO), after, effects).pixels[rows, columns].astype(float)
+    goal = target[rows, columns] * 255
+    if effects in (["tone"], ["grey"]):
+        goal = np.repeat(light(goal), 3, axis=2)
+    assert np.abs(known - goal).mean() < 18 < np.abs(free - goal).mean()
+
+
+@pytest.mark.parametrize("effects", [None, ["grey"]])
+def test_black_and_white_has_no_colour_left(effects: list[str] | None) -> None:
+    photo = PHOTO.copy()
+    photo[30:80, 150:220] = (230, 20, 160)  # more saturated than anything else
+    target = np.repeat(light(photo.astype(np.float32) / 255), 3, axis=2)
+    edited = compose(photo, drawn(photo), seen_small(target, 0.03), effects).pixels
+    assert np.ptp(edited, axis=-1).max() <= 1
+    assert removed(edited, target, photo) > 0.9
+
+
+@pytest.mark.parametrize("name", ["brighter", "darker", "contrast", "negative"])
+def test_greys_get_no_cast_where_none_can_come(name: str) -> None:
+    grey = np.repeat(light(PHOTO.astype(np.float32)), 3, axis=2).astype(np.uint8)
+    tinted = seen_small(EDITS[name](grey.astype(np.float32) / 255) * np.float32([1.05, 0.98, 1.0]), 0.02)
+    edited = compose(grey, drawn(grey), tinted, ["grade"]).pixels
+    assert np.ptp(edited, axis=-1).max() <= 1
+    assert removed(edited, EDITS[name](grey.astype(np.float32) / 255), grey) > 0.7
+
+
+def test_sepia_depends_on_lightness_alone() -> None:
+    target = light(PHOTO.astype(np.float32) / 255) * np.float32([1.07, 0.86, 0.62]) + np.float32([0.06, 0.03, 0])
+    edited = compose(PHOTO, drawn(PHOTO), seen_small(target, 0.03), ["tone"]).pixels
+    assert removed(edited, target) > 0.95
+    lightness = light(edited.astype(np.float32)).ravel()
+    assert np.polyfit(lightness, edited[..., 0].ravel(), 2, full=True)[1][0] / edited[..., 0].size < 2
+
+
+def test_a_mirrored_photo_is_its_own_mirror_image() -> None:
+    cast = seen_small(PHOTO[:, ::-1].astype(np.float32) / 255 * np.float32([1.1, 1.0, 0.9]), 0.04)
+    assert np.array_equal(compose(PHOTO, drawn(PHOTO), cast, ["mirror"]).pixels, PHOTO[:, ::-1])
+
+
+def test_a_soft_photo_is_blurred_too() -> None:
+    """Where hardly anything can get softer, the blur that is asked for is looked for all the same."""
+    smooth = np.asarray(Image.fromarray(PHOTO).filter(ImageFilter.GaussianBlur(3)))
+    target = np.asarray(Image.fromarray(smooth).filter(ImageFilter.GaussianBlur(10)), dtype=np.float32) / 255
+    edited = compose(smooth, drawn(smooth), seen_small(target, 0.02), ["blur"]).pixels
+    assert removed(edited, target, smooth) > 0.7
+
+
+def with_disc(color: tuple[int, int, int], box: tuple[int, int, int, int]) -> Pixels:
+    image = Image.fromarray(PHOTO)
+    ImageDraw.Draw(image).ellipse(box, fill=color)
+    return np.asarray(image, dtype=np.float32) / 255
+
+
+def test_a_disc_is_a_disc_and_nothing_else_changes() -> None:
+    """Also one drawn with straight edges, in a colour that is everywhere around it, beside a patch that is wrong."""
+    target = with_disc((120, 60, 50), (200, 90, 280, 170))
+    after = seen_small(target, 0.02)
+    after[32:56, 68:92] = np.array((120, 60, 50), np.float32) / 255
+    edited = compose(PHOTO, drawn(PHOTO), wrong_patch(after, (0.5, 0.7, 0.9)), ["disc"])
+    assert edited.missing == ()
+    changed = np.abs(edited.pixels.astype(int) - PHOTO).max(axis=-1) > 0
+    rows, columns = np.nonzero(changed)
+    assert abs(np.ptp(rows) - np.ptp(columns)) <= 3
+    assert changed.sum() / (np.ptp(rows) * np.ptp(columns)) == pytest.approx(np.pi / 4, abs=0.05)
+
+
+def test_a_disc_stays_round_in_a_photo_that_was_squeezed() -> None:
+    tall = np.asarray(Image.fromarray(PHOTO).resize((450, 1000)))
+    image = Image.fromarray(tall)
+    ImageDraw.Draw(image).ellipse((153, 428, 297, 572), fill=(220, 30, 30))
+    before, after = seen_small(tall, 0.0, SQUEEZED), seen_small(np.asarray(image), 0.02, SQUEEZED)
+    edited = compose(tall, before, after, ["disc"]).pixels
+    rows, columns = np.nonzero(np.abs(edited.astype(int) - tall).max(axis=-1) > 30)
+    assert abs(np.ptp(rows) - np.ptp(columns)) <= 4
+    assert np.ptp(columns) == pytest.approx(144, abs=25)
+
+
+@pytest.mark.parametrize(
+    ("effects", "noise", "missing"),
+    [
+        (["disc"], 0.02, ("disc",)),
+        (["mirror"], 0.02, ("mirroring",)),
+        (["blur"], 0.02, ("blur",)),
+        (["recolor"], 0.0, ("change of colours",)),
+        (["recolor", "disc"], 0.0, ("change of colours", "disc")),
+    ],
+)
+def test_what_the_model_did_not_draw_is_named(effects: list[str], noise: float, missing: tuple[str, ...]) -> None:
+    edited = compose(PHOTO, drawn(PHOTO), drawn(PHOTO, noise), effects)
+    assert edited.missing == missing
+    assert np.array_equal(edited.pixels, PHOTO)
