@@ -80,8 +80,8 @@ def find_shapes(
 
     ``noise`` is the usual difference of the two, ``soft`` the blur (sigma) of the model's pictures. A shape must
     explain most of what is strange inside it, and be larger than the cells that a language model gets wrong; one in
-    a colour that the picture doesn't have otherwise is believed more easily. ``doubt`` below 1 asks for less, where a
-    shape is expected.
+    a colour that the picture doesn't have otherwise is believed more easily. ``doubt`` below 1 is content with a
+    fainter one, where a shape is expected.
     """
     found: list[Shape] = []
     height, width, _ = after.shape
@@ -129,8 +129,7 @@ def _best_shape(
     explained = 1 - float((strange_after / (strange_after + usual)).sum()) / unexplained if unexplained else 0.0
     novel = (((model - np.array(shape.color)) ** 2).sum(-1) < SAME**2).mean() < 0.01
     least_area, least_thickness, least_explained = (100, 10, 0.55) if novel else (300, 16, 0.6)
-    enough = (area / least_area, shape.thickness / least_thickness, explained / least_explained)
-    if min(enough) < doubt:
+    if area < least_area or shape.thickness < least_thickness or explained < doubt * least_explained:
         return None
     if not shape.lies_within(width=x.shape[1], height=y.shape[0]):
         return None  # cut off by the edge: hardly laid on top, rather something that was drawn wrong
