@@ -54,8 +54,8 @@ from earl_cli.training.assembling import (
     save_checkpoint,
     save_model,
 )
-from earl_cli.training.begun import beginning, check_beginning, note_beginning
-from earl_cli.training.checkpoints import CHECKPOINTS, alone_in, best, is_better, number_of, written
+from earl_cli.training.begun import beginning, check_beginning, note_beginning, other_data
+from earl_cli.training.checkpoints import CHECKPOINTS, alone_in, best, check_free, is_better, number_of, written
 from earl_cli.training.disk import check_room, rl_disk
 from earl_cli.training.distributed import (
     adopt_slurm,
@@ -92,6 +92,7 @@ def show_plan(resolved: Resolved[RlConfig]) -> None:
     data = load_prompts(config, base.layout, positions(base))
     processes = config.processes or world_size()
     problem = problem or problem_of(lambda: _check(config, base, data))
+    problem = problem or problem_of(lambda: check_free(config.folder / CHECKPOINTS))
     values = show_config(resolved)
     sets = [
         {"data": name, "rows": size, "coefficient": round(coefficient, 4), "rows_in_the_mixture": count}
@@ -152,7 +153,7 @@ def _warn(resolved: Resolved[RlConfig], data: RlData) -> None:
         console.warn(f"{data.skipped} prompts have too many tokens and are left out")
     if data.unheld:
         console.warn(f"{data.unheld} validation prompts have too many tokens and are left out")
-    other = check_beginning(config.folder, _beginning(config))
+    other = other_data(config.folder, _beginning(config))
     for text in (*config.remarks(resolved.origins), *([other] if other else [])):
         console.warn(text)
 

@@ -26,8 +26,8 @@ from earl_cli.data.batches import ExampleData
 from earl_cli.files import is_aside
 from earl_cli.generation.engine import Sampling
 from earl_cli.models.bundle import Base, load_vision_of, open_base
-from earl_cli.training.begun import beginning, check_beginning, check_way, note_beginning
-from earl_cli.training.checkpoints import CHECKPOINTS, alone_in, written
+from earl_cli.training.begun import beginning, check_beginning, check_way, note_beginning, other_data
+from earl_cli.training.checkpoints import CHECKPOINTS, alone_in, check_free, written
 from earl_cli.training.disk import Disk, check_room, sft_disk
 from earl_cli.training.distributed import adopt_slurm, first_speaks, rank, stand_alone, world_size
 from earl_cli.training.gallery import draw_gallery
@@ -50,6 +50,7 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
     processes = config.processes or world_size()
     steps = steps_of(config, len(data.train), processes)
     problem = problem or problem_of(lambda: _check(config, base, data))
+    problem = problem or problem_of(lambda: check_free(config.output / CHECKPOINTS))
     values = show_config(resolved)
     rows = data.train.rows
     sets = [
@@ -122,7 +123,7 @@ def _warn(resolved: Resolved[SftConfig], data: SftData, steps: int) -> None:
         )
     if data.unheld:
         console.warn(f"{data.unheld} validation pairs have too many tokens and are left out")
-    other = check_beginning(config.output, beginning("sft", config.model, config.data))
+    other = other_data(config.output, beginning("sft", config.model, config.data))
     for text in (*config.remarks(steps, resolved.origins), *([other] if other else [])):
         console.warn(text)
 

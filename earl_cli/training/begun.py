@@ -30,17 +30,11 @@ def note_beginning(output: Path, now: dict[str, Any]) -> None:
             aside.write_text(json.dumps(now, indent=2), encoding="utf-8")
 
 
-def check_beginning(output: Path, now: dict[str, Any]) -> str | None:
-    """What is to be said of a run that goes on with other data than it was begun with; None if there is nothing.
-
-    Raises UsageError if the folder holds a run of another command, or one that started from another model.
-    """
-    checkpoint = newest(output / CHECKPOINTS)
-    if checkpoint is None:
-        return None
-    begun = {"command": "sft" if checkpoint.name.startswith("checkpoint-") else "rl"}
-    if (output / BEGUN).is_file():
-        begun |= json.loads((output / BEGUN).read_text(encoding="utf-8"))
+def check_beginning(output: Path, now: dict[str, Any]) -> None:
+    """Raise UsageError if the folder holds a run of another command, or one that started from another model."""
+    begun = _begun(output)
+    if begun is None:
+        return
     if begun["command"] != now["command"]:
         raise UsageError(f"this folder holds a run of earl {begun['command']}", where=str(output), hint=ANOTHER)
     if begun.get("model", now["model"]) != now["model"]:
@@ -49,9 +43,25 @@ def check_beginning(output: Path, now: dict[str, Any]) -> str | None:
             where=str(output),
             hint=f"{ANOTHER}; if that is the same model, moved, remove {BEGUN}",
         )
-    if begun.get("data", now["data"]) != now["data"]:
-        return f"{output}: this run was begun with other data, and goes on with today's"
-    return None
+
+
+def other_data(output: Path, now: dict[str, Any]) -> str | None:
+    """What is to be said of a run that goes on with other data than it was begun with; None if there is nothing."""
+    begun = _begun(output)
+    if begun is None or begun.get("data", now["data"]) == now["data"]:
+        return None
+    return f"{output}: this run was begun with other data, and goes on with today's"
+
+
+def _begun(output: Path) -> dict[str, Any] | None:
+    """What is known of the run in this folder; None if there is none to be gone on from."""
+    checkpoint = newest(output / CHECKPOINTS)
+    if checkpoint is None:
+        return None
+    known: dict[str, Any] = {"command": "sft" if checkpoint.name.startswith("checkpoint-") else "rl"}
+    if (output / BEGUN).is_file():
+        known |= json.loads((output / BEGUN).read_text(encoding="utf-8"))
+    return known
 
 
 def check_way(config: SftConfig, processes: int) -> None:

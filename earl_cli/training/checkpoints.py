@@ -53,6 +53,13 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
+def check_free(folder: Path) -> None:
+    """Raise OutputError as `alone_in`, without leaving anything behind where nobody has trained yet."""
+    if (folder / LOCK).is_file():
+        with alone_in(folder):
+            pass
+
+
 def newest(folder: Path) -> Path | None:
     """The checkpoint to go on from, if there is one."""
     whole = checkpoints(folder)

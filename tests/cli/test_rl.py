@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,7 @@ from trainings import options, write_pairs
 from earl_cli.app import run
 from earl_cli.data.store import Manifest, Reject, create_or_resume, write_shard
 from earl_cli.models.bundle import load_model, open_base
-from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
+from earl_cli.training.checkpoints import CHECKPOINTS, LOCK, checkpoints
 from earl_cli.training.episodes import SCHEMA
 
 SMALL: dict[str, object] = {"num_iterations": 2, "episodes_per_iteration": 6, "generations_per_sample": 2}
@@ -271,6 +273,9 @@ def test_the_plan_of_a_published_run(
 
 # -- what the run would refuse, the plan refuses ---------------------------------------------------------------------
 
+AT_WORK: list[IO[str]] = []
+"""Locks that this test holds."""
+
 
 def nothing(_: Path) -> None:
     pass
@@ -283,6 +288,13 @@ def file_in_the_way(out: Path) -> None:
 def run_of_sft(out: Path) -> None:
     (out / CHECKPOINTS / "checkpoint-3").mkdir(parents=True)
     (out / CHECKPOINTS / "checkpoint-3/complete").touch()
+
+
+def training_at_work(out: Path) -> None:
+    (out / CHECKPOINTS).mkdir(parents=True)
+    lock = (out / CHECKPOINTS / LOCK).open("w", encoding="utf-8")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    AT_WORK.append(lock)
 
 
 def run_with_adapters(out: Path) -> None:
@@ -302,6 +314,7 @@ def run_with_adapters(out: Path) -> None:
         (nothing, (), {"engine_args": '{"dtype": "half"}', "engine": "transformers"}, 2, "only the engine vllm takes"),
         (nothing, ("--reward", "viescore"), {}, 2, "the reward viescore needs a judge"),
         (nothing, ("--reward", "beauty"), {}, 2, "there is no reward 'beauty'"),
+        (training_at_work, (), {}, 8, "another training is at work here"),
         (file_in_the_way, (), {}, 8, "this is a file, not a folder for the model"),
         (run_of_sft, (), {}, 2, "this folder holds a run of earl sft"),
         (run_with_adapters, (), {}, 2, "this run was begun with sharding none, processes any, lora_rank 8"),
@@ -319,6 +332,7 @@ def test_the_plan_refuses_what_the_run_refuses_in_the_same_words(
     prepare(tmp_path / "out")
     said = [complaint(rl(*args, *more, **values), code) for more in ((), ("--dry-run",))]
     first, second = (text[text.index("error: ") :] for text in said)
+    AT_WORK.clear()
     assert first == second
     assert expected in first
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from earl_cli.data.store import Manifest, Reject, create_or_resume, write_shard
 from earl_cli.models import names
 from earl_cli.models.bundle import load_model
 from earl_cli.models.language import load_language
-from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
+from earl_cli.training.checkpoints import CHECKPOINTS, LOCK, checkpoints
 
 SMALL = {"max_steps": 4, "batch_size": 2, "accumulation": 1, "warmup_steps": 1, "learning_rate": 3e-3}
 MORE = {"precision": "float32", "log_every": 1, "gradient_checkpointing": "false"}
@@ -247,6 +249,9 @@ def test_a_loss_that_is_no_number_names_the_rows_and_keeps_the_last_good_checkpo
 
 # -- what the run would refuse, the plan refuses ---------------------------------------------------------------------
 
+AT_WORK: list[IO[str]] = []
+"""Locks that this test holds."""
+
 
 def file_in_the_way(out: Path) -> None:
     out.write_text("mine")
@@ -262,6 +267,13 @@ def run_of_another_model(out: Path) -> None:
     (out / CHECKPOINTS / "checkpoint-3").mkdir(parents=True)
     (out / CHECKPOINTS / "checkpoint-3/complete").touch()
     (out / "begun.json").write_text('{"command": "sft", "model": "ORG/other", "data": []}')
+
+
+def training_at_work(out: Path) -> None:
+    (out / CHECKPOINTS).mkdir(parents=True)
+    lock = (out / CHECKPOINTS / LOCK).open("w", encoding="utf-8")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    AT_WORK.append(lock)
 
 
 def run_with_adapters(out: Path) -> None:
@@ -283,6 +295,7 @@ def nothing(_: Path) -> None:
         (nothing, (), {"device": "cuda"}, 5, "cuda"),
         (nothing, (), {"quantize": "4bit", "lora_rank": 4}, 5, "4-bit weights need an NVIDIA GPU"),
         (nothing, (), {"attention": "flash_attention_2"}, 5, "--set attention=sdpa"),
+        (training_at_work, (), {}, 8, "another training is at work here"),
         (file_in_the_way, (), {}, 8, "this is a file, not a folder for the model"),
         (run_of_rl, (), {}, 2, "this folder holds a run of earl rl"),
         (run_of_another_model, (), {}, 2, "this folder holds a run that started from ORG/other, not from"),
@@ -303,6 +316,7 @@ def test_the_plan_refuses_what_the_run_refuses_in_the_same_words(
     prepare(tmp_path / "out")
     said = [complaint(sft(*args, *more, **values), code) for more in ((), ("--dry-run",))]
     first, second = (text[text.index("error: ") :] for text in said)
+    AT_WORK.clear()
     assert first == second
     assert expected in first
 
