@@ -323,9 +323,9 @@ class _Watcher:
             self._draw(f"step-{step:06d}", f"iteration {step}", self.data.rows, groups)
 
     def validation(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
-        self._log(step, figures)
         if rank() == 0 and self.data.held is not None:
             self._draw(f"validation-{step:06d}", f"validation after {step} iterations", self.data.held, groups)
+        self._log(step, figures)  # last: what is logged isn't done again when the run goes on
 
     def is_best(self, validation: float) -> bool:
         return by_first(lambda: is_better(validation, self.folder / CHECKPOINTS, GOAL))
