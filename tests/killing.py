@@ -386,7 +386,7 @@ def stop_under_torchrun(setting: Setting, output: Path) -> None:
 def start_twice(setting: Setting, output: Path) -> None:
     """The second is refused while the first is there, and does no harm."""
     (first,) = setting.start(output)
-    assert setting.reaches(output, ["in the first steps"], 10 * setting.seconds)
+    assert setting.reaches(output, MOMENTS[:3], 10 * setting.seconds)
     first.send(signal.SIGSTOP)
     (second,) = setting.start(output)
     assert second.wait() == 8, second.output
