@@ -117,7 +117,7 @@ def test_a_cut_out_stays_one_and_is_shown_on_white_in_a_sheet(model: EarlModel) 
     cut_out = Image.new("RGBA", (50, 30), (200, 30, 30, 0))
     source = encoded(model, on_white(cut_out))
     same = Draft(source, 0, Parsed(source, None, None, True, None))
-    edit = render(model, cut_out, decoded(model, source), same, "source").image.image
+    edit = render(model, cut_out, decoded(model, source), same, "source").image
     assert edit.tobytes() == cut_out.tobytes()
     assert render(model, cut_out, decoded(model, source), same, "model").image.mode == "RGB"
     assert sheet([edit]).getpixel((5, 5)) == (255, 255, 255)
