@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from earl_cli.bounded_json import end_of_value, first_value, loads
 from earl_cli.data.sources import BadRowError, Content, Row, check_fetched, picked
 from earl_cli.errors import InputError
 
@@ -86,7 +87,7 @@ class ListingSource:
     def _values(self, file: BinaryIO, number: int) -> dict[str, Any]:
         if self.form.array:
             size = self.starts[number + 1] - self.starts[number] if number + 1 < len(self.starts) else -1
-            values, _ = json.JSONDecoder().raw_decode(file.read(size).decode(self.form.encoding))
+            values, _ = first_value(file.read(size).decode(self.form.encoding))
             return _checked(values)
         if self.form.delimiter is None:
             return _json_object(_next_line(file, self.form.encoding).decode(self.form.encoding))
@@ -177,7 +178,7 @@ def is_json_list(path: Path) -> bool:
         return True
     first, _, others = head.lstrip().partition(b"\n")
     with suppress(ValueError):
-        return others.lstrip().startswith(b"{") and isinstance(json.loads(first), dict)
+        return others.lstrip().startswith(b"{") and isinstance(loads(first), dict)
     return False
 
 
@@ -244,16 +245,20 @@ def _scan_array(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[
     starts: list[int] = []
     lines: list[int] = []
     columns: dict[str, None] = {}
-    decoder = json.JSONDecoder()
     here, place, line = 0, form.mark, 1
     next_one = _ELEMENT.match(text)
     while next_one is not None:
         place += len(text[here : next_one.end()].encode(form.encoding))
         line += text.count("\n", here, next_one.end())
         here = next_one.end()
-        values, end = decoder.raw_decode(text, here)
         starts.append(place)
         lines.append(line)
+        try:
+            values, end = first_value(text, here)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:
+            values, end = None, end_of_value(text, here)
         with suppress(ValueError):  # it is a reject when its turn comes
             columns |= dict.fromkeys(_checked(values))
         place += len(text[here:end].encode(form.encoding))
@@ -338,7 +343,7 @@ def _reader(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
 
 def _json_object(line: str) -> dict[str, Any]:
     try:
-        values = json.loads(line)
+        values = loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg}") from None
     return _checked(values)

@@ -32,6 +32,8 @@ ID_NAMES = ("id", "edit_id", "idx", "omni_edit_id", "image_id", "img_id", "__key
 SAMPLE = 16
 """Rows that are looked at where the type of a column doesn't tell what it holds."""
 SHOWN = 40
+LONGEST_LISTED = 10_000
+"""Characters of a cell that may spell a list: Python takes a hundred times their memory to read them."""
 _RUN_TOGETHER = re.compile(r"""['"]\s+['"]""")  # as numpy prints lists, which Python reads as one text
 _FILE = re.compile(r"_(file_?name|file|path|url)s?$")
 
@@ -189,14 +191,14 @@ def instruction_of(row: Row, column: str) -> str:
 
 
 def _whole(text: str, row: Row) -> str:
-    if text != _storable(text):
+    if text != storable(text):
         raise BadRowError("text", "there is half a character in it, as in a text cut off", where=row.where)
     return text
 
 
 def _listed_in(text: str) -> str | list[Any]:
     """The list that a cell of a table spells, in JSON or as Python prints it; else the text itself."""
-    if text.strip().startswith("[") and not _RUN_TOGETHER.search(text):
+    if len(text) <= LONGEST_LISTED and text.strip().startswith("[") and not _RUN_TOGETHER.search(text):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             found = ast.literal_eval(text.strip())
             if isinstance(found, list) and all(isinstance(each, str) for each in found):
@@ -207,10 +209,10 @@ def _listed_in(text: str) -> str | list[Any]:
 def row_id(row: Row, columns: Columns) -> str:
     """What the data calls this row, or its number, counted from 1."""
     name = row.values.get(columns.id) if columns.id else None
-    return _storable(str(name)) if name is not None else f"{row.number + 1:08d}"
+    return storable(str(name)) if name is not None else f"{row.number + 1:08d}"
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """JSON can hold half of a surrogate pair, which no UTF-8 can: it becomes a question mark."""
     return text.encode("utf-8", "replace").decode()
 

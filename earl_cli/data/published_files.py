@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import os
 import stat
 import tarfile
@@ -20,14 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol, cast
 
+from earl_cli.bounded_json import loads
 from earl_cli.data.pictures import find_file
 from earl_cli.data.pth import MOST_BYTES
 from earl_cli.data.sources import BadRowError
+from earl_cli.data.tar_headers import headers
 from earl_cli.errors import InputError
 
 LIST_FOLDER, LIST_NAME, FEATURES = "list", "tokenized_datalist.json", "feature"
 TARBALLS = (".tar", ".tar.gz", ".tgz")
-MOST_LIST_BYTES, MOST_HEADER_BYTES = 2**28, 2**20
+MOST_LIST_BYTES = 2**28
 
 _LIST = PurePosixPath(LIST_FOLDER, LIST_NAME)
 _ESCAPES = "this data could reach for other files, so it was not read: don't use data from this place"
@@ -37,10 +38,16 @@ Contents = Generator[bytes | BadRowError, None, None]
 
 
 class Files(Protocol):
-    """The files that a list names, one a row. ``fingerprint`` changes with the list and the sizes of the files."""
+    """The files that a list names, one a row, and their ``sizes`` in bytes, 0 for what isn't there.
+
+    ``fingerprint`` changes with the list and the sizes.
+    """
 
     @property
     def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def sizes(self) -> Sequence[int]: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -63,7 +70,7 @@ def holds_list(place: Path) -> bool:
         return place.name == LIST_NAME and place.is_file()
     try:
         with _archive(place) as stream:
-            return any(PurePosixPath(member.name).parts[-2:] == _LIST.parts for member in _headers(stream))
+            return any(PurePosixPath(member.name).parts[-2:] == _LIST.parts for member in headers(stream))
     except InputError:
         return False
 
@@ -94,11 +101,11 @@ def find_files(place: Path) -> Files:
 def _parse_list(content: bytes, where: str) -> tuple[str, list[str]]:
     """The list's prefix, and its names. Raises InputError, quoting the name, if one is not safe."""
     try:
-        found = json.loads(content)
+        found = loads(content)
         prefix, names = found.get("prefix"), found["path_list"]
         if not isinstance(names, list):
             raise TypeError
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError('not a list of tokenized data, {"prefix": …, "path_list": […]}', where=where) from None
     if not names:
         raise InputError("this list names no files", where=where)
@@ -162,6 +169,7 @@ class _Folder:
 
     folder: Path
     names: tuple[str, ...]
+    sizes: Sequence[int]
     fingerprint: str
     repeated: frozenset[int]
     spelled: Mapping[str, Path]
@@ -221,7 +229,8 @@ def _in_folder(base: Path, listing: Path) -> _Folder:
     rows = {name: row for row, name in reversed(list(enumerate(names)))}
     repeated = frozenset(row for row, name in enumerate(names) if rows[name] != row)
     fingerprint = _fingerprint(names, {name: best.sizes.get(name, -1) for name in names})
-    return _Folder(best.folder, tuple(names), fingerprint, repeated, best.spelled)
+    counted = [0 if row in repeated else best.sizes.get(name, 0) for row, name in enumerate(names)]
+    return _Folder(best.folder, tuple(names), counted, fingerprint, repeated, best.spelled)
 
 
 @dataclass(frozen=True)
@@ -295,6 +304,11 @@ class _Tar:
     folder: PurePosixPath
 
     @property
+    def sizes(self) -> Sequence[int]:
+        there = [size for _, size in self.places]
+        return there + [0] * (len(self.names) - len(there))
+
+    @property
     def where(self) -> str:
         return f"{self.archive}: {self.folder}"
 
@@ -316,14 +330,14 @@ def _in_tar(archive: Path) -> _Tar:
     lists: dict[PurePosixPath, bytes] = {}
     members: dict[str, tuple[int, int]] = {}
     with _archive(archive) as stream:
-        for member in _headers(stream):
+        for member in headers(stream):
             path = _safe_member(member, archive)
             if not member.isfile():
                 continue
             members[_plain(path)] = member.offset_data, member.size
             if path.parts[-2:] == _LIST.parts:
                 lists[path] = _list_content(stream, member, archive)
-        while stream.read(MOST_HEADER_BYTES):  # to the checksum at the end
+        while stream.read(2**20):  # to the checksum at the end
             pass
     if len(lists) != 1:
         what = "several lists: " + ", ".join(map(str, lists)) if lists else f"there is no {_LIST}"
@@ -400,27 +414,3 @@ def _archive(place: Path) -> Iterator[IO[bytes]]:
         ArithmeticError,
     ) as error:
         raise InputError(f"this archive is damaged: {error}", where=str(place), hint="fetch it again") from None
-
-
-def _headers(stream: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar, from front to back; memory stays flat. Raises ValueError for one that goes in circles."""
-    with tarfile.open(fileobj=cast(IO[bytes], _Sparing(stream)), mode="r:") as tar:
-        end = -1
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
-            if member.size < 0 or member.offset <= end:
-                raise ValueError("its members overlap")
-            end = member.offset
-            yield member
-
-
-class _Sparing:
-    """A stream for headers: tarfile reads one in one go, of whatever size it claims to have."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self.seek, self.tell = stream, stream.seek, stream.tell
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MOST_HEADER_BYTES:
-            raise ValueError(f"a header of {size:,} bytes")
-        return self._stream.read(size)

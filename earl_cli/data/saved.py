@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from earl_cli.bounded_json import loads
 from earl_cli.data.parquet import columns_of, outermost
 from earl_cli.data.sources import BadRowError, Content, Row, picked
 from earl_cli.data.splits import ALL, split_named
@@ -64,7 +64,7 @@ def saved_splits(folder: Path) -> dict[str, Path]:
     listed = folder / "dataset_dict.json"
     if listed.is_file():
         try:
-            return {str(name): folder / str(name) for name in json.loads(listed.read_bytes())["splits"]}
+            return {str(name): folder / str(name) for name in loads(listed.read_bytes())["splits"]}
         except (ValueError, KeyError, TypeError):
             raise InputError("this list of splits is damaged", where=str(listed)) from None
     return {}

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from earl_cli.bounded_json import loads
 from earl_cli.errors import InputError, ModelError, UsageError
 from earl_cli.files import is_aside, remove_asides, whole_file
 from earl_cli.images.area import OLD_SHAPES
@@ -153,7 +154,7 @@ def read_rejects(shard: Path) -> list[Reject]:
     if not path.is_file():
         return []
     try:
-        return [Reject(**json.loads(line)) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+        return [Reject(**loads(line)) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
     except (ValueError, TypeError):
         raise InputError(
             "this list of rejects is damaged", where=str(path), hint="delete it and its shard, and tokenize again"
@@ -242,7 +243,7 @@ def open_store(folder: Path) -> Store:
         hint = "make one of pairs of pictures: earl tokenize pairs/ -o store/"
         raise InputError(f"not a token store: {kind}", where=str(folder), hint=hint)
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = loads(path.read_bytes())
         kind, version = content.pop("format"), content.pop("version")
         if kind != FORMAT or version != VERSION:
             raise InputError(
@@ -272,7 +273,8 @@ def write_table(folder: Path, index: int, table: pa.Table, rejects: Sequence[Rej
     if rejects:
         with whole_file(reasons) as aside:
             lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]
-            aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            text = "\n".join(lines) + "\n"
+            aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character, as JSON spells it
     else:
         reasons.unlink(missing_ok=True)  # of an attempt that was killed between the two files
     with whole_file(path) as aside:

@@ -8,20 +8,21 @@ the disk.
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from earl_cli.bounded_json import loads
 from earl_cli.data.pictures import SUFFIXES
 from earl_cli.data.sources import BadRowError, Content, Row, check_fetched, names_apart, picked
+from earl_cli.data.tar_headers import TarDamageError, headers, member_bytes
 from earl_cli.errors import InputError
 
 MOST_BYTES = 256_000_000
@@ -51,7 +52,9 @@ class TarSource:
             where = f"{self.files[tar]}, sample {number + 1}"
             try:
                 values = _sample(self.files[tar], first, last)
-            except (tarfile.TarError, OSError, ValueError) as error:
+            except TarDamageError as error:
+                yield BadRowError("data", f"this tar breaks off here, what follows is lost: {error}", where=where)
+            except (OSError, ValueError) as error:
                 yield BadRowError("data", f"the sample can't be read: {error}", where=where)
             else:
                 where = f"{self.files[tar]}, {values[KEY]}"
@@ -66,9 +69,9 @@ def open_tars(name: str, files: Sequence[Path]) -> TarSource:
     for index, (file, apart) in enumerate(zip(files, names_apart([file.as_posix() for file in files]), strict=True)):
         digest.update(repr((apart, file.stat().st_size)).encode())
         try:
-            with tarfile.open(file, "r:") as tar:
-                places += [(index, *place) for place in _samples(tar, columns)]
-        except (tarfile.TarError, OSError) as error:
+            with file.open("rb") as stream:
+                places += [(index, *place) for place in _samples(stream, columns)]
+        except (TarDamageError, OSError) as error:
             check_fetched(file)
             hint = "unpack .gz first: samples are read from their place"
             raise InputError(f"not a tar that can be read: {error}", where=str(file), hint=hint) from None
@@ -77,29 +80,40 @@ def open_tars(name: str, files: Sequence[Path]) -> TarSource:
     return TarSource(name, tuple(files), columns, digest.hexdigest()[:16], np.array(places, dtype=np.int64))
 
 
-def _samples(tar: tarfile.TarFile, columns: dict[str, Content]) -> Iterator[tuple[int, int]]:
-    """Where the first and the last file of each sample begin; ``columns`` gets those that it has."""
+def _samples(stream: IO[bytes], columns: dict[str, Content]) -> Iterator[tuple[int, int]]:
+    """Where the first and the last file of each sample begin; ``columns`` gets those that it has.
+
+    Where a tar breaks off after its first sample, that place is the last one: a row that is a reject.
+    """
     key, first, last = "", -1, -1
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header of the tar in memory
-        if not _counts(member):
-            continue
-        here, suffix = _key(member.name)
-        if here != key:
-            if first >= 0:
-                yield first, last
-            key, first = here, member.offset
-        last = member.offset
-        name, content = _column(suffix)
-        if name and content != "unknown":
-            columns[name] = content
-        elif name:
-            columns.setdefault(name, content)
-        else:
-            with suppress(ValueError):  # it is a reject when its turn comes
-                columns |= dict.fromkeys(_fields(_content(tar, member)).keys() - columns.keys(), "unknown")
+    damage = -1
+    try:
+        for member in headers(stream):
+            if not _counts(member):
+                continue
+            here, suffix = _key(member.name)
+            if here != key:
+                if first >= 0:
+                    yield first, last
+                key, first = here, member.offset
+            last = member.offset
+            name, content = _column(suffix)
+            if name and content != "unknown":
+                columns[name] = content
+            elif name:
+                columns.setdefault(name, content)
+            else:
+                with suppress(ValueError):  # it is a reject when its turn comes
+                    fields = _fields(member_bytes(stream, member, MOST_BYTES))
+                    columns |= dict.fromkeys(fields.keys() - columns.keys(), "unknown")
+    except TarDamageError as error:
+        if first < 0:
+            raise
+        damage = error.offset
     if first >= 0:
         yield first, last
+    if damage >= 0:
+        yield damage, damage
 
 
 def _counts(member: tarfile.TarInfo) -> bool:
@@ -112,19 +126,20 @@ def _sample(file: Path, first: int, last: int) -> dict[str, Any]:
     files: dict[str, Any] = {}
     with file.open("rb") as stream:
         stream.seek(first)
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                if _counts(member):
-                    files[KEY], suffix = _key(member.name)
-                    name, value = _read(tar, member, suffix)
-                    if suffix.endswith("json"):
-                        fields |= {name: value} if name else value
-                    elif name in files:
-                        raise ValueError(f"there are two files for {name}")
-                    else:
-                        files[name] = value
-                if member.offset >= last:
-                    break
+        for member in headers(stream):
+            if _counts(member):
+                files[KEY], suffix = _key(member.name)
+                name, value = _read(member_bytes(stream, member, MOST_BYTES), suffix)
+                if suffix.endswith("json"):
+                    fields |= {name: value} if name else value
+                elif name in files:
+                    raise ValueError(f"there are two files for {name}")
+                else:
+                    files[name] = value
+            if member.offset >= last:
+                break
+    if KEY not in files:
+        raise TarDamageError("there is nothing", first)
     return fields | files
 
 
@@ -145,8 +160,7 @@ def _column(suffix: str) -> tuple[str, Content]:
     return (stem or suffix, "picture") if kind in SUFFIXES else (suffix, "other")
 
 
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> tuple[str, Any]:
-    content = _content(tar, member)
+def _read(content: bytes, suffix: str) -> tuple[str, Any]:
     name, _ = _column(suffix)
     kind = suffix.rpartition(".")[2]
     if kind == "json":
@@ -154,16 +168,9 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> tuple[s
     return name, content.decode("utf-8").strip() if kind in TEXTS else content
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.size > MOST_BYTES:
-        raise ValueError(f"{member.name} has more than {MOST_BYTES:,} bytes")
-    file = tar.extractfile(member)
-    return file.read() if file else b""
-
-
 def _fields(content: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(content)
+        fields = loads(content)
     except ValueError as error:
         raise ValueError(f"its .json is not valid JSON: {error}") from None
     if not isinstance(fields, dict):

@@ -201,7 +201,7 @@ def _saved(folder: Path, sample: Sample, seed: int, drawn: Drawn, seconds: float
 def _append(path: Path, results: Sequence[Result]) -> None:
     if not results:
         return
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # half a character, as JSON spells it
         file.write("".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in results))
         file.flush()
         os.fsync(file.fileno())

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from earl_cli.bounded_json import loads
 from earl_cli.errors import InputError
 from earl_cli.evaluation.columns import COLUMNS
 from earl_cli.files import whole_file
@@ -174,7 +175,7 @@ def write_object(path: Path, content: Mapping[str, Any]) -> None:
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InputError if it isn't there or is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = loads(path.read_bytes())
     except OSError as error:
         what = f"there are no results of earl eval here: {error.strerror or error}"
         raise InputError(
@@ -213,7 +214,7 @@ def _lines(file: Path, *, may_be_torn: bool = False) -> Iterator[Scored]:
 
 def _line(text: str, number: int, where: str) -> Scored:
     try:
-        content = json.loads(text)
+        content = loads(text)
     except ValueError as error:
         raise InputError(f"this is no JSON: {error}", where=where) from None
     if not isinstance(content, dict):

@@ -23,6 +23,7 @@ from earl_cli.data.pairs import (
     column_named,
     described,
     instruction_of,
+    storable,
     usual_column,
 )
 from earl_cli.data.pictures import picture_bytes
@@ -209,4 +210,4 @@ def _value(row: Row, column: str | None) -> Any:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None else storable(str(value))

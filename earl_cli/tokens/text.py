@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from earl_cli.bounded_json import loads
 from earl_cli.errors import InputError, ModelError, OutputError, UsageError
 from earl_cli.files import whole_file
 from earl_cli.tokens.vocabulary import Vocabulary
@@ -216,7 +217,7 @@ def _json_tokenizer(content: str, *, where: str) -> JsonTokenizer:
     import tokenizers
 
     try:
-        described: dict[str, Any] = json.loads(content)
+        described: dict[str, Any] = loads(content)
         model = described["model"]
         vocabulary: dict[str, int] = dict(model["vocab"])
         merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]

@@ -132,3 +132,32 @@ def test_columns_that_only_later_rows_have_are_there(tmp_path: Path) -> None:
     assert list(source.columns) == ["id", *COLUMNS]
     kinds = [type(row) for row in source.read(range(3), COLUMNS)]
     assert kinds == [BadRowError, Row, Row]
+
+
+HOSTILE = [
+    "[" * 100_000,
+    '{"source": ' * 100_000,
+    "9" * 6000,
+    '{"a": ' + "9" * 6000 + "}",
+    '{"a": ' + "[" * 300 + "]" * 300 + "}",
+]
+
+
+@pytest.mark.parametrize("row", HOSTILE, ids=range(len(HOSTILE)))
+def test_no_line_ends_a_list(row: str, tmp_path: Path) -> None:
+    good = json.dumps(dict(zip(COLUMNS, ROWS[0], strict=True)))
+    (tmp_path / "pairs.jsonl").write_text(f"{row}\n{good}\n{row}\n")
+    bad, found, _ = read(tmp_path / "pairs.jsonl")
+    assert found == ROWS[0]
+    assert "line 1: not a valid row: " in bad
+
+
+@pytest.mark.parametrize(
+    "row", ["[" * 5000 + "]" * 5000, '{"a": "]\\"", "b": ' + "9" * 6000 + "}"], ids=["deep", "digits"]
+)
+def test_no_element_ends_an_array(row: str, tmp_path: Path) -> None:
+    good = json.dumps(dict(zip(COLUMNS, ROWS[0], strict=True)))
+    (tmp_path / "pairs.json").write_text(f"[{good},\n{row},\n{good}]")
+    first, bad, last = read(tmp_path / "pairs.json")
+    assert [first, last] == [ROWS[0], ROWS[0]]
+    assert "line 2: not a valid row: " in bad

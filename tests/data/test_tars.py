@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,61 @@ def test_a_torn_sample_costs_itself_only(tmp_path: Path) -> None:
     first, second = source.read([0, 1], COLUMNS)
     assert isinstance(first, BadRowError)
     assert isinstance(second, Row)
+
+
+def damaged(folder: Path, change: Callable[[bytearray, int], None]) -> list[dict[str, object] | str]:
+    """What is read of a tar whose third header, that of the second sample's first file, was changed."""
+    tar(folder, ("a", {"source.png": b"1", "edited.png": b"2"}), ("b", GOOD), ("c", GOOD))
+    content = bytearray((folder / "data.tar").read_bytes())
+    header = content.index(b"b.source.png")
+    change(content, header)
+    content[header + 148 : header + 156] = b" " * 8
+    content[header + 148 : header + 156] = b"%06o\0 " % sum(content[header : header + 512])
+    (folder / "data.tar").write_bytes(content)
+    return read(open_source(Place(str(folder))))
+
+
+def replaced(at: int, new: bytes) -> Callable[[bytearray, int], None]:
+    def change(content: bytearray, header: int) -> None:
+        content[header + at : header + at + len(new)] = new
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "size",
+    [b"\xff" * 12, b"\x80" + b"\x7f" * 11, b"\x80" + b"\0" * 7 + b"\x7f\xff\xff\xff", b"77777777777\0"],
+    ids=["negative", "largest", "two gigabytes", "octal"],
+)
+def test_a_size_that_lies_is_a_reject(size: bytes, tmp_path: Path) -> None:
+    first, *others = damaged(tmp_path, replaced(124, size))
+    assert isinstance(first, dict)
+    assert (first["__key__"], first["source"]) == ("a", b"1")
+    assert all(isinstance(row, str) for row in others)
+    assert "breaks off here, what follows is lost" in str(others[-1])
+
+
+def test_a_header_that_is_none_does_not_end_the_tar_without_a_word(tmp_path: Path) -> None:
+    tar(tmp_path, ("a", GOOD), ("b", GOOD), ("c", GOOD))
+    content = bytearray((tmp_path / "data.tar").read_bytes())
+    header = content.index(b"b.source.png")
+    content[header + 148 : header + 156] = b"\xff" * 8
+    (tmp_path / "data.tar").write_bytes(content)
+    first, last = read(open_source(Place(str(tmp_path))))
+    assert isinstance(first, dict)
+    assert f"breaks off here, what follows is lost: there is no header at byte {header:,}" in str(last)
+
+
+def test_headers_of_headers_and_sparse_files_are_rejects(tmp_path: Path) -> None:
+    sparse = damaged(tmp_path, replaced(156, b"S"))
+    assert "b.source.png is a sparse file" in str(sparse[1])
+    assert isinstance(sparse[2], dict)
+
+    def long_names(content: bytearray, header: int) -> None:
+        again = tarfile.TarInfo("././@LongLink")
+        again.type = tarfile.GNUTYPE_LONGNAME
+        content[header:header] = again.tobuf(tarfile.USTAR_FORMAT) * 5000
+
+    endless = damaged(tmp_path, long_names)
+    assert isinstance(endless[0], dict)
+    assert "headers without end" in str(endless[1])
