@@ -41,6 +41,7 @@ def tokenize_import(
     """Bring published .pth data into a token store: earl tokenize import omniedit/train -o store/"""
     if model is not None and (codes, image_area) != (None, None):
         raise UsageError("--codes and --image-area are the model's own where there is a --model", hint="leave them out")
+    from earl_cli.data.pth import UNSAFE
     from earl_cli.data.published import AREA, CODES, FINGERPRINT, import_published, open_published
 
     place = Path(data).expanduser()
@@ -84,6 +85,8 @@ def tokenize_import(
         kinds[reject.kind] += 1
         if number < SHOWN_REJECTS:
             console.warn(f"left out {reject.id}: {reject.reason}")
+    if kinds[UNSAFE]:
+        console.warn(f"{kinds[UNSAFE]} left out as they could run code: don't use data from this place")
     rejected = kinds.total()
     done = store.manifest.rows - rejected
     if not done:

@@ -1,18 +1,15 @@
 """A published ``.pth`` file: one pair of code grids, read so that nothing in it can run or name what it likes.
 
-torch's restricted unpickler reads it, with stand-ins for numpy's classes: numpy itself trusts what a pickle says of
-a data type, and a crafted one makes it read foreign memory. What a stand-in was told is checked before numpy sees it.
+`torch_files` reads it, with stand-ins for numpy's classes: numpy itself trusts what a pickle says of a data type, and a
+crafted one makes it read foreign memory. What a stand-in was told is checked before numpy sees it.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import pickletools
 import re
-import zipfile
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,24 +17,18 @@ from numpy.typing import NDArray
 
 from earl_cli.data.sources import BadRowError
 from earl_cli.data.store import TokenizedPair
-from earl_cli.errors import InputError
+from earl_cli.models.pickles import ForeignNameError, OrderedRecord, PickleError, TensorRecord
+from earl_cli.models.torch_files import Saved, read_saved
 
 SUFFIX = ".pth"
 MOST_BYTES = 64 * 2**20
 LONGEST_SIDE = 9999
-_LEGACY_PICKLES = 5
-"""torch.save's old format is a sequence of pickles: magic number, protocol, system, the object, keys of storages."""
+UNSAFE = "unsafe"
+"""The kind of a reject that could run code."""
 
-_UNKNOWN = "?"
 _INTEGER = re.compile("[iu][1248]")
-_TORCH_GLOBALS = {
-    "_codecs.encode",
-    "collections.OrderedDict",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor_v3",
-    "torch.storage.UntypedStorage",
-    "torch.uint16",
-    *(f"torch.{kind}Storage" for kind in ("Byte", "Char", "Short", "Int", "Long", "Half", "Float", "Double", "Bool")),
+_INTEGERS = {
+    f"{sign}int{bits}": f"{letter}{bits // 8}" for sign, letter in (("", "i"), ("u", "u")) for bits in (8, 16, 32, 64)
 }
 
 
@@ -70,30 +61,39 @@ def _no_bytes() -> bytes:
     return b""
 
 
+def _bytes_of(text: str, encoding: str) -> bytes:
+    """How protocol 2 spells bytes; other encodings make much of little."""
+    if encoding not in ("latin1", "latin-1"):
+        raise PickleError(f"it has bytes spelled in {encoding[:40]!r}, not in latin1")
+    return text.encode("latin1")
+
+
 _STAND_INS: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray._reconstruct": _new_array,  # numpy 1
     "numpy._core.multiarray._reconstruct": _new_array,  # numpy 2
     "numpy.ndarray": _Array,
     "numpy.dtype": _Kind,
     "builtins.bytes": _no_bytes,  # how an empty array's bytes are pickled
+    "_codecs.encode": _bytes_of,
 }
 
 
 def read_pth(content: bytes, row: int, name: str, where: str, codes: int) -> TokenizedPair:
     """The pair in the bytes of a file: codes uint16[h, w], checked against a codebook of ``codes``.
 
-    ``name`` is the file's, the id where the file itself names none. Raises BadRowError for a file that is damaged or
-    holds something else, InputError, naming what was asked for, for one that could run code.
+    ``name`` is the file's, the id where the file itself names none. Raises BadRowError for a file that is damaged,
+    holds something else or could run code (`UNSAFE`, naming what was asked for).
     """
-    fields = _load(content, where)
+    saved = _load(content, where)
+    fields = saved.value
     if type(fields) is not dict:
-        raise BadRowError("fields", f"it holds a {type(fields).__name__}, not a dict of fields", where=where)
+        raise BadRowError("fields", f"it holds a {_called(fields)}, not a dict of fields", where=where)
     return TokenizedPair(
         row,
         _id(fields.get("edit_id"), name),
         _instruction(fields.get("instruction"), where),
-        _grid(fields, "original_image", codes, where),
-        _grid(fields, "edited_image", codes, where),
+        _grid(saved, "original_image", codes, where),
+        _grid(saved, "edited_image", codes, where),
         _thoughts(fields.get("CoT"), where),
         "",
     )
@@ -115,80 +115,24 @@ def write_pth(pair: TokenizedPair) -> bytes:
     return stream.getvalue()
 
 
-# -- the file ----------------------------------------------------------------------------------------------------------
-
-
-def _load(content: bytes, where: str) -> Any:
-    import torch
-
+def _load(content: bytes, where: str) -> Saved:
     try:
-        if content.startswith(b"PK\x03\x04"):
-            _check_pickle(io.BytesIO(_pickle_of(content)), 1, where)
-        elif content.startswith(b"\x80"):
-            _check_pickle(io.BytesIO(content), _LEGACY_PICKLES, where)
-        else:
-            raise ValueError("it isn't one")
-        with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()]):
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file makes the unpickler fail in any way
-        what = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadRowError("pickle", f"not a file of torch.save that can be read: {what}", where=where) from None
-
-
-def _pickle_of(content: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        files = archive.infolist()
-        if any(file.compress_type != zipfile.ZIP_STORED for file in files):
-            raise ValueError("it is compressed, as torch.save never does")
-        pickles = [file for file in files if file.filename.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise ValueError(f"it has {len(pickles)} files data.pkl")
-        return archive.read(pickles[0])
-
-
-def _check_pickle(stream: io.BytesIO, pickles: int, where: str) -> None:
-    """Look at what the pickles ask for, and run nothing.
-
-    Raises InputError for anything but arrays and tensors, ValueError for what torch doesn't write.
-    """
-    end = len(stream.getbuffer())
-    protocols = set()
-    for _ in range(pickles):
-        if stream.tell() >= end:
-            break
-        memo: dict[Any, str] = {}
-        texts = deque([_UNKNOWN, _UNKNOWN], maxlen=2)  # what was pushed last, to say what STACK_GLOBAL asks for
-        for opcode, argument, _place in pickletools.genops(stream):
-            if opcode.name in ("GLOBAL", "INST"):
-                _check_global(str(argument).replace(" ", ".", 1), where)
-            elif opcode.name == "STACK_GLOBAL":
-                _check_global(".".join(texts), where)
-            elif opcode.name in ("EXT1", "EXT2", "EXT4"):
-                _check_global(f"extension {argument}", where)
-            elif opcode.name == "PROTO":
-                protocols.add(argument)
-            if "PUT" in opcode.name or opcode.name == "MEMOIZE":
-                memo[len(memo) if argument is None else argument] = texts[-1]
-            else:
-                pushed = memo.get(argument, _UNKNOWN) if "GET" in opcode.name else argument
-                texts.append(pushed if isinstance(pushed, str) else _UNKNOWN)
-    if protocols != {2}:
-        raise ValueError("it is a pickle of another protocol")
-
-
-def _check_global(name: str, where: str) -> None:
-    name = re.sub("^__builtin__[.]", "builtins.", name)
-    if name not in _STAND_INS and name not in _TORCH_GLOBALS:
-        raise InputError(
-            f"this file asks for {name[:80]!r}, which could run code, so it was not loaded",
-            where=where,
-            hint="tokenized data hold arrays and texts only: don't use data from this place",
-        )
+        return read_saved(content, _STAND_INS)
+    except ForeignNameError as error:
+        what = f"this file asks for {error.name[:80]!r}, which could run code, so it was not loaded"
+        hint = "tokenized data hold arrays and texts only: don't use data from this place"
+        raise BadRowError(UNSAFE, what, where=where, hint=hint) from None
+    except PickleError as error:
+        raise BadRowError("pickle", f"not a file of torch.save that can be read: {error}", where=where) from None
 
 
 # -- its fields --------------------------------------------------------------------------------------------------------
+
+
+def _called(value: Any) -> str:
+    """What a value was before its pickle was written."""
+    names = {_Array: "numpy array", TensorRecord: "tensor", OrderedRecord: "OrderedDict"}
+    return names.get(type(value), type(value).__name__.lstrip("_"))
 
 
 def _id(value: Any, name: str) -> str:
@@ -200,11 +144,12 @@ def _id(value: Any, name: str) -> str:
 
 def _instruction(value: Any, where: str) -> str:
     if isinstance(value, _Array):
-        value = _numpy(value)
+        found = _numpy(value)
+        value = found if isinstance(found, list) else value
     if isinstance(value, list | tuple) and value:
         value = value[0]
     if not _is_text(value) or not value.strip():
-        what = "empty" if value is None or isinstance(value, str) else f"a {type(value).__name__}"
+        what = "empty" if value is None or isinstance(value, str) else f"a {_called(value)}"
         raise BadRowError("instruction", f"the instruction is {what}, not a text", where=where)
     return str(value)
 
@@ -213,13 +158,13 @@ def _thoughts(value: Any, where: str) -> dict[str, str]:
     if value is None or (isinstance(value, str) and not value):
         return {}
     if type(value) is not dict:
-        raise BadRowError("thoughts", f"CoT is a {type(value).__name__}, not texts by their keys", where=where)
+        raise BadRowError("thoughts", f"CoT is a {_called(value)}, not texts by their keys", where=where)
     thoughts = {}
     for key, text in value.items():
         if text is None:
             continue
         if not _is_text(key) or not _is_text(text):
-            kinds = f"{type(key).__name__} to {type(text).__name__}"
+            kinds = f"{_called(key)} to {_called(text)}"
             raise BadRowError("thoughts", f"an entry of CoT is {kinds}, not a text by its key", where=where)
         thoughts[key] = text
     return thoughts
@@ -233,11 +178,11 @@ def _is_text(value: Any) -> bool:
         return False
 
 
-def _grid(fields: Mapping[str, Any], name: str, codes: int, where: str) -> NDArray[np.uint16]:
-    grid = _integers(fields.get(name))
+def _grid(saved: Saved, name: str, codes: int, where: str) -> NDArray[np.uint16]:
+    grid = _integers(saved, saved.value.get(name))
     what = grid if isinstance(grid, str) else _shape_fault(grid.shape)
-    if not what:
-        values = np.asarray(grid).reshape(grid.shape[-2:])
+    if isinstance(grid, np.ndarray) and not what:
+        values = grid.reshape(grid.shape[-2:])
         low, high = int(values.min()), int(values.max())
         worst = low if low < 0 else high
         if 0 <= worst < codes:
@@ -256,18 +201,27 @@ def _shape_fault(shape: Sequence[int]) -> str:
     return ""
 
 
-def _integers(value: Any) -> Any:
+def _integers(saved: Saved, value: Any) -> NDArray[Any] | str:
     """The array or tensor, of any shape; or in words what it is instead of one of integers."""
-    import torch
-
     if isinstance(value, _Array):
         found = _numpy(value)
         return "is an array of objects, not of integers" if isinstance(found, list) else found
-    if type(value) is torch.Tensor:
-        integers = (torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64)
-        whole = value.layout == torch.strided and value.dtype in integers
-        return value if whole else f"is a tensor of {value.dtype}, not of integers"
-    return "is missing" if value is None else f"is a {type(value).__name__}, not an array"
+    if isinstance(value, TensorRecord):
+        if value.kind not in _INTEGERS:
+            return f"is a tensor of {value.kind}, not of integers"
+        return _shape_fault(value.shape) or _tensor(saved, value)
+    return "is missing" if value is None else f"is a {_called(value)}, not an array"
+
+
+def _tensor(saved: Saved, tensor: TensorRecord) -> NDArray[Any] | str:
+    """The tensor's numbers; or in words why they can't be had."""
+    try:
+        content = saved.content[saved.place_of(tensor.storage)]
+    except PickleError as error:
+        return f"is a damaged tensor: {error}"
+    kind = np.dtype((">" if saved.big_endian else "<") + _INTEGERS[tensor.kind])
+    strides = [stride * kind.itemsize for stride in tensor.strides]
+    return np.ndarray(tensor.shape, kind, content, tensor.offset * kind.itemsize, strides)
 
 
 def _numpy(array: _Array) -> NDArray[Any] | list[Any] | str:
@@ -279,7 +233,9 @@ def _numpy(array: _Array) -> NDArray[Any] | list[Any] | str:
             if not _INTEGER.fullmatch(code) or order not in ("<", ">", "|", "="):
                 return f"is an array of {code[:8]!r}, not of integers"
             kind = np.dtype(order + code)
-            sides = all(type(side) is int and side >= 0 for side in shape) and len(shape) <= 8
+            sides = all(type(side) is int and side >= 0 for side in shape)
+            if sides and _shape_fault(shape):
+                return _shape_fault(shape)
             if sides and type(content) is bytes and len(content) == math.prod(shape) * kind.itemsize:
                 return np.frombuffer(content, kind).reshape(shape, order="F" if columns_first else "C")
     return "is a damaged array"

@@ -42,6 +42,7 @@ CODES, AREA, FINGERPRINT = 32768, 65536, "published"
 Rows = Generator[TokenizedPair | Reject, None, None]
 
 ROWS_AT_ONCE = 512
+BYTES_PER_SHARD = 2**28
 LONGEST_NAME = 150
 
 
@@ -65,8 +66,7 @@ class Published:
     def read(self, start: int = 0, stop: int | None = None, *, codes: int = CODES) -> Rows:
         """Rows ``start`` to ``stop``, every one a pair or a reject; ``codes`` is the size of the codebook.
 
-        Raises InputError, naming the file, for one that could run code, and if an archive is damaged, ModelError for a
-        codebook that is too large.
+        Raises InputError if an archive is damaged, ModelError for a codebook that is too large.
         """
         check_storable(codes)
         rows = range(*slice(start, stop).indices(len(self)))
@@ -118,12 +118,12 @@ def import_published(
 ) -> Store:
     """Bring all rows into the store at ``output``, going on where an earlier pass of the same kind stopped.
 
-    Shards are as even as can be, of ``rows_per_shard`` rows at most. ``on_rows`` hears how many more rows are done.
-    Bad rows go to the rejects. Raises InputError as `Published.read`, UsageError if the store was made differently.
+    Shards are as even as can be, of ``rows_per_shard`` rows and `BYTES_PER_SHARD` of files at most. ``on_rows`` hears
+    how many more rows are done. Bad rows go to the rejects. Raises InputError as `Published.read`, UsageError if the
+    store was made differently.
     """
-    rows = len(published)
-    shards = -(-rows // rows_per_shard)
-    bounds = [rows * index // shards for index in range(shards + 1)]
+    bounds = _bounds(published.files.sizes, rows_per_shard)
+    rows, shards = bounds[-1], len(bounds) - 1
     origin = {"imported_from": str(published.place)}
     manifest = Manifest(
         codes, vision_fingerprint, image_area, dataset, rows, shards, None, {}, published.fingerprint, origin
@@ -139,6 +139,22 @@ def import_published(
                 write_shard(output, index, pairs, [row for row in part if isinstance(row, Reject)])
                 on_rows(len(part))
     return open_store(output)
+
+
+def _bounds(sizes: Sequence[int], most_rows: int) -> list[int]:
+    """Where shards begin and end: evenly, and those whose files are too many bytes for the memory cut further."""
+    rows = len(sizes)
+    shards = -(-rows // most_rows)
+    bounds = [0]
+    for index in range(shards):
+        total = 0
+        for row in range(bounds[-1], rows * (index + 1) // shards):
+            if total and total + sizes[row] > BYTES_PER_SHARD:
+                bounds.append(row)
+                total = 0
+            total += sizes[row]
+        bounds.append(rows * (index + 1) // shards)
+    return bounds
 
 
 def _runs(numbers: Sequence[int]) -> list[list[int]]:

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import pickle
 import struct
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from earl_cli.bounded_json import loads
 from earl_cli.errors import ModelError
 from earl_cli.files import whole_file
+from earl_cli.models.pickles import ForeignNameError, PickleError, TensorRecord
+from earl_cli.models.torch_files import ARCHIVE, read_saved
 
 MAX_SHARD_BYTES = 5_000_000_000
 
+MOST_HEADER_BYTES = MOST_JSON_BYTES = 25_000_000
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+}
+"""Bits of an element, by safetensors' names of types."""
 _WHOLE_FILE_BYTES = 256_000_000
 _STEMS = (("model", "safetensors"), ("pytorch_model", "bin"))
 _AGAIN = "copy or download it again"
@@ -37,7 +50,7 @@ class Stored:
     @property
     def count(self) -> int:
         """Number of elements."""
-        return int(torch.Size(self.shape).numel())
+        return prod(self.shape)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -60,25 +73,42 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """Names, shapes and types in a safetensors file. Raises ModelError if it is no such file, or cut short."""
+    """Names, shapes and types in a safetensors file, whose bytes follow each other without a gap to the file's end.
+
+    Raises ModelError if it is no such file, damaged, or cut short.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        text = stream.read(length) if 0 < length <= min(size, 100_000_000) else b""
+        text = stream.read(length) if 0 < length <= min(size, MOST_HEADER_BYTES) else b""
     if size < 1024 and b"git-lfs" in file.read_bytes():
         raise ModelError("this is a Git LFS pointer, not the weights", where=str(file), hint="run `git lfs pull`")
     if len(text) < max(length, 1):
         raise ModelError("this is no complete safetensors file", where=str(file), hint=_AGAIN)
     try:
-        entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
-        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-        stored = {name: Stored(tuple(entry["shape"]), str(entry["dtype"])) for name, entry in entries.items()}
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        entries = {name: entry for name, entry in loads(text).items() if name != "__metadata__"}
+        found = {name: _described(entry) for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise ModelError("the header of this safetensors file can't be read", where=str(file), hint=_AGAIN) from None
-    if size < end:
-        raise ModelError(f"the file is cut short: {size:,} of {end:,} bytes are there", where=str(file), hint=_AGAIN)
-    return stored
+    place = 0
+    for name, (stored, begin, end) in sorted(found.items(), key=lambda item: item[1][1:]):
+        if begin != place or end - begin != stored.count * _BITS[stored.dtype] // 8:
+            what = f"the header of this safetensors file contradicts itself: {name[:80]!r} is of another size"
+            raise ModelError(what, where=str(file), hint=_AGAIN)
+        place = end
+    if size < 8 + length + place:
+        what = f"the file is cut short: {size:,} of {8 + length + place:,} bytes are there"
+        raise ModelError(what, where=str(file), hint=_AGAIN)
+    return {name: stored for name, (stored, _, _) in found.items()}
+
+
+def _described(entry: dict[str, Any]) -> tuple[Stored, int, int]:
+    """An entry of a header, and where its bytes begin and end. Raises ValueError for what makes no sense."""
+    shape, kind, (begin, end) = entry["shape"], entry["dtype"], entry["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)) or kind not in _BITS:
+        raise ValueError
+    return Stored(tuple(shape), kind), begin, end
 
 
 @contextmanager
@@ -97,17 +127,46 @@ def open_weights(file: Path, device: str = "cpu") -> Iterator[tuple[dict[str, St
         except SafetensorError as error:
             raise ModelError(f"the weights can't be read: {error}", where=str(file), hint=_AGAIN) from None
         return
+    archived = _check_pickle(file)
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError:
-        what = "the file holds more than tensors, and reading it would run code"
-        raise ModelError(what, where=str(file), hint="ask its author for safetensors") from None
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=archived)
+    except pickle.UnpicklingError:  # whose advice is to read it in an unsafe way
+        raise ModelError("the weights can't be read", where=str(file), hint="ask its author for safetensors") from None
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"the weights can't be read: {reason}", where=str(file), hint=_AGAIN) from None
     if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
         raise ModelError("this file holds no state dict of tensors", where=str(file))
     yield {name: Stored(tuple(w.shape), str(w.dtype)) for name, w in state.items()}, state.__getitem__
+
+
+def _check_pickle(file: Path) -> bool:
+    """Look through a `.bin` before torch reads it, and say whether it is an archive.
+
+    Raises ModelError for more than tensors in a dict, and for what could hang, crash or fill the machine.
+    """
+    try:
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            saved = read_saved(content, {})
+            archived = content[: len(ARCHIVE)] == ARCHIVE
+            if not isinstance(saved.value, dict):
+                raise ModelError("this file holds no state dict of tensors", where=str(file))
+            for weight in saved.value.values():
+                if not isinstance(weight, TensorRecord):
+                    raise ModelError("this file holds no state dict of tensors", where=str(file))
+                saved.place_of(weight.storage)
+            if archived:
+                reader = torch._C.PyTorchFileReader(str(file))
+                same = reader.get_record_size("data.pkl") == len(saved.pickle)
+                if not same or reader.get_record("data.pkl") != saved.pickle:
+                    raise PickleError("its archive can be read in two ways")
+            return archived
+    except ForeignNameError as error:
+        what = f"the file holds more than tensors: it asks for {error.name[:80]!r}, and reading it would run code"
+        raise ModelError(what, where=str(file), hint="ask its author for safetensors") from None
+    except (PickleError, RuntimeError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"the weights can't be read: {reason}", where=str(file), hint=_AGAIN) from None
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor], max_shard_bytes: int = MAX_SHARD_BYTES) -> tuple[str, ...]:
@@ -148,9 +207,11 @@ def fingerprint(files: Iterable[Path], *, extra: Iterable[str] = ()) -> str:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises ModelError if the file holds something else."""
+    """A JSON object. Raises ModelError if the file holds something else, or is larger than `MOST_JSON_BYTES`."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        if file.stat().st_size > MOST_JSON_BYTES:
+            raise ValueError(f"it has more than {MOST_JSON_BYTES:,} bytes")
+        content = loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"this JSON can't be read: {error}", where=str(file), hint=_AGAIN) from None
     if not isinstance(content, dict):

@@ -96,12 +96,13 @@ class Evil:
 
 def test_failures_name_the_file_and_run_nothing(earl: Earl) -> None:
     publish(Path("evil"), later={"instruction": Evil()})
-    _, err = earl("evil", "-o", "store", code=3)
-    assert "error: evil: later.pth: this file asks for 'posix.system'" in err
-    assert "hint: " in err
+    out, err = earl("evil", "-o", "store")
+    assert "left out later.pth: this file asks for 'posix.system', which could run code" in err
+    assert "1 left out as they could run code: don't use data from this place" in err
+    assert "3 pairs in store, 1 left out (1 unsafe" in out
     publish(Path("bare"), later=pickle.dumps(Evil()))
-    out, _ = earl("bare", "-o", "store-2", "--json", code=3)
-    assert json.loads(out)["error"]["where"] == "bare: later.pth"
+    out, _ = earl("bare", "-o", "store-2", "--json")
+    assert json.loads(out)["rejects"] == {"pickle": 1}
     assert not Path("marker").exists()
     publish(Path("bad"), 0, a=b"", b=b"PK")
     out, err = earl("bad", "-o", "store-3", "--json", code=3)

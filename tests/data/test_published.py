@@ -172,6 +172,18 @@ def test_an_interrupted_import_ends_in_the_same_bytes(tmp_path: Path, archived: 
     assert contents(tmp_path / "twice") == contents(tmp_path / "at once")
 
 
+def test_shards_are_cut_where_their_files_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = publish(tmp_path / "x", numbers(*range(6)) | {"bad.pth": b""})
+    size = open_published(place).files.sizes[0]
+    monkeypatch.setattr(module, "BYTES_PER_SHARD", 2 * size + 100)
+    store = bring(place, tmp_path / "store", rows_per_shard=7)
+    assert [table.num_rows for table in store.tables()] == [2, 2, 2]
+    archived = bring(pack(place, tmp_path / "x.tar", "x/"), tmp_path / "packed", rows_per_shard=7)
+    assert [table.num_rows for table in archived.tables()] == [2, 2, 2]
+    monkeypatch.setattr(module, "BYTES_PER_SHARD", 1)
+    assert len(bring(place, tmp_path / "single", rows_per_shard=7).shards) == 7
+
+
 def test_other_files_or_another_codebook_are_another_store(tmp_path: Path) -> None:
     place = publish(tmp_path / "x", numbers(1, 2))
     bring(place, tmp_path / "store")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
+from published_data import rezip, saved
 from safetensors.torch import load_file, save_file
 from transformers import Emu3ForCausalLM, Emu3TextConfig, Emu3VQVAE, Emu3VQVAEConfig
 
@@ -186,6 +188,90 @@ def test_bin_weights_load_without_running_code(language: Path) -> None:
         with pytest.raises(ModelError):
             load_language(language)
         assert not marker.exists()
+
+
+def test_a_bin_is_looked_through_before_torch_reads_it(language: Path) -> None:
+    """What hangs, crashes or fills the machine when it is unpickled; each is a few bytes or kilobytes."""
+    state = load_language(language).state_dict()
+    (language / "model.safetensors").unlink()
+    file = language / "pytorch_model.bin"
+
+    def reason(content: bytes) -> str:
+        file.write_bytes(content)
+        with pytest.raises(ModelError) as error:
+            load_language(language)
+        assert "weights_only" not in str(error.value)
+        return str(error.value)
+
+    good = saved(state)
+    doubling = b"}K\1q\0" + b"".join(b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(60)) + b"Ns."
+    for damaged, words in (
+        (rezip(good, lambda _content: b"\x80\x02" + doubling), "can't be read: "),
+        (rezip(good, lambda _content: b"\x80\x02)" + b"\x85" * 300_000 + b"."), "nested more than 100 deep"),
+        (rezip(good, lambda content: content, zipfile.ZIP_DEFLATED), "compressed, as torch.save never does"),
+        (saved({**state, "x": torch.zeros(1).expand(9000, 9000)}), r"9000*9000 elements, and 1 are stored of it"),
+        (saved({**state, "x": 7}), "no state dict of tensors"),
+        (saved([1]), "no state dict of tensors"),
+        (saved(state, _use_new_zipfile_serialization=False)[:-1000], "cut short"),
+        (good[:-1000], "its archive is damaged"),
+        (b"", "can't be read"),
+    ):
+        assert words in reason(damaged)
+    file.write_bytes(saved(state, _use_new_zipfile_serialization=False))
+    assert torch.equal(load_language(language).lm_head.weight, state["lm_head.weight"])
+    parameters = {name: torch.nn.Parameter(weight.bfloat16()) for name, weight in state.items()}
+    file.write_bytes(saved(parameters))
+    assert load_language(language).lm_head.weight.shape == state["lm_head.weight"].shape
+
+
+def test_an_archive_that_two_programs_read_differently_is_refused(language: Path) -> None:
+    """Two directories of members: Python takes the last one, and so does torch, or it is refused."""
+    (language / "model.safetensors").unlink()
+    state = {"lm_head.weight": torch.zeros(64, 16)}
+    other = rezip(saved(state), lambda _content: b"\x80\x02)" + b"\x85" * 300_000 + b".")
+    for content in (other + saved(state), saved(state) + other):
+        (language / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(ModelError):
+            load_language(language)
+
+
+HEADER = {"dtype": "F32", "shape": [64, 16], "data_offsets": [0, 4096]}
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ({"a": {**HEADER, "shape": [64, -16]}}, "can't be read"),
+        ({"a": {**HEADER, "shape": [64.0, 16]}}, "can't be read"),
+        ({"a": {**HEADER, "shape": ["64", 16]}}, "can't be read"),
+        ({"a": {**HEADER, "dtype": "F31"}}, "can't be read"),
+        ({"a": {**HEADER, "dtype": ["F32"]}}, "can't be read"),
+        ({"a": {**HEADER, "data_offsets": [0, 10**30]}}, "contradicts itself: 'a' is of another size"),
+        ({"a": {**HEADER, "shape": [10**9, 10**9]}}, "contradicts itself"),
+        ({"a": HEADER, "b": HEADER}, "contradicts itself"),
+        ({"a": HEADER, "b": {**HEADER, "data_offsets": [4000, 8096]}}, "contradicts itself"),
+        ({"a": {**HEADER, "shape": [10**6], "data_offsets": [0, 4 * 10**6]}}, "cut short"),
+        ([1], "can't be read"),
+        (["["] * 10, "can't be read"),
+    ],
+)
+def test_a_header_of_safetensors_that_lies_is_named(language: Path, header: object, words: str) -> None:
+    text = json.dumps(header).encode()
+    (language / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4096))
+    with pytest.raises(ModelError, match=words):
+        load_language(language)
+    with pytest.raises(ModelError, match=words):
+        parameter_count(open_checkpoint(language, "language"))
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"a": ' + b"9" * 6000 + b"}"])
+def test_json_of_a_model_is_bounded(language: Path, text: bytes) -> None:
+    (language / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ModelError, match="can't be read"):
+        load_language(language)
+    (language / "config.json").write_bytes(text)
+    with pytest.raises(ModelError, match=r"this JSON can't be read: (it is nested|a number)"):
+        load_language(language)
 
 
 def test_parameters_are_counted_from_headers(language: Path, tokenizer: Path) -> None:

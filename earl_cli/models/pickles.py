@@ -1,0 +1,410 @@
+"""The pickles of torch.save, read without unpickling: in bounded time and memory, and nothing in them runs.
+
+Only what torch.save writes is understood (protocol 2). Names stand for functions of ours, keys are texts, and nothing
+is deeper, larger or more often repeated than a file of data can need; so no few bytes make this hang, eat the memory or
+end the process.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+MOST_STEPS = 1_000_000
+"""Of one pickle: instructions, and values in what it makes, a value counted as often as it is held."""
+MOST_DEPTH = 100
+LONGEST_INTEGER, LONGEST_NAME = 16, 200  # bytes
+MOST_DIMENSIONS = 64
+
+STORAGES: Mapping[str, tuple[str, int]] = {
+    "ByteStorage": ("uint8", 1),
+    "CharStorage": ("int8", 1),
+    "BoolStorage": ("bool", 1),
+    "ShortStorage": ("int16", 2),
+    "HalfStorage": ("float16", 2),
+    "BFloat16Storage": ("bfloat16", 2),
+    "IntStorage": ("int32", 4),
+    "FloatStorage": ("float32", 4),
+    "LongStorage": ("int64", 8),
+    "DoubleStorage": ("float64", 8),
+    "ComplexFloatStorage": ("complex64", 8),
+    "ComplexDoubleStorage": ("complex128", 16),
+}
+"""torch's kinds of storages: the type of their elements, and the bytes of one."""
+BARE_TYPES: Mapping[str, int] = {
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2fnuz": 1,
+    "float8_e8m0fnu": 1,
+}
+"""Types of elements without a kind of storage of their own."""
+
+Content = bytes | mmap.mmap
+Maker = Callable[..., Any]
+
+
+class PickleError(ValueError):
+    """What a pickle has that torch.save never writes, in words."""
+
+
+class ForeignNameError(PickleError):
+    """A pickle asks for ``name``, which could run code."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"it asks for {name[:80]!r}, which could run code")
+        self.name = name
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Elements in a file: the bytes under ``key``, of which there are ``size``; ``kind`` as torch spells types."""
+
+    key: str
+    kind: str
+    size: int
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A tensor as its pickle describes it: offset and strides in elements; it is no larger than its storage."""
+
+    storage: Storage
+    kind: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pickled:
+    """What a pickle holds, where it ends in its file, and the storages that it refers to, by their keys."""
+
+    value: Any
+    end: int
+    storages: Mapping[str, Storage]
+
+
+class OrderedRecord(dict[str, Any]):
+    """Stands for a collections.OrderedDict; what is said of it beside its entries is not kept."""
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A name that a pickle asked for, and what is made by calling it; None: it is only mentioned."""
+
+    name: str
+    make: Maker | None
+
+
+@dataclass(frozen=True)
+class _Type:
+    """Stands for a torch.dtype, or for a class of storages (``bare``: of bytes)."""
+
+    kind: str
+    size: int
+    bare: bool = False
+
+
+def read_pickle(content: Content, makers: Mapping[str, Maker], start: int = 0) -> Pickled:
+    """The pickle that begins at ``start``.
+
+    Tensors are `TensorRecord`; ``makers`` say what is made of other names, such as "numpy.ndarray". Raises
+    ForeignNameError for a name that is in neither, PickleError for all that torch.save doesn't write.
+    """
+    machine = _Machine(content, makers, start)
+    try:
+        return machine.run()
+    except PickleError:
+        raise
+    except (IndexError, KeyError, struct.error):
+        raise PickleError("it is damaged, or cut short") from None
+    except (TypeError, AttributeError, UnicodeError, ValueError) as error:
+        raise PickleError(f"it is damaged: {str(error)[:120]}") from None
+
+
+class _Machine:
+    """A stack, a memo, and the budgets of one pickle."""
+
+    def __init__(self, content: Content, makers: Mapping[str, Maker], start: int) -> None:
+        self.content, self.place = content, start
+        self.names: dict[str, _Name | _Type] = {name: _Name(name, make) for name, make in {**_MAKERS, **makers}.items()}
+        self.names |= _TYPES
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
+        self.steps = MOST_STEPS
+        self.texts = 2 * len(content)  # what may be made of texts
+        self.extents: dict[int, tuple[int, int]] = {}  # depth and values of each container, by its id
+        self.held: set[int] = set()  # containers that are within another one
+        self.alive: list[Any] = []  # every container, so that no id is used again
+
+    def run(self) -> Pickled:
+        if self._take(2) != b"\x80\x02":
+            raise PickleError("it is a pickle of another protocol than 2")
+        while True:
+            self.steps -= 1
+            if self.steps < 0:
+                raise PickleError(f"it has more than {MOST_STEPS:,} instructions")
+            code = self._take(1)
+            if code == b".":
+                if len(self.stack) != 1 or self.marks:
+                    raise PickleError("it is damaged: values are left over")
+                return Pickled(self.stack[0], self.place, self.storages)
+            if code not in _STEPS:
+                raise PickleError(f"it has the instruction {code!r}, which torch.save never writes")
+            _STEPS[code](self)
+
+    def _take(self, count: int) -> bytes:
+        end = self.place + count
+        if end > len(self.content):
+            raise PickleError("it is cut short")
+        taken, self.place = self.content[self.place : end], end
+        return taken
+
+    def _number(self, form: str) -> int:
+        (value,) = struct.unpack(form, self._take(struct.calcsize(form)))
+        return int(value)
+
+    def _line(self) -> str:
+        end = self.content.find(b"\n", self.place, self.place + LONGEST_NAME)
+        if end < 0:
+            raise PickleError("it asks for a name that is too long")
+        line = self._take(end - self.place)
+        self.place += 1
+        return line.decode()
+
+    def _push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def _pop(self) -> Any:
+        if self.marks and len(self.stack) <= self.marks[-1]:
+            raise PickleError("it is damaged: a value is missing")
+        return self.stack.pop()
+
+    def _to_mark(self) -> list[Any]:
+        mark = self.marks.pop()
+        values = self.stack[mark:]
+        del self.stack[mark:]
+        return values
+
+    def _new(self, container: Any, values: Sequence[Any] = ()) -> None:
+        if container != ():  # of which there is only one, that holds nothing
+            self.alive.append(container)
+            self.extents[id(container)] = (1, 1)
+            self._hold(container, values)
+        self._push(container)
+
+    def _hold(self, container: Any, values: Sequence[Any]) -> None:
+        """Count what comes into a container, which must be whole before it is put into another one."""
+        depth, size = self.extents[id(container)]
+        for value in values:
+            inner = self.extents.get(id(value))
+            if inner is not None:
+                self.held.add(id(value))
+                depth = max(depth, inner[0] + 1)
+                size += inner[1]
+            else:
+                size += 1
+        if id(container) in self.held:
+            raise PickleError("it changes a value that is within another one, or within itself")
+        if depth > MOST_DEPTH:
+            raise PickleError(f"it is nested more than {MOST_DEPTH} deep")
+        if size > MOST_STEPS:
+            raise PickleError(f"it repeats itself to more than {MOST_STEPS:,} values")
+        self.extents[id(container)] = depth, size
+
+    # -- the instructions ----------------------------------------------------------------------------------------------
+
+    def mark(self) -> None:
+        self.marks.append(len(self.stack))
+
+    def put(self, form: str) -> None:
+        self.memo[self._number(form)] = self.stack[-1]
+
+    def get(self, form: str) -> None:
+        self._push(self.memo[self._number(form)])
+
+    def integer(self, form: str) -> None:
+        self._push(self._number(form))
+
+    def long(self) -> None:
+        length = self._number("<B")
+        if length > LONGEST_INTEGER:
+            raise PickleError(f"it has an integer of {length} bytes")
+        self._push(int.from_bytes(self._take(length), "little", signed=True))
+
+    def real(self) -> None:
+        self._push(struct.unpack(">d", self._take(8))[0])
+
+    def text(self) -> None:
+        self._push(self._take(self._number("<I")).decode("utf-8", "surrogatepass"))
+
+    def short_text(self) -> None:
+        self._push(self._take(self._number("<B")).decode("ascii"))
+
+    def tuple_of(self, count: int) -> None:
+        values = tuple(reversed([self._pop() for _ in range(count)]))
+        self._new(values, values)
+
+    def tuple_to_mark(self) -> None:
+        values = tuple(self._to_mark())
+        self._new(values, values)
+
+    def append(self, values: Sequence[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not list:
+            raise PickleError("it appends to what is no list")
+        self._hold(target, values)
+        target += values
+
+    def set_items(self, flat: Sequence[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict) or len(flat) % 2:
+            raise PickleError("it sets entries of what is no dict")
+        if not all(type(key) is str for key in flat[::2]):
+            kind = next(type(key).__name__ for key in flat[::2] if type(key) is not str)
+            raise PickleError(f"it has a dict with a key that is no text but a {kind}")
+        self._hold(target, flat)
+        target |= zip(flat[::2], flat[1::2], strict=True)
+
+    def name(self) -> None:
+        module, name = self._line(), self._line()
+        full = f"{'builtins' if module == '__builtin__' else module}.{name}"
+        if full not in self.names:
+            raise ForeignNameError(full)
+        self._push(self.names[full])
+
+    def call(self) -> None:
+        values, called = self._pop(), self._pop()
+        if not isinstance(called, _Name) or type(values) is not tuple:
+            raise PickleError("it calls what can't be called")
+        self.texts -= sum(len(value) for value in values if isinstance(value, str | bytes))
+        if self.texts < 0:
+            raise PickleError("it makes more of its texts than a file of data does")
+        assert called.make is not None
+        made = called.make(*values)
+        if isinstance(made, int | str | bytes | TensorRecord):
+            self._push(made)
+        else:
+            self._new(made, values)
+
+    def build(self) -> None:
+        state, target = self._pop(), self.stack[-1]
+        if not hasattr(target, "__setstate__"):
+            raise PickleError("it sets the state of what has none")
+        self._hold(target, [state])
+        target.__setstate__(state)
+
+    def stored(self) -> None:
+        named = self._pop()
+        if type(named) is not tuple or len(named) < 5 or named[0] != "storage" or not isinstance(named[1], _Type):
+            raise PickleError("it refers to something outside that is no storage")
+        _, kind, key, _, count = named[:5]
+        if type(key) is not str or type(count) is not int or count < 0 or (len(named) > 5 and named[5] is not None):
+            raise PickleError("it refers to a storage in another way than torch.save does")
+        storage = Storage(key, kind.kind, count * kind.size)
+        if self.storages.setdefault(key, storage) != storage:
+            raise PickleError(f"it describes the storage {key[:40]!r} in two ways")
+        self._push(storage)
+
+
+# -- what names stand for ----------------------------------------------------------------------------------------------
+
+
+def _tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, _gradient: Any = False, _hooks: Any = None, *_more: Any
+) -> TensorRecord:
+    return _record(storage, storage.kind, offset, shape, strides)
+
+
+def _typed_tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, _gradient: Any, _hooks: Any, kind: Any, *_more: Any
+) -> TensorRecord:
+    if not isinstance(kind, _Type) or kind.bare:
+        raise PickleError("it has a tensor without a type")
+    return _record(storage, kind.kind, offset, shape, strides)
+
+
+def _record(storage: Any, kind: str, offset: Any, shape: Any, strides: Any) -> TensorRecord:
+    """Raises PickleError for a tensor that reaches out of its storage or says that it has more elements."""
+    numbers = (offset, *shape, *strides)
+    if type(storage) is not Storage or not all(type(number) is int and number >= 0 for number in numbers):
+        raise PickleError("it has a tensor of no shape, or without a storage")
+    if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
+        raise PickleError("it has a tensor of no shape")
+    there = storage.size // SIZES[kind]
+    last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
+    if prod(shape) and (prod(shape) > there or last >= there):
+        raise PickleError(
+            f"it has a tensor of {'*'.join(map(str, shape))[:60]} elements, and {there:,} are stored of it"
+        )
+    return TensorRecord(storage, kind, offset, tuple(shape), tuple(strides))
+
+
+def _parameter(tensor: Any, *_more: Any) -> TensorRecord:
+    if type(tensor) is not TensorRecord:
+        raise PickleError("it has a parameter that is no tensor")
+    return tensor
+
+
+SIZES = {**dict(STORAGES.values()), **BARE_TYPES}
+"""Bytes of an element, by its type."""
+
+_TYPES = {
+    **{f"torch.{name}": _Type(kind, size) for name, (kind, size) in STORAGES.items()},
+    **{f"torch.{kind}": _Type(kind, size) for kind, size in SIZES.items()},
+    "torch.storage.UntypedStorage": _Type("uint8", 1, bare=True),
+}
+_MAKERS: Mapping[str, Maker] = {
+    "collections.OrderedDict": OrderedRecord,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _typed_tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+}
+
+_STEPS: Mapping[bytes, Callable[[_Machine], None]] = {
+    b"(": _Machine.mark,
+    b"0": lambda machine: machine._pop() and None,
+    b"N": lambda machine: machine._push(None),
+    b"\x88": lambda machine: machine._push(True),
+    b"\x89": lambda machine: machine._push(False),
+    b"J": lambda machine: machine.integer("<i"),
+    b"K": lambda machine: machine.integer("<B"),
+    b"M": lambda machine: machine.integer("<H"),
+    b"\x8a": _Machine.long,
+    b"G": _Machine.real,
+    b"X": _Machine.text,
+    b"U": _Machine.short_text,
+    b")": lambda machine: machine._new(()),
+    b"\x85": lambda machine: machine.tuple_of(1),
+    b"\x86": lambda machine: machine.tuple_of(2),
+    b"\x87": lambda machine: machine.tuple_of(3),
+    b"t": _Machine.tuple_to_mark,
+    b"]": lambda machine: machine._new([]),
+    b"}": lambda machine: machine._new({}),
+    b"a": lambda machine: machine.append([machine._pop()]),
+    b"e": lambda machine: machine.append(machine._to_mark()),
+    b"s": lambda machine: machine.set_items([machine._pop(), machine._pop()][::-1]),
+    b"u": lambda machine: machine.set_items(machine._to_mark()),
+    b"q": lambda machine: machine.put("<B"),
+    b"r": lambda machine: machine.put("<I"),
+    b"h": lambda machine: machine.get("<B"),
+    b"j": lambda machine: machine.get("<I"),
+    b"c": _Machine.name,
+    b"R": _Machine.call,
+    b"b": _Machine.build,
+    b"Q": _Machine.stored,
+}

@@ -1,0 +1,125 @@
+"""What torch.save wrote, in its archive or its old format: the value, by `pickles`, and where the tensors' bytes are.
+
+No two readers can see different things in such an archive: everything is stored plainly, once, and within the file.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from earl_cli.models.pickles import SIZES, Content, Maker, PickleError, Storage, read_pickle
+
+ARCHIVE, OLD = b"PK\x03\x04", b"\x80\x02"
+MOST_MEMBERS = 100_000
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+_LOCAL = struct.Struct("<4s22xHH")  # of a member's own header: signature, lengths of name and extra field
+_COUNT = struct.Struct("<q")
+_TAIL = 1 << 26
+_PICKLE = "/data.pkl"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A file's value, and the places of its storages: key to offset and length in bytes.
+
+    ``content`` is the whole file, ``pickle`` the bytes that the value is from, ``big_endian`` how numbers are stored.
+    """
+
+    value: Any
+    content: Content
+    pickle: bytes
+    places: Mapping[str, tuple[int, int]]
+    big_endian: bool
+
+    def place_of(self, storage: Storage) -> slice:
+        """Where a storage's bytes are. Raises PickleError if the file has fewer or more of them."""
+        offset, length = self.places.get(storage.key, (0, -1))
+        if length != storage.size:
+            raise PickleError(f"the storage {storage.key[:40]!r} is missing, or of another size")
+        return slice(offset, offset + length)
+
+
+def read_saved(content: Content, makers: Mapping[str, Maker]) -> Saved:
+    """Raises PickleError, or its ForeignNameError, for anything that torch.save doesn't write."""
+    if content[:4] == ARCHIVE:
+        return _archive(content, makers)
+    if content[:2] == OLD:
+        return _old(content, makers)
+    raise PickleError("it is no file of torch.save")
+
+
+def _archive(content: Content, makers: Mapping[str, Maker]) -> Saved:
+    members = _members(content)
+    pickles = [name for name in members if name.endswith(_PICKLE)]
+    if len(pickles) != 1:
+        raise PickleError(f"it has {len(pickles)} files data.pkl")
+    root = pickles[0].removesuffix(_PICKLE)
+
+    def member(name: str) -> bytes:
+        offset, length = members[f"{root}/{name}"]
+        return content[offset : offset + length]
+
+    prefix = f"{root}/data/"
+    places = {name.removeprefix(prefix): place for name, place in members.items() if name.startswith(prefix)}
+    big_endian = f"{root}/byteorder" in members and member("byteorder") == b"big"
+    pickle = member("data.pkl")
+    return Saved(read_pickle(pickle, makers).value, content, pickle, places, big_endian)
+
+
+def _members(content: Content) -> dict[str, tuple[int, int]]:
+    """The members of an archive: name to offset and length of their bytes."""
+    if content[max(0, len(content) - _TAIL) :].count(b"PK\x01\x02") > MOST_MEMBERS:
+        raise PickleError(f"it has more than {MOST_MEMBERS:,} members")
+    stream = io.BytesIO(content) if isinstance(content, bytes) else content
+    try:
+        with zipfile.ZipFile(stream) as archive:  # type: ignore[arg-type]  # a map has all that is asked of a file
+            files = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, struct.error, OSError, NotImplementedError, EOFError) as error:
+        raise PickleError(f"its archive is damaged: {error}") from None
+    found: dict[str, tuple[int, int]] = {}
+    end = 0
+    for file in sorted(files, key=lambda file: file.header_offset):
+        if file.compress_type != zipfile.ZIP_STORED or file.compress_size != file.file_size:
+            raise PickleError("it is compressed, as torch.save never does")
+        header = content[file.header_offset : file.header_offset + _LOCAL.size]
+        if file.header_offset < end or len(header) < _LOCAL.size or file.filename in found:
+            raise PickleError("its archive is damaged: members overlap, or have the same name")
+        signature, name_length, extra_length = _LOCAL.unpack(header)
+        start = file.header_offset + _LOCAL.size + name_length + extra_length
+        end = start + file.file_size
+        if signature != ARCHIVE or end > len(content):
+            raise PickleError("its archive is cut short")
+        found[file.filename] = start, file.file_size
+    return found
+
+
+def _old(content: Content, makers: Mapping[str, Maker]) -> Saved:
+    """The format before archives: pickles of a magic number, a version, the machine, the value, the keys of storages;
+    then, for each key, a number of elements and their bytes."""
+    magic = read_pickle(content, {})
+    version = read_pickle(content, {}, magic.end)
+    machine = read_pickle(content, {}, version.end)
+    if magic.value != _MAGIC or version.value != _VERSION or type(machine.value) is not dict:
+        raise PickleError("it is no file of torch.save")
+    found = read_pickle(content, makers, machine.end)
+    listed = read_pickle(content, {}, found.end)
+    keys, place = listed.value, listed.end
+    if type(keys) is not list or not all(type(key) is str for key in keys):
+        raise PickleError("it doesn't list its storages")
+    places: dict[str, tuple[int, int]] = {}
+    for key in keys:
+        if key not in found.storages or key in places:
+            raise PickleError("it lists storages that it doesn't have, or twice")
+        (count,) = _COUNT.unpack(content[place : place + _COUNT.size].ljust(_COUNT.size, b"\xff"))
+        length = count * SIZES[found.storages[key].kind]
+        places[key] = place + _COUNT.size, length
+        place += _COUNT.size + length
+        if count < 0 or place > len(content):
+            raise PickleError("it is cut short")
+    big_endian = machine.value.get("little_endian") is False
+    return Saved(found.value, content, content[machine.end : found.end], places, big_endian)
