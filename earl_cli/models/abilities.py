@@ -64,6 +64,28 @@ def understand(instruction: str, abilities: Mapping[str, Any] | None) -> Underst
     return Understood(instruction, kind, wording, None if effects is None else tuple(effects))
 
 
+def fault(abilities: object) -> str | None:
+    """What is wrong with an entry ``abilities`` of ``earl.json``; None if it can be used, or isn't there."""
+    from earl_cli.images.compose import EFFECTS
+
+    if abilities is None:
+        return None
+    kinds = abilities.get("kinds") if isinstance(abilities, dict) else None
+    if not isinstance(kinds, dict):
+        return "abilities must have kinds, by name"
+    for name, entry in kinds.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("example"), str):
+            return f"ability {name!r} must have an example, a text"
+        for key in ("phrases", "effects"):
+            texts = entry.get(key, [])
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                return f"{key} of ability {name!r} must be a list of texts"
+        unknown = sorted({*entry.get("effects", ())} - {*EFFECTS})
+        if unknown:
+            return f"effects of ability {name!r} must be some of {', '.join(EFFECTS)}, not {', '.join(unknown)}"
+    return None
+
+
 def doubt(found: Understood) -> str:
     """What to say of an instruction outside the range of a model that has abilities."""
     asked = " ".join(found.instruction.split())

@@ -17,8 +17,8 @@ import torch
 from earl_cli.errors import ModelError, OutputError
 from earl_cli.files import whole_file
 from earl_cli.images.area import Grids
-from earl_cli.images.compose import EFFECTS
 from earl_cli.models import names
+from earl_cli.models.abilities import fault
 from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, parameter_count, part_config
 from earl_cli.models.device import DevicePlan, plan, preferred_dtype
 from earl_cli.models.hub import CONFIGS_AND_WEIGHTS, TOKENIZER_FILES, called, locate
@@ -259,11 +259,9 @@ def describe(folder: Path, spec: str | None = None, revision: str | None = None)
         checked = ((0, 0),)
     if any(min(grid) < 1 for grid in checked):
         raise ModelError("grids must be pairs of rows and columns", where=where)
-    kinds = content.get("abilities", {}).get("kinds", {})
-    unknown = sorted({effect for kind in kinds.values() for effect in kind.get("effects", ())} - {*EFFECTS})
-    if unknown:
-        what = f"there is no effect {', '.join(unknown)} that an edit can have"
-        raise ModelError(what, where=where, hint=f"effects are {', '.join(EFFECTS)}")
+    wrong = fault(content.get("abilities"))
+    if wrong:
+        raise ModelError(wrong, where=where)
     return Description(
         folder, vocabulary, area, checked, _vision_source(folder, vision, spec, revision, bool(content)), content
     )

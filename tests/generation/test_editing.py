@@ -68,6 +68,7 @@ def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
     before = decoded(fine, variant.source)
     assert before.shape == (36, 36, 3)
     assert render(fine, photo, before, variant, "model").image.size == (36, 36)
+    assert render(fine, photo, before, variant, "source").image.size == photo.size
     loaded = Editor(fine, engine, EditSettings(GREEDY, image_area=36 * 36))
     (drawn,) = EarlEditor("fine", None, "model", lambda: loaded).edit([Task("a", photo, "x", 1)])
     assert drawn.seen == (36, 36)

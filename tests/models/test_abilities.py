@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import earl_cli.models.embedded
-from earl_cli.models.abilities import doubt, examples, fingerprint, understand
+from earl_cli.models.abilities import doubt, examples, fault, fingerprint, understand
 
 ABILITIES = abilities()
 TRAINED = {phrase: edit.kind for edit in catalogue() if edit.kind in ABILITIES["kinds"] for phrase in edit.phrases}
@@ -112,3 +112,26 @@ def test_the_fingerprint_is_that_of_the_content() -> None:
     assert fingerprint(other) == fingerprint(ABILITIES)
     other["kinds"]["snow"]["phrases"].append("snow")
     assert fingerprint(other) != fingerprint(ABILITIES)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (["snow"], "must have kinds"),
+        ({"kinds": ["snow"]}, "must have kinds"),
+        ({"kinds": {"snow": ["make it snowy"]}}, "'snow' must have an example"),
+        ({"kinds": {"snow": {"phrases": ["make it snowy"]}}}, "'snow' must have an example"),
+        ({"kinds": {"snow": {"example": "x", "phrases": "make it snowy"}}}, "phrases of ability 'snow'"),
+        ({"kinds": {"snow": {"example": "x", "effects": [3]}}}, "effects of ability 'snow'"),
+        ({"kinds": {"snow": {"example": "x", "effects": ["flakes"]}}}, "not flakes"),
+    ],
+)
+def test_an_entry_that_can_not_be_used_is_described(entry: object, said: str) -> None:
+    assert said in (fault(entry) or "")
+
+
+def test_what_a_kind_does_to_a_photo_is_known_of_trained_wordings_alone() -> None:
+    abilities = {"kinds": {"blur": {"phrases": ["blur it"], "example": "blur it", "effects": ["blur"]}}}
+    assert fault(abilities) is None
+    assert understand("Blur it!", abilities).effects == ("blur",)
+    assert understand("blur the sky", abilities).effects is None

@@ -97,7 +97,15 @@ def test_parts_of_two_models_are_noticed(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "entries",
-    [{"image_area": "big"}, {"image_area": 3}, {"vision": 4}, {"grids": [[9]]}, {"grids": [[0, 4]]}, {"grids": 9}],
+    [
+        {"image_area": "big"},
+        {"image_area": 3},
+        {"vision": 4},
+        {"grids": [[9]]},
+        {"grids": [[0, 4]]},
+        {"grids": 9},
+        {"abilities": {"kinds": {"snow": {"example": "x", "effects": ["recolour"]}}}},
+    ],
 )
 def test_entries_that_make_no_sense(folder: Path, entries: dict) -> None:
     change(folder, **entries)
