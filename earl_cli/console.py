@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -199,6 +199,19 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The text as a part of a line, which it can't end: every line of the console is such."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def listed(names: Iterable[object], most: int = 8) -> str:
+    """The first few of many names, and how many more there are: "a, b, c and 4 more"."""
+    words = [str(name) for name in names]
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """The start of a text that may be long, in one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def is_closed(stream: TextIO) -> bool:

@@ -92,6 +92,11 @@ _PATH_ERRORS = {
 }
 
 
+def first_line(failure: Exception) -> str:
+    """The first line of what an exception of a library says, or of which kind it is if it says nothing."""
+    return (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+
+
 def explain(failure: Exception) -> EarlError:
     """What a person should read about ``failure``: its own message if it has one, else what kind of thing happened."""
     if isinstance(failure, EarlError):

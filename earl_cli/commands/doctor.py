@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from earl_cli.console import console
-from earl_cli.errors import DeviceError, EarlError, explain
+from earl_cli.errors import DeviceError, EarlError, explain, first_line
 from earl_cli.version import UNKNOWN, version
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _computes(device: torch.device) -> Check:
             return Check(str(device), "ok", f"{detail}, computes right")
         detail += ", computes WRONG results"
     except RuntimeError as error:
-        detail += f", fails: {str(error).splitlines()[0]}"
+        detail += f", fails: {first_line(error)}"
     return Check(str(device), "broken", detail, "update its driver, or use --device cpu")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -15,12 +15,12 @@ from earl_cli.commands.edit_files import find_sources, split_words
 from earl_cli.commands.edit_run import Kind, Order, Outcome, edit_all
 from earl_cli.commands.edit_targets import Targets
 from earl_cli.commands.engines import EngineArgOption, EngineOption
-from earl_cli.console import console, error_document, one_line
+from earl_cli.console import console, error_document, listed, one_line
 from earl_cli.errors import PartialFailureError, UsageError
 from earl_cli.version import version
 
 SEEDS = 2**31
-EXAMPLES_SHOWN = NAMES_SHOWN = 8
+EXAMPLES_SHOWN = 8
 OWN = "The model's own by default."
 
 
@@ -83,7 +83,7 @@ def edit(
     sources, failed = found.sources, found.failed
     named = len(sources) + len(failed)
     if found.earlier:
-        console.note(f"left out, as earlier runs wrote them: {_listed([str(path) for path in found.earlier])}")
+        console.note(f"left out, as earlier runs wrote them: {listed(found.earlier)}")
     targets = Targets(output, force, several=named > 1)
     chosen: list[tuple[Kind, bool]] = [("grid", grid), ("compare", compare)]
     sheets = tuple(kind for kind, wanted in chosen if wanted)
@@ -147,11 +147,6 @@ def _report(order: Order, outcome: Outcome, named: int, seconds: float) -> None:
     summary = PartialFailureError(f"{len(outcome.failed)} failed, {len(outcome.results)} written; failed: {names}")
     console.fail(summary, beside=document)
     raise typer.Exit(summary.exit_code)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(one_line(name) for name in names[:NAMES_SHOWN]) + more
 
 
 def _abilities(instruction: str, abilities: Mapping[str, Any] | None) -> dict[str, Any] | None:

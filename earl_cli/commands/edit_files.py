@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
-from earl_cli.console import console
+from earl_cli.console import console, listed, shortened
 from earl_cli.errors import EarlError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -82,15 +82,15 @@ def split_words(words: Sequence[str]) -> tuple[list[str], str]:
     if not pictures:
         if _names_picture(instruction) or kind_of(instruction) == "folder":
             raise UsageError("the instruction is missing", where=instruction, hint=EXAMPLE)
-        raise UsageError(f'no picture for "{_short(instruction)}"', hint=EXAMPLE)
+        raise UsageError(f'no picture for "{shortened(instruction)}"', hint=EXAMPLE)
     if _names_picture(instruction):
         if _names_picture(pictures[0]) or kind_of(pictures[0]) == "folder":
             raise UsageError("the instruction is missing: the last word is a picture", where=instruction, hint=EXAMPLE)
-        raise UsageError("the instruction comes last, after the pictures", where=_short(pictures[0]), hint=EXAMPLE)
+        raise UsageError("the instruction comes last, after the pictures", where=shortened(pictures[0]), hint=EXAMPLE)
     _check_words(pictures, instruction)
     if len(instruction) > MAX_INSTRUCTION:
         what = f"the instruction has {len(instruction):,} characters, more than {MAX_INSTRUCTION:,}"
-        raise UsageError(what, where=_short(instruction))
+        raise UsageError(what, where=shortened(instruction))
     return pictures, instruction.strip()
 
 
@@ -99,12 +99,12 @@ def _check_words(pictures: Sequence[str], instruction: str) -> None:
     for word in pictures:
         if _ADDRESS.match(word) and not _is_local(word) and kind_of(word) is None:
             hint = "download it first; earl edit takes files"
-            raise UsageError("this is an address, not a file", where=_short(word), hint=hint)
+            raise UsageError("this is an address, not a file", where=shortened(word), hint=hint)
     bare = [index for index, word in enumerate(pictures) if _is_bare_word(word)]
     unquoted = len(bare) == len(pictures) and " " not in instruction.strip()
     if not unquoted and not (bare and _names_picture(pictures[0])):
         return
-    whole = _short(" ".join([*pictures[bare[0] :], instruction]))
+    whole = shortened(" ".join([*pictures[bare[0] :], instruction]))
     hint = f"put it in quotes: {EXAMPLE}"
     if unquoted:
         raise UsageError(f'no picture, only words: "{whole}"', hint=f"name a picture; {hint}")
@@ -185,8 +185,7 @@ def _photos(name: str, entries: Iterable[Path]) -> list[Path]:
         elif kind is not None:
             others.append(f"{path.name} ({kind.name})")
     if others:
-        more = f" and {len(others) - OTHERS_SHOWN} more" if len(others) > OTHERS_SHOWN else ""
-        console.note(f"{name}: left out: {', '.join(sorted(others)[:OTHERS_SHOWN])}{more}")
+        console.note(f"{name}: left out: {listed(sorted(others), OTHERS_SHOWN)}")
     return found
 
 
@@ -236,8 +235,3 @@ def _names_picture(word: str) -> bool:
 
 def _is_bare_word(word: str) -> bool:
     return word != STREAM and kind_of(word) is None and not set(word) & set("./\\*?[")
-
-
-def _short(text: str, length: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"

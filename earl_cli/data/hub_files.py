@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from earl_cli.errors import InputError
+from earl_cli.errors import InputError, first_line
 
 HUB = "hf://"
 _FILE = re.compile(r"hf://datasets/(?P<repo>[^/]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<path>.+)")
@@ -49,10 +49,9 @@ def hub_errors(where: str) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise InputError("the Hub has no such revision of this data set", where=where) from None
     except DatasetGenerationError as error:  # fetched, and not to be read as one table
-        first = str(error.__cause__ or error).strip().splitlines()[0]
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         hint = "fetch it with `hf download` and name its folder: there every row counts for itself"
-        raise InputError(f"`datasets` can't read this data: {first}", where=where, hint=hint) from None
+        raise InputError(f"`datasets` can't read this data: {first_line(cause)}", where=where, hint=hint) from None
     except (DatasetsError, HTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = "start again when the Hub can be reached; what is done is kept"
-        raise InputError(f"the Hub didn't give this data out: {first}", where=where, hint=hint) from None
+        raise InputError(f"the Hub didn't give this data out: {first_line(error)}", where=where, hint=hint) from None

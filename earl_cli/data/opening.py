@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from earl_cli.console import listed
 from earl_cli.data.hub_data import is_hub_id, open_hub
 from earl_cli.data.listing import JSON, JSON_LINES, SUFFIXES, TABLES, is_json_list, open_listing, open_listings
 from earl_cli.data.parquet import open_parquet
 from earl_cli.data.saved import open_saved, saved_below, saved_splits
 from earl_cli.data.sources import Source
-from earl_cli.data.splits import ALL, choose_files, listed, same_split, split_of
+from earl_cli.data.splits import ALL, choose_files, same_split, split_of
 from earl_cli.data.store import is_store
 from earl_cli.data.tars import open_tars
 from earl_cli.errors import InputError, UsageError

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from earl_cli.console import listed
 from earl_cli.data.order import Order
 from earl_cli.data.pictures import looks_like_picture
 from earl_cli.data.sources import BadRowError, Content, Row, Source, outer_names
@@ -132,8 +133,7 @@ def usual_column(source: Source, usual: Sequence[str], holds: Content | None = N
 def described(source: Source) -> str:
     """The columns for a message; of those with pictures it says so."""
     named = [f"{name} (pictures)" if holds == "picture" else name for name, holds in source.columns.items()]
-    more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
-    return ", ".join(named[:SHOWN]) + more or "none"
+    return listed(named, SHOWN) or "none"
 
 
 def _called(source: Source, usual: Sequence[str], holds: Content | None) -> list[str]:

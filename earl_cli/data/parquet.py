@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from earl_cli.data.hub_files import HUB, fetch, hub_errors, open_in_place
 from earl_cli.data.sources import BadRowError, Content, Row, check_fetched, names_apart, picked
-from earl_cli.errors import InputError
+from earl_cli.errors import InputError, first_line
 
 BATCH = 64
 FOOTERS_AT_ONCE = 16
@@ -65,7 +65,7 @@ class ParquetSource:
         except (pa.ArrowException, OSError) as error:
             for row in rows[done:]:
                 yield BadRowError(
-                    "data", f"the data can't be read: {_first_line(error)}", where=f"{file}, row {row + 1}"
+                    "data", f"the data can't be read: {first_line(error)}", where=f"{file}, row {row + 1}"
                 )
 
     def _values(
@@ -149,7 +149,7 @@ def _footer(file: str) -> pq.FileMetaData:
             return pq.read_metadata(opened)
     except (pa.ArrowException, OSError) as error:
         check_fetched(file)
-        raise InputError(f"not a Parquet file that can be read: {_first_line(error)}", where=file) from None
+        raise InputError(f"not a Parquet file that can be read: {first_line(error)}", where=file) from None
 
 
 @lru_cache(4)
@@ -158,7 +158,3 @@ def _opened(file: str, streaming: bool) -> pq.ParquetFile:
     if not file.startswith(HUB):
         return pq.ParquetFile(file)
     return pq.ParquetFile(open_in_place(file), pre_buffer=True) if streaming else pq.ParquetFile(fetch(file))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

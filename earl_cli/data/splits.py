@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from earl_cli.console import listed
 from earl_cli.errors import UsageError
 
 ALL = "all"
 _SAME = (("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing", "eval", "evaluation"))
 SPLITS = tuple(name for names in _SAME for name in names)
-SHOWN = 8
 
 
 def same_split(one: str, other: str) -> bool:
@@ -94,9 +94,3 @@ def _called(files: Sequence[PurePath], split: str) -> list[PurePath]:
     """Those with a word of one's own in their names: ``--split counting`` of counting-00001.parquet."""
     word = re.compile(rf"(?<![a-z]){re.escape(split.lower())}(?![a-z])")
     return [] if split.lower() in SPLITS else [file for file in files if word.search(file.as_posix().lower())]
-
-
-def listed(files: Sequence[PurePath | str]) -> str:
-    """Some names for a message: the first ones, and how many more there are."""
-    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
-    return ", ".join(each if isinstance(each, str) else each.as_posix() for each in files[:SHOWN]) + more

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from earl_cli.bounded_json import loads
-from earl_cli.errors import InputError, ModelError, UsageError
+from earl_cli.errors import InputError, ModelError, UsageError, first_line
 from earl_cli.files import is_aside, remove_asides, whole_file
 from earl_cli.images.area import OLD_SHAPES
 
@@ -142,10 +142,8 @@ def read_shard(shard: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(shard, schema=schema, columns=schema.names, memory_map=False)
     except (pa.ArrowException, OSError) as error:
-        what = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"this shard can't be read: {what}", where=str(shard), hint="delete it and tokenize again"
-        ) from None
+        what = f"this shard can't be read: {first_line(error)}"
+        raise InputError(what, where=str(shard), hint="delete it and tokenize again") from None
 
 
 def read_rejects(shard: Path) -> list[Reject]:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from earl_cli.errors import EarlError
+from earl_cli.errors import EarlError, first_line
 
 LINES, WIDTH = 12, 200
 PULSE = 0.5
@@ -54,8 +54,7 @@ class Caller:
             raise
         except Exception as failure:
             self.dead = True
-            first = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-            raise self.error(f"{what} by {self.name} failed: {first}") from failure
+            raise self.error(f"{what} by {self.name} failed: {first_line(failure)}") from failure
 
     def close(self, seconds: float, function: Callable[[], Any]) -> None:
         """Let ``function`` end the engine, in its thread or, if that hangs, in another; what fails or hangs is left."""

@@ -95,14 +95,12 @@ def compose(photo: NDArray[np.uint8], before: Plane, after: Plane, effects: Coll
     """The edit of ``photo`` uint8[H, W, 3] that the model drew as ``before`` -> ``after``, float32[h, w, 3] in 0..1.
 
     ``before`` is the model's own picture of the photo, so that what it can't draw isn't taken for a change; where the
-    two are equal, the photo comes back as it is. The small sides are multiples of 8. A fourth channel of the photo is
-    its opacity: the model saw the photo on white, but its colours change as they are, without the white in them.
+    two are equal, the photo comes back as it is. Both have the same sides, multiples of 8. A fourth channel of the
+    photo is its opacity: the model saw the photo on white, but its colours change as they are, without the white in
+    them.
     ``effects`` (some of `EFFECTS`) are all that the edit can have: whatever else is in ``after`` was drawn wrong. None:
     it may be anything.
     """
-    if before.shape != after.shape:
-        height, width, _ = after.shape
-        before = enlarge_rows(before, width, height, 0, height)
     if np.array_equal(before, after):
         return Composed(photo.copy(), tuple(MISSING[effect] for effect in effects or ()))
     change = find_change(_on_white(photo), before, after, effects)
@@ -116,7 +114,7 @@ def _on_white(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def find_change(
     photo: NDArray[np.uint8], before: Plane, after: Plane, effects: Collection[str] | None = None
 ) -> Change:
-    """Read the change off the small pictures (arguments as in :func:`compose`, ``before`` as large as ``after``)."""
+    """Read the change off the small pictures (arguments as in :func:`compose`)."""
     return _any_change(photo, before, after) if effects is None else _known_change(photo, before, after, effects)
 
 

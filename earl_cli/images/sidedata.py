@@ -23,7 +23,6 @@ STORAGE_TAGS = frozenset(
 IPTC = 0x0404  # the number of IPTC's texts among Photoshop's blocks
 MARKER_LIMIT = 65533
 XMP_LIMIT = MARKER_LIMIT - 29
-TEXT_LIMIT = 1 << 20
 NO_TEXT = ("XML:com.adobe.xmp", "Raw profile type")  # text blocks of a PNG that are other side data
 
 

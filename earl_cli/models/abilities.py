@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from earl_cli.console import shortened
+
 MAX_INSTRUCTION = 4000
-SHOWN = 60
 _UNSEEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufe0e\ufe0f\ufeff]")  # come along when text is copied from a page
 _BEFORE = re.compile(r"^(?:please|kindly|(?:can|could|would|will) you)(?: *[,:] *| )")
 _AFTER = re.compile(r"[ ,.!?](?:please|thanks|thank you)$")
@@ -88,8 +89,7 @@ def fault(abilities: object) -> str | None:
 
 def doubt(found: Understood) -> str:
     """What to say of an instruction outside the range of a model that has abilities."""
-    asked = " ".join(found.instruction.split())
-    asked = asked if len(asked) <= SHOWN else asked[: SHOWN - 1] + "…"
+    asked = shortened(found.instruction)
     return f'this model does not list "{asked}" among what it was trained for, so the result is a guess'
 
 

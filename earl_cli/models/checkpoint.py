@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from earl_cli.console import listed
 from earl_cli.errors import ModelError, OutputError
 from earl_cli.models import names
 from earl_cli.models.names import Layout, Part
 from earl_cli.models.weights import (
-    listed,
+    NAMED,
     open_weights,
     read_header,
     read_json,
@@ -164,7 +165,7 @@ def _compare(
         if found[name] not in (wanted[name], (*wanted[name], 1, 1))
     ]
     problems = [
-        f"{len(rows)} {label}: {listed(rows)}"
+        f"{len(rows)} {label}: {listed(rows, NAMED)}"
         for rows, label in ((missing, "missing"), (unknown, "unknown"), (reshaped, "of another shape"))
         if rows
     ]
@@ -193,5 +194,5 @@ def _without_config(folder: Path) -> str:
         return "a GGUF model"
     inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if inner:
-        return f"a folder without config.json, but with {listed(f'{name}/config.json' for name in inner)}"
+        return f"a folder without config.json, but with {listed((f'{name}/config.json' for name in inner), NAMED)}"
     return "a folder without config.json" if any(folder.iterdir()) else "an empty folder"

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from earl_cli.console import console
-from earl_cli.errors import ModelError
+from earl_cli.errors import ModelError, first_line
 
 EMBEDDED = "embedded"
 HUB_ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
@@ -100,7 +100,7 @@ def push(folder: Path, repository: str, revision: str) -> None:
         api.create_branch(repository, branch=revision, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, revision=revision, commit_message=revision)
     except (errors.HTTPError, errors.OfflineModeIsEnabled, OSError, ValueError) as error:  # type: ignore[attr-defined]
-        what = f"the Hub didn't take this checkpoint: {_first_line(error)}"
+        what = f"the Hub didn't take this checkpoint: {first_line(error)}"
         raise ModelError(what, where=f"{repository}@{revision}", hint=f"check the network; {_LOG_IN}") from error
 
 
@@ -130,15 +130,11 @@ def _snapshot(repo: str, revision: str | None, allow: tuple[str, ...], subfolder
             hint="unset HF_HUB_OFFLINE once to fetch it" if offline else "check the network, or give a local folder",
         ) from None
     except errors.HTTPError as error:  # type: ignore[attr-defined]  # the network library's own ones among them
-        what = f"the Hub didn't give this model out: {_first_line(error)}"
+        what = f"the Hub didn't give this model out: {first_line(error)}"
         raise ModelError(what, where=name, hint="check the network, and try again") from None
     except (ValueError, OSError) as error:
-        raise ModelError(f"the Hub didn't give this model out: {_first_line(error)}", where=name) from None
+        raise ModelError(f"the Hub didn't give this model out: {first_line(error)}", where=name) from None
     return Path(folder)
 
 
 _LOG_IN = "for a private or gated model, accept its terms on its page and log in with `hf auth login`"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from earl_cli.bounded_json import loads
-from earl_cli.errors import ModelError
+from earl_cli.console import listed
+from earl_cli.errors import ModelError, first_line
 from earl_cli.files import whole_file
 from earl_cli.models.pickles import ForeignNameError, PickleError, TensorRecord
 from earl_cli.models.torch_files import ARCHIVE, read_saved
 
 MAX_SHARD_BYTES = 5_000_000_000
+NAMED = 3  # of many files, in a message
 
 MOST_HEADER_BYTES = MOST_JSON_BYTES = 25_000_000
 _BITS = {
@@ -64,7 +66,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             files = sorted(set(places.values()))
             missing = [file for file in files if not (folder / file).is_file()]
             if missing:
-                what = f"{len(missing)} of {len(files)} weight files are missing: {listed(missing)}"
+                what = f"{len(missing)} of {len(files)} weight files are missing: {listed(missing, NAMED)}"
                 raise ModelError(what, where=str(folder), hint=_AGAIN)
             return tuple(folder / file for file in files)
         if (folder / f"{stem}.{suffix}").is_file():
@@ -133,8 +135,7 @@ def open_weights(file: Path, device: str = "cpu") -> Iterator[tuple[dict[str, St
     except pickle.UnpicklingError:  # whose advice is to read it in an unsafe way
         raise ModelError("the weights can't be read", where=str(file), hint="ask its author for safetensors") from None
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"the weights can't be read: {reason}", where=str(file), hint=_AGAIN) from None
+        raise ModelError(f"the weights can't be read: {first_line(error)}", where=str(file), hint=_AGAIN) from None
     if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
         raise ModelError("this file holds no state dict of tensors", where=str(file))
     yield {name: Stored(tuple(w.shape), str(w.dtype)) for name, w in state.items()}, state.__getitem__
@@ -165,8 +166,7 @@ def _check_pickle(file: Path) -> bool:
         what = f"the file holds more than tensors: it asks for {error.name[:80]!r}, and reading it would run code"
         raise ModelError(what, where=str(file), hint="ask its author for safetensors") from None
     except (PickleError, RuntimeError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"the weights can't be read: {reason}", where=str(file), hint=_AGAIN) from None
+        raise ModelError(f"the weights can't be read: {first_line(error)}", where=str(file), hint=_AGAIN) from None
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor], max_shard_bytes: int = MAX_SHARD_BYTES) -> tuple[str, ...]:
@@ -223,13 +223,6 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Writes an object, indented, aside and then under its name."""
     with whole_file(file) as aside:
         aside.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def listed(items: Iterable[str], shown: int = 3) -> str:
-    """The first few of many names: "a, b, c and 4 more"."""
-    rows = list(items)
-    more = len(rows) - shown
-    return ", ".join(rows[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 _PLAIN, _INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -170,11 +170,6 @@ def test_any_size_of_photo_and_of_grid(height: int, width: int, grid: tuple[int,
     assert edited.dtype == np.uint8
 
 
-def test_a_model_may_draw_on_another_grid_than_it_was_shown() -> None:
-    edited = compose(PHOTO, np.full((96, 96, 3), 0.5, np.float32), drawn(PHOTO)).pixels
-    assert edited.shape == PHOTO.shape
-
-
 def cut_out() -> NDArray[np.uint8]:
     """The photo in a soft oval that isn't in the middle; black where nothing is to be seen."""
     mask = Image.new("L", (WIDTH, HEIGHT))
