@@ -114,13 +114,6 @@ def test_what_can_not_be_drawn(
     assert not Path("curves.png").exists()
 
 
-def test_help_comes_without_drawing() -> None:
-    script = "import sys, earl_cli.app as a; assert a.run(['sft', 'plot', '--help']) == 0; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "--smooth" in done.stdout
-    assert not {"matplotlib", "numpy", "rich", "torch"} & set(done.stdout.splitlines()[-1].split())
-
-
 def test_drawing_needs_no_torch(runs: list[str]) -> None:
     script = "import sys, earl_cli.app as a; assert a.run(['sft', 'plot', 'one']) == 0; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
