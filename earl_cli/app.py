@@ -61,7 +61,7 @@ EXIT_CODES = {
     7: "some of several inputs failed, the others are done",
     8: "a result that can't be written",
     130: "stopped by Ctrl-C",
-    141: "whoever read the output stopped reading",
+    141: "the output was closed before its end",
     143: "stopped by SIGTERM",
 }
 STOPPED, PIPE_CLOSED, TERMINATED = 130, 141, 143

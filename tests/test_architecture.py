@@ -1,4 +1,4 @@
-"""The page about the house: every module that its tree names is there, and no module is missing from it."""
+"""The page about the architecture: every module that its tree names is there, and no module is missing from it."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def evaluate(order: Order) -> None:
         whole = replace(wanted, share=WHOLE)
         left = len(missing(folder, opened, whole))
         if left:
-            console.note(f"{folder}: {left} edits are left to other processes; whoever is last scores")
+            console.note(f"{folder}: {left} edits are left to other processes; the last one scores")
         else:
             runs.append(score_folder(load_run(folder, scored=False), scoring, keys(opened, whole)))
     if len(runs) == len(places):

@@ -90,7 +90,7 @@ def serve(
     page = server.page_address if public is None else str(public)
     if key is None and (public is not None or not service.site.is_local):
         reached = server.host if public is None else page
-        console.warn(f"whoever reaches {reached} can edit here: there is no password. --api-key-variable asks for one")
+        console.warn(f"all who reach {reached} can edit here: there is no password. --api-key-variable asks for one")
     if public is not None and not proxies:
         console.warn(
             "all who come through a proxy count as one address (--rate, wrong keys): "

@@ -1,7 +1,7 @@
 """What a small model was trained to do, in which words, and what an instruction means to it.
 
 `understand` is the one place where that is decided: `earl_cli.generation.editing.draft` gives the model its text, and
-whoever edits shows it.
+commands that edit show it.
 """
 
 from __future__ import annotations

@@ -288,7 +288,7 @@ def _text(description: Description) -> TextTokenizer:
 
 
 def _check_sizes(description: Description, language: Checkpoint, vision: Checkpoint) -> None:
-    """Language model, vision tokenizer and vocabulary must be of one mould."""
+    """Language model, vision tokenizer and vocabulary must fit each other."""
     vocabulary = description.vocabulary
     for checkpoint, entry, size in (
         (language, "vocab_size", vocabulary.size),

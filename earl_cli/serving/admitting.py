@@ -1,4 +1,4 @@
-"""Who is let in: by the name that was asked for, the page that asks, the key, and how often."""
+"""Which requests are accepted: checks of their Host, their Origin, the key, and the rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a place in the line to an answer: one document, or events as they happen, as the client wants it."""
+"""From a place in the queue to an answer: one document, or events as they happen, as the client wants it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TCP connections, so many at once: beyond that, one that is doing nothing makes room."""
+"""TCP connections, with a limit on how many are open: at the limit, an idle one is closed for a new one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def is_gone(connection: socket.socket) -> bool:
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """A thread for each connection, ``most`` at once; it has its port from the start, and listens after `listen`.
 
-    One more is let in at the cost of the connection that has been idle longest, of the address with most such ones.
+    At the limit, a new one closes the connection that has been idle longest, of the address with most idle ones.
 
     Raises UsageError for a port or host that can't be had.
     """
@@ -96,7 +96,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     @contextmanager
     def answering(self, connection: socket.socket) -> Iterator[None]:
-        """A request is being answered, which `settle` waits for. ConnectionError if its connection made room."""
+        """A request is being answered, which `settle` waits for. ConnectionError if its connection was closed."""
         with self._changed:
             if self._idle.pop(connection, None) is None:
                 raise ConnectionError

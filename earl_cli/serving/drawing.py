@@ -1,4 +1,4 @@
-"""The work behind the line: a batch of orders through one editor, as ``earl edit`` draws them."""
+"""The work of the queue: a batch of orders through one editor, as ``earl edit`` draws them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Forms as browsers and HTTP clients send them (multipart/form-data, RFC 7578), read from a body that is in memory.
 
-Names of files are looked at by nobody; contents are slices of the body, copied once.
+File names are ignored; contents are slices of the body, copied once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def text(field: Field) -> str:
 
 
 def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Head and content of every part; what stands before the first boundary and after the last is nobody's."""
+    """Head and content of every part; what stands before the first boundary and after the last is ignored."""
     delimiter = b"\r\n" + boundary
     at = 0 if body.startswith(boundary) else body.find(delimiter) + 2
     if at == 1:

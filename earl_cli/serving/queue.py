@@ -1,7 +1,7 @@
-"""The line of edits in front of the model: bounded, first come first served, and one thread that draws them.
+"""The queue of edits in front of the model: bounded, first come first served, and one thread that draws them.
 
-Edits that wait together and are sampled alike are drawn together. Nobody waits for ever: whoever goes away leaves the
-line, and when the thread ends, for whatever reason, everybody is told.
+Edits that wait together and are sampled alike are drawn together. No request waits for ever: an edit whose client
+disconnects is dropped, and when the thread ends, for whatever reason, all waiting edits fail.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class View:
 
 @dataclass(eq=False)
 class Ticket:
-    """An order in the line; `EditQueue` changes it, and `EditQueue.watch` looks at it."""
+    """An order in the queue; `EditQueue` changes it, and `EditQueue.watch` looks at it."""
 
     order: Order
     view: View
@@ -87,12 +87,12 @@ class Ticket:
 
 
 class AbandonedError(Exception):
-    """Nobody waits for the batch that is being drawn."""
+    """No client waits for the batch that is being drawn."""
 
 
 @dataclass(eq=False)
 class EditQueue:
-    """The line, and from `start` to `close` the thread that works through it."""
+    """The queue, and from `start` to `close` the thread that works through it."""
 
     work: Work
     limits: Limits
@@ -124,7 +124,7 @@ class EditQueue:
     # -- for those who wait --------------------------------------------------------------------------------------
 
     def submit(self, order: Order) -> Ticket:
-        """A place at the end of the line. RefusedError: 429 if the line is full, 503 if nobody works any more."""
+        """A place at the end of the queue. RefusedError: 429 if it is full, 503 if the thread has ended."""
         with self._changed:
             self._check_open()
             pixels = sum(ticket.order.pixels for ticket in self._waiting) + order.pixels
@@ -153,7 +153,7 @@ class EditQueue:
             return ticket.view
 
     def leave(self, ticket: Ticket) -> None:
-        """Nobody waits for this order any more."""
+        """No client waits for this order any more."""
         with self._changed:
             ticket.is_left = True
             if ticket in self._waiting:
@@ -164,7 +164,7 @@ class EditQueue:
 
     @property
     def waiting(self) -> int:
-        """Orders in the line."""
+        """Orders in the queue."""
         return len(self._waiting)
 
     @property
@@ -192,7 +192,7 @@ class EditQueue:
         try:
             while self._draw_next():
                 give_back_memory()
-        except BaseException as failure:  # the thread's last words; `state` tells the rest
+        except BaseException as failure:  # nothing above catches it; `state` says that the thread has ended
             report(failure)
             console.warn("the thread that draws has ended: start the server again")
         finally:

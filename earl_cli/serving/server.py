@@ -45,7 +45,7 @@ ALWAYS = {
 
 
 def serve(server: Server, service: Service, on_ready: Callable[[], None]) -> None:
-    """Answers until the process is told to stop; then whoever waits gets an answer within seconds."""
+    """Answers until the process is told to stop; then waiting requests get an answer within seconds."""
 
     class Bound(Handler):
         pass

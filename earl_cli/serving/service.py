@@ -1,4 +1,4 @@
-"""What all connections of a server share: the model's name and line, the limits, the key, the page's files."""
+"""What all connections of a server share: the model's name and queue, the limits, the key, the page's files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class About:
 
 @dataclass(eq=False)
 class Service:
-    """What all connections share. ``key`` is asked of every client; without one everybody who gets here is let in."""
+    """What all connections share. ``key`` is asked of every client; without one every client has access."""
 
     about: About
     queue: EditQueue

@@ -54,7 +54,7 @@ class Site:
         return self.public.prefix if self.public else ""
 
     def client(self, peer: str, forwarded: str | None) -> str:
-        """The address of whoever asks: ``peer``, or the last one in X-Forwarded-For that is no trusted proxy's.
+        """The client's address: ``peer``, or the last one in X-Forwarded-For that is no trusted proxy's.
 
         What stands before that was said by a client, who may say anything.
         """

@@ -106,10 +106,10 @@ def test_many_photos_and_a_broken_one(tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(list((tmp_path / "out").glob("small *.edited.webp"))) == 4
 
 
-def test_doctor_finds_nothing_broken(tmp_path: Path) -> None:
-    done = earl("doctor", "--json", cwd=tmp_path)
-    report = json.loads(done.stdout)
-    assert done.returncode == 0, [check for check in report["checks"] if check["state"] == "broken"]
+def test_doctor_finds_nothing_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    code = app.run(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert code == 0, [check for check in report["checks"] if check["state"] == "broken"]
     assert report["healthy"]
 
 
