@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from earl_cli.data.hub_files import fetch, hub_errors
 from earl_cli.data.parquet import open_parquet
-from earl_cli.data.saved import choose_split, saved_source
-from earl_cli.data.splits import ALL
+from earl_cli.data.saved import saved_source
+from earl_cli.data.splits import ALL, choose_split
 from earl_cli.data.tars import open_tars
 from earl_cli.errors import InputError, UsageError
 from earl_cli.models.hub import HUB_ID

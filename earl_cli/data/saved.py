@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from earl_cli.bounded_json import loads
 from earl_cli.data.parquet import columns_of, outermost
 from earl_cli.data.sources import BadRowError, Content, Row, picked
-from earl_cli.data.splits import ALL, split_named
+from earl_cli.data.splits import ALL, choose_split
 from earl_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -91,14 +91,3 @@ def open_saved(folder: Path, splits: Mapping[str, Path], split: str | None) -> S
     if alone and split not in (None, ALL, str(parts[0].split)):
         raise UsageError(f"there is no split {split!r}: this data set has none", where=str(folder))
     return saved_source(folder.resolve().name, concatenate_datasets(parts) if len(parts) > 1 else parts[0], str(folder))
-
-
-def choose_split(there: Sequence[str], wanted: str | None, where: str) -> str:
-    """Raises UsageError, with the splits that are there, if none of them is meant."""
-    if wanted is None and len(there) == 1:
-        return there[0]
-    chosen = split_named(wanted, there) if wanted else None
-    if chosen is None:
-        what = f"there is no split {wanted!r}" if wanted else "the data set has several splits"
-        raise UsageError(what, where=where, hint=f"--split is one of {', '.join(there)}, or {ALL}")
-    return chosen

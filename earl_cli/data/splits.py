@@ -1,4 +1,4 @@
-"""Which split a file belongs to, by the names of its folders and its own: train/0000.parquet, train-00000-of-00002."""
+"""Which split is meant, and which files are of it by the names of folders and files: train/0.parquet, train-0.csv."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ def split_named(wanted: str, there: Sequence[str]) -> str | None:
     """The one of ``there`` that ``wanted`` means, None if there is none, or several under other names."""
     found = [name for name in there if same_split(name.lower(), wanted.lower())]
     return wanted if wanted in there else found[0] if len(found) == 1 else None
+
+
+def choose_split(there: Sequence[str], wanted: str | None, where: str) -> str:
+    """Raises UsageError, with the splits that are there, if none of them is meant."""
+    if wanted is None and len(there) == 1:
+        return there[0]
+    chosen = split_named(wanted, there) if wanted else None
+    if chosen is None:
+        what = f"there is no split {wanted!r}" if wanted else "the data set has several splits"
+        raise UsageError(what, where=where, hint=f"--split is one of {', '.join(there)}, or {ALL}")
+    return chosen
 
 
 def choose_files(
