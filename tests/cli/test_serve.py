@@ -161,10 +161,3 @@ def test_beyond_this_machine_there_is_a_warning(start: Start) -> None:
     assert httpx.get(about["page"], headers={"Host": "photos.example"}).status_code == 200
     process.send_signal(signal.SIGTERM)
     assert "there is no password" in process.communicate(timeout=15)[1]
-
-
-@pytest.mark.slow
-def test_two_of_them_do_not_share_a_port(start: Start, say: Callable[..., Said]) -> None:
-    _, about = start()
-    port = about["page"].rstrip("/").rpartition(":")[2]
-    assert "taken" in complaint(say("--port", port), code=2)
