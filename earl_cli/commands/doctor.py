@@ -38,6 +38,7 @@ USES = {
     "qlora": "to train adapters on 4-bit weights",
     "flash-attn": "for faster attention on GPUs",
     "baselines": "to evaluate diffusion models",
+    "heic": "to read HEIC photos",
     "trackers": "to follow a training",
 }
 

