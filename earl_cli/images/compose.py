@@ -6,7 +6,7 @@ blur, shapes laid on top and, where none of these explains it, new content. The 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -122,7 +122,7 @@ def _known_change(photo: NDArray[np.uint8], before: Plane, after: Plane, effects
     """The strength of effects that the edit is known to have."""
     height, width, _ = after.shape
     sharp = resized(photo, 2 * width, 2 * height)
-    flip = find_flip(before, after, FLIPS[:2], sure=0.0) if "mirror" in effects else FLIPS[0]
+    flip = nearer_flip(before, after) if "mirror" in effects else FLIPS[0]
     sharp, before = flipped(sharp, flip), flipped(before, flip)
     soft = max(0.5, softness(shrink(sharp, 2), before))
     sigma = likeliest_blur(before, after) if "blur" in effects else 0.0
@@ -160,7 +160,7 @@ def missing(change: Change, effects: Collection[str]) -> tuple[str, ...]:
 
 def _any_change(photo: NDArray[np.uint8], before: Plane, after: Plane) -> Change:
     """What an edit did of which nothing is known: every effect must show clearly."""
-    flip = find_flip(before, after, FLIPS, sure=0.05)
+    flip = find_flip(before, after)
     height, width, _ = after.shape
     sharp, before = flipped(resized(photo, 2 * width, 2 * height), flip), flipped(before, flip)
     soft = max(0.5, softness(shrink(sharp, 2), before))
@@ -184,20 +184,25 @@ def flipped(planes: NDArray[T], flip: Flip) -> NDArray[T]:
     return np.ascontiguousarray(planes[:: flip[0], :: flip[1]])
 
 
-def find_flip(before: Plane, after: Plane, flips: Sequence[Flip], sure: float) -> Flip:
-    """Of ``flips`` the one whose detail explains that of ``after`` best; the first unless it explains ``sure`` more.
+def nearer_flip(before: Plane, after: Plane) -> Flip:
+    """Swapping left and right, or not: which brings ``before`` nearer to ``after``."""
+    return min(FLIPS[:2], key=lambda flip: float(((flipped(before, flip) - after) ** 2).mean()))
+
+
+def find_flip(before: Plane, after: Plane) -> Flip:
+    """The mirroring whose detail explains that of ``after`` best; none unless it explains 5 % more.
 
     Detail, at about the size of a cell, isn't fooled by fog or sunsets, which have a top and a bottom of their own.
     """
     detail = _detail(after)
     power = max(float((detail**2).sum()), 1e-9)
     explained = []
-    for flip in flips:
+    for flip in FLIPS:
         guide = _detail(flipped(before, flip))
         matrix = np.linalg.lstsq(guide, detail, rcond=None)[0]
         explained.append(1 - float(((detail - guide @ matrix) ** 2).sum()) / power)
     best = int(np.argmax(explained))
-    return flips[best] if explained[best] > explained[0] + sure else flips[0]
+    return FLIPS[best] if explained[best] > explained[0] + 0.05 else FLIPS[0]
 
 
 def _detail(picture: Plane) -> Plane:

@@ -300,6 +300,13 @@ def test_a_mirrored_photo_is_its_own_mirror_image() -> None:
     assert np.array_equal(compose(PHOTO, drawn(PHOTO), cast, ["mirror"]).pixels, PHOTO[:, ::-1])
 
 
+def test_a_photo_that_is_nearly_symmetric_is_mirrored_too() -> None:
+    photo = ((PHOTO[:, ::-1].astype(np.uint16) + PHOTO) // 2).astype(np.uint8)
+    photo[150:200, 60:110] = (150, 60, 60)
+    drawn_mirrored = seen_small(photo[:, ::-1], 0.02)
+    assert np.array_equal(compose(photo, drawn(photo), drawn_mirrored, ["mirror"]).pixels, photo[:, ::-1])
+
+
 def test_a_soft_photo_is_blurred_too() -> None:
     """Where hardly anything can get softer, the blur that is asked for is looked for all the same."""
     smooth = np.asarray(Image.fromarray(PHOTO).filter(ImageFilter.GaussianBlur(3)))
