@@ -1,4 +1,4 @@
-"""A file is there whole or not at all: written aside, flushed to the disk, and renamed."""
+"""A file is there whole or not at all: written aside, flushed to the disk, renamed. And who may write in a folder."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import glob
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-ASIDE = ".partial"
+from earl_cli.errors import OutputError
+
+ASIDE, LOCK = ".partial", ".lock"
 NAME_BYTES = 220
 
 
@@ -76,3 +79,51 @@ def exclusive(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def alone_in(folder: Path, doing: str, part: str = "") -> Iterator[None]:
+    """Raise OutputError while another process is at work in ``folder``, which is made if it isn't there.
+
+    Several may each do a ``part`` of their own, but none beside them the whole. Whoever is killed lets go by itself.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        for name, shared in ((LOCK, True), (f"{LOCK}-{part}", False)) if part else ((LOCK, False),):
+            path = folder / name.replace("/", "-of-")
+            holder = _held(path, shared, doing, held)
+            if holder is not None:
+                process, _, other = holder.partition(" ")
+                hint = f"wait for it, or end process {process}"
+                raise OutputError(f"another {other or doing} is at work here", where=str(folder), hint=hint)
+        yield
+
+
+def _held(path: Path, shared: bool, doing: str, held: ExitStack) -> str | None:
+    """Hold the lock of the file at ``path`` as long as ``held``; or say which process has it, and what that does."""
+    while True:
+        lock = held.enter_context(path.open("a+", encoding="utf-8"))
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            return lock.read()
+        except OSError:  # a file system without locks
+            pass
+        with suppress(FileNotFoundError):
+            if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
+                break
+        lock.close()  # whoever had it has just removed it
+    lock.truncate(0)
+    lock.write(f"{os.getpid()} {doing}")
+    lock.flush()
+    held.callback(_let_go, path, lock)
+    return None
+
+
+def _let_go(path: Path, lock: IO[str]) -> None:
+    """Remove the file if nobody else holds its lock or has removed it."""
+    with suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
+            path.unlink()

@@ -29,6 +29,7 @@ from earl_cli.evaluation.generating import WHOLE, Wanted, folder_of, generate, k
 from earl_cli.evaluation.results import Run, load_run
 from earl_cli.evaluation.samples import Opened, open_benchmark
 from earl_cli.evaluation.scoring import PROTOCOLS, Scoring
+from earl_cli.files import alone_in
 from earl_cli.rewards.connecting import check_keys
 from earl_cli.version import version
 
@@ -145,7 +146,10 @@ def _jobs(order: Order) -> list[Job]:
 def _draw(job: Job) -> None:
     label = f"{job.editor.name} on {job.opened.benchmark.name}"
     part = f" ({job.wanted.share})" if job.wanted.share.count > 1 else ""
-    with console.progress(f"{label}{part}", unit="edits") as progress:
+    with (
+        alone_in(job.folder, "earl eval", job.wanted.share.part),
+        console.progress(f"{label}{part}", unit="edits") as progress,
+    ):
         generate(job.folder, job.opened, job.editor, job.wanted, lambda done, of: progress.update(round(done, 1), of))
 
 

@@ -30,7 +30,7 @@ from earl_cli.console import console
 from earl_cli.dashboard import Board, Figure, dashboard, gigabytes, scientific, whole
 from earl_cli.data.batches import Rows
 from earl_cli.errors import EarlError, UsageError
-from earl_cli.files import cut_torn_line, is_aside
+from earl_cli.files import alone_in, cut_torn_line, is_aside
 from earl_cli.generation.engine import Engine
 from earl_cli.generation.engine_arguments import checked_arguments
 from earl_cli.generation.loading import takes_vllm
@@ -55,7 +55,7 @@ from earl_cli.training.assembling import (
     save_model,
 )
 from earl_cli.training.begun import beginning, check_beginning, note_beginning, other_data
-from earl_cli.training.checkpoints import CHECKPOINTS, alone_in, best, check_free, is_better, number_of, written
+from earl_cli.training.checkpoints import CHECKPOINTS, TRAINING, best, check_free, is_better, number_of, written
 from earl_cli.training.disk import check_room, rl_disk
 from earl_cli.training.distributed import (
     adopt_slurm,
@@ -172,7 +172,7 @@ def train(resolved: Resolved[RlConfig]) -> None:
         _check(config, base, data)
         _warn(resolved, data)
         reward = reward_of(config, config.folder / CACHE)
-        with alone_in(config.folder / CHECKPOINTS) if rank() == 0 else nullcontext():
+        with alone_in(config.folder / CHECKPOINTS, TRAINING) if rank() == 0 else nullcontext():
             _train(config, base, data, reward)
 
 

@@ -23,11 +23,11 @@ from earl_cli.config.sft import SftConfig
 from earl_cli.console import console
 from earl_cli.dashboard import Figure, dashboard, gigabytes, scientific, whole
 from earl_cli.data.batches import ExampleData
-from earl_cli.files import is_aside
+from earl_cli.files import alone_in, is_aside
 from earl_cli.generation.engine import Sampling
 from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.training.begun import beginning, check_beginning, check_way, note_beginning, other_data
-from earl_cli.training.checkpoints import CHECKPOINTS, alone_in, check_free, written
+from earl_cli.training.checkpoints import CHECKPOINTS, TRAINING, check_free, written
 from earl_cli.training.disk import Disk, check_room, sft_disk
 from earl_cli.training.distributed import adopt_slurm, first_speaks, rank, stand_alone, world_size
 from earl_cli.training.gallery import draw_gallery
@@ -143,7 +143,7 @@ def train(resolved: Resolved[SftConfig]) -> None:
         steps = steps_of(config, len(data.train), world_size())
         _warn(resolved, data, steps)
         disk = sft_disk(config, base, steps)
-        with alone_in(config.output / CHECKPOINTS) if rank() == 0 else nullcontext():
+        with alone_in(config.output / CHECKPOINTS, TRAINING) if rank() == 0 else nullcontext():
             _train(config, base, data, disk)
 
 

@@ -28,6 +28,7 @@ from earl_cli.data.store import (
     write_table,
 )
 from earl_cli.errors import InputError, UsageError
+from earl_cli.files import alone_in
 
 ALIKE = ("codes", "vision_fingerprint", "image_area")
 """What stores of different data must have in common."""
@@ -59,8 +60,9 @@ def merge(stores: Sequence[Store], output: Path, on_rows: Callable[[int], None])
     else:
         manifest, moves = _joined(stores), _appended(stores)
     create_or_resume(output, manifest)
-    for move in moves:
-        on_rows(_place(move, output))
+    with alone_in(output, "earl tokenize merge"):
+        for move in moves:
+            on_rows(_place(move, output))
     return open_store(output)
 
 

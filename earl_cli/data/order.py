@@ -76,6 +76,11 @@ class Share:
     index: int = 0
     count: int = 1
 
+    @property
+    def part(self) -> str:
+        """``i/n``, empty for all of the work."""
+        return str(self) if self.count > 1 else ""
+
     def owns(self, shard: int) -> bool:
         return shard % self.count == self.index
 

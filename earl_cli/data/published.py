@@ -34,7 +34,7 @@ from earl_cli.data.store import (
     table_of,
     write_shard,
 )
-from earl_cli.files import is_aside, remove_asides, whole_file
+from earl_cli.files import alone_in, is_aside, remove_asides, whole_file
 
 CODES, AREA, FINGERPRINT = 32768, 65536, "published"
 """What published data were made with, where no model says otherwise."""
@@ -128,16 +128,18 @@ def import_published(
     manifest = Manifest(
         codes, vision_fingerprint, image_area, dataset, rows, shards, None, {}, published.fingerprint, origin
     )
-    missing = create_or_resume(output, manifest).missing
-    on_rows(rows - sum(bounds[index + 1] - bounds[index] for index in missing))
-    for run in _runs(missing):
-        with closing(published.read(bounds[run[0]], bounds[run[-1] + 1], codes=codes)) as found:
-            for index in run:
-                part = list(islice(found, bounds[index + 1] - bounds[index]))
-                remove_asides(shard_path(output, index))
-                pairs = [row for row in part if isinstance(row, TokenizedPair)]
-                write_shard(output, index, pairs, [row for row in part if isinstance(row, Reject)])
-                on_rows(len(part))
+    create_or_resume(output, manifest)
+    with alone_in(output, "earl tokenize import"):
+        missing = open_store(output).missing
+        on_rows(rows - sum(bounds[index + 1] - bounds[index] for index in missing))
+        for run in _runs(missing):
+            with closing(published.read(bounds[run[0]], bounds[run[-1] + 1], codes=codes)) as found:
+                for index in run:
+                    part = list(islice(found, bounds[index + 1] - bounds[index]))
+                    remove_asides(shard_path(output, index))
+                    pairs = [row for row in part if isinstance(row, TokenizedPair)]
+                    write_shard(output, index, pairs, [row for row in part if isinstance(row, Reject)])
+                    on_rows(len(part))
     return open_store(output)
 
 
@@ -177,6 +179,11 @@ def export_published(store: Store, output: Path, on_rows: Callable[[int], None] 
     that are there with the right content stay. An earlier list goes first and the new one is written last, so that half
     an export is none.
     """
+    with alone_in(output, "earl tokenize export"):
+        return _export(store, output, on_rows)
+
+
+def _export(store: Store, output: Path, on_rows: Callable[[int], None]) -> Path:
     listing, features = output / LIST_FOLDER / LIST_NAME, output / FEATURES
     names = _file_names(store)
     listing.unlink(missing_ok=True)

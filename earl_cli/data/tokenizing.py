@@ -34,7 +34,7 @@ from earl_cli.data.store import (
     write_shard,
 )
 from earl_cli.errors import InputError
-from earl_cli.files import remove_asides
+from earl_cli.files import alone_in, remove_asides
 from earl_cli.images.area import Grids, shapes
 from earl_cli.models.vision import encode, pixels_of, spatial_factor
 
@@ -109,7 +109,7 @@ def tokenize(
 
     ``on_rows`` hears of every portion of rows that is done. Bad rows go to the rejects. Raises InputError for columns
     that aren't there and for too many rejects, UsageError if the store was made in another way, EarlError if the
-    source fails; what was finished before stays.
+    source fails, OutputError if another process does the same share; what was finished before stays.
     """
     recipe = Recipe(
         source,
@@ -135,16 +135,17 @@ def tokenize(
     )
     create_or_resume(output, manifest)
     tally = Tally()
-    missing = []
-    for index in filter(settings.share.owns, range(manifest.shards)):
-        shard = shard_path(output, index)
-        if shard.exists():
-            rejects = read_rejects(shard)
-            tally.add(pq.read_metadata(shard).num_rows + len(rejects), rejects)
-        else:
-            missing.append(index)
-    on_rows(tally)
-    _fill(output, missing, order, recipe, vision, settings, tally, on_rows)
+    with alone_in(output, "earl tokenize", settings.share.part):
+        missing = []
+        for index in filter(settings.share.owns, range(manifest.shards)):
+            shard = shard_path(output, index)
+            if shard.exists():
+                rejects = read_rejects(shard)
+                tally.add(pq.read_metadata(shard).num_rows + len(rejects), rejects)
+            else:
+                missing.append(index)
+        on_rows(tally)
+        _fill(output, missing, order, recipe, vision, settings, tally, on_rows)
     tally.check(settings.max_reject_rate, 1)
     store = open_store(output)
     if store.complete:

@@ -6,7 +6,6 @@ used and not to go on from; it has another mark. The best by validation always s
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from earl_cli.errors import OutputError, explain
-from earl_cli.files import whole_file
+from earl_cli.files import LOCK, alone_in, whole_file
 
 CHECKPOINTS = "checkpoints"
-MARK, MODEL_ONLY, LOCK = "complete", "model-only", ".lock"
+MARK, MODEL_ONLY, TRAINING = "complete", "model-only", "training"
 VALIDATION, BEST = "validation.json", "best"
 STATE = ("optimizer*", "scheduler.pt", "rng_state*.pth", "global_step*", "deepspeed", "latest", "zero_to_fp32.py")
 """What of a checkpoint is there only to go on from it."""
@@ -34,29 +33,10 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in _numbered(folder) if (path / MARK).is_file()]
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Raise OutputError while another training works in ``folder``. One that is killed lets go of it by itself."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            hint = f"wait for it, or end process {lock.read()}"
-            raise OutputError("another training is at work here", where=str(folder), hint=hint) from None
-        except OSError:  # a file system without locks
-            pass
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-
-
 def check_free(folder: Path) -> None:
     """Raise OutputError as `alone_in`, without leaving anything behind where nobody has trained yet."""
     if (folder / LOCK).is_file():
-        with alone_in(folder):
+        with alone_in(folder, TRAINING):
             pass
 
 

@@ -23,6 +23,7 @@ from earl_cli.app import run
 from earl_cli.evaluation import generating
 from earl_cli.evaluation.generating import task_seed
 from earl_cli.evaluation.results import load_run
+from earl_cli.files import alone_in
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.rewards.declarations import load_declaration
 from earl_cli.rewards.retrying import Pacing
@@ -117,6 +118,14 @@ def test_shards_add_up_and_the_last_one_scores(say: Say, tiny_model_dir: Path) -
     second = evaluated(say, "-m", str(tiny_model_dir), "-o", "parts", "--shard", "2/2")
     assert second["complete"] is True
     assert [each["figures"] for each in second["results"]] == [each["figures"] for each in whole["results"]]
+
+
+def test_two_processes_dont_draw_the_same(say: Say) -> None:
+    found = evaluated(say, "-m", "copy", "-o", "results")
+    with alone_in(Path(found["results"][0]["folder"]), "earl eval"):
+        again = say("eval", "-b", "pairs", "-m", "copy", "-o", "results")
+    assert again.code == 8
+    assert "another earl eval is at work here" in again.err
 
 
 def test_several_seeds(say: Say, tiny_model_dir: Path) -> None:

@@ -14,12 +14,14 @@ from transformers import Emu3VQVAE
 
 from earl_cli.data import tokenizing
 from earl_cli.data.batches import ExampleData, collate, load_rows
+from earl_cli.data.merging import merge
 from earl_cli.data.opening import Place, open_source
 from earl_cli.data.order import Share
 from earl_cli.data.pairs import Columns
 from earl_cli.data.store import Store, open_store, shard_path
 from earl_cli.data.tokenizing import Tally, TokenizeSettings, tokenize
-from earl_cli.errors import InputError, UsageError
+from earl_cli.errors import InputError, OutputError, UsageError
+from earl_cli.files import alone_in
 from earl_cli.images.area import resize_to_area
 from earl_cli.models.vision import encode, load_vision, pixels_of
 from earl_cli.tokens.layout import Layout
@@ -128,6 +130,19 @@ def test_shares_together_are_the_whole(pairs: Path, tiny_model_dir: Path, tmp_pa
     for index in (1, 0):
         share = tokenized(pairs, tiny_model_dir, tmp_path / "parts", replace(SETTINGS, share=Share(index, 2)))
     assert files(whole) == files(share)
+
+
+def test_a_share_is_done_by_one_process_at_a_time(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    parts = [replace(SETTINGS, share=Share(index, 2)) for index in range(2)]
+    tokenized(pairs, tiny_model_dir, tmp_path / "store", parts[0])
+    with alone_in(tmp_path / "store", "earl tokenize", "1/2"):
+        for settings in (SETTINGS, parts[0]):
+            with pytest.raises(OutputError, match="another earl tokenize is at work here"):
+                tokenized(pairs, tiny_model_dir, tmp_path / "store", settings)
+        store = tokenized(pairs, tiny_model_dir, tmp_path / "store", parts[1])
+        with pytest.raises(OutputError, match="another earl tokenize is at work here"):
+            merge([store], tmp_path / "store", lambda _rows: None)
+    assert files(store) == files(tokenized(pairs, tiny_model_dir, tmp_path / "alone"))
 
 
 def test_bad_pictures_are_left_out_with_their_reason(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
