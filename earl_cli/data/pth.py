@@ -216,7 +216,7 @@ def _integers(saved: Saved, value: Any) -> NDArray[Any] | str:
 def _tensor(saved: Saved, tensor: TensorRecord) -> NDArray[Any] | str:
     """The tensor's numbers; or in words why they can't be had."""
     try:
-        content = saved.content[saved.place_of(tensor.storage)]
+        content = saved.bytes_of(tensor.storage)
     except PickleError as error:
         return f"is a damaged tensor: {error}"
     kind = np.dtype((">" if saved.big_endian else "<") + _INTEGERS[tensor.kind])

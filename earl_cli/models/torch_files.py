@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,24 @@ _PICKLE = "/data.pkl"
 
 
 @dataclass(frozen=True)
+class Place:
+    """Bytes in a file, and the checksum that they had when they were written, where the format has one."""
+
+    offset: int
+    length: int
+    checksum: int | None = None
+
+    def read(self, content: Content) -> bytes:
+        """Raises PickleError if they have changed."""
+        found = content[self.offset : self.offset + self.length]
+        if self.checksum is not None and zlib.crc32(found) != self.checksum:
+            raise PickleError("its bytes are damaged")
+        return found
+
+
+@dataclass(frozen=True)
 class Saved:
-    """A file's value, and the places of its storages: key to offset and length in bytes.
+    """A file's value, and the places of its storages by their keys.
 
     ``content`` is the whole file, ``pickle`` the bytes that the value is from, ``big_endian`` how numbers are stored.
     """
@@ -33,15 +50,19 @@ class Saved:
     value: Any
     content: Content
     pickle: bytes
-    places: Mapping[str, tuple[int, int]]
+    places: Mapping[str, Place]
     big_endian: bool
 
-    def place_of(self, storage: Storage) -> slice:
+    def place_of(self, storage: Storage) -> Place:
         """Where a storage's bytes are. Raises PickleError if the file has fewer or more of them."""
-        offset, length = self.places.get(storage.key, (0, -1))
-        if length != storage.size:
+        place = self.places.get(storage.key)
+        if place is None or place.length != storage.size:
             raise PickleError(f"the storage {storage.key[:40]!r} is missing, or of another size")
-        return slice(offset, offset + length)
+        return place
+
+    def bytes_of(self, storage: Storage) -> bytes:
+        """A storage's bytes. Raises PickleError as `place_of`, and if they aren't those that were written."""
+        return self.place_of(storage).read(self.content)
 
 
 def read_saved(content: Content, makers: Mapping[str, Maker]) -> Saved:
@@ -61,8 +82,7 @@ def _archive(content: Content, makers: Mapping[str, Maker]) -> Saved:
     root = pickles[0].removesuffix(_PICKLE)
 
     def member(name: str) -> bytes:
-        offset, length = members[f"{root}/{name}"]
-        return content[offset : offset + length]
+        return members[f"{root}/{name}"].read(content)
 
     prefix = f"{root}/data/"
     places = {name.removeprefix(prefix): place for name, place in members.items() if name.startswith(prefix)}
@@ -71,8 +91,8 @@ def _archive(content: Content, makers: Mapping[str, Maker]) -> Saved:
     return Saved(read_pickle(pickle, makers).value, content, pickle, places, big_endian)
 
 
-def _members(content: Content) -> dict[str, tuple[int, int]]:
-    """The members of an archive: name to offset and length of their bytes."""
+def _members(content: Content) -> dict[str, Place]:
+    """The members of an archive by their names."""
     if content[max(0, len(content) - _TAIL) :].count(b"PK\x01\x02") > MOST_MEMBERS:
         raise PickleError(f"it has more than {MOST_MEMBERS:,} members")
     stream = io.BytesIO(content) if isinstance(content, bytes) else content
@@ -81,7 +101,7 @@ def _members(content: Content) -> dict[str, tuple[int, int]]:
             files = archive.infolist()
     except (zipfile.BadZipFile, ValueError, struct.error, OSError, NotImplementedError, EOFError) as error:
         raise PickleError(f"its archive is damaged: {error}") from None
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, Place] = {}
     end = 0
     for file in sorted(files, key=lambda file: file.header_offset):
         if file.compress_type != zipfile.ZIP_STORED or file.compress_size != file.file_size:
@@ -94,7 +114,7 @@ def _members(content: Content) -> dict[str, tuple[int, int]]:
         end = start + file.file_size
         if signature != ARCHIVE or end > len(content):
             raise PickleError("its archive is cut short")
-        found[file.filename] = start, file.file_size
+        found[file.filename] = Place(start, file.file_size, file.CRC)
     return found
 
 
@@ -111,13 +131,13 @@ def _old(content: Content, makers: Mapping[str, Maker]) -> Saved:
     keys, place = listed.value, listed.end
     if type(keys) is not list or not all(type(key) is str for key in keys):
         raise PickleError("it doesn't list its storages")
-    places: dict[str, tuple[int, int]] = {}
+    places: dict[str, Place] = {}
     for key in keys:
         if key not in found.storages or key in places:
             raise PickleError("it lists storages that it doesn't have, or twice")
         (count,) = _COUNT.unpack(content[place : place + _COUNT.size].ljust(_COUNT.size, b"\xff"))
         length = count * SIZES[found.storages[key].kind]
-        places[key] = place + _COUNT.size, length
+        places[key] = Place(place + _COUNT.size, length)
         place += _COUNT.size + length
         if count < 0 or place > len(content):
             raise PickleError("it is cut short")

@@ -304,6 +304,20 @@ def test_a_hostile_archive_is_a_reject(tmp_path: Path) -> None:
         assert row.kind in ("pickle", "codes")
 
 
+@pytest.mark.parametrize("codes", [np.arange(12).reshape(3, 4), torch.arange(12).reshape(3, 4)])
+def test_a_bit_that_has_flipped_is_noticed(tmp_path: Path, codes: Any) -> None:
+    whole = saved(fields(1, original_image=codes))
+    spelled = (
+        "".join(map(chr, np.arange(12).tobytes())).encode()
+        if isinstance(codes, np.ndarray)
+        else codes.numpy().tobytes()
+    )
+    place = whole.index(spelled)
+    row = only(tmp_path, whole[:place] + b"\1" + whole[place + 1 :])
+    assert isinstance(row, Reject)
+    assert "its bytes are damaged" in row.reason
+
+
 def test_tensors_that_declare_more_than_they_have_do_not_fill_a_shard(tmp_path: Path) -> None:
     content = saved(fields(1, original_image=torch.zeros(1, dtype=torch.uint8).expand(9999, 9999)))
     assert len(content) < 10_000
