@@ -22,6 +22,7 @@ MOST_TEXT, MOST_VALUES, MOST_DIGITS = 1 << 20, 100_000, 100  # characters and va
 JSON, YAML, TOML = "JSON", "YAML", "TOML"
 SUFFIXES = {JSON: (".json",), YAML: (".yaml", ".yml"), TOML: (".toml",)}
 _DEEP = "it is nested too deeply"
+_DOTTED = re.compile(r"(?:[\w-]+[\"']?[ \t]*\.[ \t]*[\"']?){100}")
 
 
 def read_text(path: Path) -> str:
@@ -109,6 +110,8 @@ def parse_json(text: str) -> Any:
 
 
 def _toml(text: str) -> Any:
+    if _DOTTED.search(text):  # tomllib's time and memory grow with their square
+        raise ValueError(_DEEP)
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,19 +58,19 @@ class ParquetSource:
         done = 0
         try:
             with hub_errors(file) if file.startswith(HUB) else nullcontext():
-                for number, values in self._values(file, group, [row - offset for row in rows], columns):
+                for number, cells in self._cells(file, group, [row - offset for row in rows], columns):
                     done += 1
-                    yield Row(number + offset, f"{file}, row {number + offset + 1}", values)
-        except (pa.ArrowException, OSError) as error:
+                    yield row_of(cells, columns, number + offset, f"{file}, row {number + offset + 1}")
+        except (pa.ArrowException, OSError, ValueError) as error:
             for row in rows[done:]:
                 yield BadRowError(
                     "data", f"the data can't be read: {first_line(error)}", where=f"{file}, row {row + 1}"
                 )
 
-    def _values(
+    def _cells(
         self, file: str, group: int, wanted: Sequence[int], columns: Sequence[str]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The values of the rows ``wanted``, counted within the group."""
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The rows ``wanted``, counted within the group, each for itself."""
         opened = _opened(file, self.streaming)
         remaining = list(reversed(wanted))
         start = 0
@@ -79,11 +78,20 @@ class ParquetSource:
         for batch in opened.iter_batches(BATCH, row_groups=[group], columns=needed):
             while remaining and remaining[-1] < start + batch.num_rows:
                 number = remaining.pop()
-                (values,) = batch.slice(number - start, 1).to_pylist()
-                yield number, picked(values, columns)
+                yield number, batch.slice(number - start, 1)
             if not remaining:
                 return
             start += batch.num_rows
+
+
+def row_of(cells: pa.RecordBatch | pa.Table, columns: Sequence[str], number: int, where: str) -> Row | BadRowError:
+    """The row that these cells are. Arrow reads them as they are: texts may be none, and ends lie beyond the file."""
+    try:
+        cells.validate(full=True)
+        (values,) = cells.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        return BadRowError("row", f"not a valid row: {first_line(error)}", where=where)
+    return Row(number, where, picked(values, columns))
 
 
 def open_parquet(name: str, files: Sequence[str], base: str | None, *, streaming: bool = False) -> ParquetSource:
@@ -147,7 +155,7 @@ def _footer(file: str) -> pq.FileMetaData:
             return pq.read_metadata(file)
         with hub_errors(file), open_in_place(file) as opened:
             return pq.read_metadata(opened)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         check_fetched(file)
         raise InputError(f"not a Parquet file that can be read: {first_line(error)}", where=file) from None
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from earl_cli.bounded_json import loads
-from earl_cli.data.parquet import columns_of, outermost
-from earl_cli.data.sources import BadRowError, Content, Row, picked
+from earl_cli.data.parquet import columns_of, outermost, row_of
+from earl_cli.data.sources import BadRowError, Content, Row
 from earl_cli.data.splits import ALL, choose_split
 from earl_cli.errors import InputError, UsageError
 
@@ -43,11 +44,11 @@ class SavedSource:
             where = f"{self.name}, row {number + 1}"
             try:
                 table = self.dataset[int(number) : int(number) + 1]
-                (values,) = table.select(outermost(columns, table.column_names)).to_pylist()
-            except (OSError, ValueError, IndexError) as error:
+                cells = table.select(outermost(columns, table.column_names))
+            except (OSError, ValueError, IndexError, pa.ArrowException) as error:
                 yield BadRowError("data", f"the row can't be read: {error}", where=where)
             else:
-                yield Row(int(number), where, picked(values, columns))
+                yield row_of(cells, columns, int(number), where)
 
 
 def saved_source(name: str, dataset: Dataset, base: str | None) -> SavedSource:

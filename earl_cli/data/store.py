@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from earl_cli.bounded_json import loads
 from earl_cli.errors import InputError, ModelError, UsageError, first_line
@@ -43,6 +44,7 @@ SCHEMA = pa.schema(
 )
 MOST_CODES = 65536
 """What a column of 16 bits can tell apart."""
+MOST_SHARDS = 10_000_000
 _SHARD = re.compile(r"shard-(\d{6,})\.parquet")
 
 
@@ -93,6 +95,9 @@ class Manifest:
     shapes: str = OLD_SHAPES
 
 
+_MANIFEST = TypeAdapter(Manifest)
+
+
 @dataclass(frozen=True)
 class Store:
     """An opened store: the manifest and the shards that are there, in order."""
@@ -140,8 +145,10 @@ def read_shard(shard: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """One shard's rows. Raises InputError if it can't be read or holds other columns."""
     schema = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
     try:
-        return pq.read_table(shard, schema=schema, columns=schema.names, memory_map=False)
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(shard, schema=schema, columns=schema.names, memory_map=False)
+        table.validate(full=True)  # else texts may be none, and lists end beyond what there is
+        return table
+    except (pa.ArrowException, OSError, ValueError) as error:
         what = f"this shard can't be read: {first_line(error)}"
         raise InputError(what, where=str(shard), hint="delete it and tokenize again") from None
 
@@ -250,7 +257,10 @@ def open_store(folder: Path) -> Store:
                 hint="tokenize the data again with this program",
             )
         content.setdefault("shapes", OLD_SHAPES)
-        manifest = Manifest(**{each.name: content[each.name] for each in fields(Manifest)})
+        found = {each.name: content[each.name] for each in fields(Manifest)}
+        manifest = _MANIFEST.validate_python(found)
+        if manifest.rows < 0 or not 0 <= manifest.shards <= MOST_SHARDS or not 1 <= manifest.codes <= MOST_CODES:
+            raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError("the manifest of this store is damaged", where=str(path)) from None
     shards = [path for path in folder.iterdir() if _SHARD.fullmatch(path.name)]

@@ -6,6 +6,7 @@ A model folder holds config.json and model*.safetensors (the language model), to
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -270,7 +271,7 @@ def describe(folder: Path, spec: str | None = None, revision: str | None = None)
 def _vision_source(folder: Path, vision: str, spec: str | None, revision: str | None, described: bool) -> Path | str:
     if described and "/" not in vision and spec is not None and not Path(spec).is_dir():
         locate(spec, revision, allow=CONFIGS_AND_WEIGHTS, subfolder=vision)
-    if (folder / vision).is_dir():
+    if os.path.isdir(folder / vision):  # noqa: PTH112  # of a name of any length
         return folder / vision
     if described and "/" not in vision:
         raise ModelError(f"the vision tokenizer is missing: there is no sub-folder {vision}", where=str(folder))

@@ -24,6 +24,10 @@ from earl_cli.models.weights import (
     write_weights,
 )
 
+COUNTED = ("num_hidden_layers", "num_labels", "num_res_blocks", "channel_multiplier")
+"""Entries of a config that say how many of something there are; their product counts."""
+MOST_MODULES = 1000
+
 _WANTED = {"language": "a language model", "vision": "a vision tokenizer"}
 _KINDS: dict[str, tuple[tuple[Part, ...], Layout, str]] = {
     names.NATIVE_LANGUAGE: (("language",), "native", "a language model"),
@@ -92,13 +96,26 @@ def build(checkpoint: Checkpoint, config_class: Callable[..., Any], model_class:
     from huggingface_hub.errors import StrictDataclassError
 
     try:
-        config = config_class(**part_config(checkpoint))
+        fields = part_config(checkpoint)
+        _check_modules(fields)
+        config = config_class(**fields)
         with torch.device("meta"):
             return model_class(config)
     except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         where = str(checkpoint.folder / "config.json")
         raise ModelError(f"this config makes no model: {reason}", where=where) from error
+
+
+def _check_modules(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for more layers than a model has: to make them takes a second for every thousand."""
+    total = 1
+    for name, value in config.items():
+        count = len(value) if isinstance(value, list) else value
+        if name in COUNTED and isinstance(count, int):
+            total *= max(count, 1)
+    if total > MOST_MODULES:
+        raise ValueError(f"it has {total:,} layers, and {MOST_MODULES:,} are the most")
 
 
 def parameter_count(checkpoint: Checkpoint) -> int:

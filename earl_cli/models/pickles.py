@@ -324,13 +324,13 @@ class _Machine:
 
 
 def _tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, _gradient: Any = False, _hooks: Any = None, *_more: Any
+    storage: Any, offset: Any, shape: Any, strides: Any, _gradient: Any = False, _hooks: Any = None, _more: Any = None
 ) -> TensorRecord:
     return _record(storage, storage.kind, offset, shape, strides)
 
 
 def _typed_tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, _gradient: Any, _hooks: Any, kind: Any, *_more: Any
+    storage: Any, offset: Any, shape: Any, strides: Any, _gradient: Any, _hooks: Any, kind: Any, _more: Any = None
 ) -> TensorRecord:
     if not isinstance(kind, _Type) or kind.bare:
         raise PickleError("it has a tensor without a type")
@@ -353,7 +353,7 @@ def _record(storage: Any, kind: str, offset: Any, shape: Any, strides: Any) -> T
     return TensorRecord(storage, kind, offset, tuple(shape), tuple(strides))
 
 
-def _parameter(tensor: Any, *_more: Any) -> TensorRecord:
+def _parameter(tensor: Any, _gradient: Any, _hooks: Any) -> TensorRecord:
     if type(tensor) is not TensorRecord:
         raise PickleError("it has a parameter that is no tensor")
     return tensor

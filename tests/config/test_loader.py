@@ -151,6 +151,8 @@ def test_a_text_is_read_in_the_encoding_it_has(tmp_path: Path, name: str, text: 
         ("a.yaml", "[" * 5_000, "nested too deeply"),
         ("a.toml", "data = [1\nx = 2", r"\(line 2, column 1\)"),
         ("a.toml", "seed = 1\nseed = 2", r"the key 'seed' stands twice \(line 2\)"),
+        ("a.toml", f"{'a.' * 50_000}b = 1", "it is nested too deeply"),
+        ("a.toml", f"[{'a . ' * 50_000}b]", "it is nested too deeply"),
         ("a.jsonnet", "{\n a: }", r"syntax error.* \(line 2, column 5\)"),
         ("a.jsonnet", "{a: 1,\n a: 2}", r"duplicate field name: a \(line 2, column 5\)"),
         ("a.jsonnet", "import 'nowhere.libsonnet'", r"nowhere.libsonnet can't be read: No such file"),

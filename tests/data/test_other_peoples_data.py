@@ -19,7 +19,9 @@ from earl_cli.data.opening import Place, open_source
 from earl_cli.data.order import Order
 from earl_cli.data.pairs import Columns, find_columns, pair_of
 from earl_cli.data.pictures import picture_bytes
+from earl_cli.data.preparing import Recipe, prepare
 from earl_cli.data.sources import BadRowError, Row, row_count
+from earl_cli.data.store import Reject, write_shard
 
 from .conftest import picture
 
@@ -182,3 +184,26 @@ def test_ids_may_repeat(kind: str, tmp_path: Path) -> None:
     sides = dict(zip(("source", "edited"), both_sides(kind, tmp_path), strict=True))
     ALL[kind](tmp_path, [{"id": "same", **sides, "instruction": "snow"}] * 2)
     assert pairs(tmp_path) == [(BEFORE, AFTER, "snow")] * 2
+
+
+def test_cells_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
+    content = picture(0, (8, 8))
+    texts = pa.array([b"snow", b"\xff", b"fog"]).cast(pa.string(), safe=False)
+    when = pa.array([0, 0, 2**62], pa.timestamp("us"))
+    table = pa.table({"source": [content] * 3, "edited": [content] * 3, "instruction": texts, "id": when})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = open_source(Place(str(tmp_path)))
+    good, bad, far = source.read([0, 1, 2], ["instruction", "id"])
+    assert isinstance(good, Row)
+    assert isinstance(bad, BadRowError)
+    assert "row 2: not a valid row: " in str(bad)
+    assert isinstance(far, BadRowError)
+
+
+def test_half_a_character_in_a_path_is_a_reject(tmp_path: Path) -> None:
+    rows = [{"source": "\ud800.png", "edited": "a.png", "instruction": "snow", "id": "\ud800"}]
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(rows[0]))
+    source = open_source(Place(str(tmp_path)))
+    (reject,) = prepare(Recipe(source, find_columns(Columns(), source), 64, 8), [0])
+    assert isinstance(reject, Reject)
+    write_shard(tmp_path, 0, [], [reject])

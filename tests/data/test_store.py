@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,3 +123,43 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         open_store(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shards": None},
+        {"shards": 10**11},
+        {"shards": -1},
+        {"rows": "many"},
+        {"codes": 0},
+        {"columns": []},
+        {"dataset": 1},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_makes_no_sense_is_damaged(tmp_path: Path, change: dict[str, object]) -> None:
+    path = create_or_resume(tmp_path / "s", MANIFEST).folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match="the manifest of this store is damaged"):
+        open_store(tmp_path / "s")
+
+
+def test_a_shard_whose_texts_are_none_is_named(tmp_path: Path) -> None:
+    """Arrow writes and reads any bytes as a text."""
+    store = create_or_resume(tmp_path / "s", MANIFEST)
+    grid = np.zeros((1, 1), dtype=np.uint16)
+    write_shard(store.folder, 0, [TokenizedPair(0, "a", "snow", grid, grid, {}, "")], [])
+    shard = shard_path(store.folder, 0)
+    table = pq.read_table(shard)
+    bad = pa.array([b"\xff"]).cast(pa.string(), safe=False)
+    pq.write_table(table.set_column(table.column_names.index("instruction"), "instruction", bad), shard)
+    with pytest.raises(InputError, match="this shard can't be read"):
+        open_store(store.folder).table()
+
+
+def test_a_reject_may_quote_half_a_character(tmp_path: Path) -> None:
+    store = create_or_resume(tmp_path / "s", MANIFEST)
+    write_shard(store.folder, 0, [], [Reject(0, "\ud800", "picture", "there is no \udfff.png, «é»")])
+    assert "«é»" in (store.folder / "shard-000000.rejects.jsonl").read_text(encoding="utf-8")
+    assert list(open_store(store.folder).rejects()) == [Reject(0, "\ud800", "picture", "there is no \udfff.png, «é»")]

@@ -127,7 +127,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "a text that is none": (
         table_changed(lambda table: table.set_column(1, "id", pa.array([b"\xff"] * 6, pa.binary()).view(pa.string()))),
         SHARD,
-        "this shard is damaged: ",
+        "this shard can't be read: ",
     ),
     "rejects that are no JSON": (
         text_written(REJECTS, reject() + '{"row"'),

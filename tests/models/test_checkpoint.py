@@ -110,6 +110,22 @@ def test_damaged_config_is_named(language: Path) -> None:
         load_language(language)
 
 
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 10**8}, {"num_labels": 10**8}, {"num_hidden_layers": 10**30}])
+def test_no_config_asks_for_millions_of_layers(language: Path, change: dict) -> None:
+    config = json.loads((language / "config.json").read_text())
+    (language / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match=r"it has 10*(,000)+ layers, and 1,000 are the most"):
+        load_language(language)
+
+
+def test_nor_for_thousands_of_blocks(tokenizer: Path) -> None:
+    config = json.loads((tokenizer / "config.json").read_text())
+    for change in ({"num_res_blocks": 2000}, {"channel_multiplier": [1] * 40, "num_res_blocks": 40}):
+        (tokenizer / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ModelError, match="layers, and 1,000 are the most"):
+            load_vision(tokenizer)
+
+
 @pytest.mark.parametrize("change", [{"num_attention_heads": 0}, {"hidden_size": "wide"}, {"hidden_act": "swoosh"}])
 def test_a_config_that_makes_no_model(language: Path, change: dict) -> None:
     config = json.loads((language / "config.json").read_text())
@@ -168,6 +184,10 @@ def test_an_index_can_not_point_out_of_the_folder(language: Path) -> None:
     (language / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match="index doesn't list weight files"):
         load_language(language)
+    for name in ("x" * 5000, "\ud800", "a\0b"):
+        (language / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+        with pytest.raises(ModelError, match="1 of 1 weight files are missing"):
+            load_language(language)
 
 
 def test_bin_weights_load_without_running_code(language: Path) -> None:
