@@ -8,6 +8,7 @@ PHOTO       ?= docs/photos/palace.jpg
 INSTRUCTION ?= make it snowy
 SEED        ?= 7
 WORKERS     ?= 2
+FUZZ        ?=
 KILLS       ?= 200
 
 BIN  := $(VENV)/bin
@@ -22,13 +23,13 @@ DEBIAN := test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq u
   && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm check check-fast browser nginx lint types bench soak gpu-check embedded-model reproduce
+.PHONY: help demo test test-vllm check check-fast browser nginx lint types fuzz bench soak gpu-check embedded-model reproduce
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  No GPU and no model hub is needed. Variables: PYTHON VENV VLLM_VENV TORCH PHOTO INSTRUCTION SEED OUT WORK WORKERS KILLS."
+	@echo "  No GPU and no model hub is needed. Variables: PYTHON VENV VLLM_VENV TORCH PHOTO INSTRUCTION SEED OUT WORK WORKERS FUZZ KILLS."
 	@echo "  A small torch on Linux without a GPU: make demo TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'"
 
 $(BASE): pyproject.toml constraints.txt
@@ -95,6 +96,9 @@ lint: $(DEV) ## style, formatting, and which module may import which
 
 types: $(DEV) ## mypy, strict
 	@$(BIN)/mypy
+
+fuzz: $(DEV) ## read 12,000 damaged and hostile inputs of every kind; FUZZ='pickles --seed 7 --count 5000' for others
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
 
 bench: $(DEV) $(VLLM) ## every speed claim: both sides and their ratio
 	@set -e; for program in $(filter-out benchmarks/engines.py,$(wildcard benchmarks/*.py)); do \
