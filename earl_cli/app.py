@@ -6,6 +6,7 @@ Every failure ends here: one message on stderr, a documented exit code, and no t
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import signal
@@ -211,6 +212,7 @@ def _paragraph(title: str, lines: Sequence[str]) -> str | None:
 
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code; messages and results are on stderr and stdout by then."""
+    _write_whole()
     console.reset()
     console.json = "--json" in args  # also for a complaint about the options themselves
     if console.json and is_closed(sys.stdout):
@@ -234,6 +236,17 @@ def run(args: Sequence[str]) -> int:
     except OSError:
         _discard(sys.stderr)
     return code or (console.lost.exit_code if console.lost else 0)
+
+
+def _write_whole() -> None:
+    """Give stdout a buffer, if PYTHONUNBUFFERED took it away.
+
+    Without one, what a full disk or a reader that went away leaves of a write is dropped, and nobody hears of it.
+    """
+    raw = getattr(sys.stdout, "buffer", None)
+    if isinstance(raw, io.RawIOBase):
+        buffered = io.BufferedWriter(raw)
+        sys.stdout = io.TextIOWrapper(buffered, sys.stdout.encoding, sys.stdout.errors, line_buffering=True)
 
 
 def _run(args: Sequence[str]) -> int:

@@ -78,10 +78,10 @@ class OutputError(EarlError):
 
 
 _DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file gets too large for this disk",
-    errno.EROFS: "this disk can only be read",
+    errno.ENOSPC: ("the disk is full", "make room, or choose another place"),
+    errno.EDQUOT: ("the disk quota is used up", "make room, or choose another place"),
+    errno.EFBIG: ("the file gets too large for this disk", "choose another place"),
+    errno.EROFS: ("this disk can only be read", "choose another place"),
 }
 _PATH_ERRORS = {
     errno.ENOENT: "there is no such file or folder",
@@ -108,9 +108,8 @@ def explain(failure: Exception) -> EarlError:
 
 def _explanation(failure: Exception) -> EarlError:
     if isinstance(failure, OSError) and failure.errno in _DISK_ERRORS:
-        return OutputError(
-            _DISK_ERRORS[failure.errno], where=failure.filename, hint="make room, or choose another place"
-        )
+        what, hint = _DISK_ERRORS[failure.errno]
+        return OutputError(what, where=failure.filename, hint=hint)
     if isinstance(failure, PermissionError) and failure.filename is not None:
         return _refused(os.fsdecode(failure.filename))
     if isinstance(failure, OSError) and failure.filename is not None:

@@ -41,7 +41,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             error.filename = str(path)
         raise
     finally:  # also at Ctrl-C
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            aside.unlink()
 
 
 def _permit(aside: Path, permissions: int) -> None:

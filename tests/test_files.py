@@ -22,6 +22,13 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.read_text() for p in tmp_path.iterdir()] == ["whole"]
 
 
+def test_a_place_that_takes_no_file_is_named_by_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(NotADirectoryError) as error, whole_file(tmp_path / "x" / "y.png") as aside:
+        aside.write_text("nowhere")
+    assert error.value.filename == str(tmp_path / "x" / "y.png")
+
+
 def test_what_a_killed_process_left_is_known_and_removed(tmp_path: Path) -> None:
     with whole_file(tmp_path / "x") as aside:
         aside.write_text("whole")

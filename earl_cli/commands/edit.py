@@ -143,7 +143,7 @@ def _report(order: Order, outcome: Outcome, named: int, seconds: float) -> None:
             traceback.print_exception(each.error)
         hint = f" ({each.error.hint})" if each.error.hint else ""
         console.warn(f"{one_line(each.name)}: {each.error.what}{hint}")
-    names = ", ".join(one_line(each.name) for each in outcome.failed)
+    names = "; ".join(one_line(each.name) for each in outcome.failed)
     summary = PartialFailureError(f"{len(outcome.failed)} failed, {len(outcome.results)} written; failed: {names}")
     console.fail(summary, beside=document)
     raise typer.Exit(summary.exit_code)

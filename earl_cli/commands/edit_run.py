@@ -265,10 +265,11 @@ def _finish(order: Order, opened: Opened, drafts: Sequence[Draft], editor: Edito
         for index, kind in enumerate(order.sheets if images else ()):
             if ending.is_set():
                 return
-            shown = images if kind == "grid" else [opened.picture.rgb.resize(images[0].size), *images]
-            path = opened.sheets[index] if opened.sheets else None
-            tiles = sheet(shown, columns=None if kind == "grid" else len(shown))
-            made.results.append(_save(order, kind, tiles, path, drafts, opened, editor))
+            with made.going_on(f"{opened.source.name}, {kind}"):
+                shown = images if kind == "grid" else [opened.picture.rgb.resize(images[0].size), *images]
+                path = opened.sheets[index] if opened.sheets else None
+                tiles = sheet(shown, columns=None if kind == "grid" else len(shown))
+                made.results.append(_save(order, kind, tiles, path, drafts, opened, editor))
 
 
 def _save(

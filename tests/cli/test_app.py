@@ -317,6 +317,12 @@ def test_every_failure_becomes_one_message(failure: Exception, kind: type[EarlEr
     assert "\n" not in error.what
 
 
+@pytest.mark.parametrize(("number", "room"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EROFS, False)])
+def test_only_where_room_is_missing_room_is_asked_for(number: int, room: bool) -> None:
+    hint = str(explain(OSError(number, "", "out.png")).hint)
+    assert ("make room" in hint, "another place" in hint) == (room, True)
+
+
 def test_partial_failure_and_usage_have_their_codes() -> None:
     assert (UsageError.exit_code, PartialFailureError.exit_code) == (2, 7)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -294,6 +295,35 @@ def test_a_stdout_that_takes_nothing_costs_no_edit(earl, monkeypatch: pytest.Mon
     with stream_of(monkeypatch, "stdout", full()):
         _, err = earl("a.png", "make it snowy", "-o", "-", code=8)
     assert err.endswith("error: stdout: the picture can't be written: No space left on device\n")
+
+
+class Slow(io.FileIO):
+    """Takes 1,000 bytes of a write, as a disk does that is nearly full, and no more than ``most`` in all."""
+
+    most = 0
+
+    def write(self, data: memoryview) -> int:  # type: ignore[override]
+        room = self.most - self.tell()
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data[: min(1000, room)])
+
+
+@pytest.mark.parametrize("options", [["-o", "-"], ["--json"]])
+def test_a_stdout_without_a_buffer_gets_everything_or_it_is_said(earl, monkeypatch, options: list[str]) -> None:
+    photo(Path("a.png"), size=(120, 80))
+    for most, code in [(1 << 20, 0), (1200, 8)]:
+        raw = Slow("out", "w")
+        raw.most = most
+        unbuffered = io.TextIOWrapper(raw, "utf-8", write_through=True)  # as PYTHONUNBUFFERED=1 makes it
+        monkeypatch.setattr("sys.stdout", unbuffered)
+        _, err = earl("a.png", "make it snowy" + " and snowy" * 100, *options, code=code)
+        if code:
+            assert err.count("No space left on device") == 1
+        elif options == ["--json"]:
+            json.loads(Path("out").read_bytes())
+        else:
+            assert opened("out").size == (120, 80)
 
 
 def test_a_closed_stdout_wants_no_lines_and_takes_no_data(earl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,24 @@ def test_a_full_disk_costs_only_what_does_not_fit(edit: Any, monkeypatch: pytest
         ("in/0.png, seed 1", 8),
         ("in/0.png, seed 2", 8),
     ]
+    assert document["error"]["what"] == "2 failed, 18 written; failed: in/0.png, seed 1; in/0.png, seed 2"
     assert len(written("out")) == 18
+
+
+def test_a_grid_that_can_not_be_written_is_named_and_costs_nothing_else(
+    edit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = picture.save_picture
+
+    def full(image: Image.Image, path: Path, **options: Any) -> tuple[str, ...]:
+        if ".grid" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return save(image, path, **options)
+
+    monkeypatch.setattr(picture, "save_picture", full)
+    document = edit("-n", "2", "--grid", "--compare", what=["in/0.png"], output="out/", code=7)
+    assert [(failed["source"], failed["exit_code"]) for failed in document["failed"]] == [("in/0.png, grid", 8)]
+    assert sorted(written("out")) == ["0.edited-2.png", "0.edited.compare.png", "0.edited.png"]
 
 
 def test_a_prompt_that_fails_is_found_and_nothing_is_drawn_twice(edit: Any, engine: Any) -> None:
