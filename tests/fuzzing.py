@@ -26,7 +26,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOMS = ("images", "tables", "tars", "pickles", "stores", "models", "configs", "replies", "requests", "results")
+ROOMS = (
+    "images",
+    "tables",
+    "saved",
+    "tars",
+    "pickles",
+    "stores",
+    "models",
+    "configs",
+    "replies",
+    "requests",
+    "results",
+)
 SECONDS, BYTES = 10.0, 1 << 30  # of processor time for one input, of memory beyond what the process began with
 INTERESTING = (0, 1, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 _NUMBER = re.compile(rb"\d+")
@@ -106,6 +118,12 @@ def repeat(content: bytearray, choice: random.Random, *_: object) -> None:
     content[span.start : span.start] = content[span] * choice.choice((1, 2, 40))
 
 
+def stretch(content: bytearray, choice: random.Random, *_: object) -> None:
+    """One to three bytes, thousands of times: what takes the square of a length shows."""
+    start = choice.randrange(len(content) + 1)
+    content[start:start] = bytes(content[start : start + choice.randint(1, 3)]) * 20_000
+
+
 def scramble(content: bytearray, choice: random.Random, *_: object) -> None:
     """A few bytes become others."""
     span = _span(content, choice)
@@ -143,7 +161,20 @@ def splice(content: bytearray, choice: random.Random, _snippets: object, others:
         content[choice.randrange(len(content) + 1) :] = other[choice.randrange(len(other) + 1) :]
 
 
-CHANGES: tuple[Change, ...] = (flip, cut, remove, repeat, scramble, tamper, tamper, renumber, insert, insert, splice)
+CHANGES: tuple[Change, ...] = (
+    flip,
+    cut,
+    remove,
+    repeat,
+    stretch,
+    scramble,
+    tamper,
+    tamper,
+    renumber,
+    insert,
+    insert,
+    splice,
+)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -246,7 +277,7 @@ def _read(room: Room, name: str, content: bytes, folder: Path) -> tuple[str, str
     try:
         return room.read(name, content, folder), ""
     except room.allowed as error:
-        return type(error).__name__, ""
+        return f"refused by {type(error).__name__}", ""
     except BaseException as error:  # whatever it is, it is what this looks for
         lines = traceback.format_exception(error)
         return "failed", "".join(lines[:1] + lines[-6:])

@@ -22,7 +22,7 @@ MOST_TEXT, MOST_VALUES, MOST_DIGITS = 1 << 20, 100_000, 100  # characters and va
 JSON, YAML, TOML = "JSON", "YAML", "TOML"
 SUFFIXES = {JSON: (".json",), YAML: (".yaml", ".yml"), TOML: (".toml",)}
 _DEEP = "it is nested too deeply"
-_DOTTED = re.compile(r"(?:[\w-]+[\"']?[ \t]*\.[ \t]*[\"']?){100}")
+_DOTTED = re.compile(r"(?<![\w-])(?:[\w-]++[\"']?[ \t]*+\.[ \t]*+[\"']?){100}")  # never goes back over what it has read
 
 
 def read_text(path: Path) -> str:
@@ -109,11 +109,14 @@ def parse_json(text: str) -> Any:
         raise ValueError(_DEEP) from None
 
 
-def _toml(text: str) -> Any:
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text. Raises ValueError, with line and column."""
     if _DOTTED.search(text):  # tomllib's time and memory grow with their square
         raise ValueError(_DEEP)
     try:
         return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(_DEEP) from None
     except tomllib.TOMLDecodeError as error:
         lines = text.rstrip().splitlines() or [""]
         message = str(error).replace("(at end of document)", f"(line {len(lines)}, its end)").replace("(at ", "(")
@@ -121,6 +124,8 @@ def _toml(text: str) -> Any:
             key = lines[int(at[1]) - 1].partition("=")[0].strip()
             message = f"the key {key!r} stands twice (line {at[1]})"
         raise ValueError(message) from None
+    except ValueError:  # Python's own, with advice to programmers
+        raise ValueError("a number has thousands of digits") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -186,4 +191,4 @@ def _at(mark: yaml.Mark | None) -> str:
     return f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
 
 
-_PARSERS: dict[str, Callable[[str], Any]] = {JSON: parse_json, YAML: _yaml, TOML: _toml}
+_PARSERS: dict[str, Callable[[str], Any]] = {JSON: parse_json, YAML: _yaml, TOML: parse_toml}

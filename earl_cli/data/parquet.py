@@ -55,17 +55,16 @@ class ParquetSource:
     def _of_block(self, block: int, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
         file, group = self.files[self.groups[block, 0]], int(self.groups[block, 1])
         offset = int(self.bounds[block])
-        done = 0
+        done, reason = 0, "there are fewer rows than the file says"
         try:
             with hub_errors(file) if file.startswith(HUB) else nullcontext():
                 for number, cells in self._cells(file, group, [row - offset for row in rows], columns):
                     done += 1
                     yield row_of(cells, columns, number + offset, f"{file}, row {number + offset + 1}")
         except (pa.ArrowException, OSError, ValueError) as error:
-            for row in rows[done:]:
-                yield BadRowError(
-                    "data", f"the data can't be read: {first_line(error)}", where=f"{file}, row {row + 1}"
-                )
+            reason = first_line(error)
+        for row in rows[done:]:
+            yield BadRowError("data", f"the data can't be read: {reason}", where=f"{file}, row {row + 1}")
 
     def _cells(
         self, file: str, group: int, wanted: Sequence[int], columns: Sequence[str]

@@ -117,9 +117,17 @@ class Store:
         return [index for index in range(self.manifest.shards) if index not in there]
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows, a table of `SCHEMA` (or of some of its columns) for each shard, so that memory stays flat."""
+        """The rows, a table of `SCHEMA` (or of some of its columns) for each shard, so that memory stays flat.
+
+        Raises InputError for a shard that can't be read, or where something is missing in a row.
+        """
         for shard in self.shards:
-            yield read_shard(shard, columns)
+            table = read_shard(shard, columns)
+            empty = [name for name in table.column_names if _has_empty_cells(table[name])]
+            if empty:
+                what, hint = f"there are empty cells in {', '.join(empty)}", "earl tokenize verify names the rows"
+                raise InputError(what, where=str(shard), hint=hint)
+            yield table
 
     def table(self) -> pa.Table:
         """All rows as one Arrow table of `SCHEMA`. Raises InputError for a shard that can't be read."""
@@ -151,6 +159,14 @@ def read_shard(shard: Path, columns: Sequence[str] | None = None) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         what = f"this shard can't be read: {first_line(error)}"
         raise InputError(what, where=str(shard), hint="delete it and tokenize again") from None
+
+
+def _has_empty_cells(column: pa.ChunkedArray) -> bool:
+    if column.null_count:
+        return True
+    if pa.types.is_map(column.type):
+        return any(chunk.items.null_count for chunk in column.chunks)
+    return pa.types.is_list(column.type) and any(chunk.flatten().null_count for chunk in column.chunks)
 
 
 def read_rejects(shard: Path) -> list[Reject]:

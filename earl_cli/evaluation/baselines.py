@@ -5,7 +5,6 @@ Nothing heavy is loaded before the first edit, and every edit has a run of its o
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from earl_cli.bounded_json import loads
 from earl_cli.errors import DeviceError, MissingExtraError, ModelError, UsageError
 from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
 from earl_cli.images.area import resize_to_area
@@ -250,7 +250,7 @@ def _check_parts(folder: Path, place: str, baseline: Baseline) -> None:
 
 def _settings(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(loads(file.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         what = f"these settings can't be read: {error}"
         raise ModelError(what, where=str(file), hint="copy or download it again") from None

@@ -6,7 +6,6 @@ point ``earl_cli.benchmarks``, or are simply data: a folder, or JSON lines.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from earl_cli.config.formats import read_text
+from earl_cli.config.formats import parse_toml, read_text
 from earl_cli.data.hub_data import is_hub_id
 from earl_cli.data.opening import Place
 from earl_cli.errors import UsageError
@@ -126,7 +125,7 @@ def find_benchmark(spec: str) -> Benchmark:
 def benchmarks() -> dict[str, Benchmark]:
     """All that are known by name: the package's own, then those of entry points. Raises UsageError for a broken one."""
     source = resources.files("earl_cli.evaluation") / "benchmarks.toml"
-    found = _declared(tomllib.loads(source.read_text(encoding="utf-8")), "benchmarks.toml")
+    found = _declared(parse_toml(source.read_text(encoding="utf-8")), "benchmarks.toml")
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         found |= _of_entry(entry)
     return found
@@ -151,7 +150,7 @@ def _of_entry(entry: metadata.EntryPoint) -> dict[str, Benchmark]:
 def _of_file(path: Path) -> dict[str, Benchmark]:
     """The benchmarks of a file; relative places in it count from its folder."""
     try:
-        declared = _declared(tomllib.loads(read_text(path)), str(path))
+        declared = _declared(parse_toml(read_text(path)), str(path))
     except ValueError as error:
         raise UsageError(f"this is no TOML: {error}", where=str(path), hint=FORM) from None
     return {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from earl_cli.bounded_json import loads
 from earl_cli.errors import UsageError
 
 OWN = (
@@ -27,7 +27,7 @@ def engine_arguments(pairs: Sequence[str]) -> dict[str, Any]:
         if not sign or not name.strip():
             raise UsageError(f"{pair!r} is no key=value", where="--engine-arg", hint="tensor_parallel_size=2")
         try:
-            found[name.strip()] = json.loads(value)
+            found[name.strip()] = loads(value)
         except ValueError:
             found[name.strip()] = value
     return checked_arguments(found)

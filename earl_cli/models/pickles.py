@@ -101,10 +101,10 @@ class OrderedRecord(dict[str, Any]):
 
 @dataclass(frozen=True)
 class _Name:
-    """A name that a pickle asked for, and what is made by calling it; None: it is only mentioned."""
+    """A name that a pickle asked for, and what calling it makes."""
 
     name: str
-    make: Maker | None
+    make: Maker
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,6 @@ class _Machine:
         self.texts -= sum(len(value) for value in values if isinstance(value, str | bytes))
         if self.texts < 0:
             raise PickleError("it makes more of its texts than a file of data does")
-        assert called.make is not None
         made = called.make(*values)
         if isinstance(made, int | str | bytes | TensorRecord):
             self._push(made)

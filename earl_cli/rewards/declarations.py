@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from earl_cli.config.formats import read_text
+from earl_cli.config.formats import parse_toml, read_text
 from earl_cli.errors import UsageError
 
 OWN, PUBLISHED = "earl", "viescore-published"
@@ -49,7 +48,7 @@ def load_declaration(spec: str = OWN) -> Declaration:
         what = f"there is no declaration {spec!r}"
         raise UsageError(what, hint=f"there are {', '.join(known)}; a file of your own ends in .toml")
     try:
-        return _declared(tomllib.loads(read_text(path)), path.stem, str(path))
+        return _declared(parse_toml(read_text(path)), path.stem, str(path))
     except ValueError as error:
         raise UsageError(f"this is no TOML: {error}", where=str(path), hint=FORM) from None
 
@@ -57,7 +56,7 @@ def load_declaration(spec: str = OWN) -> Declaration:
 @cache
 def _own() -> dict[str, Declaration]:
     file = resources.files("earl_cli.rewards") / "declarations.toml"
-    tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    tables = parse_toml(file.read_text(encoding="utf-8"))
     return {name: _declared(table, name, file.name) for name, table in tables.items()}
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, fields
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from earl_cli.config.formats import parse_toml
 from earl_cli.errors import UsageError
 
 SLOT = "{instruction}"
@@ -52,7 +52,7 @@ def asked(rubric: str, instruction: str) -> str:
 
 def _read(source: Traversable, where: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(source.read_text(encoding="utf-8-sig"))
+        return parse_toml(source.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"the rubrics can't be read: {error.strerror or error}", where=where) from None
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,15 @@ def test_a_file_that_cannot_be_read_says_what_and_where(tmp_path: Path, name: st
         load_config(SftConfig, str(tmp_path / name))
     assert str(caught.value).startswith(f"{tmp_path / name}: the config can't be read: ")
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("piece", ["9", "a", "a ", "a.", "a . ", '"a".', "-", " ", "\t", "[", "'"])
+def test_no_text_takes_longer_to_read_than_its_length(tmp_path: Path, piece: str) -> None:
+    (tmp_path / "a.toml").write_text(f"a = {piece * (1_000_000 // len(piece))}")
+    began = time.process_time()
+    with pytest.raises(UsageError):
+        load_config(SftConfig, str(tmp_path / "a.toml"))
+    assert time.process_time() - began < 10
 
 
 def test_aliases_that_unfold_to_a_bomb_are_refused(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,7 @@ import pytest
 from earl_cli.data.opening import Place, open_source
 from earl_cli.data.order import Order
 from earl_cli.data.pairs import Columns, find_columns, pair_of
+from earl_cli.data.parquet import ParquetSource
 from earl_cli.data.pictures import picture_bytes
 from earl_cli.data.preparing import Recipe, prepare
 from earl_cli.data.sources import BadRowError, Row, row_count
@@ -207,3 +210,13 @@ def test_half_a_character_in_a_path_is_a_reject(tmp_path: Path) -> None:
     (reject,) = prepare(Recipe(source, find_columns(Columns(), source), 64, 8), [0])
     assert isinstance(reject, Reject)
     write_shard(tmp_path, 0, [], [reject])
+
+
+def test_a_file_of_fewer_rows_than_it_says_costs_those(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"instruction": ["snow", "fog"]}), tmp_path / "a.parquet")
+    source = open_source(Place(str(tmp_path)))
+    assert isinstance(source, ParquetSource)
+    first, last, absent = replace(source, bounds=np.array([0, 3])).read([0, 1, 2], ["instruction"])
+    assert isinstance(first, Row)
+    assert isinstance(last, Row)
+    assert "row 3: the data can't be read: there are fewer rows than the file says" in str(absent)

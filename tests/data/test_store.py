@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earl_cli.data.store import (
+    SCHEMA,
     Manifest,
     Reject,
     TokenizedPair,
@@ -156,6 +157,24 @@ def test_a_shard_whose_texts_are_none_is_named(tmp_path: Path) -> None:
     pq.write_table(table.set_column(table.column_names.index("instruction"), "instruction", bad), shard)
     with pytest.raises(InputError, match="this shard can't be read"):
         open_store(store.folder).table()
+
+
+CELLS_WITHIN = {"source": [[None]], "thoughts": [[("a", None)]]}
+
+
+@pytest.mark.parametrize("name", ["row", "instruction", "source", "source_height", "thoughts"])
+def test_a_shard_with_an_empty_cell_is_named(tmp_path: Path, name: str) -> None:
+    store = create_or_resume(tmp_path / "s", MANIFEST)
+    grid = np.zeros((1, 1), dtype=np.uint16)
+    write_shard(store.folder, 0, [TokenizedPair(0, "a", "snow", grid, grid, {}, "")], [])
+    shard = shard_path(store.folder, 0)
+    table = pq.read_table(shard)
+    kind = SCHEMA.field(name).type
+    for cell in (None, *CELLS_WITHIN.get(name, ())):
+        changed = table.set_column(table.column_names.index(name), name, pa.array([cell], kind))
+        pq.write_table(changed, shard)
+        with pytest.raises(InputError, match=rf"there are empty cells in {name} \(earl tokenize verify"):
+            open_store(store.folder).table()
 
 
 def test_a_reject_may_quote_half_a_character(tmp_path: Path) -> None:

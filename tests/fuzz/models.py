@@ -57,45 +57,13 @@ GOOD = {
     "model.safetensors.index.json": json.dumps({"weight_map": {"lm_head.weight": WEIGHTS}}).encode(),
 }
 SNIPPETS = (
-    *(
-        b"[" * 5000,
-        b"9" * 6000,
-        b"-1",
-        b"null",
-        b"NaN",
-        b"1e999",
-        b"{}",
-        b"[]",
-        b'""',
-        b"\0",
-        b"\xff",
-        b'"\\ud800"',
-        b"true",
-    ),
-    *(
-        b"1000000000000",
-        b"99999999",
-        b"0.5",
-        b'"../x"',
-        b'"/etc"',
-        b'"org/name"',
-        b'"data_offsets":[0,0]',
-        b'"dtype":"F64"',
-    ),
-    *(
-        b'"auto_map": {"AutoModel": "x.py"}, ',
-        b'"_attn_implementation": "x", ',
-        b'"rope_scaling": {"type": "x"}, ',
-        b"(?=(a+)+)$",
-    ),
-    *(
-        b'"num_hidden_layers": 100000000,',
-        b'"num_res_blocks": 100000000,',
-        b'"hidden_size": 1000000000,',
-        b'"quantization_config": {},',
-    ),
-    *(b"{" * 500, b"|" * 500, b"{a|b}" * 40, b'"Regex": "(a+)+$"', b'"type": "BPE"', b'"type": "Split"', b'"\\u0000"'),
-)
+    b"[" * 5000, b"9" * 6000, b"-1", b"null", b"NaN", b"1e999", b"{}", b"[]", b'""', b"\0", b"\xff", b'"\\ud800"',
+    b"true", b"1000000000000", b"99999999", b"0.5", b'"../x"', b'"/etc"', b'"org/name"', b'"data_offsets":[0,0]',
+    b'"dtype":"F64"', b'"auto_map": {"AutoModel": "x.py"}, ', b'"_attn_implementation": "x", ',
+    b'"rope_scaling": {"type": "x"}, ', b"(?=(a+)+)$", b'"num_hidden_layers": 100000000,',
+    b'"num_res_blocks": 100000000,', b'"hidden_size": 1000000000,', b'"quantization_config": {},', b"{" * 500,
+    b"|" * 500, b"{a|b}" * 40, b'"Regex": "(a+)+$"', b'"type": "BPE"', b'"type": "Split"', b'"\\u0000"',
+)  # fmt: skip
 HOSTILE = (
     [
         ("config.json", json.dumps(json.loads(GOOD["config.json"]) | {key: value}).encode())

@@ -34,62 +34,21 @@ def _pickle(content: bytes) -> bytes:
 
 
 GOOD = {**FILES, **{f"pickle of {name}": _pickle(file) for name, file in FILES.items() if not name.startswith("old")}}
+INSTRUCTIONS = b"( ) ] } t u s e a R b Q 0 2 N . q\0 h\0 \x85 \x86 \x81 \x93 \x82\1 \x83\1\0 \x84\1\0\0\0 I1\n L9L\n"
+NAMES = b"cposix|system| cbuiltins|eval| ios|system| c_codecs|encode| cnumpy|dtype| ctorch|FloatStorage|"
 SNIPPETS = (
+    *INSTRUCTIONS.split(b" "),
+    *NAMES.replace(b"|", b"\n").split(b" "),
     *(
-        b"(",
-        b")",
-        b"]",
-        b"}",
-        b"t",
-        b"u",
-        b"s",
-        b"e",
-        b"a",
-        b"R",
-        b"b",
-        b"Q",
-        b"0",
-        b"2",
-        b"N",
-        b"q\0",
-        b"h\0",
-        b"\x85",
-        b"\x86",
-    ),
-    *(
-        b"cposix\nsystem\n",
-        b"cbuiltins\neval\n",
-        b"ios\nsystem\n",
-        b"\x81",
-        b"\x82\1",
-        b"\x83\1\0",
-        b"\x84\1\0\0\0",
-        b"\x93",
-    ),
-    *(
-        b"c_codecs\nencode\n",
         b"X\6\0\0\0latin1",
         b"X\3\0\0\0hex",
         b"X\x08\0\0\0punycode",
-        b"cnumpy\ndtype\n",
         b"X\2\0\0\0O8",
-    ),
-    *(
-        b"\x8a\xff" + b"\xff" * 255,
-        b"\x8b\xff\xff\xff\x7f",
-        b"\x8e" + b"\xff" * 8,
-        b"\x95" + b"\xff" * 8,
         b"X\xff\xff\xff\x7f",
-    ),
-    *(
-        b"\x85" * 5000,
-        b"]" * 5000,
-        b"q\1h\1h\1\x86" * 40,
         b"J\xff\xff\xff\x7f",
-        b"G\x7f\xf0\0\0\0\0\0\0",
-        b"I1\n",
-        b"L9L\n",
     ),
+    *(b"\x8a\xff" + b"\xff" * 255, b"\x8b\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 8, b"\x95" + b"\xff" * 8),
+    *(b"\x85" * 5000, b"]" * 5000, b"q\1h\1h\1\x86" * 40, b"G\x7f\xf0\0\0\0\0\0\0"),
     *(b"PK\1\2", b"PK\3\4", b"PK\5\6", b"PK\6\6", b"PK\6\7", b"../data.pkl", b"/data.pkl"),
 )
 HOSTILE = [("numpy.pth", pickle.dumps(fields(1), protocol=protocol)) for protocol in range(6)] + [

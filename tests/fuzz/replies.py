@@ -17,52 +17,16 @@ GOOD = {
     "tag": b"The sky is blue. <score>7</score>",
     "choice": b"The first one is sharper. <choice>1</choice>",
 }
+WORDS = "{ } [ ] ( ) \" ' ``` <think> </think> <score> </score> <choice>tie score scores: score=[ /10 nan inf 1e999"
 SNIPPETS = (
-    *(
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b"(",
-        b")",
-        b'"',
-        b"'",
-        b"```",
-        b"<think>",
-        b"</think>",
-        b"<score>",
-        b"</score>",
-        b"<choice>tie",
-    ),
-    *(
-        b"score",
-        b"scores:",
-        b"score=[",
-        b"out of 10",
-        b"/10",
-        b"nan",
-        b"inf",
-        b"1e999",
-        b"9" * 6000,
-        b"[" * 3000,
-        b"{" * 3000,
-    ),
-    *(
-        b'{"score":' * 300,
-        b" " * 3000,
-        b"\n" * 3000,
-        b"<" * 3000,
-        b"-" * 3000,
-        b"1," * 3000,
-        b'""' * 3000,
-        b"\\" * 3000,
-    ),
-    *(b"\\ud800", b"\xed\xa0\x80", b"\0", "\uff3b\uff18\uff0f\uff11\uff10\uff3d".encode(), "\u0660\u0663".encode()),
+    *WORDS.encode().split(b" "),
+    *(each * 3000 for each in (b"[", b"{", b" ", b"\n", b"<", b"-", b"9", b"1,", b'""', b"\\", b'{"score":')),
+    *(b"out of 10", b"\\ud800", "［８／１０］".encode(), "٠٣".encode(), b"\xed\xa0\x80", b"\0"),
 )
 HOSTILE = [
     (name, text * (19_000 // len(text)))
     for name in ("scores", "tag", "choice")
-    for text in (*SNIPPETS[:30], b"{score:", b"{'score': [1", b"[1, ", b"<think>", b"<score>1", b"{,", b"[1,\n")
+    for text in (*SNIPPETS, b"{score:", b"{'score': [1", b"[1, ", b"<think>", b"<score>1", b"{,", b"[1,\n")
 ]
 
 

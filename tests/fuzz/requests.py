@@ -32,43 +32,15 @@ GOOD = {
     "two": b"GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET http://b/?c HTTP/1.1\r\nHost: a\r\n\r\n",
 }
 SNIPPETS = (
-    *(
-        b"\r\n",
-        b"\n",
-        b"\r",
-        b"\0",
-        b": ",
-        b"Content-Length: 99999999999999999999\r\n",
-        b"Content-Length: -1\r\n",
-        b"--b--",
-        b"--b\r\n",
-    ),
-    *(
-        b"Transfer-Encoding: chunked\r\n",
-        b"Transfer-Encoding: gzip, chunked\r\n",
-        b"Expect: 100-continue\r\n",
-        b"Host: b\r\n",
-    ),
-    *(
-        b"ffffffffffffffff\r\n",
-        b"0\r\n\r\n",
-        b"Upgrade: h2c\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"\x16\x03\1\2\0",
-        b"HTTP/9.9",
-    ),
-    *(
-        b'name="' + b"\\" * 500,
-        b'name="' + b"a" * 3000,
-        b";" * 2000,
-        b"filename*=utf-8''%ff",
-        b"boundary=" + b"b" * 100,
-        b" " * 5000,
-    ),
+    b"\r\n", b"\n", b"\r", b"\0", b": ", b"Content-Length: 99999999999999999999\r\n", b"Content-Length: -1\r\n",
+    b"--b--", b"--b\r\n", b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: gzip, chunked\r\n",
+    b"Expect: 100-continue\r\n", b"Host: b\r\n", b"ffffffffffffffff\r\n", b"0\r\n\r\n", b"Upgrade: h2c\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\1\2\0", b"HTTP/9.9", b'name="' + b"\\" * 500,
+    b'name="' + b"a" * 3000, b";" * 2000, b"filename*=utf-8''%ff", b"boundary=" + b"b" * 100, b" " * 5000,
     b'--b\r\nContent-Disposition: form-data; name="seed"\r\n\r\n' + b"9" * 6000 + b"\r\n",
     b'--b\r\nContent-Disposition: form-data; name="size"\r\n\r\n999999999x999999999\r\n',
     b'--b\r\nContent-Disposition: form-data; name="top_p"\r\n\r\nnan\r\n',
-)
+)  # fmt: skip
 LIMITS = Limits(upload=100_000)
 
 

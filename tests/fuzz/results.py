@@ -25,30 +25,10 @@ GOOD = {
     "scoring.json": b'{"judge": {"model": "m"}, "metrics": ["pixels"]}',
 }
 SNIPPETS = (
-    *(
-        b'"\\ud800"',
-        b"[" * 5000,
-        b"9" * 6000,
-        b"-1",
-        b"null",
-        b"NaN",
-        b"1e999",
-        b"{}",
-        b"[]",
-        b"\n",
-        b'""',
-        b"\0",
-        b"\xff",
-    ),
-    *(
-        b'"number": "a", ',
-        b'"VIE_SC": 1e308, ',
-        b'"id": {"a": 1}, ',
-        b'"missing": [1], ',
-        b'"seconds": "a", ',
-        b"\xed\xa0\x80",
-    ),
-)
+    b'"\\ud800"', b"[" * 5000, b"9" * 6000, b"-1", b"null", b"NaN", b"1e999", b"{}", b"[]", b"\n", b'""', b"\0",
+    b"\xff", b'"number": "a", ', b'"VIE_SC": 1e308, ', b'"id": {"a": 1}, ', b'"missing": [1], ', b'"seconds": "a", ',
+    b"\xed\xa0\x80",
+)  # fmt: skip
 
 
 def read(name: str, content: bytes, folder: Path) -> str:

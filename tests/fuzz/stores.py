@@ -16,20 +16,9 @@ from earl_cli.errors import EarlError
 with tempfile.TemporaryDirectory() as _folder:
     GOOD = contents(write_store(Path(_folder) / "store").folder)
 SNIPPETS = (
-    *(
-        b'"\\ud800"',
-        b"[" * 5000,
-        b"9" * 6000,
-        b"-1",
-        b"null",
-        b"NaN",
-        b"PAR1",
-        b"\xff\xff\xff\xff",
-        b'{"row": 1}',
-        b"\n",
-    ),
-    *(b'"shards": 99999999999', b'"rows": -1', b'"columns": []', b'"format": 1', b"../", b"\xed\xa0\x80"),
-)
+    b'"\\ud800"', b"[" * 5000, b"9" * 6000, b"-1", b"null", b"NaN", b"PAR1", b"\xff\xff\xff\xff", b'{"row": 1}',
+    b"\n", b'"shards": 99999999999', b'"rows": -1', b'"columns": []', b'"format": 1', b"../", b"\xed\xa0\x80",
+)  # fmt: skip
 
 
 def read(name: str, content: bytes, folder: Path) -> str:

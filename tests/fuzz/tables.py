@@ -16,6 +16,7 @@ from earl_cli.data.opening import Place, open_source
 from earl_cli.data.order import Order
 from earl_cli.data.pairs import Columns, find_columns
 from earl_cli.data.preparing import Recipe, prepare
+from earl_cli.data.sources import Source
 from earl_cli.data.store import Reject, write_shard
 from earl_cli.errors import EarlError
 
@@ -56,22 +57,11 @@ def _good() -> dict[str, bytes]:
 
 
 SNIPPETS = (
-    *(
-        b'"\\ud800"',
-        b'{"source": "\\ud800.png"}',
-        b"[" * 5000,
-        b"9" * 6000,
-        b"\\u0000",
-        b'"',
-        b'"""',
-        b"\n",
-        b"\r",
-        b"\0",
-    ),
-    *(b"../../etc/passwd", b"/dev/zero", b"/dev/stdin", b"file:///etc/passwd", b"http://127.0.0.1:1/", b"data:,", b"~"),
-    *(b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"[[[[[[", b"{}" * 50, b'["' + b"a'," * 3000, b"NaN", b"1e999"),
-    b'{"id": {"a": [1]}, "source": ["a.png"], "edited": {"path": "a.png"}, "instruction": [["a"]]}',
-)
+    b'"\\ud800"', b'{"source": "\\ud800.png"}', b"[" * 5000, b"9" * 6000, b"\\u0000", b'"', b'"""', b"\n", b"\r",
+    b"\0", b"../../etc/passwd", b"/dev/zero", b"/dev/stdin", b"file:///etc/passwd", b"http://127.0.0.1:1/", b"data:,",
+    b"~", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"[[[[[[", b"{}" * 50, b'["' + b"a'," * 3000, b"NaN",
+    b"1e999", b'{"id": {"a": [1]}, "source": ["a.png"], "edited": {"path": "a.png"}, "instruction": [["a"]]}',
+)  # fmt: skip
 HOSTILE = [
     ("a.jsonl", json.dumps(ROWS[0]).encode() + b"\n" + b"[" * 1_000_000),
     ("a.json", b"[" + b'{"source":' * 100_000),
@@ -85,7 +75,11 @@ HOSTILE = [
 def read(name: str, content: bytes, folder: Path) -> str:
     (folder / name).write_bytes(content)
     (folder / "a.png").write_bytes(PICTURE)
-    source = open_source(Place(str(folder / name)))
+    return prepared(open_source(Place(str(folder / name))), folder)
+
+
+def prepared(source: Source, folder: Path) -> str:
+    """What becomes of the rows of a source."""
     recipe = Recipe(
         source, find_columns(Columns(thoughts=("plan",) if "plan" in source.columns else ()), source), 64, 8
     )

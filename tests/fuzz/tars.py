@@ -49,20 +49,10 @@ def _good() -> dict[str, bytes]:
 
 
 SNIPPETS = (
-    *(
-        b"\xff" * 12,
-        b"\x80" + b"\x7f" * 11,
-        b"77777777777\0",
-        b"-1         \0",
-        b"../../x",
-        b"/etc/passwd",
-        b"L",
-        b"K",
-        b"S",
-    ),
-    *(b"x", b"g", b"1", b"2", b"30 size=99999999999999999\n", b"20 path=../../../x\n", b"22 GNU.sparse.size=9\n"),
-    *(b"26 GNU.sparse.map=0,1,2\n", b"\0" * 1024, b"ustar\0" + b"00", b"\xed\xa0\x80", b"99999999999 a=b\n", b"0 a=\n"),
-)
+    b"\xff" * 12, b"\x80" + b"\x7f" * 11, b"77777777777\0", b"-1         \0", b"../../x", b"/etc/passwd", b"L", b"K",
+    b"S", b"x", b"g", b"1", b"2", b"30 size=99999999999999999\n", b"20 path=../../../x\n", b"22 GNU.sparse.size=9\n",
+    b"26 GNU.sparse.map=0,1,2\n", b"\0" * 1024, b"ustar\0" + b"00", b"\xed\xa0\x80", b"99999999999 a=b\n", b"0 a=\n",
+)  # fmt: skip
 BLOCK = tarfile.TarInfo("././@LongLink")
 BLOCK.type = tarfile.GNUTYPE_LONGNAME
 HOSTILE = [

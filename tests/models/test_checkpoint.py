@@ -126,7 +126,9 @@ def test_nor_for_thousands_of_blocks(tokenizer: Path) -> None:
             load_vision(tokenizer)
 
 
-@pytest.mark.parametrize("change", [{"num_attention_heads": 0}, {"hidden_size": "wide"}, {"hidden_act": "swoosh"}])
+@pytest.mark.parametrize(
+    "change", [{"num_attention_heads": 0}, {"hidden_size": "wide"}, {"hidden_act": "swoosh"}, {"pad_token_id": 99}]
+)
 def test_a_config_that_makes_no_model(language: Path, change: dict) -> None:
     config = json.loads((language / "config.json").read_text())
     (language / "config.json").write_text(json.dumps(config | change))
