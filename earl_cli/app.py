@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
 from typing import Annotated, Any, NoReturn, TextIO
@@ -212,7 +212,11 @@ def _paragraph(title: str, lines: Sequence[str]) -> str | None:
 
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code; messages and results are on stderr and stdout by then."""
-    _write_whole()
+    with _buffered_stdout():
+        return _run_to_the_end(args)
+
+
+def _run_to_the_end(args: Sequence[str]) -> int:
     console.reset()
     console.json = "--json" in args  # also for a complaint about the options themselves
     if console.json and is_closed(sys.stdout):
@@ -238,15 +242,26 @@ def run(args: Sequence[str]) -> int:
     return code or (console.lost.exit_code if console.lost else 0)
 
 
-def _write_whole() -> None:
-    """Give stdout a buffer, if PYTHONUNBUFFERED took it away.
+@contextmanager
+def _buffered_stdout() -> Iterator[None]:
+    """Give stdout a buffer for a while, if PYTHONUNBUFFERED took it away.
 
     Without one, what a full disk or a reader that went away leaves of a write is dropped, and nobody hears of it.
     """
-    raw = getattr(sys.stdout, "buffer", None)
-    if isinstance(raw, io.RawIOBase):
-        buffered = io.BufferedWriter(raw)
-        sys.stdout = io.TextIOWrapper(buffered, sys.stdout.encoding, sys.stdout.errors, line_buffering=True)
+    own = sys.stdout
+    raw = getattr(own, "buffer", None)
+    if not isinstance(raw, io.RawIOBase):
+        yield
+        return
+    buffered = io.BufferedWriter(raw)
+    sys.stdout = text = io.TextIOWrapper(buffered, own.encoding, own.errors, line_buffering=True)
+    try:
+        yield
+    finally:
+        sys.stdout = own
+        with suppress(OSError):  # which has been told by now
+            text.detach()
+            buffered.detach()
 
 
 def _run(args: Sequence[str]) -> int:
