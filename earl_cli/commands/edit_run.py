@@ -252,8 +252,10 @@ def _finish(order: Order, opened: Opened, drafts: Sequence[Draft], editor: Edito
             if ending.is_set():
                 return
             name = opened.source.name if len(drafts) == 1 else f"{opened.source.name}, seed {draft.seed}"
-            if order.mode != "edit":
-                console.block(f"reasoning: {draft.answer.thoughts or '(none)'}")
+            if order.mode != "edit" and draft.answer.thoughts:
+                console.block(f"reasoning: {draft.answer.thoughts}")
+            elif order.mode != "edit":
+                console.warn(f"{name}: the model gave no reasoning; --think is for models that were trained to")
             with made.going_on(name):
                 edited = render(editor.model, opened.picture.pixels, before, draft, order.size)
                 images.append(edited.image)
@@ -293,8 +295,11 @@ def _save(
     asked = understand(order.instruction, editor.model.abilities)
     metadata = provenance(editor.model.name, asked, shown, editor.settings)
     if path:
-        path = opened.targets.still(path, opened.source)
+        wanted, path = path, opened.targets.still(path, opened.source)
         lost = save_picture(image, path, like=opened.picture, metadata=metadata)
+        if path != wanted and opened.targets.chosen:
+            what = f"something else was written there meanwhile; what was drawn is {path}"
+            opened.made.note(name, OutputError(what, where=str(wanted)))
     else:
         encoded = io.BytesIO()
         form = opened.picture.format if opened.picture.format in EXTENSIONS else "PNG"

@@ -38,7 +38,7 @@ class Targets:
     def __post_init__(self) -> None:
         if self.output is not None and not self.output.strip():
             raise UsageError("the name is empty", where="-o")
-        path = self._chosen
+        path = self.chosen
         if path is not None and path.suffix.lower() not in WRITABLE:
             raise UsageError("the name needs .png, .jpg or .webp", where=f"-o {path}", hint="a folder's name ends in /")
         if path is not None:
@@ -66,7 +66,7 @@ class Targets:
         """Whether the one result goes to stdout. UsageError where there is more than one, or stdout is a terminal."""
         piped = self.output is None and len(sources) == 1 and sources[0].path is None
         if not piped and self.output != STREAM:
-            if self._chosen is not None and len(sources) > 1:
+            if self.chosen is not None and len(sources) > 1:
                 raise UsageError("one name for several pictures", where=f"-o {self.output}", hint="-o FOLDER/")
             return False
         if len(sources) > 1 or pictures > 1:
@@ -82,8 +82,8 @@ class Targets:
 
         OutputError where nothing can be written.
         """
-        if self._chosen is not None:
-            return self._give(self._chosen, source)
+        if self.chosen is not None:
+            return self._give(self.chosen, source)
         if source.is_stream and self.output is None:
             raise OutputError("it has no folder for the edit", where=source.name, hint="say where to: -o FILE")
         folder = Path(self.output) if self.output else source.path.parent if source.path else Path()
@@ -107,12 +107,12 @@ class Targets:
         return self._next(path, source)
 
     @property
-    def _chosen(self) -> Path | None:
-        """The file that the person named."""
+    def chosen(self) -> Path | None:
+        """The file that the person named, if they named one."""
         return None if self.output is None or self.output == STREAM or self.is_folder else Path(self.output)
 
     def _give(self, wanted: Path, source: Source) -> Path:
-        if self._chosen is None:
+        if self.chosen is None:
             return self._next(wanted, source)
         path = next(self._unused(wanted))
         if not self._take(path, source):
@@ -146,7 +146,7 @@ class Targets:
     def _may_replace(self, path: Path) -> bool:
         """Whether this run may write where something is. OutputError if it may but can't."""
         if path.exists() and not path.is_file():
-            return self._chosen is not None and not path.is_dir()  # a pipe or a device
+            return self.chosen is not None and not path.is_dir()  # a pipe or a device
         if not self.force:
             return False
         if path.exists() and not os.access(path, os.W_OK):

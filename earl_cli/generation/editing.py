@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from earl_cli.errors import ModelError
+from earl_cli.errors import InputError, ModelError
 from earl_cli.generation.engine import Completion, Engine, Request, Sampling
-from earl_cli.images.area import resize_to_area
+from earl_cli.images.area import resize_to_area, seen_size
 from earl_cli.images.color import on_white
 from earl_cli.images.compose import compose
 from earl_cli.images.planes import CELL
@@ -106,12 +106,19 @@ def draft(
 def encoded(model: EarlModel, picture: Image.Image, image_area: int | None = None) -> NDArray[np.int64]:
     """An RGB picture's codes int64[h, w], at ``image_area`` pixels or at the model's own area and in its own shapes.
 
-    One picture at a time, so that its codes don't depend on what else is edited.
+    One picture at a time, so that its codes don't depend on what else is edited. Raises InputError, before anything is
+    computed, if the model has no room for it and its edit.
     """
     from earl_cli.models.vision import encode, pixels_of, spatial_factor
 
     area, grids = (model.image_area, model.grids) if image_area is None else (image_area, ())
-    small = resize_to_area(picture, area, spatial_factor(model.vision), grids)
+    cell, positions = spatial_factor(model.vision), int(model.language.config.max_position_embeddings)
+    width, height = seen_size(*picture.size, area, cell, grids)
+    grid = Grid(height // cell, width // cell)
+    if 2 * grid.tokens > positions:
+        what = f"a picture of {grid} codes and its edit are more than the model's {positions} positions"
+        raise InputError(what, hint="a smaller image area takes fewer tokens")
+    small = resize_to_area(picture, area, cell, grids)
     codes = encode(model.vision, pixels_of([small], model.vision.device, model.vision.dtype))
     return codes[0].cpu().numpy().astype(np.int64)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from earl_cli.console import console
 from earl_cli.errors import UsageError
 from earl_cli.generation.editing import EditSettings
 from earl_cli.generation.engine import Engine, Sampling
@@ -57,7 +58,7 @@ def load_editor(
         raise UsageError("only the engine vllm takes arguments", where="--engine-arg", hint="--engine vllm")
     model = load_model(spec, device=device)
     _spare_threads(model)
-    settings = EditSettings(sampling_of(model.sampling or {}, said), mode, image_area)
+    settings = _settings(model, said, mode, image_area)
     return Editor(model, TransformersEngine(model.language, model.layout), settings)
 
 
@@ -79,9 +80,17 @@ def _with_vllm(
     from earl_cli.generation.vllm_engine import VllmEngine
 
     model = load_model(spec, device=device, language_elsewhere=True)
-    settings = EditSettings(sampling_of(model.sampling or {}, sampling), mode, image_area)
+    settings = _settings(model, sampling, mode, image_area)
     engine = VllmEngine(model.folder, model.layout, device=model.device, dtype=model.dtype, engine_args=engine_args)
     return Editor(model, engine, settings, "vllm")
+
+
+def _settings(model: EarlModel, said: Mapping[str, float], mode: Mode, image_area: int | None) -> EditSettings:
+    """What all pictures share; sizes that the model was never trained on are said aloud."""
+    if image_area is not None and model.grids:
+        known = f"{len(model.grids)} shapes of about {model.image_area} pixels"
+        console.warn(f"image area {image_area}: {model.name} was trained on {known} only, so the results are guesses")
+    return EditSettings(sampling_of(model.sampling or {}, said), mode, image_area)
 
 
 def sampling_of(own: Mapping[str, float], said: Mapping[str, float]) -> Sampling:

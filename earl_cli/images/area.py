@@ -47,10 +47,15 @@ def nearest_size(width: int, height: int, grids: Sequence[tuple[int, int]], mult
     return columns * multiple, rows * multiple
 
 
+def seen_size(width: int, height: int, area: int, multiple: int = 8, grids: Grids = ()) -> tuple[int, int]:
+    """The (width, height) in pixels at which a model sees a picture: :func:`area_size`, or the nearest of ``grids``."""
+    return nearest_size(width, height, grids, multiple) if grids else area_size(width, height, area, multiple)
+
+
 def resize_to_area(image: Image.Image, area: int, multiple: int = 8, grids: Grids = ()) -> Image.Image:
-    """``image`` resized (bicubic, with antialiasing) to :func:`area_size`, or to the nearest of ``grids``.
+    """``image`` resized (bicubic, with antialiasing) to :func:`seen_size`.
 
     A photo of a shape that the model never saw is squeezed, not cropped. The image itself where it has the size.
     """
-    size = nearest_size(*image.size, grids, multiple) if grids else area_size(*image.size, area, multiple)
+    size = seen_size(*image.size, area, multiple, grids)
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)

@@ -297,6 +297,16 @@ def test_a_stdout_that_takes_nothing_costs_no_edit(earl, monkeypatch: pytest.Mon
     assert err.endswith("error: stdout: the picture can't be written: No space left on device\n")
 
 
+def test_a_model_that_never_learned_to_reason_says_nothing_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(tmp_path / "a.png")
+    assert app.run(["edit", str(tmp_path / "a.png"), "make it sepia", "--think", "--seed", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "the model gave no reasoning; --think is for models that were trained to" in captured.err
+    assert "reasoning" not in captured.out
+
+
 class Slow(io.FileIO):
     """Takes 1,000 bytes of a write, as a disk does that is nearly full, and no more than ``most`` in all."""
 

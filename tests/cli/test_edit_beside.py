@@ -187,6 +187,18 @@ def test_a_grid_that_can_not_be_written_is_named_and_costs_nothing_else(
     assert sorted(written("out")) == ["0.edited-2.png", "0.edited.compare.png", "0.edited.png"]
 
 
+def test_a_name_that_was_asked_for_and_is_gone_fails_aloud_but_loses_no_edit(edit: Any, engine: Any) -> None:
+    def interfere(requests: Sequence[Request], deliver: Deliver) -> None:
+        Path("late.png").write_bytes(b"theirs")
+        deliver(0, 0)
+
+    engine(interfere)
+    document = edit(what=["in/0.png"], output="late.png", code=7)
+    assert Path("late.png").read_bytes() == b"theirs"
+    assert [result["output"] for result in document["results"]] == ["late-2.png"]
+    assert [(failed["where"], "late-2.png" in failed["what"]) for failed in document["failed"]] == [("late.png", True)]
+
+
 def test_a_prompt_that_fails_is_found_and_nothing_is_drawn_twice(edit: Any, engine: Any) -> None:
     prompts: list[tuple[int, ...]] = []
     delivered: list[tuple[int, ...]] = []

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import Emu3VQVAE
 
-from earl_cli.errors import ModelError
+from earl_cli.errors import InputError, ModelError
 from earl_cli.evaluation.earl_editor import EarlEditor
 from earl_cli.evaluation.editors import Task
 from earl_cli.generation.editing import SHEET_SIDE, Draft, EditSettings, Job, decoded, draft, encoded, render, sheet
 from earl_cli.generation.engine import Sampling
-from earl_cli.generation.loading import Editor
+from earl_cli.generation.loading import Editor, load_editor
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.color import on_white
 from earl_cli.models.bundle import EarlModel, load_model
@@ -57,6 +57,20 @@ def test_the_edit_has_the_photos_size_and_its_grid_the_models_area(
     assert 0 <= before.min() <= before.max() <= 1
     assert render(model, photo, before, variant, "source").image.size == (width, height)
     assert render(model, photo, before, variant, "model").image.size == before.shape[1::-1]
+
+
+def test_a_picture_for_which_the_model_has_no_room_is_refused_before_it_is_encoded(
+    model: EarlModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("earl_cli.models.vision.encode", lambda *_: pytest.fail("it took the memory"))
+    with pytest.raises(InputError, match=r"200\*300 codes and its edit are more than the model's \d+ positions"):
+        encoded(model, picture(60, 40), 2400 * 1600)
+
+
+def test_sizes_that_a_model_never_saw_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for area, said in [(None, False), (20_000, True)]:
+        load_editor("embedded", device="cpu", engine="transformers", image_area=area)
+        assert ("embedded was trained on 9 shapes of about 9216 pixels" in capsys.readouterr().err) == said
 
 
 def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
