@@ -95,7 +95,7 @@ def alone_in(folder: Path, doing: str, part: str = "") -> Iterator[None]:
             holder = _held(path, shared, doing, held)
             if holder is not None:
                 process, _, other = holder.partition(" ")
-                hint = f"wait for it, or end process {process}"
+                hint = f"wait for it, or end process {process}" if process else "wait for it"
                 raise OutputError(f"another {other or doing} is at work here", where=str(folder), hint=hint)
         yield
 
@@ -115,9 +115,9 @@ def _held(path: Path, shared: bool, doing: str, held: ExitStack) -> str | None:
             if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
                 break
         lock.close()  # whoever had it has just removed it
-    lock.truncate(0)
-    lock.write(f"{os.getpid()} {doing}")
-    lock.flush()
+    with suppress(OSError):  # a full disk
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), f"{os.getpid()} {doing}".encode())
     held.callback(_let_go, path, lock)
     return None
 

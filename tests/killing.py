@@ -21,7 +21,7 @@ from trainings import Trainings, torchrun, worker
 from victims import Run
 
 from earl_cli.files import is_aside
-from earl_cli.training.checkpoints import BEST, CHECKPOINTS, LOCK, MODEL_ONLY, STATE, checkpoints
+from earl_cli.training.checkpoints import BEST, CHECKPOINTS, LOCK, MODEL_ONLY, STATE, TRAINING, checkpoints
 from earl_cli.training.curves import read_run
 from earl_cli.training.log import LOG
 
@@ -292,8 +292,11 @@ def start_and_fill(setting: Setting, output: Path, fill: Callable[[], object]) -
     """Started on a disk that has room, which somebody else takes while it trains."""
     runs = setting.start(output)
     lock, end = output / CHECKPOINTS / LOCK, time.monotonic() + 60
-    while not lock.is_file() or lock.read_text() != f"{runs[0].pid}":
+    holder = ""
+    while holder != f"{runs[0].pid} {TRAINING}":
         assert time.monotonic() < end, runs[0].output
+        with suppress(FileNotFoundError):
+            holder = lock.read_text()
     fill()
     return runs
 

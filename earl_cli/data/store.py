@@ -11,13 +11,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from earl_cli.bounded_json import loads
 from earl_cli.errors import InputError, ModelError, UsageError, first_line
@@ -68,7 +68,7 @@ class TokenizedPair:
 class Reject:
     """A row of the data that is not in the store: ``kind`` is what sort of fault it has, ``reason`` names it."""
 
-    row: int
+    row: Annotated[int, Field(strict=True, ge=0, lt=2**63)]
     id: str
     kind: str
     reason: str
@@ -95,7 +95,7 @@ class Manifest:
     shapes: str = OLD_SHAPES
 
 
-_MANIFEST = TypeAdapter(Manifest)
+_MANIFEST, _REJECT = TypeAdapter(Manifest), TypeAdapter(Reject)
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,9 @@ def read_rejects(shard: Path) -> list[Reject]:
     if not path.is_file():
         return []
     try:
-        return [Reject(**loads(line)) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
-    except (ValueError, TypeError):
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        return [_REJECT.validate_python(loads(line)) for line in lines]
+    except ValueError:
         raise InputError(
             "this list of rejects is damaged", where=str(path), hint="delete it and its shard, and tokenize again"
         ) from None

@@ -37,6 +37,7 @@ DESCRIPTION = "earl.json"
 EMU3_AREA = 65536
 EMU3_VISION, EMU3_TEXT = "BAAI/Emu3-VisionTokenizer", "BAAI/Emu3-Gen"
 WORKING_BYTES = 64_000_000
+LARGEST_AREA, MOST_CODES_A_SIDE = 2**28, 9999
 
 
 @dataclass(frozen=True)
@@ -251,14 +252,14 @@ def describe(folder: Path, spec: str | None = None, revision: str | None = None)
     except ModelError as error:
         raise ModelError(error.what, where=where, hint=error.hint) from None
     area, vision = content.get("image_area", EMU3_AREA), content.get("vision", "vision")
-    if not isinstance(area, int) or area < 64 or not isinstance(vision, str):
+    if type(area) is not int or not 64 <= area <= LARGEST_AREA or not isinstance(vision, str):
         raise ModelError("image_area must be a number of pixels, vision a sub-folder or a Hub id", where=where)
     grids = content.get("grids", [])
     try:
-        checked = tuple((int(rows), int(columns)) for rows, columns in grids)
+        checked = tuple((rows, columns) for rows, columns in grids)
     except (TypeError, ValueError):
         checked = ((0, 0),)
-    if any(min(grid) < 1 for grid in checked):
+    if not all(type(side) is int and 1 <= side <= MOST_CODES_A_SIDE for grid in checked for side in grid):
         raise ModelError("grids must be pairs of rows and columns", where=where)
     wrong = fault(content.get("abilities"))
     if wrong:

@@ -135,11 +135,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "this list of rejects is damaged",
     ),
     "rejects that lack a field": (text_written(REJECTS, '{"row": 7}\n'), REJECTS, "this list of rejects is damaged"),
-    "rejects without a number": (
-        text_written(REJECTS, reject(row="7")),
-        REJECTS,
-        "this list of rejects is damaged: a row has no number",
-    ),
+    "rejects without a number": (text_written(REJECTS, reject(row="7")), REJECTS, "this list of rejects is damaged"),
+    "rejects of no number": (text_written(REJECTS, reject(row=2**63)), REJECTS, "this list of rejects is damaged"),
     "a reject twice": (text_written(REJECTS, reject() * 2), REJECTS, "row 7 is here more than once"),
     "rejects of nothing": (
         lambda folder: (folder / REJECTS).rename(folder / "shard-000008.rejects.jsonl"),
