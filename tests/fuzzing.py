@@ -192,19 +192,20 @@ def fuzz(room: Room, seed: int, numbers: Sequence[int], keep: Path) -> Report:
             report.failures.append(_kept(room, seed, number, why, keep))
 
     left = list(numbers)
-    while left:
-        done, died = _in_a_child(room, seed, left, note)
-        if died:
-            note("failed", left[done], died)
-        left = left[done + bool(died) :]
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
+        while left:
+            done, died = _in_a_child(room, seed, left, Path(place), note)
+            if died:
+                note("failed", left[done], died)
+            left = left[done + bool(died) :]
     report.seconds = time.monotonic() - began
     return report
 
 
 def _in_a_child(
-    room: Room, seed: int, numbers: Sequence[int], note: Callable[[str, int, str], None]
+    room: Room, seed: int, numbers: Sequence[int], place: Path, note: Callable[[str, int, str], None]
 ) -> tuple[int, str]:
-    """How many were read before the child ended, and what killed it if it was killed."""
+    """How many were read, each in a folder at ``place``, and what killed the child if it was killed."""
     read_end, write_end = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -212,7 +213,7 @@ def _in_a_child(
     if not pid:
         os.close(read_end)
         with os.fdopen(write_end, "w", buffering=1) as pipe:
-            _read_all(room, seed, numbers, lambda said: print(json.dumps(said), file=pipe))
+            _read_all(room, seed, numbers, place, lambda said: print(json.dumps(said), file=pipe))
     os.close(write_end)
     done = 0
     with os.fdopen(read_end) as pipe:
@@ -230,7 +231,7 @@ def _in_a_child(
     return done, f"the process ended by {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
 
 
-def _read_all(room: Room, seed: int, numbers: Sequence[int], say: Callable[[object], None]) -> None:
+def _read_all(room: Room, seed: int, numbers: Sequence[int], place: Path, say: Callable[[object], None]) -> None:
     """In the child, which never returns: every input, and what came of it."""
     try:
         gc.freeze()
@@ -246,7 +247,7 @@ def _read_all(room: Room, seed: int, numbers: Sequence[int], say: Callable[[obje
         for number in numbers:
             name, content = input_of(room, seed, number)
             before = _peak_from_now_on()
-            folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+            folder = Path(tempfile.mkdtemp(dir=place))
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             signal.setitimer(signal.ITIMER_REAL, 6 * SECONDS)
             ended, why = _read(room, name, content, folder)

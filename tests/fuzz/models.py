@@ -47,7 +47,8 @@ def _model(folder: Path) -> None:
     (folder / "earl.json").write_text(json.dumps(about, indent=1))
 
 
-FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-model-"))
+_KEPT = tempfile.TemporaryDirectory(prefix="fuzz-model-")
+FOLDER = Path(_KEPT.name)
 _model(FOLDER)
 NAMES = ("config.json", "earl.json", "tokenizer.json", "vision/config.json", "vision/model.safetensors")
 GOOD = {
