@@ -41,8 +41,11 @@ def smaller(block: str) -> str:
     return block
 
 
+OF_SHORT_RUNS = re.compile("the only (checkpoint|validation) is|still rising at the end|validated is at the start and at the end")
+
+
 def run(kind: str, block: str, folder: Path) -> str:
-    """What a block prints. It has to succeed, without a warning."""
+    """What a block prints. It has to succeed, without a warning but those of a run that was made shorter here."""
     program = ["sh", "-ec"] if kind == "sh" else [sys.executable, "-c"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -55,7 +58,8 @@ def run(kind: str, block: str, folder: Path) -> str:
     )
     printed = done.stdout + done.stderr
     assert done.returncode == 0, f"{block}\n{printed}"
-    assert "warning" not in printed, f"{block}\n{printed}"
+    warnings = [line for line in printed.splitlines() if "warning" in line and not OF_SHORT_RUNS.search(line)]
+    assert not warnings, f"{block}\n{printed}"
     return printed
 
 

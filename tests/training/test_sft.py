@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,16 @@ def test_sequences_that_are_too_long_are_named(store: Path, tiny_model_dir: Path
         train(tiny_model_dir, config(store, tmp_path / "out", max_length=10, too_long="stop"))
 
 
+@contextmanager
+def heard(number: int) -> Iterator[None]:
+    """The signal has Python's own handler, also where the tests run in the background, with Ctrl-C ignored."""
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 6])
 def test_a_validation_that_a_signal_breaks_off_is_made_up_for(
@@ -141,7 +152,7 @@ def test_a_validation_that_a_signal_breaks_off_is_made_up_for(
             os.kill(os.getpid(), signal.SIGINT)
         return predict(self, *args, **kwargs)
 
-    with monkeypatch.context() as patched, pytest.raises(Stopped) as stopped:
+    with monkeypatch.context() as patched, pytest.raises(Stopped) as stopped, heard(signal.SIGINT):
         patched.setattr(SftTrainer, "prediction_step", interrupted)
         train(tiny_model_dir, config(store, tmp_path / "torn", **values))
     assert (stopped.value.done, stopped.value.code) == (step, 130)
