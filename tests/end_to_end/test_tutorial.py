@@ -41,7 +41,9 @@ def smaller(block: str) -> str:
     return block
 
 
-OF_SHORT_RUNS = re.compile("the only (checkpoint|validation) is|still rising at the end|validated is at the start and at the end")
+OF_SHORT_RUNS = re.compile(
+    "the only (checkpoint|validation) is|still rising at the end|validated is at the start and at the end"
+)
 
 
 def run(kind: str, block: str, folder: Path) -> str:
