@@ -6,10 +6,8 @@ and goes on from WORK/finer/vision.pt. A batch is a function of its step alone, 
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-import time
 from functools import cache
 from pathlib import Path
 
@@ -20,14 +18,13 @@ from PIL import Image
 from textures import any_texture
 from torch import Tensor
 from transformers import Emu3VQVAE
-from vision import to_grid
+from vision import Schedule, fit, to_grid
 
 from earl_cli.models.vision import decode_latents, latents
 
 SIDE, BATCH = 128, 8
 AREAS = (144 * 144, 256 * 256)  # a photo's area when the model sees it
 WARM_UP, PEAK = 200, 5e-4
-ROUGH_SHARE = 0.9  # of the steps in bfloat16
 SHIPPED = Path(__file__).parents[1] / "earl_cli" / "models" / "embedded" / "vision"
 
 
@@ -85,43 +82,20 @@ def psnr(model: Emu3VQVAE, folder: Path) -> float:
 
 def train(work: Path, steps: int) -> None:
     torch.set_num_threads(2)
-    photos, held_out = work / "photos/train", work / "photos/heldout"
+    photos, held_out, folder = work / "photos/train", work / "photos/heldout", work / "finer"
+    folder.mkdir(exist_ok=True)
     model = Emu3VQVAE.from_pretrained(SHIPPED, dtype=torch.float32).train()
     model.quantize.embedding.weight.requires_grad_(False)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=PEAK, weight_decay=0.0)
-    (work / "finer").mkdir(exist_ok=True)
-    state, start = work / "finer" / "vision.pt", 0
-    if state.exists():
-        saved = torch.load(state, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = saved["step"]
-    print(json.dumps({"step": start, "heldout_psnr": round(psnr(model, held_out), 2)}), flush=True)
-    began = time.monotonic()
-    for step in range(start, steps):
-        progress = max(0.0, step - WARM_UP) / (steps - WARM_UP)
-        rate = PEAK * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        pixels = batch_of(photos, 7, step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=step < ROUGH_SHARE * steps):
-            latent = latents(model, pixels).float()
-            drawn = decode_latents(model, to_grid(latent)).float()
-        loss = loss_of(pixels, drawn, latent)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % 20 == 0:
-            seconds = (time.monotonic() - began) / (step + 1 - start)
-            row = {"step": step + 1, "loss": round(loss.item(), 4), "s_per_step": round(seconds, 3)}
-            print(json.dumps(row), flush=True)
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            aside = state.with_suffix(".tmp")
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, aside)
-            aside.rename(state)
-            print(json.dumps({"step": step + 1, "heldout_psnr": round(psnr(model, held_out), 2)}), flush=True)
-    model.half().save_pretrained(work / "finer" / "vision")
+    schedule = Schedule(steps, WARM_UP, PEAK)
+    fit(
+        model,
+        lambda step: batch_of(photos, 7, step),
+        loss_of,
+        lambda: psnr(model, held_out),
+        folder / "vision.pt",
+        schedule,
+    )
+    model.half().save_pretrained(folder / "vision")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import math
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -108,49 +110,78 @@ def psnr(model: Emu3VQVAE, pool: dict[tuple[int, int], np.ndarray]) -> float:
     return float(np.mean(values))
 
 
-def train(work: Path, steps: int) -> None:
-    torch.set_num_threads(2)
-    pool, held_out = pictures(work / "pairs/train"), pictures(work / "pairs/heldout")
-    counts = np.array([len(items) for items in pool.values()], dtype=float)
-    model = new_model()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=PEAK, weight_decay=0.0)
-    state, start = work / "vision.pt", 0
+@dataclass(frozen=True)
+class Schedule:
+    """So many steps: the rate rises to ``peak`` over ``warm_up`` of them, then falls along a cosine to 2 % of it."""
+
+    steps: int
+    warm_up: int
+    peak: float
+
+    def rate(self, step: int) -> float:
+        progress = max(0.0, step - self.warm_up) / (self.steps - self.warm_up)
+        return (
+            self.peak * min(1.0, (step + 1) / self.warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        )
+
+
+def fit(
+    model: Emu3VQVAE,
+    batch: Callable[[int], Tensor],
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    quality: Callable[[], float],
+    state: Path,
+    schedule: Schedule,
+    save_every: int = 200,
+) -> None:
+    """Train ``model`` on the ``batch`` of each step, going on from the file ``state`` where it is there.
+
+    ``loss`` takes pixels, what is drawn of them, and latents; ``quality`` is a PSNR in dB, told at every save.
+    """
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=schedule.peak, weight_decay=0)
+    start = 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start = saved["step"]
-    else:
-        with torch.no_grad():
-            scale = 0.5 / latents(model, batch_of(pool, 0, counts / counts.sum())).std()
-            model.quant_conv.conv.weight.mul_(scale)
-            model.quant_conv.conv.bias.mul_(scale)
     began = time.monotonic()
-    for step in range(start, steps):
-        progress = max(0.0, step - WARM_UP) / (steps - WARM_UP)
-        rate = PEAK * min(1.0, (step + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+    for step in range(start, schedule.steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        pixels = batch_of(pool, step, counts / counts.sum())
-        with torch.autocast("cpu", torch.bfloat16, enabled=step < ROUGH_SHARE * steps):
+            group["lr"] = schedule.rate(step)
+        pixels = batch(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=step < ROUGH_SHARE * schedule.steps):
             latent = latents(model, pixels).float()
             drawn = decode_latents(model, to_grid(latent)).float()
-        loss = loss_of(pixels, drawn, latent)
+        found = loss(pixels, drawn, latent)
         optimizer.zero_grad()
-        loss.backward()
+        found.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 20 == 0:
             seconds = (time.monotonic() - began) / (step + 1 - start)
-            print(
-                json.dumps({"step": step + 1, "loss": round(loss.item(), 4), "s_per_step": round(seconds, 3)}),
-                flush=True,
-            )
-        if (step + 1) % 200 == 0 or step + 1 == steps:
+            row = {"step": step + 1, "loss": round(found.item(), 4), "s_per_step": round(seconds, 3)}
+            print(json.dumps(row), flush=True)
+        if (step + 1) % save_every == 0 or step + 1 == schedule.steps:
             aside = state.with_suffix(".tmp")
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, aside)
             aside.rename(state)
-            print(json.dumps({"step": step + 1, "heldout_psnr": round(psnr(model, held_out), 2)}), flush=True)
+            print(json.dumps({"step": step + 1, "heldout_psnr": round(quality(), 2)}), flush=True)
+
+
+def train(work: Path, steps: int) -> None:
+    torch.set_num_threads(2)
+    pool, held_out = pictures(work / "pairs/train"), pictures(work / "pairs/heldout")
+    counts = np.array([len(items) for items in pool.values()], dtype=float)
+    weights = counts / counts.sum()
+    model, state = new_model(), work / "vision.pt"
+    if not state.exists():
+        with torch.no_grad():
+            scale = 0.5 / latents(model, batch_of(pool, 0, weights)).std()
+            model.quant_conv.conv.weight.mul_(scale)
+            model.quant_conv.conv.bias.mul_(scale)
+    schedule = Schedule(steps, WARM_UP, PEAK)
+    fit(model, lambda step: batch_of(pool, step, weights), loss_of, lambda: psnr(model, held_out), state, schedule)
     model.half().save_pretrained(work / "vision")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,3 +27,11 @@ def complaint(said: Said, code: int) -> str:
     messages = [line for line in said.err.splitlines() if line.startswith(("error:", "hint:"))]
     assert [line.split(":")[0] for line in messages] in (["error"], ["error", "hint"]), said.err
     return "\n".join(messages)
+
+
+def same_refusal(command: Callable[..., Said], *args: object, code: int, **values: object) -> str:
+    """The message with which both the command and its ``--dry-run`` refuse, in the same words."""
+    said = [complaint(command(*args, *more, **values), code) for more in ((), ("--dry-run",))]
+    first, second = (text[text.index("error: ") :] for text in said)
+    assert first == second
+    return first

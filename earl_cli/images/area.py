@@ -14,7 +14,7 @@ Grids = tuple[tuple[int, int], ...]
 
 
 OLD_SHAPES = "rounded"
-"""What `shapes` gives for codes made before 0.2, whose sides were rounded to the nearest multiple."""
+"""What `shapes` would give for stores that say nothing of it: their sides were rounded to the nearest multiple."""
 
 
 def shapes(grids: Grids) -> str:
