@@ -19,8 +19,9 @@ VLLM_VENV ?= .venv-vllm
 VLLM := $(VLLM_VENV)/.installed
 HAS_BROWSER := PYTHONPATH=tests $(BIN)/python -c 'import browser, sys; sys.exit(not browser.find_browser())'
 HAS_NGINX := PYTHONPATH=tests $(BIN)/python -c 'import nginx, sys; sys.exit(not nginx.find_nginx())'
-DEBIAN := test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update \
-  && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends
+SUDO = $(shell test "$$(id -u)" = 0 || echo sudo -n)
+DEBIAN = command -v apt-get >/dev/null && $(SUDO) apt-get -qq update \
+  && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-vllm check check-fast browser nginx lint types fuzz bench soak gpu-check embedded-model reproduce
@@ -74,20 +75,19 @@ test-vllm: $(VLLM) ## the tests of the engine vllm, for real, with vLLM's build 
 	@OMP_NUM_THREADS=1 EARL_NEEDS_VLLM=1 $(VLLM_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
 	  -m "vllm and not gpu" tests/*/test_vllm_*.py
 
-check: lint types browser nginx ## every check, and every test that needs no GPU
-	@OMP_NUM_THREADS=1 EARL_NEEDS_BROWSER=$$($(HAS_BROWSER) && echo 1) EARL_NEEDS_NGINX=$$($(HAS_NGINX) && echo 1) \
-	  $(BIN)/python -m pytest -n $(WORKERS) -m "not gpu"
+check: lint types ## every check, and every test that needs no GPU
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not gpu"
 
 check-fast: lint types ## the checks, and the tests that take no more than seconds
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not gpu and not slow" --ignore=tests/end_to_end
 
-browser: $(DEV) ## a Chromium for the tests of pages: one that is there, else Debian's where that may be installed
-	@$(HAS_BROWSER) || { $(DEBIAN) chromium >/dev/null && echo "[browser] Debian's chromium, for the tests of pages"; } \
-	  || echo "No Chromium: the tests of pages will be skipped. Install one, or name one with EARL_BROWSER=/path/to/it."
+browser: $(DEV) ## install a Chromium for the tests of pages, where none is there (Debian, as root or by sudo)
+	@$(HAS_BROWSER) || { $(DEBIAN) chromium >/dev/null && $(HAS_BROWSER); } \
+	  || { echo "error: no Chromium, and none could be installed; install one, or name one with EARL_BROWSER=/path/to/it" >&2; exit 1; }
 
-nginx: $(DEV) ## an nginx for the tests of earl serve behind a proxy, in the same way
-	@$(HAS_NGINX) || { $(DEBIAN) nginx-light openssl >/dev/null && echo "[nginx] Debian's nginx, for the tests of earl serve"; } \
-	  || echo "No nginx: tests behind a proxy will be skipped. Install it and openssl, or name it with EARL_NGINX=/path/to/it."
+nginx: $(DEV) ## install nginx and openssl for the tests of earl serve behind a proxy, in the same way
+	@$(HAS_NGINX) || { $(DEBIAN) nginx-light openssl >/dev/null && $(HAS_NGINX); } \
+	  || { echo "error: no nginx with openssl, and none could be installed; install both, or name nginx with EARL_NGINX=/path/to/it" >&2; exit 1; }
 
 lint: $(DEV) ## style, formatting, and which module may import which
 	@$(BIN)/ruff check .

@@ -37,7 +37,7 @@ def launched() -> Iterator[Browser]:
     """A running browser. Its event loop runs as long, so that asyncio can't start another in this thread."""
     program = find_browser()
     if program is None:
-        missing = "no Chromium was found: install one (apt-get install chromium) or name one with EARL_BROWSER"
+        missing = "no Chromium was found: `make browser` installs one on Debian, EARL_BROWSER names another"
         if os.environ.get("EARL_NEEDS_BROWSER") == "1":
             pytest.fail(missing)
         pytest.skip(missing)

@@ -43,7 +43,7 @@ def proxying(room: Path, servers: str, port: int) -> Iterator[None]:
     """nginx with these server blocks, once it listens on ``port``; ``{room}/localhost.pem`` and ``.key`` are made."""
     program = find_nginx()
     if program is None:
-        missing = "no nginx was found: install it (apt-get install nginx-light openssl) or name it with EARL_NGINX"
+        missing = "no nginx with openssl was found: `make nginx` installs both on Debian, EARL_NGINX names another"
         if os.environ.get("EARL_NEEDS_NGINX") == "1":
             pytest.fail(missing)
         pytest.skip(missing)
