@@ -8,10 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
-
-from earl_cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
