@@ -8,7 +8,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from setuptools import Distribution
+
+from earl_cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -66,3 +70,76 @@ def test_the_workflow_calls_what_there_is_on_every_python() -> None:
     cached = job["steps"][1]["with"]["cache-dependency-path"].split()
     assert cached
     assert all((ROOT / name).is_file() for name in cached)
+
+
+def test_hooks_before_a_commit_are_the_checks_of_make_with_the_pinned_tools() -> None:
+    (repo,) = document(".pre-commit-config.yaml")["repos"]
+    assert repo["repo"] == "local"  # another repository would bring versions of its own
+    program = r"ruff \w+|lint-imports|mypy"
+    hooks = [re.match(rf"\.venv/bin/({program})", hook["entry"]) for hook in repo["hooks"]]
+    checks = re.findall(rf"^/nowhere/bin/({program})", would_run("lint") + would_run("types"), flags=re.M)
+    assert [hook and hook[1] for hook in hooks] == checks
+    developing = {re.split(r"[<>=]", need)[0] for need in PROJECT["optional-dependencies"]["dev"]}
+    assert {"ruff", "mypy", "import-linter"} <= developing & set(PINNED)
+
+
+def test_version_changelog_and_citation_agree() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", text, flags=re.M)
+    assert headings[0] == "[Unreleased]"
+    released = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)", heading) for heading in headings[1:]]
+    versions = [(tuple(map(int, match[1].split("."))), match[2]) for match in released if match]
+    assert len(versions) == len(released)
+    assert versions == sorted(versions, reverse=True)
+    kinds = set(re.findall(r"^### (.*)$", text, flags=re.M))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    citation = document("CITATION.cff")
+    assert PROJECT["version"] == citation["version"] == ".".join(map(str, versions[0][0]))
+    assert str(citation["date-released"]) == versions[0][1]
+    assert citation["license"] == PROJECT["license"]
+    assert "2508.01119" in citation["preferred-citation"]["doi"]
+
+
+def test_what_the_pages_for_contributors_name_exists() -> None:
+    """Make targets, files that are linked or named, and commands of earl."""
+    forms = sorted((ROOT / ".github").rglob("*.*"))
+    pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/RELEASING.md")]
+    assert len(forms) > 3
+    for page in [*forms, *pages]:
+        text = page.read_text(encoding="utf-8")
+        made = re.findall(r"(?:`|^ *)make ([a-z-]+)", text, flags=re.M)
+        assert set(made) <= TARGETS, page
+        links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+        named = re.findall(r"\b(?:docs|embedded)/\w+\.md", text) if page in forms else []
+        assert all((page.parent / link).exists() for link in links), page
+        assert all((ROOT / name).exists() for name in named), page
+        assert set(re.findall(r"`earl ([a-z]+)", text)) <= set(COMMANDS), page
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml")), ids=lambda path: path.stem
+)
+def test_an_issue_form_has_what_github_wants(path: Path) -> None:
+    form = document(str(path.relative_to(ROOT)))
+    assert {"name", "description", "body"} <= set(form)
+    questions = [field for field in form["body"] if field["type"] != "markdown"]
+    names = [field["id"] for field in questions]
+    assert len(names) == len(set(names)) > 0
+    assert all(field["attributes"]["label"] for field in questions)
+    assert {field["type"] for field in form["body"]} <= {"markdown", "textarea", "input", "dropdown", "checkboxes"}
+    assert any(field.get("validations", {}).get("required") for field in questions)
+
+
+def test_the_wheel_holds_every_file_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By setuptools' own reading of pyproject.toml, without a build: recipes, tables, pages, weights."""
+    monkeypatch.chdir(ROOT)
+    distribution = Distribution({"script_name": "setup.py"})
+    distribution.parse_config_files(["pyproject.toml"])
+    distribution.include_package_data = False  # it would write an egg-info, and adds nothing that isn't declared
+    command = distribution.get_command_obj("build_py")
+    command.build_lib = "lib"
+    command.ensure_finalized()
+    built = {str(Path(path).relative_to("lib")) for path in command.get_outputs(include_bytecode=False)}
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "earl_cli").rglob("*") if path.is_file()}
+    assert {Path(path).suffix for path in built} >= {".py", ".toml", ".css", ".jsonnet", ".safetensors"}
+    assert built == {path for path in files if "__pycache__" not in path}
