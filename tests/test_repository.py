@@ -60,6 +60,8 @@ def test_the_workflow_calls_what_there_is_on_every_python() -> None:
     matrix = job["strategy"]["matrix"]
     assert matrix["python"] == ["3.11", "3.12", "3.13"]
     assert PROJECT["requires-python"] == f">={matrix['python'][0]}"
+    python = "Programming Language :: Python :: "
+    assert [name.removeprefix(python) for name in PROJECT["classifiers"] if python in name] == matrix["python"]
     assert set(matrix) - {"include"} == set(re.findall(r"matrix\.(\w+)", str(job)))
     assert all(set(more) == set(matrix) - {"include"} for more in matrix["include"])
     torch = {f"torch=={PINNED['torch']}"}
@@ -109,6 +111,7 @@ def test_what_the_pages_for_contributors_name_exists() -> None:
         text = page.read_text(encoding="utf-8")
         made = re.findall(r"(?:`|^ *)make ([a-z-]+)", text, flags=re.M)
         assert set(made) <= TARGETS, page
+        assert set(re.findall(r"torch==([\d.]+)", text)) <= {PINNED["torch"]}, page
         links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
         named = re.findall(r"\b(?:docs|embedded)/\w+\.md", text) if page in forms else []
         assert all((page.parent / link).exists() for link in links), page
