@@ -24,7 +24,7 @@ from transformers.models.emu3.modeling_emu3 import Emu3ForCausalLM
 from earl_cli.errors import explain
 from earl_cli.generation.engine import Engine, Request, Sampling
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.generation.vllm_engine import VllmEngine
+from earl_cli.generation.vllm.engine import VllmEngine
 from earl_cli.models import names
 from earl_cli.models.bundle import load_model
 from earl_cli.models.weights import write_json

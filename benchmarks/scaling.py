@@ -1,7 +1,7 @@
 """Memory and time from a laptop to four nodes of eight H100, by calculation: the computed tables of docs/SCALING.md.
 
 ``python benchmarks/scaling.py`` prints them in seconds. Nothing is run. Configs are the package's recipes, and what a
-training keeps on a GPU is the formula of `earl_cli.training.memory`, which ``--dry-run`` shows as well.
+training keeps on a GPU is the formula of `earl_cli.training.common.memory`, which ``--dry-run`` shows as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from earl_cli.config.loader import load_config
 from earl_cli.config.rl import RlConfig
 from earl_cli.config.sft import SftConfig
-from earl_cli.training.memory import Memory, Shape, estimate
+from earl_cli.training.common.memory import Memory, Shape, estimate
 
 UTILISATION = 0.4
 """The share of a device's arithmetic that training and prefill get."""

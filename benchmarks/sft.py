@@ -24,10 +24,10 @@ from transformers import Emu3ForCausalLM, Emu3TextConfig, Trainer, TrainerCallba
 
 from earl_cli.config.sft import SftConfig
 from earl_cli.tokens.vocabulary import EMU3
-from earl_cli.training.losses import separate_heads, whole_head
-from earl_cli.training.stopping import Stopping
-from earl_cli.training.trainee import TrainedEmu3
-from earl_cli.training.trainer import Reporter, SftTrainer
+from earl_cli.training.common.stopping import Stopping
+from earl_cli.training.sft.loss import separate_heads, whole_head
+from earl_cli.training.sft.model import TrainedEmu3
+from earl_cli.training.sft.trainer import Reporter, SftTrainer
 
 SIDES = ("plain", "earl", "earl, separate vocabularies")
 GRID = 32

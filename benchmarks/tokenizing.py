@@ -127,8 +127,8 @@ def published_way(vision: Emu3VQVAE, folder: Path, output: Path, area: int) -> N
 
 def our_pass(vision: Emu3VQVAE, folder: Path, output: Path, given: argparse.Namespace, rank: int, ranks: int) -> None:
     """Shards of half a rank's part, so that both have as much to do."""
-    from earl_cli.data.opening import Place, open_source
-    from earl_cli.data.order import Share
+    from earl_cli.data.shard_plan import Share
+    from earl_cli.data.sources.registry import Place, open_source
     from earl_cli.data.tokenizing import TokenizeSettings, tokenize
 
     settings = TokenizeSettings(
@@ -267,7 +267,7 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
     """What this process and its worker processes hold at some points of a pass."""
     import torch
 
-    from earl_cli.data.opening import Place, open_source
+    from earl_cli.data.sources.registry import Place, open_source
     from earl_cli.data.tokenizing import TokenizeSettings, tokenize
 
     torch.set_num_threads(1)

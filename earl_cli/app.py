@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from keyword import iskeyword
 from types import FrameType
 from typing import Annotated, Any, NoReturn, TextIO
 
@@ -76,8 +77,8 @@ _received: list[int] = []
 class LazyGroup(TyperGroup):
     """Lists the commands of ``COMMANDS``; a command's module is imported when its own arguments are to be parsed.
 
-    A name of two words, such as ``tokenize inspect``, is the module and function ``tokenize_inspect``; ``tokenize``
-    remains a command of its own.
+    A name of two words, such as ``tokenize inspect``, is the function ``tokenize_inspect`` of the package ``tokenize``;
+    ``tokenize`` remains a command of its own.
     """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
@@ -92,9 +93,7 @@ class LazyGroup(TyperGroup):
         function = name.replace(" ", "_")
         more = [f"{other}: {text}" for other, text in COMMANDS.items() if other.startswith(f"{name} ")]
         single = typer.Typer(add_completion=False, rich_markup_mode=self.rich_markup_mode)
-        single.command(name, epilog=_paragraph("More", more))(
-            getattr(import_module(f"earl_cli.commands.{function}"), function)
-        )
+        single.command(name, epilog=_paragraph("More", more))(getattr(import_module(module_of(name)), function))
         command = typer.main.get_command(single)
         if self.rich_markup_mode is not None:  # what rich draws: brackets are brackets, such as [@REV]
             params: list[Any] = command.params
@@ -112,6 +111,11 @@ class LazyGroup(TyperGroup):
         """As in Typer; a reader that went away ends the program quietly."""
         with _quiet_end():
             return super().invoke(ctx)
+
+
+def module_of(name: str) -> str:
+    """Where a command's function is: `edit`, or `tokenize inspect`."""
+    return f"earl_cli.commands.{name.replace(' ', '.')}" + ("_" if iskeyword(name.rsplit(maxsplit=1)[-1]) else "")
 
 
 def _check_command(args: Sequence[str]) -> None:

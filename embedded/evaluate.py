@@ -19,7 +19,7 @@ from earl_cli.generation.editing import EditSettings, Job, decoded, draft, encod
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.compose import compose
-from earl_cli.images.picture import open_picture
+from earl_cli.images.image_file import open_picture
 from earl_cli.models.bundle import load_model
 
 RANDOM_KINDS = ("snow", "rain")  # compared after a blur that forgives the place of a flake

@@ -17,7 +17,7 @@ import earl_cli.evaluation
 from earl_cli.generation.editing import Draft, EditSettings, Job, decoded, draft, render, sheet
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.images.picture import open_picture
+from earl_cli.images.image_file import open_picture
 from earl_cli.models.abilities import examples
 from earl_cli.models.bundle import EarlModel, load_model
 

@@ -20,7 +20,7 @@ from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.models.abilities import understand
 from earl_cli.models.bundle import load_model
 from earl_cli.rewards.reference import reference_reward
-from earl_cli.training.rollouts import Prompt, edits, sample, seeds
+from earl_cli.training.rl.rollouts import Prompt, edits, sample, seeds
 
 TOGETHER = 16
 DRAWS = 10_000

@@ -20,7 +20,7 @@ from complex_edits import complex_catalogue
 from edits import Edit, Pixels, catalogue, saturate, to_bytes
 from PIL import Image
 
-from earl_cli.images.area import resize_to_area
+from earl_cli.images.resize import resize_to_area
 
 AREA = 96 * 96
 GRIDS = (

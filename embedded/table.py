@@ -20,11 +20,11 @@ from reproduce import Trained, models, root_of
 from earl_cli.evaluation.results import RUN, Run, find_results, load_run
 from earl_cli.evaluation.statistics import Estimate, cluster, estimate
 from earl_cli.generation.editing import decoded, encoded
-from earl_cli.images.picture import open_picture
+from earl_cli.images.image_file import open_picture
 from earl_cli.models.bundle import load_model
 from earl_cli.rewards.reference import reference_reward
 from earl_cli.rewards.reward import Edit
-from earl_cli.training.curves import read_run
+from earl_cli.training.common.curves import read_run
 
 SIMPLE = ("global", "object")
 KINDS = (*SIMPLE, *COMPLEX)

@@ -21,9 +21,9 @@ from trainings import Trainings, torchrun, worker
 from victims import Run
 
 from earl_cli.files import is_aside
-from earl_cli.training.checkpoints import BEST, CHECKPOINTS, LOCK, MODEL_ONLY, STATE, TRAINING, checkpoints
-from earl_cli.training.curves import read_run
-from earl_cli.training.log import LOG
+from earl_cli.training.common.checkpoints import BEST, CHECKPOINTS, LOCK, MODEL_ONLY, STATE, TRAINING, checkpoints
+from earl_cli.training.common.curves import read_run
+from earl_cli.training.common.trackers import LOG
 
 MODEL = "model.safetensors"
 KILLS = int(os.environ.get("EARL_SOAK_KILLS", "0"))

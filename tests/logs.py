@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from earl_cli.training.curves import LOG
+from earl_cli.training.common.curves import LOG
 
 
 def write_log(folder: Path, rows: Sequence[Mapping[str, Any]], end: str = "") -> Path:

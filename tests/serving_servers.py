@@ -17,10 +17,10 @@ import openai
 from PIL import Image
 
 from earl_cli.generation.engine import OnProgress, Sampling
+from earl_cli.serving.app import serve
 from earl_cli.serving.connections import Server
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.queue import EditQueue, Order, Variant, Work
-from earl_cli.serving.server import serve
 from earl_cli.serving.service import About, Service
 from earl_cli.serving.site import Site
 

@@ -10,7 +10,7 @@ from importlib import import_module
 import pytest
 
 import earl_cli
-from earl_cli.data.sources import BadRowError
+from earl_cli.data.sources.base import BadRowError
 from earl_cli.errors import EarlError
 
 ELSEWHERE = ("vllm", "__main__")

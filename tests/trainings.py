@@ -124,7 +124,8 @@ if __name__ == "__main__":
     import peft  # noqa: F401
     import transformers.trainer  # noqa: F401
 
-    from earl_cli.commands import rl, rl_run, sft, sft_run  # noqa: F401
+    import earl_cli.commands.rl.run
+    import earl_cli.commands.sft.run  # noqa: F401
     from earl_cli.rewards import reference  # noqa: F401
 
     gc.freeze()  # else the first collection of every fork copies all of it

@@ -149,7 +149,8 @@ def serve() -> None:
     from transformers.models.emu3 import modeling_emu3  # noqa: F401
 
     from earl_cli.commands import tokenize as _command  # noqa: F401
-    from earl_cli.data import opening, tokenizing  # noqa: F401
+    from earl_cli.data import tokenizing
+    from earl_cli.data.sources import registry  # noqa: F401
     from earl_cli.models import bundle  # noqa: F401
 
     tokenizing.TokenizeSettings = functools.partial(tokenizing.TokenizeSettings, rows_per_shard=ROWS_PER_SHARD)

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from earl_cli.commands.engines import EngineArgOption, EngineOption
-from earl_cli.commands.starting import without_collector
+from earl_cli.commands._options import EngineArgOption, EngineOption
+from earl_cli.commands._startup import without_collector
 from earl_cli.console import console
 from earl_cli.errors import UsageError
 
@@ -54,7 +54,7 @@ def serve(
 
     The page is at http://127.0.0.1:8360/, the endpoint at http://127.0.0.1:8360/v1. Ctrl-C stops it.
     """
-    from earl_cli.generation.engine_arguments import engine_arguments
+    from earl_cli.generation.vllm.engine_arguments import engine_arguments
 
     key, engine_args = _key(api_key_variable), engine_arguments(engine_arg or [])
 
@@ -80,8 +80,8 @@ def serve(
     server = Server(host, port, limits.connections)  # a port that is taken is known before the model is loaded
 
     with without_collector():
-        from earl_cli.generation.loading import load_editor
-        from earl_cli.serving.server import serve as answer
+        from earl_cli.generation.editor import load_editor
+        from earl_cli.serving.app import serve as answer
         from earl_cli.serving.service import service_of
 
         editor = load_editor(model, device=device, engine=engine, engine_args=engine_args)

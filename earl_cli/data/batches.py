@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from earl_cli.data.published import is_published, open_published, published_table
+from earl_cli.data.published.store import is_published, open_published, published_table
 from earl_cli.data.store import check_codebook, open_store
 from earl_cli.errors import InputError
 from earl_cli.tokens.layout import Example, Grid, Layout, thoughts_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from earl_cli.data.pairs import Columns
+from earl_cli.data.columns import Columns
 from earl_cli.errors import UsageError
 
 

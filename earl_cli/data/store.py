@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter
 from earl_cli.bounded_json import loads
 from earl_cli.errors import InputError, ModelError, UsageError, first_line
 from earl_cli.files import is_aside, remove_asides, whole_file
-from earl_cli.images.area import OLD_SHAPES
+from earl_cli.images.resize import OLD_SHAPES
 
 FORMAT = "earl-token-store"
 VERSION = 2
@@ -78,8 +78,8 @@ class Reject:
 class Manifest:
     """What made a store, so that codes of different tokenizers, areas or data are never mixed.
 
-    ``rows`` counts good and rejected ones together; ``shapes`` are as in `earl_cli.images.area`. ``origin`` tells more,
-    for people; it is never compared.
+    ``rows`` counts good and rejected ones together; ``shapes`` are as in `earl_cli.images.resize`. ``origin`` tells
+    more, for people; it is never compared.
     """
 
     codes: int

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import OutOfMemoryError
 
-from earl_cli.data.order import Order, Share
-from earl_cli.data.pairs import Columns, find_columns
-from earl_cli.data.preparing import Prepared, PreparedPair, Recipe, Small, preparing
-from earl_cli.data.sources import Source
+from earl_cli.data.columns import Columns, find_columns
+from earl_cli.data.preprocess import Prepared, PreparedPair, Recipe, Small, preparing
+from earl_cli.data.shard_plan import Order, Share
+from earl_cli.data.sources.base import Source
 from earl_cli.data.store import (
     MANIFEST,
     Manifest,
@@ -35,7 +35,7 @@ from earl_cli.data.store import (
 )
 from earl_cli.errors import InputError
 from earl_cli.files import alone_in, remove_asides
-from earl_cli.images.area import Grids, shapes
+from earl_cli.images.resize import Grids, shapes
 from earl_cli.models.vision import encode, pixels_of, spatial_factor
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from PIL import Image
 from earl_cli.bounded_json import loads
 from earl_cli.errors import DeviceError, MissingExtraError, ModelError, UsageError
 from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
-from earl_cli.images.area import resize_to_area
+from earl_cli.images.resize import resize_to_area
 
 PIX2PIX, OMNIGEN = "StableDiffusionInstructPix2PixPipeline", "OmniGenPipeline"
 PARTS: Mapping[str, tuple[str, ...]] = {

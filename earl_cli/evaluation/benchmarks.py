@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from earl_cli.config.formats import parse_toml, read_text
-from earl_cli.data.hub_data import is_hub_id
-from earl_cli.data.opening import Place
+from earl_cli.data.sources.hub import is_hub_id
+from earl_cli.data.sources.registry import Place
 from earl_cli.errors import UsageError
 
 ENTRY_POINTS = "earl_cli.benchmarks"

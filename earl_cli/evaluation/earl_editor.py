@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from earl_cli.evaluation.editors import Drawn, OnProgress, Task
-from earl_cli.images.area import shapes
+from earl_cli.images.resize import shapes
 
 if TYPE_CHECKING:
     from earl_cli.generation.editing import Draft
-    from earl_cli.generation.loading import Editor
+    from earl_cli.generation.editor import Editor
     from earl_cli.tokens.layout import Mode
 
 TOGETHER, MANY = 8, 128
@@ -45,7 +45,7 @@ class EarlEditor:
 
     def describe(self) -> Mapping[str, Any]:
         """As `Editor.describe`; the device isn't in it, as far as pictures don't depend on it."""
-        from earl_cli.generation.loading import sampling_of
+        from earl_cli.generation.editor import sampling_of
         from earl_cli.models.abilities import fingerprint as abilities_digest
         from earl_cli.models.bundle import identify
         from earl_cli.models.hub import called
@@ -68,8 +68,8 @@ class EarlEditor:
 
     def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
         """As `Editor.edit`: one batch, whose first pictures are decoded while the last ones are drawn."""
-        from earl_cli.generation.beside import Beside
         from earl_cli.generation.editing import Job, draft
+        from earl_cli.generation.postprocess import Beside
 
         def progress(done: int, expected: int) -> None:
             if on_progress and expected:

@@ -20,9 +20,9 @@ from PIL import Image
 
 from earl_cli.errors import EarlError, InputError, UsageError
 from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
-from earl_cli.images.picture import open_picture, save_picture
-from earl_cli.rewards.connecting import USUAL_KEY, apart, checked_address, connect, plain_address, without_secrets
-from earl_cli.rewards.retrying import (
+from earl_cli.images.image_file import open_picture, save_picture
+from earl_cli.openai_client.client import USUAL_KEY, apart, checked_address, connect, plain_address, without_secrets
+from earl_cli.openai_client.retry import (
     NOT_THERE,
     TOO_LARGE,
     UNKNOWN_TO_YOU,
@@ -32,7 +32,7 @@ from earl_cli.rewards.retrying import (
     in_words,
     persistently,
 )
-from earl_cli.rewards.transport import SentOnError
+from earl_cli.openai_client.transport import SentOnError
 
 AUTO = "auto"
 EASY = Task("easy", Image.new("RGB", (256, 256), (128, 128, 128)), "make it a little brighter", 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 from earl_cli.errors import InputError
 from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
-from earl_cli.images.picture import open_picture
+from earl_cli.images.image_file import open_picture
 
 AT_ONCE = 16
 HASHED_BYTES = 256_000_000

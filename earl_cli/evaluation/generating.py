@@ -18,16 +18,16 @@ from typing import Any
 
 from PIL.Image import Image
 
-from earl_cli.data.order import Share
-from earl_cli.data.sources import BadRowError
+from earl_cli.data.shard_plan import Share
+from earl_cli.data.sources.base import BadRowError
 from earl_cli.errors import UsageError
 from earl_cli.evaluation.benchmarks import Subset
-from earl_cli.evaluation.drawing import boxes_and_points, draw_marks, overview
+from earl_cli.evaluation.charts import boxes_and_points, draw_marks, overview
 from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
 from earl_cli.evaluation.results import LINES, PICTURES, RUN, Result, Run, lines_of, read_object, write_object
 from earl_cli.evaluation.samples import Opened, Sample
 from earl_cli.files import cut_torn_line, remove_asides
-from earl_cli.images.picture import save_picture
+from earl_cli.images.image_file import save_picture
 
 ORIGINALS = "originals"
 WHOLE = Share()

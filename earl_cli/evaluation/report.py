@@ -40,7 +40,7 @@ from earl_cli.evaluation.tables import (
     number,
     tables_of,
 )
-from earl_cli.images.page import head, write_page
+from earl_cli.images.html_gallery import head, write_page
 
 COLORS = 6
 """Editors have this many colors, and then the same again."""

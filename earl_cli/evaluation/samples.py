@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from earl_cli.data.opening import open_source
-from earl_cli.data.order import Order
-from earl_cli.data.pairs import (
+from earl_cli.data.columns import (
     ID_NAMES,
     INSTRUCTION_NAMES,
     SOURCE_NAMES,
@@ -26,11 +24,13 @@ from earl_cli.data.pairs import (
     storable,
     usual_column,
 )
-from earl_cli.data.pictures import picture_bytes
-from earl_cli.data.sources import BadRowError, Content, Row, Source, row_count
+from earl_cli.data.image_cells import picture_bytes
+from earl_cli.data.shard_plan import Order
+from earl_cli.data.sources.base import BadRowError, Content, Row, Source, row_count
+from earl_cli.data.sources.registry import open_source
 from earl_cli.errors import EarlError, InputError
 from earl_cli.evaluation.benchmarks import Benchmark, Columns, Part, Subset
-from earl_cli.images.picture import Picture, open_picture
+from earl_cli.images.image_file import Picture, open_picture
 
 _OPTION = re.compile(r"--(split|subset|revision|data-files)\b")
 

@@ -18,13 +18,13 @@ from PIL import Image
 from earl_cli.errors import EarlError
 from earl_cli.evaluation.metrics import measure, versions
 from earl_cli.evaluation.results import Result, Run, Scored
-from earl_cli.images.picture import open_picture
-from earl_cli.rewards.declarations import OWN, PUBLISHED
-from earl_cli.rewards.judge import Judge
-from earl_cli.rewards.pairwise import Pair
+from earl_cli.images.image_file import open_picture
+from earl_cli.rewards.judge.client import Judge
+from earl_cli.rewards.judge.declarations import OWN, PUBLISHED
+from earl_cli.rewards.judge.pairwise import Pair
+from earl_cli.rewards.judge.rubrics import Rubrics
 from earl_cli.rewards.reference import reference_reward
 from earl_cli.rewards.reward import Edit, Pixels, Reward, Score
-from earl_cli.rewards.rubrics import Rubrics
 from earl_cli.rewards.viescore import judged
 
 AT_ONCE = 64

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from earl_cli.generation.products import LayerProducts, Product, head_product, layer_products
+from earl_cli.generation.packed_linear import LayerProducts, Product, head_product, layer_products
 
 if TYPE_CHECKING:
     from transformers import Emu3ForCausalLM

@@ -13,10 +13,10 @@ from PIL import Image
 
 from earl_cli.errors import InputError, ModelError
 from earl_cli.generation.engine import Completion, Engine, Request, Sampling
-from earl_cli.images.area import resize_to_area, seen_size
+from earl_cli.images.arrays import CELL
 from earl_cli.images.color import on_white
 from earl_cli.images.compose import compose
-from earl_cli.images.planes import CELL
+from earl_cli.images.resize import resize_to_area, seen_size
 from earl_cli.models.abilities import Understood, understand
 from earl_cli.tokens.layout import Grid, Mode, Parsed
 from earl_cli.version import version

@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from earl_cli.images.color import on_white
-from earl_cli.images.overlay import Shape, find_shapes, opacity
-from earl_cli.images.planes import (
+from earl_cli.images.arrays import (
     CELL,
     Plane,
     cell_errors,
@@ -28,6 +26,8 @@ from earl_cli.images.planes import (
     shrink,
     smoothstep,
 )
+from earl_cli.images.color import on_white
+from earl_cli.images.overlay import Shape, find_shapes, opacity
 from earl_cli.images.recolor import (
     EVERYWHERE,
     LADDER,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.images.planes import CELL, Plane, gauss
+from earl_cli.images.arrays import CELL, Plane, gauss
 
 KINDS = ("disc", "rectangle")
 Mask = NDArray[np.bool_]

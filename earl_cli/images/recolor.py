@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.images.planes import CELL, Plane, cell_errors, cells, gauss, shrink
+from earl_cli.images.arrays import CELL, Plane, cell_errors, cells, gauss, shrink
 
 LIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
 HINGES = (0.2, 0.4, 0.6, 0.8)

@@ -17,7 +17,7 @@ import torch
 
 from earl_cli.errors import ModelError, OutputError
 from earl_cli.files import whole_file
-from earl_cli.images.area import Grids
+from earl_cli.images.resize import Grids
 from earl_cli.models import names
 from earl_cli.models.abilities import fault
 from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, parameter_count, part_config

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from earl_cli.rewards.judge import Answer, Judge, Question
+from earl_cli.rewards.judge.client import Answer, Judge, Question
+from earl_cli.rewards.judge.rubrics import Rubrics, asked
 from earl_cli.rewards.reward import Edit, Reward, Score
-from earl_cli.rewards.rubrics import Rubrics, asked
 
 MIXED = "sqrt(viescore_pqxground_score)"
 JUDGED: Mapping[str, tuple[str, ...]] = {  # what each reward asks

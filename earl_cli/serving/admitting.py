@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hmac
 
+from earl_cli.serving.errors import RefusedError
 from earl_cli.serving.http1 import Request
-from earl_cli.serving.refusing import RefusedError
 from earl_cli.serving.service import Service
 from earl_cli.serving.site import DEFAULT_PORTS, Site, host_and_port, is_loopback, origin
 

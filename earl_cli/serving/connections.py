@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from earl_cli.errors import UsageError
+from earl_cli.serving.errors import report
 from earl_cli.serving.limits import network
-from earl_cli.serving.refusing import report
 
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 POLL_GONE: int | None = getattr(select, "POLLRDHUP", None)  # Linux's, which bytes that wait unread don't hide

@@ -15,7 +15,7 @@ from http.client import responses
 
 import h11
 
-from earl_cli.serving.refusing import RefusedError
+from earl_cli.serving.errors import RefusedError
 
 HEAD_BYTES = 65536
 MAX_HEADERS = 100

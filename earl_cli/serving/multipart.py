@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from earl_cli.serving.refusing import RefusedError
+from earl_cli.serving.errors import RefusedError
 
 MAX_PARTS = 64
 MAX_HEAD = 2048

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from earl_cli.console import console
-from earl_cli.generation.waiting import EngineError
+from earl_cli.generation.vllm.watchdog import EngineError
+from earl_cli.serving.errors import RefusedError, refusal, report
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.memory import give_back_memory
-from earl_cli.serving.refusing import RefusedError, refusal, report
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from earl_cli.generation.engine import OnProgress, Sampling
-    from earl_cli.images.picture import Picture
+    from earl_cli.images.image_file import Picture
 
 TOGETHER = 8
 FAILING_AFTER = 3

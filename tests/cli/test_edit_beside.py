@@ -17,9 +17,10 @@ from PIL import Image
 
 from earl_cli import app
 from earl_cli.errors import ModelError
-from earl_cli.generation import beside, loading
+from earl_cli.generation import editor as loading
+from earl_cli.generation import postprocess as beside
 from earl_cli.generation.engine import Completion, Engine, OnCompletion, Request, Sampling
-from earl_cli.images import picture
+from earl_cli.images import image_file as picture
 
 pytestmark = pytest.mark.slow
 Deliver = Callable[[int, int], None]

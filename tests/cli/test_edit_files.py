@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earl_cli.commands.edit_files import find_sources, split_words
+from earl_cli.commands.edit.files import find_sources, split_words
 from earl_cli.errors import InputError, UsageError
 
 

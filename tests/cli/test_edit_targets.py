@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from earl_cli.commands.edit_files import Source
-from earl_cli.commands.edit_targets import Targets
+from earl_cli.commands.edit.files import Source
+from earl_cli.commands.edit.targets import Targets
 from earl_cli.errors import EarlError, OutputError, UsageError
 
 PHOTO = Source(Path("a.png"))

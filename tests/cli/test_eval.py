@@ -25,8 +25,8 @@ from earl_cli.evaluation.generating import task_seed
 from earl_cli.evaluation.results import load_run
 from earl_cli.files import alone_in
 from earl_cli.models.bundle import EarlModel, load_model
-from earl_cli.rewards.declarations import load_declaration
-from earl_cli.rewards.retrying import Pacing
+from earl_cli.openai_client.retry import Pacing
+from earl_cli.rewards.judge.declarations import load_declaration
 
 pytestmark = pytest.mark.slow
 Say = Callable[..., Said]
@@ -53,7 +53,7 @@ def evaluated(say: Say, *words: str) -> dict[str, Any]:
 
 def impatient(patch: pytest.MonkeyPatch) -> None:
     """No second is waited for a judge that fails."""
-    patch.setattr("earl_cli.rewards.retrying.Pacing", lambda **_: Pacing(tries=2, first=0.01, most=0.01))
+    patch.setattr("earl_cli.openai_client.retry.Pacing", lambda **_: Pacing(tries=2, first=0.01, most=0.01))
 
 
 def test_a_model_and_the_floor_on_ones_own_pairs(say: Say, tiny_model_dir: Path) -> None:
@@ -170,11 +170,11 @@ def test_a_judge_that_goes_down_costs_nothing_that_was_drawn(
 
     impatient(monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr("earl_cli.commands.eval_run.generate", and_then_down)
+        patch.setattr("earl_cli.commands.eval.run.generate", and_then_down)
         said = say("eval", "-b", "pairs", "-m", str(tiny_model_dir), "--judge", judge.api_base)
     assert "judge" in complaint(said, 1)
     judge.is_down = False
-    monkeypatch.setattr("earl_cli.generation.loading.load_model", lambda *_, **__: pytest.fail("drawn again"))
+    monkeypatch.setattr("earl_cli.generation.editor.load_model", lambda *_, **__: pytest.fail("drawn again"))
     said = say("eval", "score", "results/pairs", "--judge", judge.api_base, "--json")
     assert said.code == 0, said.err
     assert said.document["results"][0]["figures"]["VIE_ALL"]["count"] == 6
@@ -372,7 +372,7 @@ def test_only_one_model_is_in_memory(say: Say, tiny_model_dir: Path, monkeypatch
         loaded.append(weakref.ref(model := load_model(*args, **settings)))
         return model
 
-    monkeypatch.setattr("earl_cli.generation.loading.load_model", load)
+    monkeypatch.setattr("earl_cli.generation.editor.load_model", load)
     words = ("-m", f"a={tiny_model_dir}", "-m", f"b={tiny_model_dir}", "-b", str(tiny_model_dir.parent / "again"))
     pairs(tiny_model_dir.parent / "again", 2)
     evaluated(say, *words)

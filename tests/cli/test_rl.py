@@ -19,8 +19,8 @@ from trainings import options, write_pairs
 from earl_cli.app import run
 from earl_cli.data.store import Manifest, Reject, create_or_resume, write_shard
 from earl_cli.models.bundle import load_model, open_base
-from earl_cli.training.checkpoints import CHECKPOINTS, LOCK, checkpoints
-from earl_cli.training.episodes import SCHEMA
+from earl_cli.training.common.checkpoints import CHECKPOINTS, LOCK, checkpoints
+from earl_cli.training.rl.rollout_log import SCHEMA
 
 SMALL: dict[str, object] = {"num_iterations": 2, "episodes_per_iteration": 6, "generations_per_sample": 2}
 SMALL |= {"max_response_tokens": 64, "model_context_size": 128, "learning_rate": 1e-3, "precision": "float32"}
@@ -338,7 +338,7 @@ def test_the_plan_refuses_for_want_of_memory_and_disk(
     rl: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("earl_cli.training.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+        patched.setattr("earl_cli.training.common.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
         text = complaint(rl("--dry-run"), 8)
         assert "the run needs up to 12.3 MB: 1 whole checkpoint of 7.19 MB, 1 model of 5.11 MB; 1 MB are free" in text
         assert text[text.index("error: ") :] in complaint(rl(), 8)

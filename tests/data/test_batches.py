@@ -11,7 +11,7 @@ import pytest
 from trainings import write_pairs
 
 from earl_cli.data.batches import Rows, load_rows
-from earl_cli.data.published import export_published
+from earl_cli.data.published.store import export_published
 from earl_cli.data.store import open_store, pairs_of, write_shard
 from earl_cli.errors import InputError
 from earl_cli.models.bundle import open_base

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from earl_cli.data.opening import Place, open_source
-from earl_cli.data.order import Order
-from earl_cli.data.pairs import Columns, find_columns, pair_of
-from earl_cli.data.parquet import ParquetSource
-from earl_cli.data.pictures import picture_bytes
-from earl_cli.data.preparing import Recipe, prepare
-from earl_cli.data.sources import BadRowError, Row, row_count
+from earl_cli.data.columns import Columns, find_columns, pair_of
+from earl_cli.data.image_cells import picture_bytes
+from earl_cli.data.preprocess import Recipe, prepare
+from earl_cli.data.shard_plan import Order
+from earl_cli.data.sources.base import BadRowError, Row, row_count
+from earl_cli.data.sources.parquet import ParquetSource
+from earl_cli.data.sources.registry import Place, open_source
 from earl_cli.data.store import Reject, write_shard
 
 from .conftest import picture

@@ -18,7 +18,7 @@ import pytest
 import torch
 from published_data import fields, numbers, pack, publish, rezip, saved
 
-from earl_cli.data.published import open_published
+from earl_cli.data.published.store import open_published
 from earl_cli.data.store import Reject, TokenizedPair
 
 

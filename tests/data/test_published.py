@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published_data import LIST, fields, numbers, pack, publish, saved
 
-from earl_cli.data import published as module
-from earl_cli.data.published import (
+from earl_cli.data.published.store import (
     export_published,
     import_published,
     is_published,
     open_published,
     published_table,
 )
+from earl_cli.data.published.store import store as module
 from earl_cli.data.store import Manifest, Store, TokenizedPair, create_or_resume, open_store, write_shard
 from earl_cli.errors import ModelError, UsageError
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from published_data import LIST, fields, numbers, pack, publish, saved
 
-from earl_cli.data.published import is_published, open_published
+from earl_cli.data.published.store import is_published, open_published
 from earl_cli.data.store import Reject, TokenizedPair
 from earl_cli.errors import InputError
 

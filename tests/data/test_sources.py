@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from earl_cli.data.opening import Place, open_source
-from earl_cli.data.order import Order
-from earl_cli.data.pictures import picture_bytes
-from earl_cli.data.sources import BadRowError, Row, Source, row_count
+from earl_cli.data.image_cells import picture_bytes
+from earl_cli.data.shard_plan import Order
+from earl_cli.data.sources.base import BadRowError, Row, Source, row_count
+from earl_cli.data.sources.registry import Place, open_source
 from earl_cli.errors import EarlError, InputError, UsageError
 
 from .conftest import ROWS, Form, as_json_lines, as_parquet, as_saved, as_table, as_tars, rows_with_pictures

@@ -14,15 +14,15 @@ from transformers import Emu3VQVAE
 
 from earl_cli.data import tokenizing
 from earl_cli.data.batches import ExampleData, collate, load_rows
+from earl_cli.data.columns import Columns
 from earl_cli.data.merging import merge
-from earl_cli.data.opening import Place, open_source
-from earl_cli.data.order import Share
-from earl_cli.data.pairs import Columns
+from earl_cli.data.shard_plan import Share
+from earl_cli.data.sources.registry import Place, open_source
 from earl_cli.data.store import Store, open_store, shard_path
 from earl_cli.data.tokenizing import Tally, TokenizeSettings, tokenize
 from earl_cli.errors import InputError, OutputError, UsageError
 from earl_cli.files import alone_in
-from earl_cli.images.area import resize_to_area
+from earl_cli.images.resize import resize_to_area
 from earl_cli.models.vision import encode, load_vision, pixels_of
 from earl_cli.tokens.layout import Layout
 from earl_cli.tokens.text import load_text_tokenizer

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from earl_cli.generation.editing import Draft, EditSettings, Job, decoded, draft, render, sheet
 from earl_cli.generation.engine import Sampling
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.images.planes import connected
+from earl_cli.images.arrays import connected
 from earl_cli.models.bundle import load_model
 
 pytestmark = pytest.mark.slow

@@ -21,11 +21,11 @@ from judge_server import Faults, JudgeServer
 from trainings import Trainings, options, write_pairs
 
 from earl_cli.app import run as earl
-from earl_cli.rewards import choosing
-from earl_cli.rewards.judge import Judge
-from earl_cli.rewards.retrying import Pacing
-from earl_cli.training import rl
-from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
+from earl_cli.openai_client.retry import Pacing
+from earl_cli.rewards import registry as choosing
+from earl_cli.rewards.judge.client import Judge
+from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
+from earl_cli.training.rl.trainer import trainer as rl
 
 pytestmark = pytest.mark.slow
 

@@ -34,9 +34,9 @@ from killing import (
 from trainings import Trainings, options, write_pairs
 from victims import own_program
 
-from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
-from earl_cli.training.curves import read_run
-from earl_cli.training.log import LOG
+from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
+from earl_cli.training.common.curves import read_run
+from earl_cli.training.common.trackers import LOG
 
 pytestmark = pytest.mark.slow
 

@@ -33,7 +33,7 @@ from killing import (
 from trainings import Trainings, options, torchrun, worker, write_pairs
 from victims import own_program
 
-from earl_cli.training.checkpoints import CHECKPOINTS, LOCK, checkpoints
+from earl_cli.training.common.checkpoints import CHECKPOINTS, LOCK, checkpoints
 
 pytestmark = pytest.mark.slow
 

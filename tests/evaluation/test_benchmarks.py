@@ -16,7 +16,7 @@ from datasets import Dataset
 from evaluations import inverted, pairs, picture
 from hub_server import Hub, Repository
 
-from earl_cli.data.sources import BadRowError
+from earl_cli.data.sources.base import BadRowError
 from earl_cli.errors import EarlError, InputError, UsageError
 from earl_cli.evaluation.benchmarks import ENTRY_POINTS, Subset, benchmarks, find_benchmark
 from earl_cli.evaluation.samples import Opened, Sample, open_benchmark

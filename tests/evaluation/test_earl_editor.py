@@ -10,7 +10,7 @@ from evaluations import picture
 
 from earl_cli.evaluation.earl_editor import EarlEditor
 from earl_cli.evaluation.editors import Task
-from earl_cli.generation.loading import Editor, load_editor
+from earl_cli.generation.editor import Editor, load_editor
 
 
 def editor(folder: Path) -> EarlEditor:

@@ -18,7 +18,7 @@ from PIL import Image
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.evaluation.editors import Drawn, Editor, Task
 from earl_cli.evaluation.endpoint import open_endpoint
-from earl_cli.rewards.retrying import Pacing
+from earl_cli.openai_client.retry import Pacing
 
 KEY = "sk-very-secret"
 QUICK = Pacing(tries=4, limits=4, first=0.001)

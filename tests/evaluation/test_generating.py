@@ -11,7 +11,7 @@ import pytest
 from evaluations import Inverting, inverted, pairs, picture
 from PIL import Image
 
-from earl_cli.data.order import Share
+from earl_cli.data.shard_plan import Share
 from earl_cli.errors import UsageError
 from earl_cli.evaluation.benchmarks import find_benchmark
 from earl_cli.evaluation.generating import LINES, Wanted, folder_of, generate, keys, missing, plain, start_run

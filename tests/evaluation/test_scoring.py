@@ -21,11 +21,11 @@ from earl_cli.evaluation.samples import open_benchmark
 from earl_cli.evaluation.scoring import NO_EDIT, Scoring, pairs_of, score, shared_keys
 from earl_cli.evaluation.statistics import summarize
 from earl_cli.evaluation.summaries import summary_document
-from earl_cli.rewards.declarations import load_declaration
-from earl_cli.rewards.judge import Judge
-from earl_cli.rewards.retrying import Pacing
+from earl_cli.openai_client.retry import Pacing
+from earl_cli.rewards.judge.client import Judge
+from earl_cli.rewards.judge.declarations import load_declaration
+from earl_cli.rewards.judge.rubrics import load_rubrics
 from earl_cli.rewards.reward import JudgeDownError
-from earl_cli.rewards.rubrics import load_rubrics
 
 OFFLINE = ("l1", "l2", "psnr", "ssim")
 QUICK = Pacing(tries=3, first=0.01, most=0.02)

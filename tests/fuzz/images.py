@@ -12,7 +12,7 @@ from picture_files import chunk, file_of, png_of, tiff_of
 from PIL import Image, ImageCms
 
 from earl_cli.errors import EarlError
-from earl_cli.images.picture import open_picture, save_picture
+from earl_cli.images.image_file import open_picture, save_picture
 
 
 def _good() -> dict[str, bytes]:

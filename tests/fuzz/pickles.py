@@ -12,7 +12,7 @@ import torch
 from fuzzing import Room
 from published_data import fields, rezip, saved
 
-from earl_cli.data.pth import read_pth
+from earl_cli.data.published.pth import read_pth
 from earl_cli.errors import EarlError
 from earl_cli.models.weights import open_weights
 

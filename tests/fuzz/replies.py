@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fuzzing import Room
 
-from earl_cli.rewards.replies import UnreadableError, is_all_thoughts, read_choice, read_scores, read_tag
+from earl_cli.rewards.judge.replies import UnreadableError, is_all_thoughts, read_choice, read_scores, read_tag
 
 READERS = {"scores": read_scores, "tag": read_tag, "choice": read_choice}
 GOOD = {

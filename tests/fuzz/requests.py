@@ -11,12 +11,12 @@ from picture_files import file_of
 from PIL import Image
 
 from earl_cli.errors import EarlError
-from earl_cli.images.picture import open_picture
-from earl_cli.serving.asking import asked
+from earl_cli.images.image_file import open_picture
+from earl_cli.serving.errors import RefusedError
 from earl_cli.serving.http1 import Wire
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.multipart import read_form
-from earl_cli.serving.refusing import RefusedError
+from earl_cli.serving.request import asked
 
 PICTURE = file_of(Image.new("RGB", (8, 8), "red"))
 BODY = (

@@ -9,7 +9,7 @@ from datasets import Dataset, disable_progress_bars
 from fuzz.tables import PICTURE, prepared
 from fuzzing import Room
 
-from earl_cli.data.opening import Place, open_source
+from earl_cli.data.sources.registry import Place, open_source
 from earl_cli.errors import EarlError
 
 disable_progress_bars()

@@ -12,11 +12,11 @@ from fuzzing import Room
 from picture_files import file_of
 from PIL import Image
 
-from earl_cli.data.opening import Place, open_source
-from earl_cli.data.order import Order
-from earl_cli.data.pairs import Columns, find_columns
-from earl_cli.data.preparing import Recipe, prepare
-from earl_cli.data.sources import Source
+from earl_cli.data.columns import Columns, find_columns
+from earl_cli.data.preprocess import Recipe, prepare
+from earl_cli.data.shard_plan import Order
+from earl_cli.data.sources.base import Source
+from earl_cli.data.sources.registry import Place, open_source
 from earl_cli.data.store import Reject, write_shard
 from earl_cli.errors import EarlError
 

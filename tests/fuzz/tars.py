@@ -13,7 +13,7 @@ from fuzz.tables import read as read_samples
 from fuzzing import Room
 from published_data import LIST, numbers
 
-from earl_cli.data.published import open_published
+from earl_cli.data.published.store import open_published
 from earl_cli.data.store import TokenizedPair
 from earl_cli.errors import EarlError
 

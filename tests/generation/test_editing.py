@@ -16,8 +16,8 @@ from earl_cli.errors import InputError, ModelError
 from earl_cli.evaluation.earl_editor import EarlEditor
 from earl_cli.evaluation.editors import Task
 from earl_cli.generation.editing import SHEET_SIDE, Draft, EditSettings, Job, decoded, draft, encoded, render, sheet
+from earl_cli.generation.editor import Editor, load_editor
 from earl_cli.generation.engine import Sampling
-from earl_cli.generation.loading import Editor, load_editor
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.color import on_white
 from earl_cli.models.bundle import EarlModel, load_model

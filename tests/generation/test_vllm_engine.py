@@ -15,17 +15,17 @@ from safetensors.torch import load_file, save_file
 
 from earl_cli.errors import InputError, ModelError, UsageError
 from earl_cli.generation.engine import Completion, Request, Sampling
-from earl_cli.generation.engine_arguments import engine_arguments
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.generation.vllm_engine import Patience, VllmEngine
-from earl_cli.generation.waiting import EngineError
+from earl_cli.generation.vllm.engine import Patience, VllmEngine
+from earl_cli.generation.vllm.engine_arguments import engine_arguments
+from earl_cli.generation.vllm.watchdog import EngineError
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.models.language import save_language
 from earl_cli.models.weights import read_json, write_json
 from earl_cli.tokens.layout import Grid, Layout, Mode
 from earl_cli.tokens.vocabulary import small_vocabulary
-from earl_cli.training.losses import separate_heads
-from earl_cli.training.policy import Policy, Sampled, pack
+from earl_cli.training.rl.policy import Policy, Sampled, pack
+from earl_cli.training.sft.loss import separate_heads
 
 need_vllm()
 pytestmark = pytest.mark.vllm

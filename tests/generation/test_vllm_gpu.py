@@ -14,7 +14,7 @@ import torch
 from needs_vllm import need_vllm
 
 from earl_cli.generation.engine import Request, Sampling
-from earl_cli.generation.vllm_engine import VllmEngine
+from earl_cli.generation.vllm.engine import VllmEngine
 from earl_cli.models.bundle import load_model
 from earl_cli.tokens.layout import Grid
 

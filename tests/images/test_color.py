@@ -13,7 +13,7 @@ from picture_files import file_of
 from PIL import Image, ImageCms, ImageFilter
 
 from earl_cli.images.color import filled, on_white
-from earl_cli.images.picture import open_picture
+from earl_cli.images.image_file import open_picture
 
 RAMP = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
 COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from earl_cli.images.arrays import gauss
 from earl_cli.images.compose import compose
-from earl_cli.images.planes import gauss
 
 Pixels = NDArray[np.float32]
 WIDTH, HEIGHT = 336, 240

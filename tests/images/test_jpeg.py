@@ -8,7 +8,7 @@ from picture_files import file_of
 from PIL import Image
 
 from earl_cli.errors import InputError
-from earl_cli.images.picture import open_picture
+from earl_cli.images.image_file import open_picture
 
 COARSE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 PHOTO = Image.fromarray(COARSE).resize((120, 90), Image.Resampling.BICUBIC)

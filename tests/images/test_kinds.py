@@ -12,8 +12,8 @@ from picture_files import file_of, tiff_of
 from PIL import Image
 
 from earl_cli.errors import InputError
+from earl_cli.images.image_file import open_picture
 from earl_cli.images.kinds import foreign_kind
-from earl_cli.images.picture import open_picture
 
 RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
 

@@ -13,7 +13,7 @@ from picture_files import chunk, file_of, png_of, with_chunks
 from PIL import Image, ImageCms
 
 from earl_cli.errors import InputError
-from earl_cli.images.picture import open_picture, save_picture
+from earl_cli.images.image_file import open_picture, save_picture
 
 COLORS = np.arange(12 * 16 * 3, dtype=np.uint32).reshape(12, 16, 3).astype(np.uint8)
 PLAIN = file_of(Image.fromarray(COLORS))

@@ -11,7 +11,7 @@ from picture_files import file_of
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from earl_cli.images.picture import Picture, open_picture, save_picture
+from earl_cli.images.image_file import Picture, open_picture, save_picture
 from earl_cli.images.sidedata import SideData
 
 RGB = Image.fromarray(np.arange(12 * 16 * 3, dtype=np.uint32).reshape(12, 16, 3).astype(np.uint8))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from judge_server import MODEL, JudgeServer
 
-from earl_cli.rewards.judge import Judge
-from earl_cli.rewards.retrying import Pacing
+from earl_cli.openai_client.retry import Pacing
+from earl_cli.rewards.judge.client import Judge
 
 
 @pytest.fixture

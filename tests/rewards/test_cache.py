@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from earl_cli.errors import OutputError
-from earl_cli.rewards.cache import AnswerCache
-from earl_cli.rewards.replies import Reply
+from earl_cli.rewards.judge.cache import AnswerCache
+from earl_cli.rewards.judge.replies import Reply
 
 REPLY = Reply((6.5, 0.0), "ok, é\ud83d")
 KEPT = Reply((6.5, 0.0), "ok, é?")
 WRITER = """
 import sys
 from pathlib import Path
-from earl_cli.rewards.cache import AnswerCache
-from earl_cli.rewards.replies import Reply
+from earl_cli.rewards.judge.cache import AnswerCache
+from earl_cli.rewards.judge.replies import Reply
 path, name, count = sys.argv[1:]
 print("up", flush=True)
 sys.stdin.readline()

@@ -18,10 +18,10 @@ import pytest
 from judge_server import KINDS, MODEL, Faults, JudgeServer, picture
 
 from earl_cli.errors import UsageError
-from earl_cli.rewards.completing import data_url
-from earl_cli.rewards.declarations import load_declaration
-from earl_cli.rewards.judge import ROUNDS, Answer, Judge, Question
-from earl_cli.rewards.retrying import Pacing
+from earl_cli.openai_client.retry import Pacing
+from earl_cli.rewards.judge.client import ROUNDS, Answer, Judge, Question
+from earl_cli.rewards.judge.completion import data_url
+from earl_cli.rewards.judge.declarations import load_declaration
 from earl_cli.rewards.reward import JudgeDownError
 
 Ask = Callable[..., Judge]
@@ -103,7 +103,7 @@ def test_two_processes_pay_once(judge: JudgeServer, ask: Ask, tmp_path: Path) ->
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from pathlib import Path
-from earl_cli.rewards.judge import Judge
+from earl_cli.rewards.judge.client import Judge
 from rewards.test_judge import questions
 answers = Judge({judge.api_base!r}, {MODEL!r}, Path({str(tmp_path / "cache")!r})).ask_all(questions(10))
 print(answers)
@@ -369,7 +369,7 @@ def test_ctrl_c_ends_it_at_once(judge: JudgeServer) -> None:
     script = f"""
 import signal, sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from earl_cli.rewards.judge import Judge
+from earl_cli.rewards.judge.client import Judge
 from rewards.test_judge import questions
 try:
     Judge({judge.api_base!r}, {MODEL!r}).ask_all(questions(10))
@@ -390,5 +390,5 @@ except KeyboardInterrupt:
 
 @pytest.mark.slow
 def test_importing_connects_to_nothing() -> None:
-    script = "import sys, socket\nsocket.socket.connect = None\nimport earl_cli.rewards.choosing"
+    script = "import sys, socket\nsocket.socket.connect = None\nimport earl_cli.rewards.registry"
     subprocess.run([sys.executable, "-c", script], check=True)

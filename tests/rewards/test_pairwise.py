@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from judge_server import Faults, JudgeServer, picture
 
-from earl_cli.rewards.judge import Judge
-from earl_cli.rewards.pairwise import Pair, Preference, Tally, first_rate, prefer, sign_test_p, tally
+from earl_cli.rewards.judge.client import Judge
+from earl_cli.rewards.judge.pairwise import Pair, Preference, Tally, first_rate, prefer, sign_test_p, tally
+from earl_cli.rewards.judge.rubrics import load_rubrics
 from earl_cli.rewards.reward import JudgeDownError
-from earl_cli.rewards.rubrics import load_rubrics
 
 Ask = Callable[..., Judge]
 WORDS = "Both have the snow, one has more."

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from earl_cli.rewards.replies import (
+from earl_cli.rewards.judge.replies import (
     FIRST,
     LONGEST,
     SECOND,

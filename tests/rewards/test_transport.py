@@ -15,8 +15,8 @@ from answering_server import Answering
 from judge_server import MODEL, JudgeServer, picture
 
 from earl_cli.errors import EarlError, UsageError
-from earl_cli.rewards.judge import Judge, Question
-from earl_cli.rewards.retrying import Pacing
+from earl_cli.openai_client.retry import Pacing
+from earl_cli.rewards.judge.client import Judge, Question
 from earl_cli.rewards.reward import JudgeDownError
 
 Ask = Callable[..., Judge]

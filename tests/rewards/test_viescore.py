@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from judge_server import Faults, JudgeServer, picture, some_edits
 
-from earl_cli.rewards.choosing import choose
-from earl_cli.rewards.judge import Judge
-from earl_cli.rewards.rubrics import load_rubrics
+from earl_cli.rewards.judge.client import Judge
+from earl_cli.rewards.judge.rubrics import load_rubrics
+from earl_cli.rewards.registry import choose
 from earl_cli.rewards.viescore import JUDGED, MIXED, judged
 
 Ask = Callable[..., Judge]

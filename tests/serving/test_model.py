@@ -16,8 +16,8 @@ from serving_servers import Running, eventually, pixels, png, running
 
 from earl_cli.app import run
 from earl_cli.generation.editing import Draft
-from earl_cli.generation.loading import load_editor
-from earl_cli.serving import drawing as drawings
+from earl_cli.generation.editor import load_editor
+from earl_cli.serving import worker as drawings
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.service import service_of
 from earl_cli.serving.site import Site

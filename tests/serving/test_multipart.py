@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from earl_cli.serving.errors import RefusedError
 from earl_cli.serving.multipart import MAX_PARTS, MAX_TEXT, Field, read_form, text
-from earl_cli.serving.refusing import RefusedError
 
 TYPE = "multipart/form-data; boundary=b"
 NAMES = some.text(

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from serving_servers import Gate, Running, png, running, saved
 
 from earl_cli.errors import InputError
-from earl_cli.generation.loading import load_editor
+from earl_cli.generation.editor import load_editor
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.service import service_of
 from earl_cli.serving.site import Site

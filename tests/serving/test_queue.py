@@ -11,12 +11,12 @@ from serving_servers import Gate, eventually, png
 
 from earl_cli.errors import InputError
 from earl_cli.generation.engine import Sampling
-from earl_cli.generation.waiting import EngineError
-from earl_cli.images.picture import open_picture
+from earl_cli.generation.vllm.watchdog import EngineError
+from earl_cli.images.image_file import open_picture
 from earl_cli.serving import queue as queues
+from earl_cli.serving.errors import RefusedError, refusal
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.queue import EditQueue, Order, Ticket, View
-from earl_cli.serving.refusing import RefusedError, refusal
 
 LIMITS = Limits(max_queue=4, max_pixels=10_000)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from earl_cli.training.checkpoints import (
+from earl_cli.training.common.checkpoints import (
     BEST,
     CHECKPOINTS,
     MODEL_ONLY,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from logs import write_log
 
 from earl_cli.errors import InputError
-from earl_cli.training.curves import LOG, Run, Series, read_run, read_runs, smooth, thin, window
+from earl_cli.training.common.curves import LOG, Run, Series, read_run, read_runs, smooth, thin, window
 
 
 def points(run: Run, key: str) -> dict[int, float]:

@@ -15,9 +15,9 @@ from earl_cli.config.rl import RlConfig
 from earl_cli.config.sft import SftConfig
 from earl_cli.errors import OutputError
 from earl_cli.models.bundle import open_base
-from earl_cli.training import disk
-from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
-from earl_cli.training.disk import check_room, rl_disk, sft_disk
+from earl_cli.training.common import disk
+from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
+from earl_cli.training.common.disk import check_room, rl_disk, sft_disk
 
 EMU3: Any = SimpleNamespace(
     parameters=8_492_199_936,

@@ -25,9 +25,16 @@ from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import collate, load_rows
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.models.bundle import load_model
-from earl_cli.training import distributed
-from earl_cli.training.checkpoints import CHECKPOINTS, newest
-from earl_cli.training.distributed import adopt_slurm, check_processes, first_speaks, rank, stand_alone, world_size
+from earl_cli.training.common import distributed
+from earl_cli.training.common.checkpoints import CHECKPOINTS, newest
+from earl_cli.training.common.distributed import (
+    adopt_slurm,
+    check_processes,
+    first_speaks,
+    rank,
+    stand_alone,
+    world_size,
+)
 
 SHARDINGS = ("none", "zero2", "zero3")
 STEPS = 5

@@ -15,9 +15,9 @@ from earl_cli.config.loader import load_config
 from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import collate, load_rows
 from earl_cli.models.bundle import open_base
-from earl_cli.training.losses import whole_head
-from earl_cli.training.memory import Memory, Shape, estimate
-from earl_cli.training.trainee import load_trainee, with_adapters
+from earl_cli.training.common.memory import Memory, Shape, estimate
+from earl_cli.training.sft.loss import whole_head
+from earl_cli.training.sft.model import load_trainee, with_adapters
 
 EMU3 = Shape(parameters=8_492_011_520, hidden=4096, layers=32, mlp=14336, kv_width=8 * 128, vocabulary=184622)
 GB = 1_000_000_000

@@ -11,8 +11,8 @@ from logs import a_rl_run, a_run, write_log
 from PIL import Image
 
 from earl_cli.errors import UsageError
-from earl_cli.training.curves import read_runs
-from earl_cli.training.plots import COLORS, DASHES, RL, SFT, Sheet, choose_panels, draw, number, write_curves
+from earl_cli.training.common.curves import read_runs
+from earl_cli.training.common.plots import COLORS, DASHES, RL, SFT, Sheet, choose_panels, draw, number, write_curves
 
 
 def keys(sheet: Sheet) -> list[str]:

@@ -18,7 +18,11 @@ from earl_cli.config.rl import RlConfig
 from earl_cli.errors import EarlError, InputError, UsageError
 from earl_cli.models.bundle import load_model, load_vision_of, open_base
 from earl_cli.rewards.reward import Edit, JudgeDownError, Reward, Score
-from earl_cli.training.assembling import (
+from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
+from earl_cli.training.common.trackers import is_logged, write_line
+from earl_cli.training.optimizer_backends import make_learner
+from earl_cli.training.rl.run import Judged, Run
+from earl_cli.training.rl.setup import (
     WithoutAdapters,
     load_policy,
     load_prompts,
@@ -27,11 +31,7 @@ from earl_cli.training.assembling import (
     save_checkpoint,
     save_model,
 )
-from earl_cli.training.checkpoints import CHECKPOINTS, checkpoints
-from earl_cli.training.learners import make_learner
-from earl_cli.training.log import is_logged, write_line
-from earl_cli.training.rl import reinforce
-from earl_cli.training.run import Judged, Run
+from earl_cli.training.rl.trainer import reinforce
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainings import Trainings, options, write_pairs
 from victims import Run
 
-from earl_cli.training.checkpoints import CHECKPOINTS
+from earl_cli.training.common.checkpoints import CHECKPOINTS
 
 pytestmark = pytest.mark.slow
 

@@ -20,12 +20,12 @@ from earl_cli.data.batches import load_rows
 from earl_cli.data.store import Manifest, TokenizedPair, create_or_resume, write_shard
 from earl_cli.errors import EarlError, InputError
 from earl_cli.models.bundle import load_model, open_base, save_trained
-from earl_cli.training.checkpoints import CHECKPOINTS, VALIDATION, newest
-from earl_cli.training.log import LOG
-from earl_cli.training.sft import SftResult, fine_tune, load_data
-from earl_cli.training.stopping import Stopped
-from earl_cli.training.trainee import load_trainee
-from earl_cli.training.trainer import SftTrainer
+from earl_cli.training.common.checkpoints import CHECKPOINTS, VALIDATION, newest
+from earl_cli.training.common.stopping import Stopped
+from earl_cli.training.common.trackers import LOG
+from earl_cli.training.sft.model import load_trainee
+from earl_cli.training.sft.run import SftResult, fine_tune, load_data
+from earl_cli.training.sft.trainer import SftTrainer
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from earl_cli.config.loader import load_config
 from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import collate
 from earl_cli.models.bundle import open_base
-from earl_cli.training.sft import SftData, fine_tune, load_data
-from earl_cli.training.trainee import TrainedEmu3, load_trainee
+from earl_cli.training.sft.model import TrainedEmu3, load_trainee
+from earl_cli.training.sft.run import SftData, fine_tune, load_data
 
 STEPS = 12
 SETTINGS = {"max_steps": STEPS, "batch_size": 2, "accumulation": 2, "warmup_steps": 2, "learning_rate": 3e-3}

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from earl_cli.training import stopping
-from earl_cli.training.stopping import Stopped, Stopping
+from earl_cli.training.common import stopping
+from earl_cli.training.common.stopping import Stopped, Stopping
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 

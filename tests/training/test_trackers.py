@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from earl_cli.training.log import start_trackers
+from earl_cli.training.common.trackers import start_trackers
 
 WANDB_INIT = """entity project dir id name notes tags config config_exclude_keys config_include_keys allow_val_change
 group job_type mode force reinit resume resume_from fork_from save_code tensorboard sync_tensorboard monitor_gym

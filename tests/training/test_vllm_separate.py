@@ -24,14 +24,14 @@ from trainings import CPU
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import DeviceError, InputError, UsageError
 from earl_cli.generation.engine import Completion, Request, Sampling
-from earl_cli.generation.vllm_engine import Patience, VllmEngine
-from earl_cli.generation.vllm_process import HOST, ProcessEngine, variables
-from earl_cli.generation.waiting import EngineError
+from earl_cli.generation.vllm.engine import Patience, VllmEngine
+from earl_cli.generation.vllm.process import HOST, ProcessEngine, variables
+from earl_cli.generation.vllm.watchdog import EngineError
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.tokens.layout import Grid
-from earl_cli.training.losses import separate_heads
-from earl_cli.training.policy import Policy, Sampled, pack
-from earl_cli.training.vllm_separate import check_gpus
+from earl_cli.training.rl.policy import Policy, Sampled, pack
+from earl_cli.training.rl.separate_engine import check_gpus
+from earl_cli.training.sft.loss import separate_heads
 
 need_vllm()
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -211,7 +211,7 @@ def test_what_is_wrong_at_the_start_is_told_and_leaves_no_process(embedded: Earl
 ORPHAN = """
 import numpy as np
 from earl_cli.generation.engine import Request, Sampling
-from earl_cli.generation.vllm_process import ProcessEngine
+from earl_cli.generation.vllm.process import ProcessEngine
 from earl_cli.models.bundle import load_model
 from earl_cli.tokens.layout import Grid
 

@@ -1,0 +1,150 @@
+"""What ``earl sft`` and ``earl rl`` have in common: options, the plan's tables, and what is checked before anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from earl_cli.console import console
+from earl_cli.errors import EarlError, OutputError
+
+if TYPE_CHECKING:
+    from earl_cli.config.loader import Resolved
+    from earl_cli.config.rl import RlConfig
+    from earl_cli.config.sft import SftConfig
+    from earl_cli.models.bundle import Base
+    from earl_cli.training.common.disk import Disk
+    from earl_cli.training.common.memory import Memory, SamplerMemory
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="The model to start from: a folder, ORG/NAME[@REV] or embedded.")
+]
+DataOption = Annotated[
+    list[Path] | None, typer.Option("--data", help="A token store or published folder; may be repeated.")
+]
+CoefficientsOption = Annotated[
+    str | None, typer.Option("--coefficients", help="How often each set occurs in the mixture: 1,0.5")
+]
+ValidationOption = Annotated[
+    list[Path] | None, typer.Option("--validation", help="A token store to validate on; may be repeated.")
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where the trained model goes.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a value of the config; may be repeated.")
+]
+
+
+def listed(text: str | None) -> list[str] | None:
+    """The parts of a comma-separated option, None if it wasn't given."""
+    return [part.strip() for part in text.split(",")] if text else None
+
+
+def shown(value: Any) -> str:
+    """A value of a config as a person reads it."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
+
+
+def show_config(resolved: Resolved[Any]) -> dict[str, Any]:
+    """Print every value with where it came from; returns the values, ready for JSON."""
+    values: dict[str, Any] = resolved.config.model_dump(mode="json")
+    rows = [[key, shown(value), resolved.origins.get(key, "default")] for key, value in values.items()]
+    console.table(["value", "is", "from"], rows, title="Config")
+    return values
+
+
+def show_sets(sets: list[dict[str, Any]]) -> None:
+    """Print what is known of each data set."""
+    console.table(list(sets[0]), [[shown(value) for value in each.values()] for each in sets], title="Data")
+
+
+def show_memory(memory: Memory, base: Base, processes: int, sampler: SamplerMemory | None = None) -> dict[str, int]:
+    """Print what each device needs, by what it is for, and what vLLM takes of it in between; returns the bytes."""
+    parts = asdict(memory)
+    host = parts.pop("host")
+    found = {**parts, "device": memory.device, "host": host}
+    rows = [[name if name != "device" else "in all", f"{size / 1e9:.2f}"] for name, size in found.items() if size]
+    if sampler is not None:
+        least = "" if sampler.gpu else "at least its weights, "
+        rows.append([f"vLLM while it samples: {least}{sampler.share:.0%} of a GPU", f"{sampler.bytes / 1e9:.2f}"])
+        found["vllm"] = sampler.bytes
+    console.table(
+        ["memory of one device", "GB"],
+        rows,
+        title=f"Memory, {base.parameters / 1e6:.1f} M weights on {processes} device(s), by calculation",
+    )
+    return found
+
+
+def show_disk(disk: Disk) -> dict[str, int]:
+    """Print what of the disk a run needs; returns the bytes."""
+    console.say(f"disk: {disk}")
+    return {"checkpoint": disk.checkpoint, "model": disk.model, "in_all": disk.total}
+
+
+# -- what is refused, by the plan as by the run ------------------------------------------------------------------------
+
+
+def check_before(command: str, config: SftConfig | RlConfig, output: Path) -> None:
+    """Raise for a number of processes, trackers or a folder that can't be, before model and data are opened."""
+    from earl_cli.training.common.distributed import check_processes
+    from earl_cli.training.common.trackers import check_trackers
+
+    check_processes(command, config)
+    check_trackers(config.trackers)
+    if output.exists() and not output.is_dir():
+        raise OutputError("this is a file, not a folder for the model", where=str(output))
+
+
+def problem_of(check: Callable[[], None]) -> EarlError | None:
+    """What a check raises."""
+    try:
+        check()
+    except EarlError as problem:
+        return problem
+    return None
+
+
+def refuse_after(plan: Mapping[str, Any], problem: EarlError | None) -> None:
+    """The plan's one document; and after it, as its last word, what the run would refuse."""
+    if problem is None:
+        console.document(plan)
+        return
+    console.fail(problem, beside=plan)
+    raise typer.Exit(problem.exit_code)
+
+
+# -- the end of a run --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stopped(unit: str, output: Path) -> Iterator[None]:
+    """Say where a training stopped that was asked to, once everything is saved."""
+    from earl_cli.training.common.stopping import Stopped
+
+    try:
+        yield
+    except Stopped as stop:
+        console.say(f"stopped after {unit} {stop.done}; the same command goes on from there")
+        console.document({"model": None, "stopped_after": stop.done, "output": str(output)})
+        raise
+
+
+def ending(output: Path, unit: str, best: tuple[int, float] | None) -> str:
+    """Where everything is."""
+    from earl_cli.training.common.checkpoints import BEST, CHECKPOINTS
+
+    found = f", the best by validation ({unit} {best[0]}: {best[1]:.4f}) in {BEST}/" if best else ""
+    return f"the model is in {output}, its checkpoints in {CHECKPOINTS}/{found}"
+
+
+def positions(base: Base) -> int:
+    """How many positions the model has."""
+    return int(base.config["max_position_embeddings"])

@@ -1,0 +1,135 @@
+"""``earl eval``: models on benchmarks, from pictures to a report; what is there already isn't drawn again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from earl_cli.commands._judge_options import API_KEY_VARIABLE, TIMEOUT, KeyOption, TimeoutOption
+from earl_cli.commands._options import EngineArgOption, EngineOption
+from earl_cli.commands.eval.options import (
+    AreaOption,
+    Asked,
+    DeclarationOption,
+    GroundOption,
+    JudgeAddressOption,
+    JudgeModelOption,
+    LpipsOption,
+    ProtocolOption,
+    RubricsOption,
+)
+
+OWN = "The model's own by default."
+
+
+def eval(
+    *,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--benchmark",
+            "-b",
+            metavar="NAME|FILE.toml|DATA",
+            help="A name of earl eval list, a file that declares one, or your own pairs; may be repeated.",
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="[NAME=]WHAT",
+            help="A model folder or Hub id, embedded, a baseline of earl eval list, results:FOLDER, "
+            "https://HOST/v1#MODEL or copy; may be repeated.",
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where results go.")] = Path("results"),
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="So many samples, picked at random and always the same.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="This process' part; torchrun's rank by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many edits of each sample.")] = 1,
+    size: Annotated[
+        Literal["source", "model"] | None,
+        typer.Option(
+            "--size", help="source: the photo's size. model: what the model drew. The benchmark's own choice."
+        ),
+    ] = None,
+    image_area: Annotated[
+        int | None, typer.Option("--image-area", min=64, help=f"Pixels of the picture the model sees. {OWN}")
+    ] = None,
+    think: Annotated[bool, typer.Option("--think", help="Let the model reason first.")] = False,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0, help=f"0 is greedy. {OWN}")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=0, help=OWN)] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", min=0, max=1, help=OWN)] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    engine: EngineOption = "auto",
+    engine_arg: EngineArgOption = None,
+    judge: JudgeAddressOption = None,
+    judge_model: JudgeModelOption = None,
+    rubrics: RubricsOption = None,
+    ground_score: GroundOption = False,
+    lpips: LpipsOption = False,
+    api_key_variable: KeyOption = API_KEY_VARIABLE,
+    timeout: TimeoutOption = TIMEOUT,
+    protocol: ProtocolOption = "earl",
+    declaration: DeclarationOption = None,
+    judge_area: AreaOption = None,
+    endpoint_seed: Annotated[
+        bool, typer.Option(help="Send seeds to an image-edit endpoint; some servers know none.")
+    ] = True,
+    endpoint_key_variable: Annotated[
+        str, typer.Option("--endpoint-key-variable", help="The environment variable with an image-edit endpoint's key.")
+    ] = API_KEY_VARIABLE,
+    floor: Annotated[bool, typer.Option(help="Also score the unchanged source, the floor of every table.")] = True,
+    page: Annotated[bool, typer.Option("--report/--no-report", help="Also write report.html.")] = True,
+) -> None:
+    """Evaluate models on benchmarks: earl eval --benchmark embedded --model embedded
+
+    Stopped or killed, the same call goes on where it was. With several processes the last one scores.
+    """
+    from earl_cli.commands.eval.run import Order, evaluate
+    from earl_cli.data.shard_plan import read_share
+    from earl_cli.evaluation.editor_registry import Options
+    from earl_cli.generation.vllm.engine_arguments import engine_arguments
+
+    said = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options = Options(
+        device=device,
+        mode="reasoning" if think else "edit",
+        sampling={key: value for key, value in said.items() if value is not None},
+        image_area=image_area,
+        size=size,
+        engine=engine,
+        engine_args=engine_arguments(engine_arg or []),
+        endpoint_key_variable=endpoint_key_variable,
+        endpoint_seed=endpoint_seed,
+    )
+    order = Order(
+        benchmarks=tuple(dict.fromkeys(benchmark or ["embedded"])),
+        models=tuple(dict.fromkeys([*(model or ["embedded"]), *(["copy"] if floor else [])])),
+        options=options,
+        output=output,
+        limit=limit,
+        seeds=tuple(range(seed, seed + seeds)),
+        share=read_share(shard),
+        asked=Asked(
+            judge,
+            judge_model,
+            api_key_variable,
+            timeout,
+            protocol,
+            declaration,
+            judge_area,
+            rubrics,
+            ground_score,
+            lpips,
+        ),
+        page=page,
+    )
+    evaluate(order)

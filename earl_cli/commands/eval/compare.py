@@ -1,0 +1,156 @@
+"""``earl eval compare``: two editors on the same samples, by their figures and, if asked, by a judge who sees both."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from earl_cli.commands._judge_options import (
+    API_KEY_VARIABLE,
+    DECLARATION,
+    TIMEOUT,
+    DeclarationOption,
+    KeyOption,
+    TimeoutOption,
+)
+from earl_cli.commands.eval.options import (
+    CACHE,
+    JudgeAddressOption,
+    JudgeModelOption,
+    RubricsOption,
+)
+from earl_cli.console import console
+from earl_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from earl_cli.evaluation.results import Run
+    from earl_cli.evaluation.statistics import Difference
+    from earl_cli.rewards.judge.pairwise import Preference
+
+AT_ONCE = 32
+
+
+def eval_compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Results of one editor.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Results of another one on the same benchmark.")],
+    *,
+    pairwise: Annotated[
+        bool, typer.Option("--pairwise", help="Also ask the judge which of two edits is better, in both orders.")
+    ] = False,
+    judge: JudgeAddressOption = None,
+    judge_model: JudgeModelOption = None,
+    rubrics: RubricsOption = None,
+    api_key_variable: KeyOption = API_KEY_VARIABLE,
+    declaration: DeclarationOption = DECLARATION,
+    timeout: TimeoutOption = TIMEOUT,
+) -> None:
+    """Compare two editors sample by sample: earl eval compare results/omniedit/A results/omniedit/B
+
+    Says by how much B differs from A, with a 95 % interval, a p-value and the samples that it wins.
+    """
+    from earl_cli.evaluation.comparing import comparability
+    from earl_cli.evaluation.statistics import columns_of, compare
+    from earl_cli.evaluation.summaries import finite
+    from earl_cli.rewards.judge.declarations import load_declaration
+    from earl_cli.rewards.judge.server import reach
+
+    client = None
+    if pairwise:
+        if not judge:
+            raise UsageError(
+                "a pairwise comparison needs a judge", where="--pairwise", hint="--judge http://HOST:4877/v1"
+            )
+        client = reach(judge, judge_model, api_key_variable, timeout, load_declaration(declaration))[0]
+    first, second = _only(a), _only(b)
+    warnings = comparability([first, second])
+    if first.benchmark != second.benchmark:
+        warnings.insert(0, f"these are results on different benchmarks: {first.benchmark} and {second.benchmark}.")
+    found = {name: compare(first, second, name) for name in columns_of([first, second])}
+    differences = {name: each for name, each in found.items() if each is not None}
+    if not differences and not pairwise:
+        what = "no sample has a figure in both"
+        raise InputError(what, where=f"{a}, {b}", hint="earl eval score gives them figures")
+    console.say(f"A: {first.editor} ({a})")
+    console.say(f"B: {second.editor} ({b})")
+    _show(differences)
+    document: dict[str, Any] = {"a": str(a), "b": str(b), "warnings": warnings}
+    document["columns"] = {name: finite(vars(each)) for name, each in differences.items()}
+    if client is not None:
+        document["pairwise"] = _pairwise(first, second, client, rubrics)
+    for sentence in warnings:
+        console.warn(sentence)
+    console.document(document)
+
+
+def _only(place: Path) -> Run:
+    from earl_cli.evaluation.results import find_results, load_run
+
+    found = find_results([place])
+    if len(found) > 1:
+        some = ", ".join(str(each) for each in found[:8])
+        raise UsageError(f"there are {len(found)} results here", where=str(place), hint=f"name one of {some}")
+    return load_run(found[0])
+
+
+def _show(differences: dict[str, Difference]) -> None:
+    from earl_cli.evaluation.columns import COLUMNS
+
+    rows = []
+    for name, each in differences.items():
+        digits = COLUMNS[name].digits
+        interval = "-" if math.isnan(each.low) else f"{each.low:+.{digits}f} to {each.high:+.{digits}f}"
+        rows.append(
+            [
+                COLUMNS[name].title,
+                f"{each.mean_a:.{digits}f}",
+                f"{each.mean_b:.{digits}f}",
+                f"{each.difference:+.{digits}f}",
+                interval,
+                "< 0.001" if each.p < 0.001 else f"{each.p:.3f}",
+                f"{each.wins} / {each.ties} / {each.losses}",
+            ]
+        )
+    if rows:
+        console.table(["figure", "A", "B", "B - A", "95 % interval", "p", "B better / same / worse"], rows)
+        pictures = max(each.pictures for each in differences.values())
+        console.note(f"intervals and p are over {pictures} source pictures; seeds of a sample are averaged")
+
+
+def _pairwise(first: Run, second: Run, judge: Any, rubrics: Path | None) -> dict[str, Any]:
+    from dataclasses import asdict, replace
+
+    from earl_cli.evaluation.scoring import pairs_of, shared_keys
+    from earl_cli.openai_client.retry import Pacing
+    from earl_cli.rewards.judge.pairwise import first_rate, prefer, sign_test_p, tally
+    from earl_cli.rewards.judge.rubrics import load_rubrics
+
+    judge = replace(judge, cache=second.folder / CACHE, pacing=Pacing())
+    wording = load_rubrics(rubrics)
+    keys = shared_keys(first, second)
+    if not keys:
+        raise InputError("there is no sample and seed that both have", where=f"{first.folder}, {second.folder}")
+    preferences: list[Preference] = []
+    verdicts: list[dict[str, Any]] = []
+    with console.progress("asking the judge", len(keys), unit="pairs") as progress:
+        for start in range(0, len(keys), AT_ONCE):
+            pairs = pairs_of(first, second, keys[start : start + AT_ONCE], judge.declaration.area)
+            answers = prefer(judge, wording, pairs)
+            preferences += answers
+            verdicts += [
+                {"id": pair.id, "verdict": each.verdict, "consistent": each.consistent, "missing": each.missing}
+                for pair, each in zip(pairs, answers, strict=True)
+            ]
+            progress.update(min(start + AT_ONCE, len(keys)), len(keys))
+    result = tally(preferences)
+    rows = [["A", str(result.a)], ["B", str(result.b)], ["neither", str(result.ties)]]
+    rows += [["of these, the order decided", str(result.inconsistent)], ["no answer", str(result.missing)]]
+    console.table([f"{judge.model} prefers", "edits"], rows)
+    p, rate = sign_test_p(result.a, result.b), first_rate(preferences)
+    said = "" if math.isnan(rate) else f"; of two edits the one shown first won {rate:.0%} of the time"
+    console.say(f"p {p:.3f} (sign test){said}")
+    shown_first = None if math.isnan(rate) else rate
+    asked = {"judge": judge.model, "declaration": judge.declaration.describe()}
+    return {**asked, **asdict(result), "p": p, "first_rate": shown_first, "verdicts": verdicts}

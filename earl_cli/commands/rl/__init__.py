@@ -1,0 +1,87 @@
+"""``earl rl``: improve a model by reinforcement learning; started again, it goes on from its newest checkpoint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from earl_cli.commands._startup import without_collector
+from earl_cli.commands._training import (
+    CoefficientsOption,
+    DataOption,
+    DeviceOption,
+    ModelOption,
+    OutputOption,
+    SetOption,
+    ValidationOption,
+    listed,
+)
+from earl_cli.errors import UsageError
+
+OPTIONS = {
+    "model_path": "--model",
+    "reward_function_api_base": "--api-base",
+    "reward_function_api_model_name": "--judge",
+    "num_iterations": "--iterations",
+}
+
+
+def rl(
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", "-c", help="A .jsonnet, .json, .yaml or .toml file, or a recipe such as rl/sft_s__rl_s."
+        ),
+    ] = None,
+    *,
+    model: ModelOption = None,
+    data: DataOption = None,
+    coefficients: CoefficientsOption = None,
+    validation: ValidationOption = None,
+    reward: Annotated[
+        str | None,
+        typer.Option("--reward", help="viescore, ground_score, reference, MODULE:FUNCTION, or weights as JSON."),
+    ] = None,
+    api_base: Annotated[
+        str | None, typer.Option("--api-base", help="Where the judge is, such as http://localhost:4877/v1.")
+    ] = None,
+    judge: Annotated[str | None, typer.Option("--judge", help="The judge's model name.")] = None,
+    iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="How many iterations in all.")] = None,
+    output: OutputOption = None,
+    device: DeviceOption = None,
+    sets: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show values, data and memory, and stop.")] = False,
+) -> None:
+    """Improve a model by its own edits and a reward: earl rl --config embedded/rl --data store/ -o better/"""
+    from earl_cli.config.loader import resolve
+    from earl_cli.config.rl import RlConfig
+
+    given = {
+        "model_path": model,
+        "data": data or None,
+        "coefficients": listed(coefficients),
+        "validation": validation or None,
+        "reward": _weights(reward) if reward and reward.startswith("{") else reward,
+        "reward_function_api_base": api_base,
+        "reward_function_api_model_name": judge,
+        "num_iterations": iterations,
+        "output": output,
+        "device": device,
+    }
+    resolved = resolve(RlConfig, config, sets or [], given, OPTIONS)
+
+    with without_collector():
+        from earl_cli.commands.rl.run import show_plan, train
+
+    (show_plan if dry_run else train)(resolved)
+
+
+def _weights(text: str) -> Any:
+    from earl_cli.config.formats import parse_json
+
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        hint = """such as --reward '{"reference": 1, "my_rewards:brightness": 0.2}'"""
+        raise UsageError(f"this is no JSON object of names and weights: {error}", where="--reward", hint=hint) from None

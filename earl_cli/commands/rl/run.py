@@ -1,0 +1,423 @@
+"""What ``earl rl`` does once its config is known: show the plan, or train. Both refuse what can't be, in one order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, redirect_stdout
+from functools import partial
+from typing import Any
+
+import torch
+import typer
+
+from earl_cli.commands._training import (
+    check_before,
+    ending,
+    positions,
+    problem_of,
+    refuse_after,
+    show_config,
+    show_disk,
+    show_memory,
+    show_sets,
+    stopped,
+)
+from earl_cli.config.loader import Resolved
+from earl_cli.config.paths import read_paths
+from earl_cli.config.rl import RlConfig
+from earl_cli.console import console
+from earl_cli.dashboard import Board, Figure, dashboard, gigabytes, scientific, whole
+from earl_cli.data.batches import Rows
+from earl_cli.errors import EarlError, UsageError
+from earl_cli.files import alone_in, cut_torn_line, is_aside
+from earl_cli.generation.editor import takes_vllm
+from earl_cli.generation.engine import Engine
+from earl_cli.generation.vllm.engine_arguments import checked_arguments
+from earl_cli.generation.vllm.environment import need_vllm
+from earl_cli.models.bundle import Base, load_vision_of, open_base
+from earl_cli.rewards.registry import reward_of
+from earl_cli.rewards.reward import Edit, Reward, Score
+from earl_cli.training.common.begun import beginning, check_beginning, note_beginning, other_data
+from earl_cli.training.common.checkpoints import CHECKPOINTS, TRAINING, best, check_free, is_better, number_of, written
+from earl_cli.training.common.disk import check_room, rl_disk
+from earl_cli.training.common.distributed import (
+    adopt_slurm,
+    by_first,
+    first_speaks,
+    gathered,
+    join,
+    quiet_libraries,
+    rank,
+    stand_alone,
+    world_size,
+)
+from earl_cli.training.common.precision import uses_cpu
+from earl_cli.training.common.stopping import Stopping
+from earl_cli.training.common.trackers import LOG, is_logged, peak_memory, start_trackers, write_line
+from earl_cli.training.optimizer_backends import Learner, make_learner
+from earl_cli.training.rl.rollout_log import write_episodes, write_gallery
+from earl_cli.training.rl.rollouts import lengths
+from earl_cli.training.rl.run import Judged, Run
+from earl_cli.training.rl.setup import (
+    GOAL,
+    MODEL,
+    RlData,
+    WithoutAdapters,
+    check_way,
+    load_policy,
+    load_prompts,
+    make_engine,
+    memory_of,
+    place_policy,
+    resume,
+    sampler_memory_of,
+    save_checkpoint,
+    save_model,
+)
+from earl_cli.training.rl.trainer import reinforce
+
+EPISODES, GALLERIES, CACHE = "episodes", "galleries", "judge.sqlite"
+COLLECTIVE_PATIENCE = 7200.0
+"""Seconds that a process waits for the others, of which one may sample or ask the judge for long."""
+
+
+def show_plan(resolved: Resolved[RlConfig]) -> None:
+    """Everything that can be known of a run without its weights, and then what the run would refuse."""
+    config = resolved.config
+    adopt_slurm()
+    console.quiet |= rank() > 0
+    problem = problem_of(lambda: _check_before(config))
+    base = _base(config)
+    data = load_prompts(config, base.layout, positions(base))
+    processes = config.processes or world_size()
+    problem = problem or problem_of(lambda: _check(config, base, data))
+    problem = problem or problem_of(lambda: check_free(config.folder / CHECKPOINTS))
+    values = show_config(resolved)
+    sets = [
+        {"data": name, "rows": size, "coefficient": round(coefficient, 4), "rows_in_the_mixture": count}
+        for name, size, coefficient, count in zip(
+            data.rows.names, data.rows.sizes, data.mixture.coefficients, data.mixture.counts, strict=True
+        )
+    ]
+    show_sets(sets)
+    prompts = config.prompts_per_iteration
+    console.say(
+        f"{config.num_iterations} iterations of {prompts} prompts × {config.generations_per_sample} edits, "
+        f"{prompts // processes} prompts in each of {processes} processes: "
+        f"{config.num_iterations * prompts / len(data.prompts):.3g} times each of {len(data.prompts)} prompts"
+    )
+    memory = memory_of(config, base, processes, _longest(config, data))
+    parts = show_memory(memory, base, processes, sampler_memory_of(config, base))
+    disk = show_disk(rl_disk(config, base))
+    _warn(resolved, data)
+    plan = {
+        "config": values,
+        "origins": resolved.origins,
+        "mode": config.mode,
+        "data": sets,
+        "skipped": data.skipped,
+        "prompts": len(data.prompts),
+        "validation_rows": len(data.validation),
+        "iterations": config.num_iterations,
+        "memory": parts,
+        "disk": disk,
+    }
+    refuse_after(plan, problem)
+
+
+def _check_before(config: RlConfig) -> None:
+    """Raises for what can be known before model and data are opened."""
+    check_before("rl", config, config.folder)
+    _check_shares(config, world_size())
+    _check_engine(config)
+
+
+def _check(config: RlConfig, base: Base, data: RlData) -> None:
+    """Raises for what can be known before any weight is read."""
+    reward_of(config, config.folder / CACHE)
+    check_beginning(config.folder, _beginning(config))
+    check_way(config)
+    place_policy(base, config, _longest(config, data))
+    check_room(config.folder, rl_disk(config, base))
+
+
+def _beginning(config: RlConfig) -> dict[str, Any]:
+    return beginning("rl", config.model_path, read_paths(config.train_paths_file) or config.data)
+
+
+def _warn(resolved: Resolved[RlConfig], data: RlData) -> None:
+    """Say what of the settings and of the data comes out otherwise than one may think."""
+    config = resolved.config
+    if data.skipped:
+        console.warn(f"{data.skipped} prompts have too many tokens and are left out")
+    if data.unheld:
+        console.warn(f"{data.unheld} validation prompts have too many tokens and are left out")
+    other = other_data(config.folder, _beginning(config))
+    for text in (*config.remarks(resolved.origins), *([other] if other else [])):
+        console.warn(text)
+
+
+def train(resolved: Resolved[RlConfig]) -> None:
+    """Train, and write the model."""
+    config = resolved.config
+    adopt_slurm()
+    if config.sharding != "none":
+        stand_alone()
+    console.quiet |= rank() > 0  # of several processes the first speaks
+    with first_speaks():
+        _check_before(config)
+        base = _base(config)
+        data = load_prompts(config, base.layout, positions(base))
+        _check(config, base, data)
+        _warn(resolved, data)
+        reward = reward_of(config, config.folder / CACHE)
+        with alone_in(config.folder / CHECKPOINTS, TRAINING) if rank() == 0 else nullcontext():
+            _train(config, base, data, reward)
+
+
+def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
+    quiet_libraries(uses_cpu(config))
+    join(cpu=uses_cpu(config), patience=COLLECTIVE_PATIENCE + (config.judge_patience or 0))
+    policy, reference, place = load_policy(base, config, _longest(config, data))
+    console.note(f"{place} · disk: {rl_disk(config, base)}")
+    vision = load_vision_of(config.model_path, device=config.device, revision=config.model_revision).model
+    learner = make_learner(policy, config, place.device)
+    if rank() == 0:
+        for left in filter(is_aside, config.folder.rglob("*")):  # by a process that was killed
+            left.unlink()
+        cut_torn_line(config.folder / LOG)
+        note_beginning(config.folder, _beginning(config))
+    start = resume(config, learner)
+    without = WithoutAdapters(learner) if policy.adapted and config.kl_coeff else None
+    stopping = Stopping()
+    with (
+        stopped("iteration", config.folder),
+        redirect_stdout(sys.stderr),
+        _engine(config, base, data, learner, place.device) as engine,
+        dashboard(f"improving {config.folder.name}", FIGURES, unit="iterations") as board,
+    ):
+        board.update(start, config.num_iterations, {}, "starting")
+        noted, watcher = _Noted(reward), _Watcher(config, base, learner, data, vision, board, start)
+        run = Run(
+            config=config,
+            layout=base.layout,
+            rows=data.rows,
+            prompts=data.prompts,
+            held=data.held,
+            validation=data.validation,
+            vision=vision,
+            learner=learner,
+            reference=without or reference,
+            reward=noted,
+            engine=engine,
+            watcher=watcher,
+            stopping=stopping,
+        )
+        done = any(gathered(is_logged(config.folder / LOG, start, "validation_missing")))  # or killed before it was
+        with stopping.listening("as soon as this iteration's weights are whole"):
+            reinforce(run, start, validated=done)
+        with written("the model", config.folder):
+            save_model(config, base, learner, config.folder)
+    failure = _nothing_learned(watcher, noted) if start < config.num_iterations else None
+    if rank() > 0:
+        if failure:
+            raise typer.Exit(failure.exit_code)
+        return
+    resumed = f", resumed from iteration {start}" if start else ""
+    first = best(config.folder / CHECKPOINTS, GOAL)
+    best_of = (number_of(first[0]) + 1, first[1]) if first else None
+    console.say(f"{config.num_iterations} iterations{resumed}; {ending(config.folder, 'iteration', best_of)}")
+    document = {
+        "model": str(config.folder),
+        "iterations": config.num_iterations,
+        "resumed_from": start,
+        "best": {"iteration": best_of[0], "validation_reward": best_of[1]} if best_of else None,
+    }
+    if failure:
+        console.fail(failure, beside=document)
+        raise typer.Exit(failure.exit_code)
+    console.document(document)
+
+
+class _Noted:
+    """A reward that remembers why it gave no value, the first time that it didn't."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward, self.why = reward, ""
+
+    def __call__(self, edits: Sequence[Edit], /) -> list[Score]:
+        scores = self.reward(edits)
+        self.why = self.why or next((score.reason for score in scores if score.value is None), "")
+        return scores
+
+
+def _nothing_learned(watcher: _Watcher, reward: _Noted) -> EarlError | None:
+    """What to say of a run in which no edit got a reward; None if one did. Warns where none was better than another."""
+    if not watcher.had_reward:
+        why = f": {' '.join(reward.why.split())}" if reward.why else ""
+        hint = "the model is what it was; earl judge score tries a reward on one edit"
+        return EarlError(f"nothing was learned, since no edit got a reward{why}", where="reward", hint=hint)
+    if not watcher.had_signal:
+        console.warn("all edits of a prompt always got the same reward, so none was learned from")
+    return None
+
+
+def _check_engine(config: RlConfig) -> None:
+    """What of the engine can be known before anything is loaded."""
+    if config.engine_place == "separate":
+        from earl_cli.training.rl.separate_engine import check_gpus
+
+        need_vllm()
+        check_gpus(config)
+    elif config.engine == "vllm":
+        need_vllm()
+    elif config.engine == "transformers" and config.engine_args:
+        raise UsageError("only the engine vllm takes arguments", where="engine_args", hint="--set engine=vllm")
+    checked_arguments(config.engine_args)
+
+
+@contextmanager
+def _engine(
+    config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device
+) -> Iterator[Callable[[Any], AbstractContextManager[Engine]]]:
+    """What samples, by the config and by what is installed."""
+    if config.engine_place == "separate":
+        from earl_cli.training.rl.separate_engine import SeparateSampler
+
+        with closing(SeparateSampler(config, base, data, learner, device)) as sampler:
+            yield sampler
+    elif takes_vllm(config.engine, config.device, lambda: base.parameters):
+        from earl_cli.training.rl.rollout_engines import VllmSampler
+
+        yield VllmSampler(config, base, data, learner, device)
+    else:
+        yield partial(make_engine, config, base.layout, data)
+
+
+class _Watcher:
+    """Shows the run, logs it, and writes its checkpoints, episodes and galleries."""
+
+    def __init__(
+        self, config: RlConfig, base: Base, learner: Learner, data: RlData, vision: Any, board: Board, start: int
+    ) -> None:
+        self.config, self.base, self.learner, self.data, self.vision = config, base, learner, data, vision
+        self.board = board
+        self.had_reward = self.had_signal = False  # in any iteration
+        self.folder = config.folder
+        values = config.model_dump(mode="json")
+        self.trackers = start_trackers(config.trackers, self.folder, values, start) if rank() == 0 else []
+
+    def phase(self, iteration: int, what: str) -> None:
+        self.board.update(iteration, self.config.num_iterations, {}, what)
+
+    def sampling(self, iteration: int, done: int, expected: int) -> None:
+        self.phase(iteration, f"sampling {done / expected:.0%}")
+
+    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
+        self.had_reward |= figures["missing_rewards"] < 1
+        self.had_signal |= figures["no_signal"] < 1
+        self._log(step, {**figures, **self._memory()})
+        if rank() == 0 and groups:
+            write_episodes(self.folder / EPISODES / f"step-{step:06d}.parquet", step, self.data.rows, groups)
+            self._draw(f"step-{step:06d}", f"iteration {step}", self.data.rows, groups)
+
+    def validation(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
+        if rank() == 0 and self.data.held is not None:
+            self._draw(f"validation-{step:06d}", f"validation after {step} iterations", self.data.held, groups)
+        self._log(step, figures)  # last: what is logged isn't done again when the run goes on
+
+    def is_best(self, validation: float) -> bool:
+        return by_first(lambda: is_better(validation, self.folder / CHECKPOINTS, GOAL))
+
+    def checkpoint(self, iteration: int, validation: float | None) -> None:
+        checkpoint = save_checkpoint(self.config, self.base, self.learner, iteration, validation)
+        repository = self.config.push_to_hub_repo_id
+        if repository and rank() == 0 and (iteration + 1) % self.config.push_to_hub_every_n_iterations == 0:
+            from earl_cli.models.hub import push
+
+            try:
+                push(checkpoint / MODEL, repository, checkpoint.name)
+            except EarlError as error:  # the run has its checkpoint, and goes on
+                console.warn(str(error))
+
+    def waiting(self, iteration: int, problem: EarlError) -> None:
+        if iteration:
+            self.checkpoint(iteration - 1, None)
+        console.warn(f"{problem}; everything is saved, and the run goes on when the judge is back")
+        self.phase(iteration, "waiting for the judge")
+
+    def _log(self, step: int, figures: Mapping[str, float]) -> None:
+        if rank() > 0:
+            return
+        write_line(self.folder / LOG, step, figures)
+        for track in self.trackers:
+            track(step, figures)
+        self.board.update(step, self.config.num_iterations, figures)
+
+    def _draw(self, name: str, title: str, rows: Rows, groups: Sequence[Judged]) -> None:
+        notes = [f"temperature {self.config.temperature:g}", "the best, median and worst by reward"]
+        path = self.folder / GALLERIES / f"{name}.html"
+        title = f"{self.folder.name}, {title}"
+        write_gallery(path, title, self.vision, rows, groups, self.config.gallery_rows, notes)
+
+    def _memory(self) -> dict[str, float]:
+        cuda = torch.cuda.is_available() and not uses_cpu(self.config)
+        return {"memory": float(torch.cuda.max_memory_allocated() if cuda else peak_memory())}
+
+
+def seconds(value: float) -> str:
+    """12.3 s."""
+    return f"{value:.1f} s"
+
+
+def share(value: float) -> str:
+    """97 %."""
+    return f"{value:.0%}"
+
+
+FIGURES = (
+    Figure("reward", drawn=True),
+    Figure("validation_reward", "validation reward", drawn=True),
+    Figure("kl", "KL", drawn=True),
+    Figure("entropy", drawn=True),
+    Figure("reward_p10", "reward 10 %"),
+    Figure("reward_p50", "50 %"),
+    Figure("reward_p90", "90 %"),
+    Figure("group_std", "spread in a group"),
+    Figure("no_signal", "without signal", share),
+    Figure("finished", "finished", share),
+    Figure("missing_rewards", "missing rewards", share),
+    Figure("completion_tokens", "tokens", whole),
+    Figure("part_semantic_consistency", "SC"),
+    Figure("part_perceptual_quality", "PQ"),
+    Figure("part_ground_score", "ground score"),
+    Figure("grad_norm", "gradient norm"),
+    Figure("learning_rate", "learning rate", scientific),
+    Figure("mismatch", "sampler mismatch", scientific),
+    Figure("seconds", "iteration", seconds),
+    Figure("seconds_sampling", "sampling", seconds),
+    Figure("seconds_reward", "reward", seconds),
+    Figure("seconds_reference", "reference", seconds),
+    Figure("seconds_update", "update", seconds),
+    Figure("memory", form=gigabytes),
+)
+
+
+def _check_shares(config: RlConfig, processes: int) -> None:
+    """Raise UsageError if the prompts of an iteration can't be shared equally."""
+    if config.prompts_per_iteration % processes:
+        prompts, generations = config.prompts_per_iteration, config.generations_per_sample
+        raise UsageError(
+            f"{prompts} prompts an iteration can't be shared equally by {processes} processes",
+            where="episodes_per_iteration",
+            hint=f"--set episodes_per_iteration={-(-prompts // processes) * processes * generations}",
+        )
+
+
+def _longest(config: RlConfig, data: RlData) -> int:
+    return int(lengths(data.rows, config.mode)[data.prompts].max())
+
+
+def _base(config: RlConfig) -> Base:
+    return open_base(config.model_path, revision=config.model_revision, tokenizer=config.tokenizer_path)

@@ -1,0 +1,66 @@
+"""``earl sft``: fine-tune a model on token stores; started again, it goes on from its newest checkpoint."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from earl_cli.commands._startup import without_collector
+from earl_cli.commands._training import (
+    CoefficientsOption,
+    DataOption,
+    DeviceOption,
+    ModelOption,
+    OutputOption,
+    SetOption,
+    ValidationOption,
+    listed,
+)
+
+
+def sft(
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", help="A .jsonnet, .json, .yaml or .toml file, or a recipe such as sft/simple."),
+    ] = None,
+    *,
+    model: ModelOption = None,
+    data: DataOption = None,
+    coefficients: CoefficientsOption = None,
+    validation: ValidationOption = None,
+    cot_keys: Annotated[
+        str | None, typer.Option("--cot-keys", help="Train to think first, on these keys: plan,objects")
+    ] = None,
+    output: OutputOption = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=1, help="The most tokens of a sequence.")
+    ] = None,
+    save_layout: Annotated[
+        str | None, typer.Option("--save-layout", help="native (transformers) or original (Emu3's own).")
+    ] = None,
+    device: DeviceOption = None,
+    sets: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show values, data, steps and memory, and stop.")] = False,
+) -> None:
+    """Train a model on token stores: earl sft --config embedded/sft --model base/ --data store/ -o my-editor/"""
+    from earl_cli.config.loader import resolve
+    from earl_cli.config.sft import SftConfig
+
+    given = {
+        "model": model,
+        "data": data or None,
+        "coefficients": listed(coefficients),
+        "validation": validation or None,
+        "cot_keys": listed(cot_keys),
+        "output": output,
+        "max_length": max_length,
+        "save_layout": save_layout,
+        "device": device,
+    }
+    resolved = resolve(SftConfig, config, sets or [], given)
+
+    with without_collector():
+        from earl_cli.commands.sft.run import show_plan, train
+
+    (show_plan if dry_run else train)(resolved)

@@ -1,0 +1,208 @@
+"""What ``earl sft`` does once its config is known: show the plan, or train. Both refuse what can't be, in one order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
+
+from earl_cli.commands._training import (
+    check_before,
+    ending,
+    positions,
+    problem_of,
+    refuse_after,
+    show_config,
+    show_disk,
+    show_memory,
+    show_sets,
+    stopped,
+)
+from earl_cli.config.loader import Resolved
+from earl_cli.config.sft import SftConfig
+from earl_cli.console import console
+from earl_cli.dashboard import Figure, dashboard, gigabytes, scientific, whole
+from earl_cli.data.batches import ExampleData
+from earl_cli.files import alone_in, is_aside
+from earl_cli.generation.engine import Sampling
+from earl_cli.models.bundle import Base, load_vision_of, open_base
+from earl_cli.training.common.begun import beginning, check_beginning, check_way, note_beginning, other_data
+from earl_cli.training.common.checkpoints import CHECKPOINTS, TRAINING, check_free, written
+from earl_cli.training.common.disk import Disk, check_room, sft_disk
+from earl_cli.training.common.distributed import adopt_slurm, first_speaks, rank, stand_alone, world_size
+from earl_cli.training.common.memory import Shape, estimate
+from earl_cli.training.common.precision import uses_bfloat16
+from earl_cli.training.sft.model import load_trainee, place_trainee, save_trainee
+from earl_cli.training.sft.run import SftData, fine_tune, load_data, steps_of
+from earl_cli.training.sft.sample_gallery import draw_gallery
+
+GALLERIES = "validation"
+
+
+def show_plan(resolved: Resolved[SftConfig]) -> None:
+    """Everything that can be known of a run without its weights, and then what the run would refuse."""
+    config = resolved.config
+    adopt_slurm()
+    console.quiet |= rank() > 0
+    problem = problem_of(lambda: _check_before(config))
+    base = open_base(config.model)
+    data = load_data(config, base.layout, positions(base))
+    processes = config.processes or world_size()
+    steps = steps_of(config, len(data.train), processes)
+    problem = problem or problem_of(lambda: _check(config, base, data))
+    problem = problem or problem_of(lambda: check_free(config.output / CHECKPOINTS))
+    values = show_config(resolved)
+    rows = data.train.rows
+    sets = [
+        {"data": name, "rows": size, "coefficient": round(coefficient, 4), "rows_an_epoch": count, "unreadable": lost}
+        for name, size, coefficient, count, lost in zip(
+            rows.names, rows.sizes, data.mixture.coefficients, data.mixture.counts, rows.unreadable, strict=True
+        )
+    ]
+    show_sets(sets)
+    lengths = rows.lengths[data.train.order]
+    pairs = config.batch_size * config.accumulation * processes
+    epochs = steps * pairs / len(data.train)
+    console.say(
+        f"{steps} steps of {pairs} pairs: {epochs:.3g} epochs of {len(data.train)} pairs and {lengths.sum():,} tokens"
+        + (f"; {rows.thinking} of {len(rows)} rows have a chain of thought" if config.cot_keys else "")
+    )
+    memory = estimate(
+        Shape.of(base.parameters, base.config),
+        config,
+        processes=processes,
+        bfloat16=uses_bfloat16(config),
+        longest=int(lengths.max()),
+    )
+    parts = show_memory(memory, base, processes)
+    disk = show_disk(sft_disk(config, base, steps))
+    _warn(resolved, data, steps)
+    plan = {
+        "config": values,
+        "origins": resolved.origins,
+        "data": sets,
+        "skipped": data.skipped,
+        "over_max_length": data.lengths.over,
+        "thinking_rows": rows.thinking,
+        "validation_rows": len(data.validation) if data.validation else 0,
+        "tokens_an_epoch": int(lengths.sum()),
+        "steps": steps,
+        "epochs": epochs,
+        "memory": parts,
+        "disk": disk,
+    }
+    refuse_after(plan, problem)
+
+
+def _check_before(config: SftConfig) -> None:
+    """Raises for what can be known before model and data are opened."""
+    check_before("sft", config, config.output)
+
+
+def _check(config: SftConfig, base: Base, data: SftData) -> None:
+    """Raises for what can be known before any weight is read."""
+    check_beginning(config.output, beginning("sft", config.model, config.data))
+    check_way(config, world_size())
+    place_trainee(base, config, _longest(data))
+    check_room(config.output, sft_disk(config, base, steps_of(config, len(data.train), world_size())))
+
+
+def _longest(data: SftData) -> int:
+    return int(data.train.rows.lengths[data.train.order].max())
+
+
+def _warn(resolved: Resolved[SftConfig], data: SftData, steps: int) -> None:
+    """Say what of the settings and of the data comes out otherwise than one may think."""
+    config, found = resolved.config, data.lengths
+    if data.skipped:
+        console.warn(f"{data.skipped} pairs have more than {found.limit} tokens and are left out")
+    elif found.over:
+        console.warn(
+            f"{found.over} pairs have more than {found.limit} tokens, up to {found.longest}, and are trained on as "
+            "they are; too_long=skip leaves them out, too_long=stop refuses them"
+        )
+    if data.unheld:
+        console.warn(f"{data.unheld} validation pairs have too many tokens and are left out")
+    other = other_data(config.output, beginning("sft", config.model, config.data))
+    for text in (*config.remarks(steps, resolved.origins), *([other] if other else [])):
+        console.warn(text)
+
+
+def train(resolved: Resolved[SftConfig]) -> None:
+    """Train, and write the model."""
+    config = resolved.config
+    adopt_slurm()
+    if config.sharding != "none":
+        stand_alone()
+    console.quiet |= rank() > 0  # of several processes the first speaks
+    with first_speaks():
+        _check_before(config)
+        base = open_base(config.model)
+        data = load_data(config, base.layout, positions(base))
+        _check(config, base, data)
+        steps = steps_of(config, len(data.train), world_size())
+        _warn(resolved, data, steps)
+        disk = sft_disk(config, base, steps)
+        with alone_in(config.output / CHECKPOINTS, TRAINING) if rank() == 0 else nullcontext():
+            _train(config, base, data, disk)
+
+
+def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
+    model, place = load_trainee(base, config, _longest(data))
+    console.note(f"{place} · disk: {disk}")
+    if rank() == 0:
+        for left in filter(is_aside, config.output.rglob("*")):  # by a process that was killed
+            left.unlink()
+        note_beginning(config.output, beginning("sft", config.model, config.data))
+    vision = load_vision_of(config.model, device=config.device) if _draws(config) else None
+    sampling = Sampling(**dict(base.description.content.get("sampling") or {}))
+
+    with (
+        stopped("step", config.output),
+        redirect_stdout(sys.stderr),
+        dashboard(f"training {config.output.name}", FIGURES, unit="steps") as board,
+    ):
+
+        def on_step(step: int, steps: int, figures: Mapping[str, float]) -> None:
+            board.update(step, steps, figures)
+
+        def on_validation(step: int, held: ExampleData, again: bool) -> None:
+            path = config.output / GALLERIES / f"step-{step:06d}.html"
+            if vision is not None and not (again and path.is_file()):
+                title = f"{config.output.name}, step {step}"
+                draw_gallery(model, vision.model, base.layout, held, config.gallery_rows, sampling, path, title)
+
+        result = fine_tune(config, model, base, data, on_step, on_validation)
+    if rank() > 0:
+        return
+    with written("the model", config.output):
+        save_trainee(base, model, config.output, config.save_layout, result.weights)
+    resumed = f", resumed from step {result.resumed_from}" if result.resumed_from else ""
+    loss = f", validation loss {result.validation_loss:.4f}" if result.validation_loss is not None else ""
+    console.say(f"{result.steps} steps{resumed}{loss}; {ending(config.output, 'step', result.best)}")
+    console.document(
+        {
+            "model": str(config.output),
+            "steps": result.steps,
+            "validation_loss": result.validation_loss,
+            "resumed_from": result.resumed_from,
+            "skipped": data.skipped,
+            "best": {"step": result.best[0], "validation_loss": result.best[1]} if result.best else None,
+        }
+    )
+
+
+FIGURES = (
+    Figure("loss", drawn=True),
+    Figure("eval_loss", "validation loss", drawn=True),
+    Figure("learning_rate", form=scientific, drawn=True),
+    Figure("grad_norm", "gradient norm", drawn=True),
+    Figure("tokens_per_second", "tokens/s", whole),
+    Figure("memory", form=gigabytes),
+)
+
+
+def _draws(config: SftConfig) -> bool:
+    """Whether validations are drawn: where the weights are in one place, by the first process."""
+    whole = not config.sharding.startswith("zero3") and config.quantize == "none"
+    return bool(config.validation and config.gallery_rows and whole and rank() == 0)

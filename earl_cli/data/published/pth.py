@@ -1,0 +1,241 @@
+"""A published ``.pth`` file: one pair of code grids, read so that nothing in it can run or name what it likes.
+
+`torch_files` reads it, with stand-ins for numpy's classes: numpy itself trusts what a pickle says of a data type, and a
+crafted one makes it read foreign memory. What a stand-in was told is checked before numpy sees it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earl_cli.data.sources.base import BadRowError
+from earl_cli.data.store import TokenizedPair
+from earl_cli.models.pickles import ForeignNameError, OrderedRecord, PickleError, TensorRecord
+from earl_cli.models.torch_files import Saved, read_saved
+
+SUFFIX = ".pth"
+MOST_BYTES = 64 * 2**20
+LONGEST_SIDE = 9999
+UNSAFE = "unsafe"
+"""The kind of a reject that could run code."""
+
+_INTEGER = re.compile("[iu][1248]")
+_INTEGERS = {
+    f"{sign}int{bits}": f"{letter}{bits // 8}" for sign, letter in (("", "i"), ("u", "u")) for bits in (8, 16, 32, 64)
+}
+
+
+class _Array:
+    """Stands for a numpy array: what its pickle says of it."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Kind:
+    """Stands for a numpy data type."""
+
+    state: Any = None
+
+    def __init__(self, code: Any, *_options: Any) -> None:
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _new_array(_class: Any, _shape: Any, _code: Any) -> _Array:
+    return _Array()
+
+
+def _no_bytes() -> bytes:
+    return b""
+
+
+def _bytes_of(text: str, encoding: str) -> bytes:
+    """How protocol 2 spells bytes; other encodings make much of little."""
+    if encoding not in ("latin1", "latin-1"):
+        raise PickleError(f"it has bytes spelled in {encoding[:40]!r}, not in latin1")
+    return text.encode("latin1")
+
+
+_STAND_INS: dict[str, Callable[..., Any]] = {
+    "numpy.core.multiarray._reconstruct": _new_array,  # numpy 1
+    "numpy._core.multiarray._reconstruct": _new_array,  # numpy 2
+    "numpy.ndarray": _Array,
+    "numpy.dtype": _Kind,
+    "builtins.bytes": _no_bytes,  # how an empty array's bytes are pickled
+    "_codecs.encode": _bytes_of,
+}
+
+
+def read_pth(content: bytes, row: int, name: str, where: str, codes: int) -> TokenizedPair:
+    """The pair in the bytes of a file: codes uint16[h, w], checked against a codebook of ``codes``.
+
+    ``name`` is the file's, the id where the file itself names none. Raises BadRowError for a file that is damaged,
+    holds something else or could run code (`UNSAFE`, naming what was asked for).
+    """
+    saved = _load(content, where)
+    fields = saved.value
+    if type(fields) is not dict:
+        raise BadRowError("fields", f"it holds a {_called(fields)}, not a dict of fields", where=where)
+    return TokenizedPair(
+        row,
+        _id(fields.get("edit_id"), name),
+        _instruction(fields.get("instruction"), where),
+        _grid(saved, "original_image", codes, where),
+        _grid(saved, "edited_image", codes, where),
+        _thoughts(fields.get("CoT"), where),
+        "",
+    )
+
+
+def write_pth(pair: TokenizedPair) -> bytes:
+    """The published file of a pair: the same pair gives the same bytes. Codes are int64[h, w], as published."""
+    import torch
+
+    fields = {
+        "edit_id": pair.id + SUFFIX,
+        "original_image": pair.source.astype(np.int64),
+        "edited_image": pair.target.astype(np.int64),
+        "CoT": dict(pair.thoughts),
+        "instruction": pair.instruction,
+    }
+    stream = io.BytesIO()
+    torch.save(fields, stream)
+    return stream.getvalue()
+
+
+def _load(content: bytes, where: str) -> Saved:
+    try:
+        return read_saved(content, _STAND_INS)
+    except ForeignNameError as error:
+        what = f"this file asks for {error.name[:80]!r}, which could run code, so it was not loaded"
+        hint = "tokenized data hold arrays and texts only: don't use data from this place"
+        raise BadRowError(UNSAFE, what, where=where, hint=hint) from None
+    except PickleError as error:
+        raise BadRowError("pickle", f"not a file of torch.save that can be read: {error}", where=where) from None
+
+
+# -- its fields --------------------------------------------------------------------------------------------------------
+
+
+def _called(value: Any) -> str:
+    """What a value was before its pickle was written."""
+    names = {_Array: "numpy array", TensorRecord: "tensor", OrderedRecord: "OrderedDict"}
+    return names.get(type(value), type(value).__name__.lstrip("_"))
+
+
+def _id(value: Any, name: str) -> str:
+    """Published data call a pair ``<id>.pth``, inside the file as well as outside."""
+    if isinstance(value, str | int) and _is_text(str(value)) and str(value) not in ("", SUFFIX):
+        name = str(value)
+    return name.removesuffix(SUFFIX)
+
+
+def _instruction(value: Any, where: str) -> str:
+    if isinstance(value, _Array):
+        found = _numpy(value)
+        value = found if isinstance(found, list) else value
+    if isinstance(value, list | tuple) and value:
+        value = value[0]
+    if not _is_text(value) or not value.strip():
+        what = "empty" if value is None or isinstance(value, str) else f"a {_called(value)}"
+        raise BadRowError("instruction", f"the instruction is {what}, not a text", where=where)
+    return str(value)
+
+
+def _thoughts(value: Any, where: str) -> dict[str, str]:
+    if value is None or (isinstance(value, str) and not value):
+        return {}
+    if type(value) is not dict:
+        raise BadRowError("thoughts", f"CoT is a {_called(value)}, not texts by their keys", where=where)
+    thoughts = {}
+    for key, text in value.items():
+        if text is None:
+            continue
+        if not _is_text(key) or not _is_text(text):
+            kinds = f"{_called(key)} to {_called(text)}"
+            raise BadRowError("thoughts", f"an entry of CoT is {kinds}, not a text by its key", where=where)
+        thoughts[key] = text
+    return thoughts
+
+
+def _is_text(value: Any) -> bool:
+    """Whether this is text that can be stored: a pickle can hold half of a surrogate pair, which UTF-8 can't."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _grid(saved: Saved, name: str, codes: int, where: str) -> NDArray[np.uint16]:
+    grid = _integers(saved, saved.value.get(name))
+    what = grid if isinstance(grid, str) else _shape_fault(grid.shape)
+    if isinstance(grid, np.ndarray) and not what:
+        values = grid.reshape(grid.shape[-2:])
+        low, high = int(values.min()), int(values.max())
+        worst = low if low < 0 else high
+        if 0 <= worst < codes:
+            return values.astype(np.uint16)
+        what = f"has the code {worst}, outside of a codebook of {codes}"
+    raise BadRowError("codes", f"{name} {what}", where=where)
+
+
+def _shape_fault(shape: Sequence[int]) -> str:
+    """What is wrong with the shape of a grid, in words; it may have an axis of length one in front."""
+    sides = "*".join(map(str, shape[:8]))
+    if len(shape) != 2 and (len(shape) != 3 or shape[0] != 1):
+        return f"is of {sides or 'one'} codes, not in rows and columns"
+    if not all(1 <= side <= LONGEST_SIDE for side in shape[-2:]):
+        return f"is of {sides} codes, not 1 to {LONGEST_SIDE} a side"
+    return ""
+
+
+def _integers(saved: Saved, value: Any) -> NDArray[Any] | str:
+    """The array or tensor, of any shape; or in words what it is instead of one of integers."""
+    if isinstance(value, _Array):
+        found = _numpy(value)
+        return "is an array of objects, not of integers" if isinstance(found, list) else found
+    if isinstance(value, TensorRecord):
+        if value.kind not in _INTEGERS:
+            return f"is a tensor of {value.kind}, not of integers"
+        return _shape_fault(value.shape) or _tensor(saved, value)
+    return "is missing" if value is None else f"is a {_called(value)}, not an array"
+
+
+def _tensor(saved: Saved, tensor: TensorRecord) -> NDArray[Any] | str:
+    """The tensor's numbers; or in words why they can't be had."""
+    try:
+        content = saved.bytes_of(tensor.storage)
+    except PickleError as error:
+        return f"is a damaged tensor: {error}"
+    kind = np.dtype((">" if saved.big_endian else "<") + _INTEGERS[tensor.kind])
+    strides = [stride * kind.itemsize for stride in tensor.strides]
+    return np.ndarray(tensor.shape, kind, content, tensor.offset * kind.itemsize, strides)
+
+
+def _numpy(array: _Array) -> NDArray[Any] | list[Any] | str:
+    """The array that a pickle describes, the list if it is one of Python objects; else in words what is wrong."""
+    match array.state:
+        case (int(), tuple(shape), _Kind(code=str(code), state=(int(), str(order), *_)), bool(columns_first), content):
+            if code.startswith("O") and type(content) is list:
+                return content
+            if not _INTEGER.fullmatch(code) or order not in ("<", ">", "|", "="):
+                return f"is an array of {code[:8]!r}, not of integers"
+            kind = np.dtype(order + code)
+            sides = all(type(side) is int and side >= 0 for side in shape)
+            if sides and _shape_fault(shape):
+                return _shape_fault(shape)
+            if sides and type(content) is bytes and len(content) == math.prod(shape) * kind.itemsize:
+                return np.frombuffer(content, kind).reshape(shape, order="F" if columns_first else "C")
+    return "is a damaged array"

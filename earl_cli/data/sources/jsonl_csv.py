@@ -1,0 +1,355 @@
+"""Pairs in a local folder: pictures, and a list with a row for each edit, as JSON, JSON lines, CSV or TSV.
+
+The list is read once to find its rows, and then a row at a time from its place, so that any size will do.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earl_cli.bounded_json import end_of_value, first_value, loads
+from earl_cli.data.sources.base import BadRowError, Content, Row, check_fetched, picked
+from earl_cli.errors import InputError
+
+JSON, JSON_LINES, TABLES = ".json", (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (*JSON_LINES, *TABLES, JSON)
+DELIMITERS = (",", "\t", ";", "|")
+LARGEST_CELL = 2**30
+JUDGED_LINES, JUDGED_BYTES = 100, 2**20
+"""What of a table is read to find its delimiter, at most."""
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\3\4")
+_ELEMENT, _COMMA, _END = (re.compile(each) for each in (r"\s*\[\s*(?!\])(?=\S)", r"\s*,\s*", r"\s*\[?\s*\]\s*"))
+_AS_UTF8 = "save it as UTF-8 (in Excel: CSV UTF-8; elsewhere: iconv -t utf-8)"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a list is written: the encoding, how many bytes mark that, and what separates the cells of a table.
+
+    Without a ``delimiter`` it is JSON: an object a line, or one ``array`` of objects.
+    """
+
+    encoding: str
+    mark: int
+    delimiter: str | None = None
+    array: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ListingSource:
+    """The rows of a list; ``starts`` int64[n] are their places in the file in bytes, ``lines`` in lines from 1."""
+
+    name: str
+    path: Path
+    form: Form
+    columns: Mapping[str, Content]
+    fingerprint: str
+    starts: NDArray[np.int64]
+    lines: NDArray[np.int64]
+
+    @property
+    def bounds(self) -> NDArray[np.int64]:
+        return np.arange(len(self.starts) + 1)
+
+    @property
+    def base(self) -> str:
+        return str(self.path.parent)
+
+    def read(self, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
+        """As `Source.read`."""
+        with self.path.open("rb") as file:
+            for number in rows:
+                where = f"{self.path}, line {self.lines[number]}"
+                file.seek(self.starts[number])
+                try:
+                    values = self._values(file, number)
+                except UnicodeDecodeError:
+                    yield BadRowError("row", "not a valid row: not UTF-8 text", where=where, hint=_AS_UTF8)
+                except (ValueError, csv.Error) as error:
+                    yield BadRowError("row", f"not a valid row: {error}", where=where)
+                else:
+                    yield Row(int(number), where, picked(values, columns))
+
+    def _values(self, file: BinaryIO, number: int) -> dict[str, Any]:
+        if self.form.array:
+            size = self.starts[number + 1] - self.starts[number] if number + 1 < len(self.starts) else -1
+            values, _ = first_value(file.read(size).decode(self.form.encoding))
+            return _checked(values)
+        if self.form.delimiter is None:
+            return _json_object(_next_line(file, self.form.encoding).decode(self.form.encoding))
+        rows = _reader(_Lines(file, self.form.encoding, "strict"), self.form.delimiter)
+        values = next(rows, [])
+        if len(values) != len(self.columns):
+            raise ValueError(f"{len(values)} fields for {len(self.columns)} columns")
+        return dict(zip(self.columns, values, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class ListingsSource:
+    """The rows of several lists in one folder, one list after another."""
+
+    name: str
+    parts: tuple[ListingSource, ...]
+
+    @property
+    def columns(self) -> Mapping[str, Content]:
+        return {name: content for part in self.parts for name, content in part.columns.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256("".join(part.fingerprint for part in self.parts).encode()).hexdigest()[:16]
+
+    @property
+    def bounds(self) -> NDArray[np.int64]:
+        return np.arange(sum(len(part.starts) for part in self.parts) + 1)
+
+    @property
+    def base(self) -> str:
+        return self.parts[0].base
+
+    def read(self, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
+        """As `Source.read`."""
+        start = 0
+        for part in self.parts:
+            end = start + len(part.starts)
+            for row in part.read([row - start for row in rows if start <= row < end], columns):
+                yield replace(row, number=row.number + start) if isinstance(row, Row) else row
+            start = end
+
+
+def open_listings(paths: Sequence[Path], name: str) -> ListingSource | ListingsSource:
+    """As `open_listing`, of lists in one folder."""
+    parts = tuple(open_listing(path, name) for path in paths)
+    return parts[0] if len(parts) == 1 else ListingsSource(name, parts)
+
+
+def open_listing(path: Path, name: str) -> ListingSource:
+    """Raises InputError if the list can't be read, has no row, or no row that can be read."""
+    try:
+        with path.open("rb") as file:
+            form = _form(file, path)
+            file.seek(form.mark)
+            scan = _scan_array if form.array else _scan_lines if form.delimiter is None else _scan_table
+            starts, lines, columns = scan(file, form)
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise InputError(f"this list can't be read: {error.strerror or error}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise InputError("this list, or its columns' names, is no UTF-8 text", where=str(path), hint=_AS_UTF8) from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"not valid JSON: {error.msg}", where=f"{path}, line {error.lineno}") from None
+    except csv.Error as error:
+        raise InputError(f"the line with the names of its columns can't be read: {error}", where=str(path)) from None
+    if not starts:
+        raise InputError("the list of pairs is empty", where=str(path))
+    if not columns:
+        what = "not one row of this list can be read"
+        raise InputError(what, where=str(path), hint="each row must be a JSON object, in UTF-8")
+    repeated = [repr(name) for name, count in Counter(columns).items() if count > 1]
+    if repeated:
+        what = f"several columns have the same name: {', '.join(repeated)}"
+        raise InputError(what, where=str(path), hint="rename or delete all but one")
+    contents: dict[str, Content] = dict.fromkeys(columns, "unknown")
+    return ListingSource(name, path, form, contents, digest.hexdigest()[:16], np.array(starts), np.array(lines))
+
+
+def is_json_list(path: Path) -> bool:
+    """Whether a .json is made of rows, by how it begins: an array of objects, or lines that are one each."""
+    with path.open("rb") as file:
+        head = file.read(JUDGED_BYTES).removeprefix(codecs.BOM_UTF8)
+    if re.match(rb"\s*\[\s*\{", head):
+        return True
+    first, _, others = head.lstrip().partition(b"\n")
+    with suppress(ValueError):
+        return others.lstrip().startswith(b"{") and isinstance(loads(first), dict)
+    return False
+
+
+def _form(file: BinaryIO, path: Path) -> Form:
+    """Raises InputError for text in another encoding than UTF-8 and marked UTF-16."""
+    check_fetched(path)
+    head = file.read(4096)
+    if head.startswith(_PACKED):
+        raise InputError("this list is compressed", where=str(path), hint="unpack it first")
+    if b"\r" in head and b"\n" not in head:
+        what = "its lines end in carriage returns alone, as on an old Macintosh"
+        raise InputError(what, where=str(path), hint="save it with line feeds")
+    mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
+    encoding = _MARKS.get(mark, "utf-8")
+    if encoding == "utf-8" and b"\0" in head:
+        raise InputError("this is no UTF-8 text: there are zero bytes in it", where=str(path), hint=_AS_UTF8)
+    suffix = path.suffix.lower()
+    if suffix not in TABLES:
+        text = head[len(mark) :].decode(encoding, "replace").lstrip()
+        return Form(encoding, len(mark), array=suffix == JSON and text.startswith("["))
+    file.seek(len(mark))
+    return Form(encoding, len(mark), _delimiter(file, encoding, TABLES[suffix]))
+
+
+def _delimiter(file: BinaryIO, encoding: str, usual: str) -> str:
+    """What cuts most of the first lines into as many cells as there are columns, at least two; else the usual one."""
+    lines: list[str] = []
+    size = 0
+    while len(lines) < JUDGED_LINES and size < JUDGED_BYTES and (line := _next_line(file, encoding)):
+        size += len(line)
+        lines.append(line.decode(encoding, "replace"))
+
+    def fitting(delimiter: str) -> int:
+        counts: list[int] = []
+        with suppress(csv.Error):
+            for cells in filter(None, _reader(iter(lines), delimiter)):
+                counts.append(len(cells))  # one by one: what comes before a damaged line counts
+        return counts.count(counts[0]) if counts and counts[0] > 1 else 0
+
+    return max(dict.fromkeys((usual, *DELIMITERS)), key=fitting)
+
+
+def _scan_lines(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[str]]:
+    """Where the rows of JSON lines start, in bytes and lines, and the names of all columns."""
+    starts: list[int] = []
+    lines: list[int] = []
+    columns: dict[str, None] = {}
+    place, number = file.tell(), 0
+    while line := _next_line(file, form.encoding):
+        number += 1
+        text = line.decode(form.encoding, "replace")
+        if text.strip():
+            starts.append(place)
+            lines.append(number)
+            with suppress(ValueError):  # it is a reject when its turn comes
+                columns |= dict.fromkeys(_json_object(text))
+        place += len(line)
+    return starts, lines, list(columns)
+
+
+def _scan_array(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[str]]:
+    """As `_scan_lines`, of an array. Raises InputError where it breaks off: nothing after that can be told."""
+    text = file.read().decode(form.encoding)
+    starts: list[int] = []
+    lines: list[int] = []
+    columns: dict[str, None] = {}
+    here, place, line = 0, form.mark, 1
+    next_one = _ELEMENT.match(text)
+    while next_one is not None:
+        place += len(text[here : next_one.end()].encode(form.encoding))
+        line += text.count("\n", here, next_one.end())
+        here = next_one.end()
+        starts.append(place)
+        lines.append(line)
+        try:
+            values, end = first_value(text, here)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:
+            values, end = None, end_of_value(text, here)
+        with suppress(ValueError):  # it is a reject when its turn comes
+            columns |= dict.fromkeys(_checked(values))
+        place += len(text[here:end].encode(form.encoding))
+        line += text.count("\n", here, end)
+        here = end
+        next_one = _COMMA.match(text, here)
+    if not _END.fullmatch(text, here):
+        stray = len(text) - len(text[here:].lstrip())
+        raise json.JSONDecodeError("neither a comma nor the end of the array", text, stray)
+    return starts, lines, list(columns)
+
+
+def _scan_table(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[str]]:
+    """As `_scan_lines`, of a table. A quote that is never closed costs its own line only, not those after it."""
+    assert form.delimiter is not None
+    starts: list[int] = []
+    lines: list[int] = []
+    header: list[str] = []
+    text = _Lines(file, form.encoding, "strict")
+    rows = _reader(text, form.delimiter)
+    while not header:
+        header = [name.strip() for name in next(rows, ["no row"])]
+    text.errors = "replace"  # a row that isn't text is a reject when its turn comes
+    while True:
+        start, before = text.place, text.number
+        try:
+            values = next(rows)
+        except StopIteration:
+            return starts, lines, header
+        except csv.Error:
+            values = ["damaged"]
+        if not values:
+            continue
+        starts.append(start)
+        lines.append(before + 1)
+        if len(values) != len(header) and text.number > before + 1:
+            text.back_to_line_after(start, before)
+            rows = _reader(text, form.delimiter)
+
+
+class _Lines:
+    """The lines of a file as text, which knows how far it has read."""
+
+    def __init__(self, file: BinaryIO, encoding: str, errors: str) -> None:
+        self.file, self.encoding, self.errors, self.place, self.number = file, encoding, errors, file.tell(), 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = _next_line(self.file, self.encoding)
+        if not line:
+            raise StopIteration
+        self.place += len(line)
+        self.number += 1
+        return line.decode(self.encoding, self.errors)
+
+    def back_to_line_after(self, place: int, number: int) -> None:
+        self.file.seek(place)
+        self.place = place + len(_next_line(self.file, self.encoding))
+        self.number = number + 1
+
+
+def _next_line(file: BinaryIO, encoding: str) -> bytes:
+    """The next line with its end; two bytes a character, a line feed's byte may be a part of another character."""
+    line = file.readline()
+    if encoding == "utf-8":
+        return line
+    end = "\n".encode(encoding)
+    while line and (len(line) % 2 or not line.endswith(end)):
+        more = file.read(1) if len(line) % 2 else file.readline()
+        if not more:
+            break
+        line += more
+    return line
+
+
+def _reader(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
+    csv.field_size_limit(LARGEST_CELL)  # a cell may be a picture
+    return csv.reader(lines, delimiter=delimiter, strict=True)
+
+
+def _json_object(line: str) -> dict[str, Any]:
+    try:
+        values = loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg}") from None
+    return _checked(values)
+
+
+def _checked(values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError("a row must be a JSON object")
+    return values

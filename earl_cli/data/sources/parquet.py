@@ -1,0 +1,167 @@
+"""Parquet files as a source, local or on the Hub: a block is a row group, and only the needed columns are read.
+
+A file on the Hub is either read in place, by ranges (streaming), or fetched into the Hub's cache when its first row is
+needed. A pass over part of the data fetches that part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from earl_cli.data.sources.base import BadRowError, Content, Row, check_fetched, names_apart, picked
+from earl_cli.data.sources.hub_files import HUB, fetch, hub_errors, open_in_place
+from earl_cli.errors import InputError, first_line
+
+BATCH = 64
+FOOTERS_AT_ONCE = 16
+CERTAINTY: Sequence[Content] = ("other", "unknown", "text", "picture")
+"""What a column holds if the files of a source disagree: the last of these. In one it may be empty."""
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetSource:
+    """The rows of Parquet files, one file after another.
+
+    ``groups`` holds (file, row group) for each block; ``streaming`` says how files on the Hub are read.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    columns: Mapping[str, Content]
+    fingerprint: str
+    bounds: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    base: str | None
+    streaming: bool = False
+
+    def read(self, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
+        """As `Source.read`."""
+        blocks = np.searchsorted(self.bounds, rows, side="right") - 1
+        for block, those in groupby(zip(blocks.tolist(), rows, strict=True), key=itemgetter(0)):
+            yield from self._of_block(block, [int(row) for _, row in those], columns)
+
+    def _of_block(self, block: int, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
+        file, group = self.files[self.groups[block, 0]], int(self.groups[block, 1])
+        offset = int(self.bounds[block])
+        done, reason = 0, "there are fewer rows than the file says"
+        try:
+            with hub_errors(file) if file.startswith(HUB) else nullcontext():
+                for number, cells in self._cells(file, group, [row - offset for row in rows], columns):
+                    done += 1
+                    yield row_of(cells, columns, number + offset, f"{file}, row {number + offset + 1}")
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = first_line(error)
+        for row in rows[done:]:
+            yield BadRowError("data", f"the data can't be read: {reason}", where=f"{file}, row {row + 1}")
+
+    def _cells(
+        self, file: str, group: int, wanted: Sequence[int], columns: Sequence[str]
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The rows ``wanted``, counted within the group, each for itself."""
+        opened = _opened(file, self.streaming)
+        remaining = list(reversed(wanted))
+        start = 0
+        needed = outermost(columns, opened.schema_arrow.names)
+        for batch in opened.iter_batches(BATCH, row_groups=[group], columns=needed):
+            while remaining and remaining[-1] < start + batch.num_rows:
+                number = remaining.pop()
+                yield number, batch.slice(number - start, 1)
+            if not remaining:
+                return
+            start += batch.num_rows
+
+
+def row_of(cells: pa.RecordBatch | pa.Table, columns: Sequence[str], number: int, where: str) -> Row | BadRowError:
+    """The row that these cells are. Arrow reads them as they are: texts may be none, and ends lie beyond the file."""
+    try:
+        cells.validate(full=True)
+        (values,) = cells.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        return BadRowError("row", f"not a valid row: {first_line(error)}", where=where)
+    return Row(number, where, picked(values, columns))
+
+
+def open_parquet(name: str, files: Sequence[str], base: str | None, *, streaming: bool = False) -> ParquetSource:
+    """Raises InputError, naming the file, if one is no Parquet file or all are empty."""
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        footers = list(pool.map(_footer, files))
+    digest = hashlib.sha256()
+    sizes: list[int] = []
+    groups: list[tuple[int, int]] = []
+    columns: dict[str, Content] = {}
+    for index, (file, footer) in enumerate(zip(names_apart(files), footers, strict=True)):
+        for column, content in columns_of(footer.schema.to_arrow_schema()).items():
+            columns[column] = max(content, columns.get(column, "other"), key=CERTAINTY.index)
+        described = [footer.row_group(group) for group in range(footer.num_row_groups)]
+        shape = [(group.num_rows, group.total_byte_size) for group in described]
+        digest.update(repr((file, shape)).encode())
+        for number, group in enumerate(described):
+            if group.num_rows:
+                sizes.append(group.num_rows)
+                groups.append((index, number))
+    if not sizes:
+        raise InputError("these Parquet files have no rows", where=name)
+    bounds = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+    return ParquetSource(
+        name, tuple(files), columns, digest.hexdigest()[:16], bounds, np.array(groups), base, streaming
+    )
+
+
+def columns_of(fields: Iterable[pa.Field], outer: str = "") -> dict[str, Content]:
+    """The columns of an Arrow schema, also those within others, and what they hold by their types."""
+    found: dict[str, Content] = {}
+    for field in fields:
+        name = f"{outer}{field.name}"
+        found[name] = _content(field.type)
+        if found[name] == "other" and pa.types.is_struct(field.type):
+            found |= columns_of(field.type, f"{name}.")
+    return found
+
+
+def _content(kind: pa.DataType) -> Content:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _content(kind.storage_type)
+    if pa.types.is_dictionary(kind) or hasattr(kind, "value_field"):  # a list, of any sort
+        return _content(kind.value_type)
+    if any(same(kind) for same in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)):
+        return "picture"
+    if pa.types.is_struct(kind):
+        return "picture" if {field.name for field in kind} & {"bytes", "path"} else "other"
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)  # a column may be empty in this file only
+    return "unknown" if any(same(kind) for same in texts) else "other"
+
+
+def outermost(columns: Sequence[str], there: Sequence[str]) -> list[str]:
+    """Of the columns ``there``, those that are or hold one of ``columns``."""
+    return [name for name in there if any(each == name or each.startswith(f"{name}.") for each in columns)]
+
+
+def _footer(file: str) -> pq.FileMetaData:
+    try:
+        if not file.startswith(HUB):
+            return pq.read_metadata(file)
+        with hub_errors(file), open_in_place(file) as opened:
+            return pq.read_metadata(opened)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        check_fetched(file)
+        raise InputError(f"not a Parquet file that can be read: {first_line(error)}", where=file) from None
+
+
+@lru_cache(4)
+def _opened(file: str, streaming: bool) -> pq.ParquetFile:
+    """Kept open: a process reads many portions of one file."""
+    if not file.startswith(HUB):
+        return pq.ParquetFile(file)
+    return pq.ParquetFile(open_in_place(file), pre_buffer=True) if streaming else pq.ParquetFile(fetch(file))

@@ -1,0 +1,178 @@
+"""WebDataset tars as a source: the files of a sample share the name before the first dot, and stand together.
+
+``000017.source.png``, ``000017.edited.jpg`` and ``000017.json`` make a row with the columns ``source``, ``edited`` and
+those of the JSON object; a second object, ``000017.more.json``, is the column ``more``. Nothing is ever extracted to
+the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earl_cli.bounded_json import loads
+from earl_cli.data.image_cells import SUFFIXES
+from earl_cli.data.sources.base import BadRowError, Content, Row, check_fetched, names_apart, picked
+from earl_cli.data.sources.tar_headers import TarDamageError, headers, member_bytes
+from earl_cli.errors import InputError
+
+MOST_BYTES = 256_000_000
+KEY = "__key__"
+TEXTS = ("txt", "text", "cls", "id")
+
+
+@dataclass(frozen=True, eq=False)
+class TarSource:
+    """The samples of some tars; ``places`` int64[n, 3] are the tar, the first header's offset and the last one's."""
+
+    name: str
+    files: tuple[Path, ...]
+    columns: Mapping[str, Content]
+    fingerprint: str
+    places: NDArray[np.int64]
+    base: None = None
+
+    @property
+    def bounds(self) -> NDArray[np.int64]:
+        return np.arange(len(self.places) + 1)
+
+    def read(self, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
+        """As `Source.read`."""
+        for number in rows:
+            tar, first, last = (int(value) for value in self.places[number])
+            where = f"{self.files[tar]}, sample {number + 1}"
+            try:
+                values = _sample(self.files[tar], first, last)
+            except TarDamageError as error:
+                yield BadRowError("data", f"this tar breaks off here, what follows is lost: {error}", where=where)
+            except (OSError, ValueError) as error:
+                yield BadRowError("data", f"the sample can't be read: {error}", where=where)
+            else:
+                where = f"{self.files[tar]}, {values[KEY]}"
+                yield Row(int(number), where, picked(values, columns))
+
+
+def open_tars(name: str, files: Sequence[Path]) -> TarSource:
+    """Raises InputError, naming the file, if one is no plain tar or there is no sample in any."""
+    places: list[tuple[int, int, int]] = []
+    columns: dict[str, Content] = {KEY: "other"}
+    digest = hashlib.sha256()
+    for index, (file, apart) in enumerate(zip(files, names_apart([file.as_posix() for file in files]), strict=True)):
+        digest.update(repr((apart, file.stat().st_size)).encode())
+        try:
+            with file.open("rb") as stream:
+                places += [(index, *place) for place in _samples(stream, columns)]
+        except (TarDamageError, OSError) as error:
+            check_fetched(file)
+            hint = "unpack .gz first: samples are read from their place"
+            raise InputError(f"not a tar that can be read: {error}", where=str(file), hint=hint) from None
+    if not places:
+        raise InputError("there is no sample in these tars", where=name)
+    return TarSource(name, tuple(files), columns, digest.hexdigest()[:16], np.array(places, dtype=np.int64))
+
+
+def _samples(stream: IO[bytes], columns: dict[str, Content]) -> Iterator[tuple[int, int]]:
+    """Where the first and the last file of each sample begin; ``columns`` gets those that it has.
+
+    Where a tar breaks off after its first sample, that place is the last one: a row that is a reject.
+    """
+    key, first, last = "", -1, -1
+    damage = -1
+    try:
+        for member in headers(stream):
+            if not _counts(member):
+                continue
+            here, suffix = _key(member.name)
+            if here != key:
+                if first >= 0:
+                    yield first, last
+                key, first = here, member.offset
+            last = member.offset
+            name, content = _column(suffix)
+            if name and content != "unknown":
+                columns[name] = content
+            elif name:
+                columns.setdefault(name, content)
+            else:
+                with suppress(ValueError):  # it is a reject when its turn comes
+                    fields = _fields(member_bytes(stream, member, MOST_BYTES))
+                    columns |= dict.fromkeys(fields.keys() - columns.keys(), "unknown")
+    except TarDamageError as error:
+        if first < 0:
+            raise
+        damage = error.offset
+    if first >= 0:
+        yield first, last
+    if damage >= 0:
+        yield damage, damage
+
+
+def _counts(member: tarfile.TarInfo) -> bool:
+    return member.isfile() and not PurePosixPath(member.name).name.startswith(".")
+
+
+def _sample(file: Path, first: int, last: int) -> dict[str, Any]:
+    """The sample's values; files come before fields of the same name. Raises ValueError if it isn't clear."""
+    fields: dict[str, Any] = {}
+    files: dict[str, Any] = {}
+    with file.open("rb") as stream:
+        stream.seek(first)
+        for member in headers(stream):
+            if _counts(member):
+                files[KEY], suffix = _key(member.name)
+                name, value = _read(member_bytes(stream, member, MOST_BYTES), suffix)
+                if suffix.endswith("json"):
+                    fields |= {name: value} if name else value
+                elif name in files:
+                    raise ValueError(f"there are two files for {name}")
+                else:
+                    files[name] = value
+            if member.offset >= last:
+                break
+    if KEY not in files:
+        raise TarDamageError("there is nothing", first)
+    return fields | files
+
+
+def _key(name: str) -> tuple[str, str]:
+    """A file's sample, and what distinguishes it within the sample: ``a/17.source.png`` is ``a/17``, ``source.png``."""
+    folder, _, file = unicodedata.normalize("NFC", name).rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return f"{folder}/{stem}" if folder else stem, suffix.lower()
+
+
+def _column(suffix: str) -> tuple[str, Content]:
+    """The column of a file, and what that holds; no name for the object whose fields are columns themselves."""
+    stem, _, kind = suffix.rpartition(".")
+    if kind == "json":
+        return stem, "unknown"
+    if kind in TEXTS:
+        return stem or kind, "text"
+    return (stem or suffix, "picture") if kind in SUFFIXES else (suffix, "other")
+
+
+def _read(content: bytes, suffix: str) -> tuple[str, Any]:
+    name, _ = _column(suffix)
+    kind = suffix.rpartition(".")[2]
+    if kind == "json":
+        return name, _fields(content)
+    return name, content.decode("utf-8").strip() if kind in TEXTS else content
+
+
+def _fields(content: bytes) -> dict[str, Any]:
+    try:
+        fields = loads(content)
+    except ValueError as error:
+        raise ValueError(f"its .json is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError("its .json is no object")
+    return fields

@@ -1,0 +1,133 @@
+"""From what a person names to an editor: a model, a baseline, an endpoint, finished pictures, or the source itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urldefrag
+
+from earl_cli.errors import UsageError
+from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
+
+if TYPE_CHECKING:
+    from earl_cli.generation.editor import EngineName
+    from earl_cli.tokens.layout import Mode
+
+COPY, FINISHED = "copy", "results:"
+Size = Literal["source", "model"]
+_LABEL = re.compile(r"([\w.+-]+)=(.+)")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What editors of a kind have in common; None leaves it to the model or the benchmark."""
+
+    device: str = "auto"
+    mode: Mode = "edit"
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    image_area: int | None = None
+    size: Size | None = None
+    engine: EngineName = "auto"
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    endpoint_key_variable: str = "OPENAI_API_KEY"
+    endpoint_seed: bool = True
+    on_load: Callable[[str], None] = lambda _: None
+
+
+def choose(spec: str, options: Options) -> Callable[[Size], Editor]:
+    """The editor for ``[NAME=]WHAT``, as a function of the size that a benchmark wants; a model is loaded once for all.
+
+    WHAT is `COPY`, a baseline (``instruct-pix2pix``, or ``instruct-pix2pix:PLACE`` with other weights),
+    ``results:FOLDER``, ``https://HOST/v1#MODEL``, or a model as `load_model` finds it. Raises UsageError or
+    MissingExtraError.
+    """
+    labelled = _LABEL.fullmatch(spec)
+    label, what = (labelled[1], labelled[2]) if labelled else (None, spec)
+    editor = _other(what, options)
+    if editor is not None:
+        named = editor if label is None else _Named(label, editor)
+        return lambda _: named
+    return _own(label, what, options)
+
+
+def is_endpoint(spec: str) -> bool:
+    """Whether a spec of `choose` names a server that edits pictures."""
+    labelled = _LABEL.fullmatch(spec)
+    return (labelled[2] if labelled else spec).partition(":")[0] in ("http", "https")
+
+
+def _other(what: str, options: Options) -> Editor | None:
+    from earl_cli.evaluation.baselines import BASELINES, open_baseline
+
+    kind, _, place = what.partition(":")
+    if what == COPY:
+        from earl_cli.evaluation.finished import copy_editor
+
+        return copy_editor()
+    if kind in BASELINES:
+        return open_baseline(kind, place or None, options.device)
+    if what.startswith(FINISHED):
+        from earl_cli.evaluation.finished import open_finished
+
+        return open_finished(Path(place).expanduser())
+    if is_endpoint(what):
+        from earl_cli.evaluation.endpoint import open_endpoint
+
+        address, model = urldefrag(what)
+        if not model:
+            raise UsageError("which of its models?", where=what, hint=f"{address}#MODEL")
+        return open_endpoint(address, model, options.endpoint_key_variable, send_seed=options.endpoint_seed)
+    return None
+
+
+def _own(label: str | None, what: str, options: Options) -> Callable[[Size], Editor]:
+    from earl_cli.evaluation.earl_editor import EarlEditor
+    from earl_cli.generation.editor import load_editor
+    from earl_cli.models.hub import called
+
+    load = cache(
+        partial(
+            load_editor,
+            what,
+            device=options.device,
+            sampling=options.sampling,
+            mode=options.mode,
+            image_area=options.image_area,
+            engine=options.engine,
+            engine_args=options.engine_args,
+        )
+    )
+    name = label or called(what)
+    return lambda size: EarlEditor(
+        name=name,
+        spec=what,
+        size=options.size or size,
+        load=load,
+        mode=options.mode,
+        sampling=options.sampling,
+        image_area=options.image_area,
+        engine_args=options.engine_args,
+        on_load=options.on_load,
+    )
+
+
+@dataclass(frozen=True)
+class _Named:
+    """An editor under another name."""
+
+    name: str
+    editor: Editor
+
+    @property
+    def at_once(self) -> int:
+        return self.editor.at_once
+
+    def describe(self) -> Mapping[str, Any]:
+        return {**self.editor.describe(), "name": self.name}
+
+    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
+        return self.editor.edit(tasks, on_progress)

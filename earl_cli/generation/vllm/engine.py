@@ -1,0 +1,342 @@
+"""The engine that samples with vLLM: its batch is refilled as soon as a picture is done, its cache shares prompts.
+
+vLLM computes the logits; what is drawn from them is decided by the same grammar, the same sampling and the same random
+numbers as in the transformers engine. Weights come from a model folder and can be replaced in place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from earl_cli.errors import ModelError, UsageError
+from earl_cli.generation.engine import (
+    MAX_TEXT_TOKENS,
+    Completion,
+    Limits,
+    OnCompletion,
+    OnProgress,
+    Request,
+    Sampling,
+    Start,
+    grid_of_request,
+    start_of,
+)
+from earl_cli.generation.vllm.engine_arguments import checked_arguments
+from earl_cli.generation.vllm.environment import check_device, environment, log_file, need_vllm
+from earl_cli.generation.vllm.row_sampler import KEY, Order
+from earl_cli.generation.vllm.watchdog import Caller
+from earl_cli.models import names
+from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, part_config
+from earl_cli.models.weights import open_weights, write_json
+from earl_cli.tokens.grammar import FreeState, GrammarState
+from earl_cli.tokens.layout import Layout
+
+PROCESSOR = "earl_cli.generation.vllm.logits_processor:DrawingProcessor"
+WATCHED = 32
+"""Up to as many completions are followed token by token; of more, those that are finished count."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds that an answer of the engine may take, by what it is asked for."""
+
+    start: float = 1800
+    step: float = 600
+    update: float = 600
+    rest: float = 300
+    end: float = 30
+
+
+@dataclass
+class _Draft:
+    """A completion under way, that of a request's seed: ``expected`` tokens are likely in all."""
+
+    request: int
+    index: int
+    start: Start
+    expected: int
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    completion: Completion | None = None
+
+
+class VllmEngine:
+    """Samples from the language model in a folder, in either published layout, with vLLM in this process.
+
+    ``engine_args`` are vLLM's own, by name (tensor_parallel_size, quantization, gpu_memory_utilization, …). With
+    ``sleeping`` the engine can give its memory on a GPU away between two calls. ``transport`` is the backend of vLLM's
+    weight transfer by which another process may send weights. ``max_text_tokens`` and ``max_positions`` are as in the
+    transformers engine. Raises MissingExtraError without vLLM, UsageError for an argument that vLLM doesn't have or
+    that isn't open to choice, ModelError for a vocabulary that isn't the layout's.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: Layout,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_text_tokens: int = MAX_TEXT_TOKENS,
+        max_positions: int | None = None,
+        engine_args: Mapping[str, Any] | None = None,
+        sleeping: bool = False,
+        transport: str | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        need_vllm()
+        check_device(device)
+        checkpoint = open_checkpoint(folder, "language")
+        config = part_config(checkpoint)
+        if config["vocab_size"] != layout.vocabulary.size:
+            what = f"the model has {config['vocab_size']} ids, the layout's vocabulary {layout.vocabulary.size}"
+            raise ModelError(what, hint="model and tokenizer belong to different models")
+        self.layout, self.patience = layout, patience or Patience()
+        positions = min(int(config["max_position_embeddings"]), max_positions or 1 << 62)
+        self.limits = Limits(max_text_tokens, positions)
+        self._numbers = itertools.count()
+        self._sleeping, self._asleep = sleeping and device.type == "cuda", False
+        self._folder = tempfile.TemporaryDirectory(prefix="earl-vllm-")
+        place = Path(self._folder.name)
+        write_config(checkpoint, place)
+        layout.text.save(place)
+        arguments = {
+            "model": str(place),
+            "tokenizer": None,
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "dtype": str(dtype).removeprefix("torch."),
+            "max_model_len": positions,
+            "logits_processors": [PROCESSOR],
+            "logprobs_mode": "processed_logits",
+            "additional_config": {KEY: {"vocabulary": layout.vocabulary.to_dict(), "text": str(place)}},
+            "enable_sleep_mode": self._sleeping,
+            "weight_transfer_config": {"backend": transport} if transport else None,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            **_defaults(device),
+            **checked_arguments(engine_args or {}),
+        }
+        if checkpoint.combined:
+            arguments["load_format"] = "dummy"
+        self._eager = bool(arguments.get("enforce_eager"))
+        environment(device, eager=self._eager)
+        self._caller = Caller("the vLLM engine", log_file())
+        self._llm = self._caller.call("the start", self.patience.start, lambda: _start(arguments))
+        if checkpoint.combined:
+            self.update_weights(_stored(checkpoint))
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_progress: OnProgress | None = None,
+        on_completion: OnCompletion | None = None,
+    ) -> list[list[Completion]]:
+        """For each request one completion for each seed, in order.
+
+        ``on_progress`` counts the tokens of finished completions, and of all where there are few. Raises InputError for
+        a prompt that isn't one or is too long, EngineError if the engine dies or hangs.
+        """
+        starts = [start_of(each, self.layout, self.limits, f"request {i + 1}") for i, each in enumerate(requests)]
+        drafts: dict[str, _Draft] = {}
+        watched = sum(len(request.seeds) for request in requests) <= WATCHED
+        try:
+            for number, (request, start) in enumerate(zip(requests, starts, strict=True)):
+                for index, seed in enumerate(request.seeds):
+                    name = str(next(self._numbers))
+                    self._add(name, request, start, self._order(request, start, seed, sampling), watched=watched)
+                    drafts[name] = _Draft(number, index, start, start.room - len(request.prompt))
+            self._run(drafts, on_progress, on_completion)
+        except BaseException:
+            self._abort([name for name, draft in drafts.items() if draft.completion is None])
+            raise
+        done = {(draft.request, draft.index): draft.completion for draft in drafts.values() if draft.completion}
+        return [[done[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace the weights in place by ``weights``, all of the model's under its own names; caches start anew.
+
+        An engine that sleeps is woken.
+        """
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what made these weights ran in another thread
+        if self._asleep:
+            self._call("waking for new weights", self.patience.rest, lambda: self._llm.wake_up(tags=["weights"]))
+        arguments = {"weights_iterator": iter(weights)}
+        self._call(
+            "an update of the weights",
+            self.patience.update,
+            lambda: self._llm.collective_rpc("reload_weights", kwargs=arguments),
+        )
+        self.wake()
+        self._call("forgetting the cache", self.patience.rest, self._llm.reset_prefix_cache)
+
+    @property
+    def workers(self) -> int:
+        """How many processes compute, this one included where it does."""
+        return int(self._llm.llm_engine.vllm_config.parallel_config.world_size)
+
+    def transfer(self, step: str, *given: Any) -> None:
+        """One step of vLLM's weight transfer, by its name in `vllm.LLM`; caches start anew after the last."""
+        self._call(step.replace("_", " "), self.patience.update, lambda: getattr(self._llm, step)(*given))
+        if step == "finish_weight_update":
+            self._call("forgetting the cache", self.patience.rest, self._llm.reset_prefix_cache)
+
+    def sleep(self) -> None:
+        """Give the memory of weights and cache on a GPU away; only `update_weights` brings the weights back."""
+        if self._sleeping and not self._asleep:
+            self._call("falling asleep", self.patience.rest, lambda: self._llm.sleep(level=2))
+            self._asleep = True
+
+    def wake(self) -> None:
+        """Take the memory for the cache again."""
+        if self._asleep:
+            self._call("waking", self.patience.rest, lambda: self._llm.wake_up(tags=["kv_cache"]))
+            self._asleep = False
+
+    def close(self) -> None:
+        """End the engine and its processes, dead or alive."""
+        self._caller.close(self.patience.end, self._llm.llm_engine.engine_core.shutdown)
+        self._folder.cleanup()
+
+    def _call(self, what: str, seconds: float, function: Any) -> Any:
+        return self._caller.call(what, seconds, function)
+
+    def _order(self, request: Request, start: Start, seed: int, sampling: Sampling) -> Order:
+        grid = grid_of_request(request, self.layout)
+        return Order(
+            request.mode,
+            grid.height,
+            grid.width,
+            request.grammar,
+            seed,
+            self.limits.positions,
+            start.state.longest,
+            self.limits.text,
+            2 * grid.codes,
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            request.overlong,
+        )
+
+    def _add(self, name: str, request: Request, start: Start, order: Order, *, watched: bool) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = SamplingParams(
+            temperature=0.0,  # the processor has drawn already
+            max_tokens=min(start.state.longest, self.limits.positions - len(request.prompt)),
+            stop_token_ids=[self.layout.vocabulary.eos],
+            ignore_eos=True,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA if watched else RequestOutputKind.FINAL_ONLY,
+            extra_args={KEY: order.to_dict()},
+        )
+        prompt = {"prompt_token_ids": list(request.prompt)}
+        add = self._llm.llm_engine.add_request
+        self._call("taking a prompt", self.patience.rest, lambda: add(name, prompt, parameters))
+
+    def _run(
+        self, drafts: Mapping[str, _Draft], on_progress: OnProgress | None, on_completion: OnCompletion | None
+    ) -> None:
+        open_drafts = len(drafts)
+        done, expected = 0, sum(draft.expected for draft in drafts.values())
+        while open_drafts:
+            for output in self._call("a sampling step", self.patience.step, self._step):
+                draft, news = drafts[output.request_id], output.outputs[0]
+                draft.ids += news.token_ids
+                draft.logprobs += news.logprobs.logprobs
+                done += len(news.token_ids)
+                known = len(draft.ids) if output.finished else max(draft.expected, len(draft.ids) + 1)
+                expected += known - draft.expected
+                draft.expected = known
+                if output.finished:
+                    open_drafts -= 1
+                    draft.completion = _completion(draft)
+                    if on_completion is not None:
+                        on_completion(draft.request, draft.index, draft.completion)
+            if on_progress is not None:
+                on_progress(done, expected)
+
+    def _step(self) -> Any:
+        if not self._eager:
+            return self._llm.llm_engine.step()
+        with torch.compiler.set_stance("force_eager"):  # else a helper of a few additions is compiled for 20 s
+            return self._llm.llm_engine.step()
+
+    def _abort(self, left: Sequence[str]) -> None:
+        if left and not self._caller.dead:
+            self._call("giving up", self.patience.rest, lambda: self._llm.llm_engine.abort_request(list(left)))
+
+
+def write_config(checkpoint: Checkpoint, folder: Path) -> None:
+    """A folder that vLLM reads: transformers' own config, and links to the weights, which aren't copied."""
+    config = {**part_config(checkpoint), "model_type": names.NATIVE_LANGUAGE, "architectures": [names.LANGUAGE_CLASS]}
+    write_json(folder / "config.json", config)
+    if not checkpoint.combined:
+        for file in (*checkpoint.files, *checkpoint.folder.glob("*.index.json")):
+            (folder / file.name).symlink_to(file.resolve())
+
+
+def _defaults(device: torch.device) -> dict[str, Any]:
+    if device.type == "cpu":
+        return {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "block_size": 32}
+    return {"gpu_memory_utilization": 0.8}  # the vision tokenizer needs some, too
+
+
+def _start(arguments: Mapping[str, Any]) -> Any:
+    from earl_cli.generation.vllm.plugin import register
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, of what it uses itself
+            from vllm import LLM
+
+            register()
+            return LLM(**arguments)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise UsageError(
+            f"vLLM takes no such argument: {error}", where="--engine-arg (in a config engine_args)"
+        ) from error
+
+
+def _stored(checkpoint: Checkpoint) -> Iterable[tuple[str, Tensor]]:
+    for file in checkpoint.files:
+        with open_weights(file) as (stored, read):
+            for name in stored:
+                if (native := checkpoint.native_name(name)) is not None:
+                    yield native, read(name)
+
+
+def _completion(draft: _Draft) -> Completion:
+    ids, logprobs = np.array(draft.ids, dtype=np.int64), np.array(draft.logprobs, dtype=np.float32)
+    if not np.isfinite(logprobs).all():
+        raise ModelError("the model's scores are no numbers", hint="its weights are damaged, or were trained so")
+    sampled, finished = _replayed(draft.start.state, ids)
+    return Completion(ids, logprobs, sampled, finished)
+
+
+def _replayed(state: GrammarState | FreeState, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], bool]:
+    """Where the grammar left a choice, bool[n], and whether the completion came to its end."""
+    sampled = np.ones(len(ids), dtype=np.bool_)
+    for place, token in enumerate(ids.tolist()):
+        sampled[place] = state.choices().forced is None
+        state = state.advance(token)
+    return sampled, state.done

@@ -1,0 +1,214 @@
+"""The engine vllm in a process of its own, with GPUs of its own, to which weights come by vLLM's weight transfer.
+
+Both ends talk over a pair of sockets that nobody else can open. No wait is for ever, a process that died is an error
+within a second, and the engine's process ends when this one does, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from earl_cli.errors import EarlError
+from earl_cli.generation.engine import Completion, OnCompletion, OnProgress, Request, Sampling
+from earl_cli.generation.vllm.engine import Patience
+from earl_cli.generation.vllm.environment import check_device, environment, log_file, need_vllm
+from earl_cli.generation.vllm.plugin import MEMORY, NCCL
+from earl_cli.generation.vllm.watchdog import Caller, EngineError
+from earl_cli.tokens.layout import Layout
+
+if TYPE_CHECKING:
+    from earl_cli.generation.vllm.weight_transfer import Weights
+
+STDERR = 2
+HOST = "earl_cli.generation.vllm.host"
+OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class ProcessEngine:
+    """`VllmEngine` in another process; ``options`` are the rest of its arguments.
+
+    It sees the ``gpus`` alone, by their numbers here. Raises what `VllmEngine` raises, and EngineError for a process
+    that ends by itself.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: Layout,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        gpus: Sequence[int] = (),
+        patience: Patience | None = None,
+        **options: Any,
+    ) -> None:
+        need_vllm()
+        check_device(torch.device(device.type))
+        environment(device, eager=False)
+        log = log_file()
+        self.device, self.dtype, self.patience = device, dtype, patience or Patience()
+        self._transport = NCCL if device.type == "cuda" else MEMORY
+        self._source: Weights | None = None
+        self._sender: Any = None
+        self._failure: str | None = None
+        self._connection, theirs = Pipe()
+        with nullcontext(STDERR) if log is None else log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", HOST, str(theirs.fileno())],
+                env=variables(gpus),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        theirs.close()
+        self._caller = Caller("the vLLM engine", log, self._ended)
+        settings = {
+            "folder": folder,
+            "layout": layout,
+            "device": torch.device(device.type),
+            "dtype": dtype,
+            "patience": self.patience,
+            "transport": self._transport,
+            **options,
+        }
+        try:
+            self.workers = self._call("the start", self.patience.start, lambda: self._ask(settings))
+        except BaseException:
+            self.close()
+            raise
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_progress: OnProgress | None = None,
+        on_completion: OnCompletion | None = None,
+    ) -> list[list[Completion]]:
+        """As `VllmEngine.generate`. Whoever interrupts it has to close the engine."""
+        told = {"progress": on_progress, "completion": on_completion}
+        wanted = [name for name, tell in told.items() if tell is not None]
+        question = ("generate", list(requests), sampling, wanted)
+        try:
+            self._call("taking prompts", self.patience.rest, lambda: self._tell(question))
+            while (answer := self._call("a sampling step", self.patience.step, self._receive))[0] != "done":
+                tell = told[answer[0]]
+                assert tell is not None
+                tell(*answer[1:])
+        except EarlError:
+            raise
+        except BaseException:
+            self._caller.dead = True  # the rest of the answer is still to come, and nobody waits for it
+            raise
+        found: list[list[Completion]] = answer[1]
+        return found
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace the weights by ``weights``, all of the model's under its own names; caches start anew."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what made these weights ran in another thread
+        given = dict(weights)
+        self._call("an update of the weights", self.patience.update, lambda: self._send(given))
+
+    def close(self) -> None:
+        """End the engine's process, dead or alive."""
+        if self._caller.dead:
+            self._process.kill()
+        self._caller.close(self.patience.end, self._connection.close)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(self.patience.end)
+        self._process.kill()
+        self._process.wait()
+
+    # -- the conversation: all from `_ask` on runs in the caller's thread, or in one that it waits for -----------------
+
+    def _call(self, what: str, seconds: float, function: Any) -> Any:
+        return self._caller.call(what, seconds, function)
+
+    def _ended(self) -> str | None:
+        code = self._process.poll()
+        return self._failure if code is None else f"its process ended with {code}"
+
+    def _ask(self, *question: Any) -> Any:
+        self._tell(question)
+        return self._receive()[1]
+
+    def _tell(self, question: tuple[Any, ...]) -> None:
+        try:
+            self._connection.send(question)
+        except OSError as lost:
+            raise self._hung_up() from lost
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._connection.recv()
+        except (EOFError, OSError) as lost:
+            raise self._hung_up() from lost
+        if answer[0] != "failed":
+            return answer
+        failure: EarlError = answer[1]
+        if not isinstance(failure, EngineError):
+            raise failure
+        self._failure = failure.what  # for whoever waits for a transfer that the engine has left
+        raise self._caller.error(failure.what)
+
+    def _hung_up(self) -> ConnectionError:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(self.patience.end)
+        return ConnectionError(self._ended() or "its process hung up")
+
+    def _send(self, weights: Mapping[str, Tensor]) -> None:
+        from earl_cli.generation.vllm.weight_transfer import Weights, sender_of
+
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            if self._source is None:
+                self._source = Weights(weights, self.device, self.dtype)
+                self._sender = sender_of(self._transport, _Client(self._ask), self._source, self.workers)
+            self._source.weights = weights
+            self._sender.send_weights()
+            self._source.weights = {}
+
+
+class _Client:
+    """What a sender asks of the engine, in vLLM's protocol."""
+
+    def __init__(self, ask: Any) -> None:
+        self._ask = ask
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._ask("transfer", "init_weight_transfer_engine", {"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        self._ask("transfer", "start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        self._ask("transfer", "update_weights", {"update_info": update_info})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._ask("transfer", "finish_weight_update", weight_version)
+
+
+def variables(gpus: Sequence[int]) -> dict[str, str]:
+    """The environment of the engine's process: this one's, without what a launcher told it, and with its GPUs alone."""
+    found = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in OF_A_LAUNCHER and not name.startswith("TORCHELASTIC_")
+    }
+    if gpus:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = seen.split(",") if seen else None
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(names[gpu] if names else str(gpu) for gpu in gpus)
+    found["PYTHONPATH"] = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
+    return found

@@ -1,0 +1,160 @@
+"""Weights from training to an engine in another process, by vLLM's own weight transfer.
+
+Between GPUs its transport is NCCL. vLLM has none for processors: theirs is registered beside the others, under a name
+of its own. The trainer writes all weights into memory that both processes map, and the engine's workers load from it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import (
+    ParamMeta,
+    TrainerInitInfo,
+    TrainerWeightTransferEngine,
+    VLLMWeightSyncClient,
+    WeightSource,
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+
+from earl_cli.generation.vllm.plugin import MEMORY, NCCL
+
+HERE = "127.0.0.1"
+
+
+class Weights(WeightSource):
+    """What is to be sent, all from ``device`` and in ``dtype``: the weights of the next transfer, by name."""
+
+    def __init__(self, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+        self.weights, self.device, self.dtype = weights, device, dtype
+
+    def metadata(self) -> list[ParamMeta]:
+        return [ParamMeta(name, self.dtype, tuple(weight.shape)) for name, weight in self.weights.items()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, weight.detach().to(self.device, self.dtype)) for name, weight in self.weights.items())
+
+
+def sender_of(backend: str, client: VLLMWeightSyncClient, source: Weights, workers: int) -> TrainerWeightTransferEngine:
+    """What sends ``source`` whenever it is told to; ``client`` asks the engine, which has so many ``workers``.
+
+    With NCCL this process's current GPU is the first of the group, and the workers' are the rest.
+    """
+    if backend == MEMORY:
+        return MemorySender.trainer_init(MemorySenderInit(rank=0), client=client, source=source)
+    assert backend == NCCL
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
+    from vllm.utils.network_utils import get_open_port
+
+    group = NCCLTrainerInitInfo(HERE, get_open_port(), 1 + workers, rank=0)
+    return NCCLTrainerWeightTransferEngine.trainer_init(group, client=client, source=source)
+
+
+# -- shared memory -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MemoryInit(WeightTransferInitInfo):
+    """Where the memory is, and how many numbers of which type it holds."""
+
+    path: str
+    size: int
+    dtype: str
+
+
+@dataclass
+class MemoryUpdate(WeightTransferUpdateInfo):
+    """What lies in the memory, one after another."""
+
+    names: list[str]
+    shapes: list[tuple[int, ...]]
+
+
+class MemoryReceiver(WeightTransferEngine[MemoryInit, MemoryUpdate]):
+    """In each of the engine's workers: loads what lies in the memory, as vLLM's own transports load."""
+
+    init_info_cls = MemoryInit
+    update_info_cls = MemoryUpdate
+
+    def init_transfer_engine(self, init_info: MemoryInit) -> None:
+        self.memory: Tensor | None = _mapped(init_info)
+
+    def start_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """As vLLM's, which waits for a GPU afterwards and fails where there is none."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: MemoryUpdate) -> None:
+        assert self.memory is not None
+        self.model.load_weights(zip(update_info.names, _parts(self.memory, update_info.shapes), strict=True))
+
+    def finish_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        self.memory = None
+
+
+@dataclass
+class MemorySenderInit(TrainerInitInfo):
+    """Nothing has to be agreed on beforehand."""
+
+    backend: ClassVar[str] = MEMORY
+
+
+class MemorySender(TrainerWeightTransferEngine[MemorySenderInit]):
+    """In the trainer: writes the weights, and has them loaded. The memory has no name, and goes with its processes."""
+
+    init_info_cls = MemorySenderInit
+    memory: Tensor
+
+    @classmethod
+    def trainer_init(
+        cls, init_info: MemorySenderInit, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
+    ) -> Self:
+        assert source is not None
+        sender = cls(client=client, source=source, is_sender=init_info.is_sender)
+        kinds = source.metadata()
+        dtype, size = kinds[0].dtype, sum(math.prod(kind.shape) for kind in kinds)
+        file = os.memfd_create("earl-weights")
+        try:
+            os.ftruncate(file, size * dtype.itemsize)
+            place = MemoryInit(f"/proc/{os.getpid()}/fd/{file}", size, str(dtype).removeprefix("torch."))
+            sender.memory = _mapped(place)
+            client.init_weight_transfer_engine(asdict(place))
+        finally:
+            os.close(file)
+        return sender
+
+    def send_weights(self) -> None:
+        assert self.source is not None
+        kinds = self.source.metadata()
+        update = MemoryUpdate([kind.name for kind in kinds], [kind.shape for kind in kinds])
+        for (_, weight), place in zip(self.source, _parts(self.memory, update.shapes), strict=True):
+            place.copy_(weight)
+        self.client.start_weight_update()
+        self.client.update_weights(asdict(update))
+        self.client.finish_weight_update()
+
+
+def _mapped(place: MemoryInit) -> Tensor:
+    return torch.from_file(place.path, shared=True, size=place.size, dtype=getattr(torch, place.dtype))
+
+
+def _parts(memory: Tensor, shapes: Sequence[tuple[int, ...]]) -> Iterator[Tensor]:
+    parts = torch.split(memory, [math.prod(shape) for shape in shapes])
+    return (part.view(shape) for part, shape in zip(parts, shapes, strict=True))

@@ -1,0 +1,1 @@
+"""A VLM judge: its declaration, client, replies, cache and server."""

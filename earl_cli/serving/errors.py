@@ -1,0 +1,72 @@
+"""Why a request isn't met, in the shape of the OpenAI protocol; nothing else about a failure leaves the server."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+from earl_cli.console import console
+from earl_cli.errors import DeviceError, InputError, ModelError, OutputError, UsageError, explain
+from earl_cli.generation.vllm.watchdog import EngineError
+
+KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class RefusedError(Exception):
+    """An HTTP status with words for the person: ``param`` is the field at fault, ``retry_after`` in seconds,
+    ``allow`` the methods that would do.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+        allow: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after, self.allow = retry_after, allow
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the status asks for beside the document."""
+        found = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after + 0.5)))}
+        if self.allow is not None:
+            found["Allow"] = self.allow
+        if self.status == 401:
+            found["WWW-Authenticate"] = "Bearer"
+        return found
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The error as the protocol's JSON."""
+        usual = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = KINDS.get(self.status, usual)
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def refusal(failure: BaseException) -> RefusedError:
+    """What a client is told of ``failure``: our own words about its picture, and of all else only that it happened."""
+    if isinstance(failure, RefusedError):
+        return failure
+    if isinstance(failure, MemoryError | DeviceError) or type(failure).__name__ == "OutOfMemoryError":
+        return RefusedError(503, "not enough memory for this edit; fewer variants or a smaller picture need less")
+    if isinstance(failure, EngineError):
+        return RefusedError(503, "the engine behind this server has stopped working", code="unavailable")
+    if isinstance(failure, InputError | UsageError | OutputError):
+        hint = f" ({failure.hint})" if failure.hint else ""
+        return RefusedError(400, f"{failure.what}{hint}", param=failure.where)
+    if isinstance(failure, ModelError):
+        return RefusedError(500, failure.what)
+    return RefusedError(500, "an unexpected failure; the server's own output says more")
+
+
+def report(failure: BaseException) -> None:
+    """A line for whoever runs the server; with --debug the traceback."""
+    if console.debug:
+        traceback.print_exception(failure)
+    console.warn(str(explain(failure)) if isinstance(failure, Exception) else type(failure).__name__)

@@ -1,0 +1,141 @@
+"""A form in the shape of the OpenAI protocol's image edits, checked field by field before anything is done for it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from earl_cli.models.abilities import MAX_INSTRUCTION
+from earl_cli.serving.errors import RefusedError
+from earl_cli.serving.limits import Limits
+from earl_cli.serving.multipart import Field, text
+
+SEEDS = 2**31
+Format = Literal["png", "jpeg", "webp"]
+FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
+IMAGES = ("image", "image[]")
+IGNORED = frozenset(("user", "quality", "moderation", "input_fidelity", "output_compression", "partial_images"))
+KNOWN = (
+    *("prompt", "n", "model", "size", "response_format", "output_format", "background", "stream"),
+    *("seed", "temperature", "top_k", "top_p", "progress"),
+)
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a form asks for. ``sampling`` has only what it says; ``size`` is the wanted "WxH", None for the photo's own.
+
+    ``format`` None stands for that of the photo. ``stream`` wants events instead of one answer, ``progress`` also those
+    that say how far it is.
+    """
+
+    image: bytes
+    prompt: str
+    seeds: tuple[int, ...]
+    sampling: Mapping[str, float]
+    size: str | None
+    format: Format | None
+    stream: bool
+    progress: bool
+
+
+def asked(fields: Sequence[Field], model: str, limits: Limits) -> Asked:
+    """What the form asks of ``model``. RefusedError (400, or 404 for another model) names the field at fault."""
+    images = [field for field in fields if field.name in IMAGES]
+    values: dict[str, str] = {}
+    for field in fields:
+        if field.name in IMAGES or field.name in IGNORED:
+            continue
+        if field.name == "mask":
+            raise RefusedError(400, "masks aren't supported: say in the prompt what to change", param="mask")
+        if field.name not in KNOWN:
+            name = field.name[:64]
+            raise RefusedError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+        if field.name in values:
+            raise RefusedError(400, f"{field.name} is there more than once", param=field.name)
+        values[field.name] = text(field).strip() if field.name != "prompt" else text(field)
+    _check_model(values.get("model"), model)
+    prompt = values.get("prompt", "")
+    if not prompt.strip():
+        raise RefusedError(400, "the instruction is missing: say in prompt what to change", param="prompt")
+    if len(prompt) > MAX_INSTRUCTION:
+        raise RefusedError(400, f"the instruction is longer than {MAX_INSTRUCTION:,} characters", param="prompt")
+    _check_choice(values, "response_format", ("b64_json",), "a picture comes as b64_json, never as a URL")
+    _check_choice(values, "background", ("auto", "opaque"), "a background can't be made transparent")
+    many = _number(values, "n", int, 1, limits.max_variants)
+    first = _number(values, "seed", int, 0, SEEDS - 1)
+    sampling = {
+        "temperature": _number(values, "temperature", float, 0, 1e6),
+        "top_k": _number(values, "top_k", int, 0, SEEDS),
+        "top_p": _number(values, "top_p", float, 1e-9, 1),
+    }
+    first = secrets.randbelow(SEEDS) if first is None else first
+    return Asked(
+        image=_only(images),
+        prompt=prompt,
+        seeds=tuple((first + index) % SEEDS for index in range(many or 1)),
+        sampling={name: value for name, value in sampling.items() if value is not None},
+        size=None if values.get("size", "") in ("", "auto") else values["size"],
+        format=_format(values.get("output_format", "png")),
+        stream=_flag(values, "stream"),
+        progress=_flag(values, "progress"),
+    )
+
+
+def _only(images: Sequence[Field]) -> bytes:
+    if not images:
+        raise RefusedError(400, "the picture is missing: send it as a file named image", param="image")
+    if len(images) > 1:
+        raise RefusedError(400, f"one picture at a time, not {len(images)}", param="image")
+    if not images[0].is_file:
+        what = "image is text, not a file: send the picture itself, no address and no path"
+        raise RefusedError(400, what, param="image")
+    return images[0].content
+
+
+def _check_model(wanted: str | None, model: str) -> None:
+    if wanted and wanted != model:
+        name = wanted[:100]
+        what = f"The model `{name}` does not exist. This server has `{model}`."
+        raise RefusedError(404, what, param="model", code="model_not_found")
+
+
+def _check_choice(values: Mapping[str, str], name: str, choices: tuple[str, ...], why: str) -> None:
+    if values.get(name) and values[name] not in choices:
+        raise RefusedError(400, why, param=name)
+
+
+def _format(value: str) -> Format | None:
+    if value in ("", "source"):
+        return None if value else "png"
+    for known in FORMATS:
+        if value.lower() == known or (value.lower(), known) == ("jpg", "jpeg"):
+            return known
+    raise RefusedError(400, f"output_format is one of {', '.join(FORMATS)}", param="output_format")
+
+
+def _flag(values: Mapping[str, str], name: str) -> bool:
+    value = values.get(name, "").lower()
+    if value not in ("", "true", "false", "1", "0"):
+        raise RefusedError(400, f"{name} is true or false", param=name)
+    return value in ("true", "1")
+
+
+def _number(
+    values: Mapping[str, str], name: str, kind: Callable[[str], Number], least: float, most: float
+) -> Number | None:
+    """The field as a number; None where it is absent or empty."""
+    value = values.get(name)
+    if not value:
+        return None
+    try:
+        number = kind(value) if len(value) <= 32 else None
+    except ValueError:
+        number = None
+    if number is None or not least <= number <= most:
+        what = "a whole number" if kind is int else "a number"
+        raise RefusedError(400, f"{name} is {what} from {least:.12g} to {most:.12g}", param=name)
+    return number

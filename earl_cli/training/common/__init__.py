@@ -1,0 +1,1 @@
+"""What both trainings use: checkpoints, distribution, memory, logs, curves."""

@@ -1,0 +1,295 @@
+"""The curves of training runs drawn side by side as small multiples: what is drawn of which kind of run, and how.
+
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from earl_cli.errors import UsageError
+from earl_cli.files import whole_file
+from earl_cli.training.common.curves import Goal, Run, Series, smooth, thin, window
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = {".png": "png", ".svg": "svg"}
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")  # Okabe and Ito, 2008
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+INK, GREY, GRID = "#333333", "#808080", "#E4E4E4"
+FEW = 40  # values, each of which gets a dot
+MANY = 4  # panels, beyond which there are three columns in place of two
+ROUND = [1, 2, 2.5, 5, 10]
+SHADES = 128  # of a PNG: a handful of colours and the steps between them
+STEEP = 20  # from this ratio of the highest to the middle value on, a panel has a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Panel:
+    """How a figure of the log is drawn: its name, its axis with the unit, whether it is smoothed, and from zero on.
+
+    ``band`` are two figures, a lower and an upper one, between which the panel is shaded.
+    """
+
+    key: str
+    name: str
+    axis: str
+    smoothed: bool = False
+    from_zero: bool = False
+    band: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What is drawn of a kind of run: its panels, and others for those who ask for them; what a step is.
+
+    ``measure`` is what a run is measured by, ``validation`` the figure that says it of a validation, and ``goal`` its
+    better side.
+    """
+
+    command: str
+    panels: tuple[Panel, ...]
+    others: tuple[Panel, ...]
+    step: str
+    measure: str
+    validation: str
+    goal: Goal
+
+
+SFT = Sheet(
+    command="sft",
+    panels=(
+        Panel("loss", "Training loss", "nats per token", smoothed=True),
+        Panel("eval_loss", "Validation loss", "nats per token"),
+        Panel("learning_rate", "Learning rate", "size of a step", from_zero=True),
+        Panel("grad_norm", "Gradient norm", "L2 norm, before clipping", smoothed=True),
+    ),
+    others=(),
+    step="optimizer step",
+    measure="loss",
+    validation="eval_loss",
+    goal="lowest",
+)
+
+RL = Sheet(
+    command="rl",
+    panels=(
+        Panel("reward", "Reward", "mean", smoothed=True, band=("reward_p10", "reward_p90")),
+        Panel("validation_reward", "Validation reward", "mean"),
+        Panel("group_std", "Spread within a group", "standard deviation", smoothed=True, from_zero=True),
+        Panel("kl", "KL from the reference", "nats per token", smoothed=True, from_zero=True),
+        Panel("entropy", "Entropy", "nats per token", smoothed=True),
+        Panel("no_signal", "Groups without signal", "share", smoothed=True, from_zero=True),
+        Panel("finished", "Finished edits", "share", smoothed=True),
+        Panel("completion_tokens", "Length of an edit", "tokens", smoothed=True),
+        Panel("missing_rewards", "Missing rewards", "share", smoothed=True, from_zero=True),
+        Panel("grad_norm", "Gradient norm", "L2 norm, before clipping", smoothed=True),
+        Panel("mismatch", "Sampler against policy", "difference of log p, nats", smoothed=True),
+        Panel("seconds", "Time", "seconds an iteration", smoothed=True, from_zero=True),
+    ),
+    others=(
+        Panel("loss", "Loss", "nats per token", smoothed=True),
+        Panel("learning_rate", "Learning rate", "size of a step", from_zero=True),
+        Panel("reward_std", "Spread of all rewards", "standard deviation", smoothed=True, from_zero=True),
+        Panel("reward_p10", "Reward of the worst tenth", "10 % are below", smoothed=True),
+        Panel("reward_p50", "Median reward", "half are below", smoothed=True),
+        Panel("reward_p90", "Reward of the best tenth", "90 % are below", smoothed=True),
+        Panel("validation_missing", "Missing validation rewards", "share", from_zero=True),
+        Panel("seconds_sampling", "Time for sampling", "seconds an iteration", smoothed=True, from_zero=True),
+        Panel("seconds_reward", "Time for rewards", "seconds an iteration", smoothed=True, from_zero=True),
+        Panel("seconds_reference", "Time for the reference", "seconds an iteration", smoothed=True, from_zero=True),
+        Panel("seconds_update", "Time for the update", "seconds an iteration", smoothed=True, from_zero=True),
+        Panel("memory", "Memory", "bytes at most", from_zero=True),
+    ),
+    step="iteration",
+    measure="reward",
+    validation="validation_reward",
+    goal="highest",
+)
+
+
+def choose_panels(sheet: Sheet, runs: Sequence[Run], keys: Sequence[str]) -> Sheet:
+    """The sheet with the panels of these figures, or with those of its own that some run has.
+
+    Raises UsageError for a figure that no run has.
+    """
+    there = dict.fromkeys(key for run in runs for key in run.figures)
+    for key in keys:
+        if key not in there:
+            what = f"no run has the figure {key!r}"
+            raise UsageError(what, where="--figure", hint=f"there are: {', '.join(there)}")
+    known = {panel.key: panel for panel in (*sheet.panels, *sheet.others)}
+    own = [panel.key for panel in sheet.panels if panel.key in there]
+    chosen = dict.fromkeys(keys) or own or there
+    return replace(
+        sheet,
+        panels=tuple(known.get(key) or Panel(key, key.replace("_", " "), "as logged", smoothed=True) for key in chosen),
+    )
+
+
+def write_curves(path: Path, runs: Sequence[Run], sheet: Sheet, smoothing: int | None = None) -> None:
+    """Draw the runs, a panel for each figure, as PNG or SVG by the suffix, whole or not at all.
+
+    ``smoothing`` is a number of logged values; None: `window`, 1: none. The same logs give the same bytes.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    form = FORMATS[path.suffix.lower()]
+    plain = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
+    with matplotlib.rc_context({**plain, **STYLE}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name may have letters that the font lacks
+        figure = draw(runs, sheet, smoothing)
+        canvas = FigureCanvasAgg(figure)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as aside:
+            if form == "svg":
+                figure.savefig(aside, format=form, metadata={"Date": None})
+            else:
+                canvas.draw()
+                picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+                picture.quantize(SHADES, dither=Image.Dither.NONE).save(aside, form, optimize=True)
+
+
+STYLE = {
+    "font.family": [
+        "DejaVu Sans",
+        "sans-serif",
+    ],  # the first one comes with matplotlib, the other is for an SVG's reader
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": "#AAAAAA",
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": "#AAAAAA",
+    "ytick.color": "#AAAAAA",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "earl",
+    "figure.dpi": 140.0,
+}
+
+
+def draw(runs: Sequence[Run], sheet: Sheet, smoothing: int | None) -> Figure:
+    """The matplotlib figure: panels in two or three columns, and below them which line is which run."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    panels = sheet.panels
+    columns = min(2 if len(panels) <= MANY else 3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    wide = (7.5, 10.4, 13.5)[columns - 1]
+    high = 3.1 if columns < 3 else 2.8
+    abreast = min(len(runs), 5, max(1, int(wide / (0.8 + 0.08 * max(len(_short(run.name)) for run in runs)))))
+    size = (wide, high * rows + (1.0 if rows == 1 else 0) + 0.22 * math.ceil(len(runs) / abreast) + 0.1)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, hspace=0.04, wspace=0.03))
+    steps = [step for run in runs for series in run.figures.values() for step in (series.steps[0], series.steps[-1])]
+    first, last = min(steps), max(steps)
+    margin = max(0.02 * (last - first), 0.5)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for place, panel in zip(axes, panels, strict=False):
+        _draw_panel(place, runs, panel, smoothing)
+        place.set_xlim(first - margin, last + margin)
+        place.set_xlabel(sheet.step)
+    for empty in axes[len(panels) :]:
+        empty.set_visible(False)
+    _draw_names(figure, runs, abreast)
+    return figure
+
+
+def _draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel, smoothing: int | None) -> None:
+    drawn = [(i, run) for i, run in enumerate(runs) if panel.key in run.figures]
+    faint = 0.22 * min(1, 3 / len(runs))
+    said = ""
+    for i, run in drawn:
+        series = run.figures[panel.key]
+        count, color = len(series.values), COLORS[i % len(COLORS)]
+        width = (smoothing or window(count)) if panel.smoothed else 1
+        band = [run.figures[key] for key in panel.band or () if key in run.figures]
+        if len(band) == 2 and np.array_equal(band[0].steps, band[1].steps):
+            said = "line: mean, band: 10 % to 90 %"
+            low, high = (smooth(edge.values, width) for edge in band)
+            axes.fill_between(band[0].steps, low, high, color=color, alpha=0.7 * faint, linewidth=0)
+        elif width > 1:
+            said = said or "faint: as logged, line: smoothed"
+            raw = thin(series)
+            axes.plot(raw.steps, raw.values, color=color, alpha=faint, linewidth=0.7, zorder=2)
+        marker = "o" if count == 1 or (count <= FEW and not panel.smoothed) else ""
+        axes.plot(series.steps, smooth(series.values, width), **_look(i), marker=marker, markersize=3, zorder=3)
+    axes.set_title(panel.name, parse_math=False)
+    axes.set_title(said, loc="right", fontsize=7.5, fontweight="normal", color=GREY)
+    axes.set_ylabel(panel.axis, parse_math=False)
+    _scale(axes, [run.figures[panel.key] for _, run in drawn], panel.from_zero)
+
+
+def _scale(axes: Axes, drawn: Sequence[Series], from_zero: bool) -> None:
+    """Whole steps below; at the side a logarithmic axis where a linear one would flatten nearly everything."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=ROUND, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    values = np.concatenate([series.values[np.isfinite(series.values)] for series in drawn] or [np.empty(0)])
+    if from_zero:
+        axes.set_ylim(bottom=0)
+    elif len(values) and values.min() > 0 and values.max() > STEEP * np.median(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=ROUND))
+
+
+def number(value: float) -> str:
+    """As an axis has it: 1,500, 0.25, 3e-4."""
+    if 0 < abs(value) < 0.001:
+        digits, exponent = f"{value:.6e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    return f"{value:,.6g}"
+
+
+def _draw_names(figure: Figure, runs: Sequence[Run], abreast: int) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **_look(i)) for i in range(len(runs))]
+    legend = figure.legend(
+        handles,
+        [str(i) for i in range(len(runs))],
+        loc="outside lower center",
+        ncols=abreast,
+        frameon=False,
+        handlelength=3.2,
+    )
+    for text, run in zip(legend.get_texts(), runs, strict=True):
+        text.set_parse_math(False)  # a name may have any letters
+        text.set_text(_short(run.name))
+
+
+def _look(i: int) -> dict[str, Any]:
+    """Of the i-th run: each has a colour and dashes of its own, so that neither is needed to tell them apart."""
+    return {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % len(DASHES)], "linewidth": 1.6}
+
+
+def _short(name: str, most: int = 40) -> str:
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"

@@ -1,0 +1,102 @@
+"""The log of a run, a line of JSON for each logged step, and the trackers that get the same figures."""
+
+from __future__ import annotations
+
+import json
+import resource
+import secrets
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from earl_cli.errors import MissingExtraError
+from earl_cli.files import whole_file
+from earl_cli.training.common.checkpoints import written
+
+LOG, RUNS = "log.jsonl", "trackers.json"
+Track = Callable[[int, Mapping[str, float]], None]
+
+
+def write_line(log: Path, step: int, figures: Mapping[str, float]) -> None:
+    """Append the figures of a step. Raises OutputError if the disk doesn't take them."""
+    with written("the log", log), log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **figures}) + "\n")
+
+
+def is_logged(log: Path, step: int, figure: str) -> bool:
+    """Whether the log has this figure of this step."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return any(found["step"] == step and figure in found for found in map(json.loads, lines))
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def check_trackers(trackers: Sequence[str]) -> None:
+    """Raise MissingExtraError for a tracker that isn't installed."""
+    for tracker in trackers:
+        if find_spec(tracker) is None:
+            raise MissingExtraError(f"the tracker {tracker} isn't installed", hint='pip install "earl-cli[trackers]"')
+
+
+def start_trackers(trackers: Sequence[str], folder: Path, config: Mapping[str, Any], done: int) -> list[Track]:
+    """Each tracker as a function of step and figures.
+
+    A run that goes on behind ``done`` steps goes on there as well: which run it is stands in `RUNS` in its folder.
+    """
+    return [_STARTS[name](folder, config, done) for name in trackers]
+
+
+def _tensorboard(folder: Path, _config: Mapping[str, Any], done: int) -> Track:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
+
+    def track(step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return track
+
+
+def _wandb(folder: Path, config: Mapping[str, Any], _done: int) -> Track:
+    import wandb
+
+    wandb.init(
+        project="earl",
+        id=_run_of(folder, "wandb"),
+        name=folder.resolve().name,
+        dir=str(folder),
+        config=dict(config),
+        resume="allow",
+        allow_val_change=True,
+    )
+    return lambda step, figures: wandb.log(dict(figures), step=step)
+
+
+def _trackio(folder: Path, config: Mapping[str, Any], _done: int) -> Track:
+    import trackio
+
+    run = f"{folder.resolve().name}-{_run_of(folder, 'trackio')}"  # a name is all that trackio knows a run by
+    trackio.init(project="earl", name=run, config=dict(config), resume="allow")
+    return lambda step, figures: trackio.log(dict(figures), step=step)
+
+
+def _run_of(folder: Path, tracker: str) -> str:
+    """What a tracker knows this run by: made up at its first start, and read again at every other."""
+    file = folder / RUNS
+    runs: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if tracker not in runs:
+        runs[tracker] = secrets.token_hex(4)
+        with written("the names of the trackers' runs", file), whole_file(file) as aside:
+            aside.write_text(json.dumps(runs), encoding="utf-8")
+    return runs[tracker]
+
+
+_STARTS = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}

@@ -1,0 +1,106 @@
+"""The policy: a language model whose forward pass gives the log-probabilities of what was sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from earl_cli.training.rl.logprobs import token_entropies, token_logprobs
+from earl_cli.training.rl.shared_prompt import Group, completion_states
+from earl_cli.training.sft.loss import Part
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """A prompt and completions of it, as ids int64; ``trained`` bool[n] says for each which of its tokens count."""
+
+    prompt: NDArray[np.int64]
+    completions: tuple[NDArray[np.int64], ...]
+    trained: tuple[NDArray[np.bool_], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one forward pass takes: ``ids`` Int64[N] are the trained tokens, predicted by the states at ``places``.
+
+    The tokens stand in the order of the groups, of their completions, and of the sequence.
+    """
+
+    groups: tuple[Group, ...]
+    places: Tensor
+    ids: Tensor
+
+
+def pack(pieces: Sequence[Sampled], device: torch.device) -> Batch | None:
+    """The batch of these completions; what follows a completion's last trained token isn't run. None if none is."""
+    groups: list[Group] = []
+    places: list[NDArray[np.int64]] = []
+    ids: list[NDArray[np.int64]] = []
+    start = 0
+    for piece in pieces:
+        chosen = [np.flatnonzero(trained) for trained in piece.trained]
+        longest = max((int(each[-1]) + 1 for each in chosen if len(each)), default=0)
+        if longest == 0:
+            continue
+        inputs = np.zeros((len(chosen), longest), dtype=np.int64)
+        inputs[:, 0] = piece.prompt[-1]
+        for row, (tokens, trained) in enumerate(zip(piece.completions, chosen, strict=True)):
+            before = tokens[: longest - 1]
+            inputs[row, 1 : 1 + len(before)] = before
+            places.append(start + row * longest + trained)
+            ids.append(tokens[trained])
+        groups.append(Group(torch.from_numpy(piece.prompt[:-1]).to(device), torch.from_numpy(inputs).to(device)))
+        start += inputs.size
+    if not groups:
+        return None
+    joined = (torch.from_numpy(np.concatenate(parts)).to(device) for parts in (places, ids))
+    return Batch(tuple(groups), *joined)
+
+
+class ScoringHead(nn.Linear):
+    """The output head, which gives log-probabilities of ids and, if asked, the entropies they were drawn with.
+
+    A module of its own, because sharded training (ZeRO-3) brings a module's weight together while it runs.
+    """
+
+    parts: tuple[Part, ...]
+    temperature: float
+
+    def forward(self, hidden: Tensor, ids: Tensor, entropies: bool) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        """Float32[N] twice for Float[N, D] and Int64[N], as `logprobs.token_logprobs`."""
+        settings = (self.weight, ids, self.parts, self.temperature)
+        return token_logprobs(hidden, *settings), token_entropies(hidden, *settings) if entropies else None
+
+
+class Policy(nn.Module):
+    """A language model, plain or with adapters, that is sampled from and trained: one set of weights for both."""
+
+    def __init__(self, language: Any, parts: Sequence[Part], temperature: float, *, recompute: bool = False) -> None:
+        super().__init__()
+        self.language = language
+        self.recompute = recompute
+        self.head = ScoringHead(1, 1, bias=False, device="meta")
+        self.head.weight = self.base.lm_head.weight
+        self.head.parts, self.head.temperature = tuple(parts), temperature
+
+    @property
+    def base(self) -> Any:
+        """The `Emu3ForCausalLM`, with adapters inside it if there are some."""
+        return self.language.get_base_model() if self.adapted else self.language
+
+    @property
+    def adapted(self) -> bool:
+        """Whether low-rank adapters are trained, and not the weights."""
+        return hasattr(self.language, "get_base_model")
+
+    def forward(self, batch: Batch, entropies: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities Float32[N] of the batch's tokens at the sampling temperature, and their entropies."""
+        states = completion_states(self.base.model, batch.groups, recompute=self.recompute)
+        found: tuple[Tensor, Tensor | None] = self.head(states[batch.places], batch.ids, entropies)
+        return found

@@ -1,0 +1,103 @@
+"""Sampling from a policy with vLLM, beside its training: one engine a process, or one over several.
+
+The engine is started once. Before it samples it is given the policy's weights, from memory to memory; afterwards it
+gives its memory on a GPU back until the next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from earl_cli.config.rl import RlConfig
+from earl_cli.errors import UsageError
+from earl_cli.generation.engine import Completion, Engine, OnCompletion, OnProgress, Request, Sampling
+from earl_cli.generation.vllm.engine import VllmEngine
+from earl_cli.models.bundle import Base
+from earl_cli.training.common.distributed import gathered, rank, world_size
+from earl_cli.training.common.precision import uses_bfloat16
+from earl_cli.training.optimizer_backends import Learner
+from earl_cli.training.rl.setup import RlData, text_limit
+from earl_cli.training.sft.model import merged_weights
+
+
+class VllmSampler:
+    """Lends the engine, as `Run.engine` does. Raises what `VllmEngine` raises, at the first loan."""
+
+    def __init__(self, config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device) -> None:
+        self.config, self.base, self.data, self.learner, self.device = config, base, data, learner, device
+        self.engine: VllmEngine | None = None
+
+    @contextmanager
+    def __call__(self, language: Any) -> Iterator[Engine]:  # noqa: ARG002 - adapters are merged from the learner's
+        """The engine with the policy's weights as they are."""
+        engine = self.engine = self.engine or self._start()
+        with merged_weights(self.learner.policy.language) as weights:
+            engine.update_weights(weights.items())
+        shared = int(self.config.engine_args.get("tensor_parallel_size", 1))
+        yield SharedEngine(engine, shared) if shared > 1 and world_size() > 1 else engine
+        engine.sleep()
+
+    def close(self) -> None:
+        """End the engine."""
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+    def _start(self) -> VllmEngine:
+        config = self.config
+        arguments: dict[str, Any] = {}
+        if self.device.type == "cuda":
+            arguments["gpu_memory_utilization"] = config.vllm_gpu_memory_utilization
+        if world_size() > 1:
+            shared = int(config.engine_args.get("tensor_parallel_size", 1))
+            if world_size() % shared:
+                what = f"{world_size()} processes can't form engines of {shared} each"
+                raise UsageError(what, where="engine_args", hint="tensor_parallel_size must divide the processes")
+            arguments["distributed_executor_backend"] = "external_launcher"
+        options = engine_options(config, self.base, self.data, self.device)
+        return VllmEngine(**options, engine_args={**arguments, **config.engine_args}, sleeping=True)
+
+
+def engine_options(config: RlConfig, base: Base, data: RlData, device: torch.device) -> dict[str, Any]:
+    """What an engine for this run is told, wherever it is: arguments of `VllmEngine`."""
+    return {
+        "folder": base.language.folder,
+        "layout": base.layout,
+        "device": device,
+        "dtype": torch.bfloat16 if uses_bfloat16(config) else torch.float32,
+        "max_text_tokens": text_limit(config, data),
+        "max_positions": config.model_context_size,
+    }
+
+
+class SharedEngine:
+    """One engine in ``size`` neighbouring processes: each asks for its own completions, all of them draw all of these.
+
+    To be called in every process of the run at the same time.
+    """
+
+    def __init__(self, engine: VllmEngine, size: int) -> None:
+        self.engine, self.size = engine, size
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_progress: OnProgress | None = None,
+        on_completion: OnCompletion | None = None,
+    ) -> list[list[Completion]]:
+        """As `Engine.generate`."""
+        every = gathered(list(requests))
+        first = rank() // self.size * self.size
+        ours = [request for part in every[first : first + self.size] for request in part]
+        begin = sum(len(part) for part in every[first : rank()])
+
+        def own(request: int, index: int, completion: Completion) -> None:
+            if on_completion is not None and begin <= request < begin + len(requests):
+                on_completion(request - begin, index, completion)
+
+        return self.engine.generate(ours, sampling, on_progress, own)[begin : begin + len(requests)]

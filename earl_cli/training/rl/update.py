@@ -1,0 +1,180 @@
+"""One update of the policy from groups that have been compared: the loss over all their tokens, and a step for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from earl_cli.config.rl import RlConfig
+from earl_cli.errors import EarlError
+from earl_cli.training.common.distributed import gathered
+from earl_cli.training.rl.loss import Kind, Objective, k3, token_losses, trained_kind
+from earl_cli.training.rl.metrics import Clock
+from earl_cli.training.rl.policy import Batch, Sampled, pack
+from earl_cli.training.rl.run import Judged, Run
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A batch with what is known of each of its tokens, Float32[N]; ``weight`` 0 is a batch run for company only."""
+
+    batch: Batch
+    advantage: Tensor
+    sampled: Tensor
+    weight: float
+    reference: Tensor | None = None
+    old: Tensor | None = None
+
+
+def update(run: Run, iteration: int, groups: Sequence[Judged], clock: Clock) -> dict[str, float]:
+    """Move the policy: loss = Σ over tokens / their number, both over all processes, and one optimizer step for it.
+
+    Returns what is to be seen of it. Raises EarlError for a gradient that is no number.
+    """
+    config, learner = run.config, run.learner
+    objective = Objective.of(config)
+    device = next(learner.policy.parameters()).device
+    kind = trained_kind(config, iteration)
+    masks = [trained_tokens(run, group, kind) for group in groups]
+    counted = sum(int(mask.sum()) for group in masks for mask in group)
+    total = sum(gathered(counted))
+    if total == 0:
+        return {}
+    work = [_work(run, part, device) for part in _parts(groups, masks, config.per_device_batch_size)]
+    ready = [each for each in work if each is not None]
+    if run.reference is not None:
+        with clock.phase("reference"), run.reference.at_hand(), torch.no_grad():
+            run.watcher.phase(iteration, "reference")
+            ready = [replace(each, reference=run.reference.logprobs(each.batch)) for each in ready]
+    if config.updates_per_iteration > 1:
+        with clock.phase("update"), torch.no_grad():
+            ready = [replace(each, old=learner.forward(each.batch, entropies=False)[0]) for each in ready]
+    sums = _Sums()
+    norm, rate = 0.0, learning_rate(config, iteration)
+    with clock.phase("update"):
+        run.watcher.phase(iteration, "update")
+        for number in range(config.updates_per_iteration):
+            for each in ready:
+                logprobs, entropies = learner.forward(each.batch, entropies=config.entropy_coeff > 0)
+                losses = token_losses(
+                    objective, logprobs, each.advantage, old=each.old, reference=each.reference, entropy=entropies
+                )
+                learner.backward(losses.sum() * (each.weight / total))
+                if number == 0:
+                    sums.add(config, each, logprobs.detach(), losses.detach())
+            norm = learner.step(rate)
+            if not math.isfinite(norm):
+                raise EarlError(
+                    f"the gradients are no numbers any more in iteration {iteration}",
+                    where=str(config.folder),
+                    hint="the last checkpoint is kept; try a lower learning_rate",
+                )
+    return {**sums.figures(total), "grad_norm": norm, "learning_rate": rate}
+
+
+def trained_tokens(run: Run, group: Judged, kind: Kind) -> list[NDArray[np.bool_]]:
+    """For each completion which of its tokens count, bool[n].
+
+    Those the sampler had a choice about (all with ``train_forced_tokens``), of the kind that is trained; none of a
+    completion whose reward is missing, and none of a group without signal if those are dropped.
+    """
+    config = run.config
+    dropped = config.drop_groups_without_signal and not group.signal
+    masks = []
+    for completion, advantage in zip(group.rollout.completions, group.advantages, strict=True):
+        mask = completion.sampled | config.train_forced_tokens
+        if kind != "all":
+            mask = mask & (run.layout.vocabulary.is_visual(completion.ids) == (kind == "visual"))
+        masks.append(mask & (not dropped and not math.isnan(advantage)))
+    return masks
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Some completions of a group, and which of their tokens count."""
+
+    group: Judged
+    masks: Sequence[NDArray[np.bool_]]
+    which: slice
+
+
+def _parts(groups: Sequence[Judged], masks: Sequence[Sequence[NDArray[np.bool_]]], size: int) -> list[list[_Piece]]:
+    """Batches of ``size`` completions: whole groups together, or a group in pieces."""
+    pieces = [
+        _Piece(group, chosen[start : start + size], slice(start, start + size))
+        for group, chosen in zip(groups, masks, strict=True)
+        for start in range(0, len(group.scores), size)
+    ]
+    together = max(1, size // len(groups[0].scores)) if groups else 1
+    return [pieces[start : start + together] for start in range(0, len(pieces), together)]
+
+
+def _work(run: Run, part: Sequence[_Piece], device: torch.device) -> _Work | None:
+    """A batch of these completions, None if nothing is to be learned from them."""
+    learns = bool(run.config.kl_coeff or run.config.entropy_coeff)
+    masks = [
+        [mask & (piece.group.signal or learns) for mask in piece.masks]  # else its gradient is zero
+        for piece in part
+    ]
+    weight, batch = 1.0, pack(_sampled(part, masks), device)
+    if batch is None and run.learner.independent:
+        return None
+    if batch is None:  # the other processes run a batch too
+        masks = [[np.ones_like(mask) for mask in chosen] for chosen in masks]
+        weight, batch = 0.0, pack(_sampled(part, masks), device)
+        assert batch is not None
+    chosen = [mask for group in masks for mask in group]
+    completions = [each for piece in part for each in piece.group.rollout.completions[piece.which]]
+    credits = [each for piece in part for each in piece.group.credits[piece.which]]
+    sampled = np.concatenate([each.logprobs[mask] for each, mask in zip(completions, chosen, strict=True)])
+    advantage = np.nan_to_num(np.concatenate([each[mask] for each, mask in zip(credits, chosen, strict=True)]))
+    return _Work(batch, torch.from_numpy(advantage).float().to(device), torch.from_numpy(sampled).to(device), weight)
+
+
+def _sampled(part: Sequence[_Piece], masks: Sequence[Sequence[NDArray[np.bool_]]]) -> list[Sampled]:
+    return [
+        Sampled(
+            np.asarray(piece.group.rollout.request.prompt, dtype=np.int64),
+            tuple(each.ids for each in piece.group.rollout.completions[piece.which]),
+            tuple(chosen),
+        )
+        for piece, chosen in zip(part, masks, strict=True)
+    ]
+
+
+def learning_rate(config: RlConfig, iteration: int) -> float:
+    """Constant, after a linear rise over ``warmup_iterations``."""
+    return config.learning_rate * min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
+
+
+class _Sums:
+    """Sums over the tokens of an update, in this process, from which means over all processes are made."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, config: RlConfig, work: _Work, logprobs: Tensor, losses: Tensor) -> None:
+        """Take in a batch."""
+        found = {"loss": losses, "entropy": -logprobs, "tokens": torch.ones_like(logprobs)}
+        if work.reference is not None:
+            found["kl"] = k3(logprobs, work.reference)
+        if config.separate_language_and_vision_vocabs and config.emu3_use_logit_processor:
+            found["mismatch"] = (logprobs - work.sampled).abs()
+        for name, values in found.items():
+            self.values[name] = self.values.get(name, torch.zeros(())) + work.weight * values.sum().double().cpu()
+
+    def figures(self, total: int) -> dict[str, float]:
+        """The loss over all ``total`` tokens, the others' means over those that were run.
+
+        ``entropy`` is the mean of −log p, whose expectation it is.
+        """
+        parts = gathered({name: float(value) for name, value in self.values.items()})
+        sums = {name: sum(part.get(name, 0.0) for part in parts) for part in parts for name in part}
+        run = sums.pop("tokens", 0.0)
+        return {name: value / (total if name == "loss" else run) for name, value in sums.items() if run}

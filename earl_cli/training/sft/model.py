@@ -1,0 +1,235 @@
+"""Emu3's language model in a form that is trained: forward gives the loss, and no logits are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+from transformers.models.emu3.modeling_emu3 import Emu3ForCausalLM
+
+from earl_cli.config.sft import SftConfig
+from earl_cli.errors import DeviceError, MissingExtraError
+from earl_cli.models import names
+from earl_cli.models.bundle import Base, save_trained
+from earl_cli.models.device import DevicePlan, plan
+from earl_cli.models.language import load_language
+from earl_cli.training.common.distributed import need_deepspeed, world_size
+from earl_cli.training.common.memory import Shape, estimate
+from earl_cli.training.common.precision import uses_bfloat16, uses_cpu
+from earl_cli.training.sft.loss import Part, labelled, summed_loss
+
+ADAPTER = "adapter"
+
+
+class LossHead(nn.Linear):
+    """The output head, which gives the loss of the states before it.
+
+    It is a module of its own because sharded training (ZeRO-3) brings a module's weight together while it runs.
+    """
+
+    parts: tuple[Part, ...]
+
+    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+        """`losses.summed_loss` of Float[B, L, D] and Int[B, L]."""
+        return summed_loss(hidden, self.weight, labels, self.parts)
+
+
+class TrainedEmu3(Emu3ForCausalLM):
+    """An `Emu3ForCausalLM` with the same weights under the same names."""
+
+    embedding_dropout = 0.0
+
+    def drop_out(self, share: float) -> None:
+        """Leave out this share of attention weights, of what is added to the residual stream, and of embeddings.
+
+        As in the class that Emu3 was published with; transformers' has none on the embeddings.
+        """
+        self.embedding_dropout = share
+        for layer in self.model.layers:
+            layer.self_attn.attention_dropout = share
+            layer.dropout.p = share
+
+    def lose_over(self, parts: Sequence[Part]) -> None:
+        """Make the head give the loss over these parts of the vocabulary."""
+        self.lm_head.__class__ = LossHead
+        self.lm_head.parts = tuple(parts)
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **_: Any
+    ) -> dict[str, Tensor]:
+        """``loss``: −log p of the labelled tokens of Int[B, L], by default their mean, else their sum over that number.
+
+        The number is that of the whole optimizer step, so that every token of it counts alike.
+        """
+        given = {"input_ids": input_ids}
+        if self.training and self.embedding_dropout:
+            given = {"inputs_embeds": dropout(self.model.embed_tokens(input_ids), self.embedding_dropout)}
+        hidden = self.model(**given, use_cache=False).last_hidden_state
+        total = self.lm_head(hidden, labels)
+        count = num_items_in_batch if num_items_in_batch is not None else max(1, labelled(labels))
+        return {"loss": total / count}
+
+
+def place_trainee(base: Base, config: SftConfig, longest: int) -> DevicePlan:
+    """Where a training will run, by calculation: no weight is read.
+
+    Raises DeviceError if a step with sequences of ``longest`` tokens doesn't fit or the device can't do what is asked
+    of it, MissingExtraError if a package for adapters, 4 bits or sharding is missing.
+    """
+    if config.lora_rank is not None:
+        need_peft()
+    bfloat16 = uses_bfloat16(config)
+    need_deepspeed(config.sharding)
+    needed = estimate(
+        Shape.of(base.parameters, base.config), config, processes=world_size(), bfloat16=bfloat16, longest=longest
+    )
+    attention = config.attention
+    if attention == "auto" and uses_cpu(config):
+        attention = "eager"  # torch's fused attention is up to four times slower here, backwards
+    place = plan(
+        config.device,
+        fixed_bytes=needed.device,
+        dtype="bfloat16" if bfloat16 else "float32",
+        attention=attention,
+    )
+    if config.quantize == "4bit":
+        _need_four_bits(place.device)
+    return place
+
+
+def load_trainee(base: Base, config: SftConfig, longest: int) -> tuple[TrainedEmu3 | Any, DevicePlan]:
+    """The language model to be trained, or it with low-rank adapters (arXiv 2106.09685), and where it will run.
+
+    What `place_trainee` raises is raised before any weight is read.
+    """
+    place = place_trainee(base, config, longest)
+    narrow = uses_bfloat16(config) and (config.sharding != "none" or config.lora_rank is not None)
+    first = torch.device("cpu") if config.sharding.startswith("zero3") or config.quantize == "4bit" else place.device
+    language: Any = load_language(
+        base.language.folder,
+        device=first,
+        dtype=torch.bfloat16 if narrow else torch.float32,
+        attention=place.attention,
+        kind=TrainedEmu3,
+    )
+    language.drop_out(config.dropout)
+    language.train()
+    if config.lora_rank is None:
+        return language, place
+    if config.quantize == "4bit":
+        _quantize(language, place.device)
+    adapted = with_adapters(language, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
+    adapted.peft_config["default"].base_model_name_or_path = config.model
+    return adapted, place
+
+
+def need_peft() -> None:
+    """Raise MissingExtraError if the package for adapters isn't installed."""
+    if find_spec("peft") is None:
+        raise MissingExtraError("adapters need the package peft", hint='pip install "earl-cli[lora]"')
+
+
+def with_adapters(language: Any, rank: int, alpha: int, dropout: float, seed: int) -> Any:
+    """A `PeftModel` whose base is frozen."""
+    need_peft()
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)  # the adapters' first weights are random
+    adapters = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
+    return get_peft_model(language, adapters)
+
+
+def _need_four_bits(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise DeviceError("4-bit weights need an NVIDIA GPU", where=str(device), hint="--set quantize=none")
+    if find_spec("bitsandbytes") is None:
+        raise MissingExtraError("4-bit weights need bitsandbytes", hint='pip install "earl-cli[qlora]"')
+
+
+def _quantize(language: Any, device: torch.device) -> None:
+    """Every linear layer of the blocks in 4-bit NormalFloat (arXiv 2305.14314), in place; embedding and head stay."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for block in language.model.layers:
+        for module in list(block.modules()):
+            for name, layer in module.named_children():
+                if type(layer) is nn.Linear:
+                    small = Linear4bit(
+                        layer.in_features,
+                        layer.out_features,
+                        bias=False,
+                        compute_dtype=layer.weight.dtype,
+                        quant_type="nf4",
+                    )
+                    small.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+                    setattr(module, name, small.to(device))
+    language.to(device)
+    language.is_loaded_in_4bit = True
+
+
+def save_trainee(
+    base: Base, model: Any, output: Path, layout: names.Layout, state: Mapping[str, Tensor] | None
+) -> None:
+    """Write a folder that edits, and with adapters these alone in `ADAPTER` as well.
+
+    ``state`` are the weights of ``model``, brought together if they are in parts; None: they are where it has them.
+    Adapters are multiplied in, also where they were trained on 4 bits. The model itself stays as it is.
+    """
+    if not hasattr(model, "get_base_model"):
+        save_trained(base, model, output, layout, state=state)
+        return
+    model.save_pretrained(str(output / ADAPTER), save_embedding_layers=False)  # else it asks the Hub
+    if getattr(model.get_base_model(), "is_loaded_in_4bit", False):
+        save_trained(base, _merged_anew(model, base), output, layout)
+        return
+    with merged_weights(model) as weights:
+        save_trained(base, model.get_base_model(), output, layout, state=weights)
+
+
+def _merged_anew(model: Any, base: Base) -> Any:
+    """The language model as it was before it was brought to 4 bits, in bfloat16, with the adapters multiplied in."""
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    whole = load_language(base.language.folder, dtype=torch.bfloat16, kind=TrainedEmu3)
+    copy = PeftModel(whole, model.peft_config["default"])
+    set_peft_model_state_dict(copy, get_peft_model_state_dict(model))
+    return copy.merge_and_unload()
+
+
+@contextmanager
+def merged_weights(model: Any) -> Iterator[dict[str, Tensor]]:
+    """The weights of a model with adapters, under the names of one without, these multiplied in."""
+    with plain(model) as language:
+        yield {
+            name.replace(".base_layer", ""): weight
+            for name, weight in language.state_dict().items()
+            if ".lora_" not in name
+        }
+
+
+@contextmanager
+def plain(model: Any) -> Iterator[Any]:
+    """The language model in eval mode, with adapters multiplied in; afterwards every weight has its old bits."""
+    trained = model.training
+    model.eval()
+    if not hasattr(model, "get_base_model"):
+        yield model
+    else:
+        base = model.get_base_model()
+        kept = {name: weight.detach().clone() for name, weight in base.named_parameters() if not weight.requires_grad}
+        model.merge_adapter()
+        try:
+            yield base
+        finally:
+            model.unmerge_adapter()
+            with torch.no_grad():
+                for name, weight in base.named_parameters():
+                    if name in kept:
+                        weight.copy_(kept[name])  # unmerging subtracts, which rounds
+    model.train(trained)

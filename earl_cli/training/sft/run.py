@@ -1,0 +1,176 @@
+"""Supervised fine-tuning: examples from token stores, loss after the instruction, resumed where it stopped.
+
+transformers' Trainer runs the loop, alone, in several processes, or sharded by DeepSpeed; `trainer` says what of it is
+EARL's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from earl_cli.config.sft import SftConfig
+from earl_cli.data.batches import ExampleData, Rows, collate, load_rows
+from earl_cli.data.mixture import Mixture, mix, sample_rows
+from earl_cli.errors import InputError, UsageError
+from earl_cli.files import cut_torn_line
+from earl_cli.models.bundle import Base
+from earl_cli.tokens.layout import Layout
+from earl_cli.training.common.checkpoints import CHECKPOINTS, best, drop_old, drop_torn, link_best, newest, number_of
+from earl_cli.training.common.distributed import quiet_libraries, rank
+from earl_cli.training.common.precision import uses_cpu
+from earl_cli.training.common.stopping import Stopping
+from earl_cli.training.common.trackers import LOG
+from earl_cli.training.sft.loss import separate_heads, whole_head
+from earl_cli.training.sft.trainer import GOAL, OnStep, OnValidation, Reporter, SftTrainer, arguments
+
+LONGEST = 3000
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of the rows of a mixture: how many have more than ``limit`` tokens, and the ``longest`` of all."""
+
+    limit: int
+    over: int
+    longest: int
+
+
+@dataclass(frozen=True, eq=False)
+class SftData:
+    """What a run trains and validates on; ``skipped`` rows to train on and ``unheld`` ones to validate on are left out.
+
+    ``lengths`` are those of the rows before any was left out.
+    """
+
+    train: ExampleData
+    mixture: Mixture
+    validation: ExampleData | None
+    skipped: int
+    unheld: int
+    lengths: Lengths
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """Where training ended: the step, the validation loss in nats a token, and the step it resumed from (0: none).
+
+    ``weights`` are the model's or its adapters', brought together in the first process and empty in the others.
+    ``best`` is the step whose model validation found best, with its loss.
+    """
+
+    steps: int
+    validation_loss: float | None
+    resumed_from: int
+    weights: Mapping[str, Tensor] = field(repr=False)
+    best: tuple[int, float] | None = None
+
+
+def load_data(config: SftConfig, layout: Layout, positions: int) -> SftData:
+    """The data sets of a run, mixed and checked. ``positions`` is how many the model has.
+
+    Raises InputError for data that can't be trained on, and UsageError for lengths beyond the model's.
+    """
+    limit = config.max_length or min(LONGEST, positions)
+    if limit > positions:
+        what = f"max_length is {limit}, but the model has only {positions} positions"
+        raise UsageError(what, where="max_length", hint=f"--max-length {positions}")
+    rows = load_rows(config.data, layout, config.cot_keys)
+    mixture = mix(rows.sizes, config.coefficients, config.seed)
+    most = positions if config.too_long == "keep" else limit
+    found = Lengths(limit, int((rows.lengths[mixture.rows] > limit).sum()), int(rows.lengths[mixture.rows].max()))
+    short = rows.lengths[mixture.rows] <= most
+    if not short.all() and (config.too_long != "skip" or not short.any()):
+        raise _too_long(rows, most, positions, ", ".join(map(str, config.data)))
+    order = mixture.rows[short]
+    validation, unheld = None, 0
+    if config.validation:
+        held = load_rows(config.validation, layout, config.cot_keys)
+        chosen = sample_rows(held.sizes, config.validation_rows, config.seed).rows
+        validation = ExampleData(held, chosen[held.lengths[chosen] <= most])
+        unheld = len(chosen) - len(validation)
+        if unheld and (config.too_long != "skip" or not len(validation)):
+            raise _too_long(held, most, positions, ", ".join(map(str, config.validation)))
+    return SftData(ExampleData(rows, order), mixture, validation, int((~short).sum()), unheld, found)
+
+
+def _too_long(rows: Rows, most: int, positions: int, where: str) -> InputError:
+    """What is wrong with rows of more than ``most`` tokens, with the first one's id."""
+    long = (rows.lengths > most).nonzero()[0]
+    limit = f"the model's {most} positions" if most == positions else f"{most} tokens"
+    also = "" if rows.lengths.max() > positions else ", or train on them as they are: --set too_long=keep"
+    return InputError(
+        f"{len(long)} of {len(rows)} sequences are longer than {limit}: the first is {rows.id(int(long[0]))!r}, "
+        f"the longest has {rows.lengths.max()} tokens",
+        where=where,
+        hint=f"tokenize with a smaller --image-area, leave them out: --set too_long=skip{also}",
+    )
+
+
+def fine_tune(
+    config: SftConfig,
+    model: Any,
+    base: Base,
+    data: SftData,
+    on_step: OnStep,
+    on_validation: OnValidation | None = None,
+) -> SftResult:
+    """Train ``model`` (or its adapters) in place as ``config`` says; ``on_step`` hears (step, steps, figures) of a log.
+
+    Goes on from the newest whole checkpoint in the output folder. Raises EarlError, after keeping the last good
+    checkpoint, if the loss stops being a number; the message names the rows. Raises `Stopped` once the checkpoint is
+    written that a signal asked for.
+    """
+    language = model.get_base_model() if hasattr(model, "get_base_model") else model
+    vocabulary = base.layout.vocabulary
+    language.lose_over((separate_heads if config.separate_vocabularies else whole_head)(vocabulary))
+    quiet_libraries(uses_cpu(config))
+    folder = config.output / CHECKPOINTS
+    start = newest(folder)
+    resumed = number_of(start) if start else 0
+    if rank() == 0:
+        drop_torn(folder)
+        drop_old(folder, config.keep, GOAL)  # a run may have been killed before it came to that
+        link_best(config.output, GOAL)
+        cut_torn_line(config.output / LOG)
+    stopping = Stopping()
+    reporter = Reporter(config, on_step, on_validation, data.validation, stopping, resumed)
+    trainer = SftTrainer(
+        config=config,
+        base=base,
+        reporter=reporter,
+        model=model,
+        args=arguments(config, folder, evaluates=data.validation is not None),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        data_collator=partial(collate, pad=vocabulary.pad),
+        callbacks=[reporter],
+    )
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}:
+            trainer.remove_callback(type(callback))
+    with stopping.listening("after this step"):
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        reporter.end()
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    found = best(folder, GOAL)
+    return SftResult(
+        trainer.state.global_step,
+        reporter.validation_loss(),
+        resumed,
+        weights if rank() == 0 else {},
+        (number_of(found[0]), found[1]) if found else None,
+    )
+
+
+def steps_of(config: SftConfig, pairs: int, processes: int) -> int:
+    """How many optimizer steps a run of so many pairs an epoch takes."""
+    if config.max_steps:
+        return config.max_steps
+    batches = math.ceil(math.ceil(pairs / config.batch_size) / processes)
+    return math.ceil(config.epochs * max(1, math.ceil(batches / config.accumulation)))

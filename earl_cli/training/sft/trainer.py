@@ -1,0 +1,388 @@
+"""transformers' Trainer as EARL uses it: a loss without the logits of a whole batch, and checkpoints that are whole.
+
+A checkpoint is a model folder with the state to go on from beside it. One is also written when validation finds the
+model better than ever before, and when a signal asks for it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from earl_cli.config.sft import SftConfig
+from earl_cli.data.batches import ExampleData
+from earl_cli.errors import EarlError
+from earl_cli.models.bundle import Base
+from earl_cli.training.common.checkpoints import (
+    CHECKPOINTS,
+    MARK,
+    Goal,
+    drop_old,
+    is_better,
+    link_best,
+    mark_complete,
+    note_validation,
+    written,
+)
+from earl_cli.training.common.distributed import by_first, deepspeed_config, world_size
+from earl_cli.training.common.precision import uses_bfloat16, uses_cpu
+from earl_cli.training.common.stopping import Stopped, Stopping
+from earl_cli.training.common.trackers import LOG, Track, peak_memory, start_trackers, write_line
+from earl_cli.training.sft.loss import labelled
+from earl_cli.training.sft.model import ADAPTER, save_trainee
+
+GOAL: Goal = "lowest"
+OnStep = Callable[[int, int, Mapping[str, float]], None]
+OnValidation = Callable[[int, ExampleData, bool], None]
+"""Called with the step, the rows, and whether a run that goes on calls again."""
+
+
+class SftTrainer(Trainer):
+    """transformers' Trainer for a model whose forward gives the loss."""
+
+    def __init__(self, *, config: SftConfig, base: Base, reporter: Reporter, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        reporter.trainer = self
+        self.config, self.base, self.reporter = config, base, reporter
+        self.autocast = uses_bfloat16(config) and not self.is_deepspeed_enabled
+        self.tokens = 0
+        self.rows: list[str] = []  # of the current step, in this process
+        self.decays: list[bool] = []  # of each group of weights
+        # divided by the tokens of a whole step, not of a batch
+        self.model_accepts_loss_kwargs = config.loss_mean == "tokens"
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the Trainer: weights of norms don't decay. DeepSpeed takes no group without a weight."""
+        super().create_optimizer(*args, **kwargs)
+        optimizer: Any = self.optimizer
+        if self.is_deepspeed_enabled:
+            optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+        self.decays = self.decays or [index == 0 for index in range(len(optimizer.param_groups))]
+        return optimizer
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As in the Trainer, which makes one step too many when it goes on from the last one.
+
+        A validation that was due where the run stopped is done first.
+        """
+        if self.reporter.begins_at_validation(self.state):
+            if any(_is_of(entry, self.state.global_step) for entry in self.state.log_history):
+                self.reporter.draw(self.state, again=True)
+            else:
+                self.evaluate()
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As in the Trainer. Raises EarlError, naming the batch's rows, for a loss that is no number."""
+        ids = inputs.pop("ids")
+        device = inputs["labels"].device.type
+        if model.training:
+            self.tokens += inputs["input_ids"].numel()
+            self.rows += ids
+        with torch.autocast(device, torch.bfloat16) if self.autocast else nullcontext():
+            found = super().compute_loss(model, inputs, *args, **kwargs)
+        loss: Tensor = found[0] if isinstance(found, tuple) else found
+        if not torch.isfinite(loss.detach()):
+            raise EarlError(
+                f"the loss is {loss.item()} after step {self.state.global_step}, in the batch of {_named(ids)}",
+                where=str(Path(self.args.output_dir).parent),
+                hint="the last checkpoint is kept; look at these rows, or try a lower learning_rate",
+            )
+        return found
+
+    # -- validation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in the Trainer, but without a trace in the random numbers of the training.
+
+        A signal breaks it off; the validation is made up for when the run goes on.
+        """
+        try:
+            with torch.random.fork_rng(devices=[]):  # its data loader draws one, on the processor
+                found: dict[str, float] = super().evaluate(*args, **kwargs)
+                return found
+        except _StoppedInValidation:
+            self.reporter.halt(self.control)
+            return {}
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the Trainer, with the mean over the tokens and not that of the batches' means."""
+        exact = torch.float32 if self.args.device.type == "mps" else torch.float64
+        self.held = torch.zeros(2, dtype=exact, device=self.args.device)
+        output = super().evaluation_loop(*args, **kwargs)
+        total, tokens = self.accelerator.reduce(self.held).tolist()
+        output.metrics["eval_loss"] = total / tokens
+        return output
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, None, None]:
+        """The loss of a validation batch."""
+        if self.reporter.stopping.agreed() is not None:
+            raise _StoppedInValidation
+        inputs = self._prepare_inputs(inputs)
+        tokens = labelled(inputs["labels"])
+        with torch.no_grad():
+            loss = self.compute_loss(model, inputs).detach()
+        self.held += torch.stack([loss * tokens, torch.full_like(loss, tokens)]).to(self.held.dtype)
+        return loss, None, None
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As in the Trainer. Raises OutputError if the disk doesn't take it."""
+        with written(f"the checkpoint of step {self.state.global_step}", Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """A model folder in place of the Trainer's files; called in the first process, with all weights."""
+        assert output_dir is not None
+        save_trainee(self.base, self.model, Path(output_dir), "native", state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As in the Trainer; of adapters these alone: the weights beside them have them multiplied in."""
+        adapter = Path(resume_from_checkpoint) / ADAPTER / "adapter_model.safetensors"
+        if not adapter.is_file():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        set_peft_model_state_dict(self.model, load_file(adapter))
+
+
+class _StoppedInValidation(Exception):  # noqa: N818
+    """A signal came while a validation ran; raised at the same batch in all processes."""
+
+
+def _named(ids: Sequence[str], shown: int = 8) -> str:
+    more = f" and {len(ids) - shown} more" if len(ids) > shown else ""
+    return f"the rows {', '.join(map(repr, ids[:shown]))}{more}"
+
+
+def arguments(config: SftConfig, folder: Path, *, evaluates: bool) -> TrainingArguments:
+    """The same settings in the Trainer's words."""
+    cpu, bfloat16 = uses_cpu(config), uses_bfloat16(config)
+    sharding = deepspeed_config(config.sharding, bfloat16=bfloat16, cpu=cpu)
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": config.min_learning_rate / config.learning_rate},
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.clip,
+        adam_beta1=config.betas[0],
+        adam_beta2=config.betas[1],
+        adam_epsilon=config.epsilon,
+        bf16=bfloat16 and sharding is not None,
+        tf32=config.tf32 if not cpu and torch.cuda.is_available() else None,
+        deepspeed=sharding,
+        optim="adamw_torch_fused" if sharding is None else "adamw_torch",
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        ddp_find_unused_parameters=False,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=config.validate_every,
+        save_strategy="steps",
+        save_steps=config.checkpoint_every,
+        save_total_limit=None,
+        logging_steps=config.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        prediction_loss_only=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_num_workers=0,
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=cpu,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+class Reporter(TrainerCallback):
+    """Writes the log, tells the caller, looks after checkpoints, and stops when a signal asks for it."""
+
+    def __init__(
+        self,
+        config: SftConfig,
+        on_step: OnStep,
+        on_validation: OnValidation | None,
+        validation: ExampleData | None,
+        stopping: Stopping,
+        resumed: int,
+    ) -> None:
+        self.config, self.on_step = config, on_step
+        self.on_validation, self.validation = on_validation, validation
+        self.stopping, self.resumed = stopping, resumed
+        self.folder = config.output / CHECKPOINTS
+        self.trainer: SftTrainer
+        self.trackers: list[Track] = []
+        self.last: tuple[float, int] | None = None
+        self.parent = os.getppid()
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **_: Any,
+    ) -> None:
+        """A checkpoint brings the settings that the run was begun with; those of today count."""
+        if state.is_world_process_zero:
+            values = self.config.model_dump(mode="json")
+            self.trackers = start_trackers(self.config.trackers, self.config.output, values, self.resumed)
+        state.compute_steps(args, state.max_steps)
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        schedule.base_lrs = [self.config.learning_rate] * len(schedule.base_lrs)
+        groups = zip(optimizer.param_groups, schedule.lr_lambdas, self.trainer.decays, strict=True)
+        for group, factor, decays in groups:
+            group["initial_lr"] = self.config.learning_rate
+            group["lr"] = self.config.learning_rate * factor(schedule.last_epoch)
+            group["betas"], group["eps"] = self.config.betas, self.config.epsilon
+            group["weight_decay"] = self.config.weight_decay if decays else 0.0
+        schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.rows = []
+
+    def on_step_end(
+        self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != self.parent:
+            hint = "start again: the training goes on from its last checkpoint"
+            raise EarlError("torchrun, which started this process, has ended", hint=hint)
+        return control if self.stopping.agreed() is None else self.halt(control)
+
+    def halt(self, control: TrainerControl) -> TrainerControl:
+        """End the training behind this step, with a checkpoint first of all."""
+        control.should_log = control.should_save = control.should_training_stop = True
+        control.should_evaluate = False
+        return control
+
+    def end(self) -> None:
+        """Raises `Stopped` if the training was asked to."""
+        number = self.stopping.agreed()
+        if number is not None:
+            raise Stopped(number, self.trainer.state.global_step)
+
+    def on_log(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        figures = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, (int, float))}
+        if "loss" in figures:
+            figures |= self._pace()
+        if state.is_world_process_zero:
+            write_line(self.config.output / LOG, state.global_step, figures)
+            named = {_tracked(key): value for key, value in figures.items()}
+            for track in self.trackers:
+                track(state.global_step, named)
+            self.on_step(state.global_step, state.max_steps, figures)
+        if not math.isfinite(figures.get("grad_norm", 0.0)):
+            raise self._diverged(f"the gradient is {figures['grad_norm']} at step {state.global_step}")
+
+    def _diverged(self, what: str) -> EarlError:
+        where, hint = str(self.config.output), "the last checkpoint is kept; try a lower learning_rate"
+        return EarlError(f"{what}, of {_named(self.trainer.rows)}", where=where, hint=hint)
+
+    def _pace(self) -> dict[str, float]:
+        """Tokens of all processes a second since the last call, and the most memory used in bytes."""
+        now, tokens = time.perf_counter(), self.trainer.tokens
+        cuda = torch.cuda.is_available() and not self.trainer.args.use_cpu
+        found = {"memory": float(torch.cuda.max_memory_allocated() if cuda else peak_memory())}
+        if self.last:
+            found["tokens_per_second"] = (tokens - self.last[1]) * world_size() / (now - self.last[0])
+        self.last = now, tokens
+        return found
+
+    # -- validation --------------------------------------------------------------------------------------------------
+
+    def validation_loss(self) -> float | None:
+        """The loss of the last validation, that of the end if the training came so far."""
+        losses = [entry["eval_loss"] for entry in self.trainer.state.log_history if "eval_loss" in entry]
+        return losses[-1] if losses else None
+
+    def begins_at_validation(self, state: TrainerState) -> bool:
+        """Whether the run goes on from a step after which a validation is due."""
+        if self.validation is None or state.global_step == 0 or state.global_step != self.resumed:
+            return False
+        return bool(state.global_step % self.config.validate_every == 0 or state.global_step >= state.max_steps)
+
+    def draw(self, state: TrainerState, *, again: bool = False) -> None:
+        """Let the caller draw what the model makes of the validation rows; a signal breaks that off."""
+        draw, held = self.on_validation, self.validation
+        if draw is not None and held is not None and state.is_world_process_zero:
+            self.stopping.unless_asked(lambda: draw(state.global_step, held, again))
+
+    def on_evaluate(
+        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> TrainerControl:
+        loss = metrics["eval_loss"]
+        checkpoint = self.folder / f"checkpoint-{state.global_step}"
+        saved, better = by_first(lambda: ((checkpoint / MARK).is_file(), is_better(loss, self.folder, GOAL)))
+        if saved and state.is_world_process_zero:  # it was written before this validation
+            note_validation(checkpoint, loss)
+            link_best(self.config.output, GOAL)
+        if better and not saved:
+            control.should_save = True
+        self.draw(state)
+        return control
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def on_save(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **_: Any,
+    ) -> TrainerControl:
+        weights = [getattr(weight, "ds_tensor", weight) for weight in model.parameters() if weight.requires_grad]
+        if not all(bool(torch.isfinite(weight).all()) for weight in weights):  # of ZeRO-3's, the part that is here
+            raise self._diverged(f"a weight is no number any more after step {state.global_step}")
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every process has written its part
+        if state.is_world_process_zero:
+            checkpoint = self.folder / f"checkpoint-{state.global_step}"
+            losses = [each["eval_loss"] for each in state.log_history if _is_of(each, state.global_step)]
+            with written(f"the checkpoint of step {state.global_step}", self.folder):
+                if losses:
+                    note_validation(checkpoint, losses[-1])
+                mark_complete(checkpoint)
+            link_best(self.config.output, GOAL)
+            drop_old(self.folder, self.config.keep, GOAL)
+        return control if self.stopping.agreed() is None else self.halt(control)
+
+
+def _is_of(entry: Mapping[str, Any], step: int) -> bool:
+    return entry["step"] == step and "eval_loss" in entry
+
+
+def _tracked(key: str) -> str:
+    """A figure's name for trackers, as transformers has it: train/loss, eval/loss."""
+    return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"

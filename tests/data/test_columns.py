@@ -1,0 +1,182 @@
+"""Which column holds what, and which rows make a pair."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from earl_cli.data.columns import SAMPLE, Columns, find_columns, pair_of
+from earl_cli.data.presets import PRESETS, find_preset
+from earl_cli.data.sources.base import BadRowError, Row, Source
+from earl_cli.data.sources.registry import Place, open_source
+from earl_cli.errors import InputError, UsageError
+
+NAMED = Columns("a", "b", "ask", "n", ("plan",))
+ROW = {"a": "a.png", "b": b"PNG", "ask": "make it snowy", "n": 7, "plan": "whiten"}
+PNG = {"bytes": b"\x89PNG", "path": None}
+
+
+def listed(folder: Path, *rows: dict[str, Any]) -> Source:
+    folder.mkdir(exist_ok=True)
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return open_source(Place(str(folder)))
+
+
+def table(folder: Path, columns: dict[str, Any]) -> Source:
+    pq.write_table(pa.table(columns), folder / "data.parquet")
+    return open_source(Place(str(folder / "data.parquet")))
+
+
+def named(folder: Path, *names: str) -> Source:
+    return listed(folder, dict.fromkeys(names, "x"))
+
+
+def test_usual_names_are_found(tmp_path: Path) -> None:
+    there = ["src_img", "edited_img", "edited_prompt_list", "omni_edit_id", "task"]
+    found = find_columns(Columns(), named(tmp_path, *there), reason="")
+    assert found == Columns("src_img", "edited_img", "edited_prompt_list", "omni_edit_id")
+    assert find_columns(Columns(), named(tmp_path, "source", "edited", "instruction")).id is None
+    assert find_columns(Columns(), named(tmp_path, "Source Image", "EDITED-image", "Edit_Instruction")) == Columns(
+        "Source Image", "EDITED-image", "Edit_Instruction"
+    )
+    files = named(tmp_path, "file_name", "edited_file_name", "instruction", "id")
+    assert find_columns(Columns(), files) == Columns("file_name", "edited_file_name", "instruction", "id")
+
+
+def test_flags_win_over_usual_names(tmp_path: Path) -> None:
+    there = named(tmp_path, "source", "photo", "edited", "instruction", "plan")
+    assert find_columns(Columns(source="photo", thoughts=("plan",)), there).source == "photo"
+
+
+def test_captions_are_no_pictures_whatever_they_are_called(tmp_path: Path) -> None:
+    """HQ-Edit's columns: by their types where there are types, else by a sample of the rows."""
+    texts = {"input": "a cup", "output": "a grey cup", "edit": "make it grey", "inverse_edit": "colour it"}
+    typed = table(tmp_path, {name: [value] * 2 for name, value in texts.items()} | {
+        "input_image": [PNG] * 2, "output_image": [PNG] * 2
+    })  # fmt: skip
+    expected = Columns("input_image", "output_image", "edit")
+    assert find_columns(Columns(), typed) == expected
+    row = {**texts, "input_image": "pictures/a", "output_image": "pictures/b.jpg"}
+    (tmp_path / "lines" / "pictures").mkdir(parents=True)
+    (tmp_path / "lines" / "pictures" / "a").write_bytes(b"")
+    broken = dict.fromkeys(row)  # a first row without anything says nothing
+    assert find_columns(Columns(), listed(tmp_path / "lines", broken, *[row] * SAMPLE)) == expected
+    pictures = listed(tmp_path / "lines", {**row, "edit_prompt": "sketch.png"})
+    assert find_columns(Columns(), pictures).instruction == "edit"
+
+
+def test_where_a_picture_is_from_is_no_picture(tmp_path: Path) -> None:
+    row = {
+        "source": "flickr",
+        "source_path": "a.png",
+        "edited": "by hand",
+        "edited_url": "https://x/b",
+        "prompt": "grey",
+    }
+    assert find_columns(Columns(), listed(tmp_path, row)) == Columns("source_path", "edited_url", "prompt")
+
+
+def test_a_column_of_numbers_is_neither_picture_nor_instruction(tmp_path: Path) -> None:
+    columns = {"source": [1], "image": [PNG], "edited": [[PNG]], "prompt": [3], "edit": ["grey"]}
+    assert find_columns(Columns(), table(tmp_path, columns)) == Columns("image", "edited", "edit")
+
+
+def test_columns_within_others_have_dotted_names(tmp_path: Path) -> None:
+    wanted = Columns("pictures.before", "pictures.after", "texts.edit", "meta.x", ("texts.plan",))
+    row = {
+        "pictures": {"before": "a.png", "after": "b.png"}, "texts": {"edit": "snow", "plan": "p"}, "meta.x": "7"
+    }  # fmt: skip
+    for source in (table(tmp_path, {name: [value] for name, value in row.items()}), listed(tmp_path / "lines", row)):
+        found = find_columns(wanted, source)
+        (read,) = source.read([0], found.names)
+        assert isinstance(read, Row)
+        pair = pair_of(read, found)
+        assert (pair.source, pair.target, pair.instruction, pair.id) == ("a.png", "b.png", "snow", "7")
+        assert pair.thoughts == {"texts.plan": "p"}
+    with pytest.raises(InputError, match=r"no column 'pictures\.middle'.*pictures, pictures\.before"):
+        find_columns(Columns("pictures.middle"), open_source(Place(str(tmp_path / "data.parquet"))))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Columns(source="photo"), "no column 'photo'.*source, edited, instruction.*--original-image-key"),
+        (Columns(id="n"), "no column 'n'.*--id-key"),
+        (Columns(thoughts=("plan",)), "no column 'plan'.*--CoT-keys"),
+    ],
+)
+def test_a_column_that_is_not_there_lists_those_that_are(wanted: Columns, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        find_columns(wanted, named(tmp_path, "source", "edited", "instruction"))
+
+
+def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:
+    there = table(tmp_path, {"pic": [PNG], "x": ["y"]})
+    with pytest.raises(InputError) as caught:
+        find_columns(Columns(target="after", thoughts=("plan", "boxes")), there, reason="--preset p expects after")
+    assert caught.value.what.startswith("no column for --original-image-key under a usual name (source, original_image")
+    assert "; no column 'after'; no column for --edit-instruction under a usual name (instruction" in caught.value.what
+    assert caught.value.what.endswith("; no column 'plan'; no column 'boxes'")
+    assert caught.value.hint == (
+        "--preset p expects after; the columns are pic (pictures), x; name the right ones with "
+        "--original-image-key, --edited-image, --edit-instruction, --CoT-keys"
+    )
+
+
+def test_a_row_becomes_a_pair() -> None:
+    pair = pair_of(Row(4, "here", ROW), NAMED)
+    assert (pair.row, pair.id, pair.instruction, pair.thoughts) == (4, "7", "make it snowy", {"plan": "whiten"})
+    assert (pair.source, pair.target) == ("a.png", b"PNG")
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "message"),
+    [
+        ({"ask": "  "}, "instruction", "the instruction is '  '"),
+        ({"ask": None}, "instruction", "the instruction is None"),
+        ({"ask": []}, "instruction", r"the instruction is \[\]"),
+        ({"ask": "snow \ud83d"}, "text", "there is half a character"),
+        ({"plan": "\ud83d"}, "text", "there is half a character"),
+        ({"a": None}, "picture", "there is no a"),
+        ({"b": None}, "picture", "there is no b"),
+    ],
+)
+def test_a_bad_row_says_what_kind_it_is(changed: dict[str, Any], kind: str, message: str) -> None:
+    with pytest.raises(BadRowError, match=f"here: {message}") as caught:
+        pair_of(Row(0, "here", {**ROW, **changed}), NAMED)
+    assert caught.value.kind == kind
+
+
+def test_of_several_instructions_the_first_counts() -> None:
+    for ask in (["first", "second"], "['first', 'second']", ' ["first"]'):  # as tables spell lists
+        assert pair_of(Row(0, "", {**ROW, "ask": ask}), NAMED).instruction == "first"
+    for ask in ("['a' 'b']", "[first] then", "[1, 2]", "[" * 9999):
+        assert pair_of(Row(0, "", {**ROW, "ask": ask}), NAMED).instruction == ask
+
+
+def test_thinking_that_is_not_there_is_left_out() -> None:
+    assert pair_of(Row(0, "", {**ROW, "plan": None}), NAMED).thoughts == {}
+    assert pair_of(Row(0, "", {**ROW, "plan": ""}), NAMED).thoughts == {"plan": ""}
+    assert pair_of(Row(0, "", {**ROW, "plan": {"box": [1, 2]}}), NAMED).thoughts == {"plan": '{"box": [1, 2]}'}
+
+
+def test_an_id_can_be_stored() -> None:
+    assert pair_of(Row(0, "", {**ROW, "n": "a\ud83d"}), NAMED).id == "a?"
+
+
+def test_without_an_id_the_number_counts_from_one() -> None:
+    assert pair_of(Row(41, "", ROW), Columns("a", "b", "ask")).id == "00000042"
+
+
+def test_presets_name_whole_pairs() -> None:
+    for preset in PRESETS.values():
+        assert preset.columns.source
+        assert preset.columns.target
+        assert preset.columns.instruction
+    with pytest.raises(UsageError, match=r"no preset 'omni'.*omniedit"):
+        find_preset("omni")

@@ -1,0 +1,142 @@
+"""Pictures in every form in which data sets hold them; URLs only where they were asked for."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from earl_cli.data import image_cells as pictures
+from earl_cli.data.image_cells import looks_like_picture, picture_bytes
+from earl_cli.data.sources.base import BadRowError
+
+
+def png() -> bytes:
+    encoded = io.BytesIO()
+    Image.new("RGB", (3, 2), "red").save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+CONTENT = png()
+BASE64 = base64.b64encode(CONTENT).decode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        CONTENT,
+        bytearray(CONTENT),
+        {"bytes": CONTENT, "path": "elsewhere.png"},
+        {"bytes": None, "path": "a picture.png"},
+        "a picture.png",
+        BASE64,
+        base64.urlsafe_b64encode(CONTENT).decode(),
+        f"data:image/png;base64,{BASE64}",
+        BASE64.rstrip("="),
+        BASE64.encode(),
+        "\r\n".join(BASE64[start : start + 60] for start in range(0, len(BASE64), 60)),
+        [CONTENT],
+        [{"bytes": CONTENT, "path": None}],
+        ("a picture.png",),
+        " a picture.png\n",
+        "sub\\a.png",
+        "fu\u0308r/e\u0301.png",  # as macOS spells them: NFD
+        "f\u00fcr/\u00e9.png",
+    ],
+)
+def test_each_form_gives_the_file(value: Any, tmp_path: Path) -> None:
+    for name in ("a picture.png", "sub/a.png", "f\u00fcr/e\u0301.png"):  # the folder NFC, the file NFD
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(CONTENT)
+    assert picture_bytes(value, str(tmp_path)) == CONTENT
+    assert looks_like_picture(value, str(tmp_path))
+
+
+def test_a_picture_that_git_lfs_has_not_fetched_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(BadRowError, match=r"Git LFS has not fetched this file.*git lfs pull"):
+        picture_bytes("a.png", str(tmp_path))
+
+
+def test_a_picture_in_base64_may_be_longer_than_a_files_name() -> None:
+    content = bytes(range(256)) * 3
+    assert picture_bytes(base64.b64encode(content).decode(), "/") == content
+
+
+@pytest.mark.parametrize("value", ["", "a cup of coffee", "make it snowy", 7, None, [], ["a cup"], {"bytes": None}])
+def test_what_doesnt_look_like_a_picture(value: Any, tmp_path: Path) -> None:
+    assert not looks_like_picture(value, str(tmp_path))
+
+
+def test_a_pillow_image_keeps_its_pixels() -> None:
+    image = Image.new("RGBA", (3, 2), (1, 2, 3, 4))
+    assert Image.open(io.BytesIO(picture_bytes(image, None))).getpixel((0, 0)) == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("value", "base", "message"),
+    [
+        (None, ".", "a NoneType is no picture"),
+        (7, ".", "a int is no picture"),
+        ({"bytes": None, "path": None}, ".", "is no picture"),
+        ("", ".", "an empty text is no picture"),
+        ([], ".", "a list of 0, where"),
+        ([CONTENT] * 3, ".", "a list of 3, where there must be one picture"),
+        ("gone.png", ".", "there is no such file"),
+        ("a.png", None, "no folder that it could count from"),
+        ("/etc/hostname", None, "no folder that it could count from"),
+        ("data:image/png;base64", ".", "a data: URL without a comma"),
+        ("data:image/png;base64,!!!!", None, "base64 is damaged"),
+    ],
+)
+def test_what_is_no_picture(value: Any, base: str | None, message: str) -> None:
+    with pytest.raises(BadRowError, match=message) as caught:
+        picture_bytes(value, base)
+    assert caught.value.kind == "picture"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+    """A server that is down for the first request of every path, and all the paths that it was asked for."""
+    asked: list[str] = []
+    monkeypatch.setattr(pictures.time, "sleep", lambda _seconds: None)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            found = self.path == "/a.png"
+            self.send_response(503 if asked.count(self.path) == 1 else 200 if found else 404)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT)
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}", asked
+    running.shutdown()
+    running.server_close()
+
+
+def test_urls_are_fetched_only_on_request(server: tuple[str, list[str]]) -> None:
+    address, asked = server
+    with pytest.raises(BadRowError, match="--allow-urls"):
+        picture_bytes(f"{address}/a.png", None)
+    assert asked == []
+    assert picture_bytes(f"{address}/a.png", None, urls=True) == CONTENT
+    assert asked == ["/a.png"] * 2
+    with pytest.raises(BadRowError, match="only http and https"):
+        picture_bytes("s3://bucket/a.png", ".", urls=True)
+    with pytest.raises(BadRowError, match="404") as caught:
+        picture_bytes(f"{address}/gone.png", None, urls=True)
+    assert caught.value.kind == "url"
+    assert asked.count("/gone.png") == 2

@@ -1,0 +1,206 @@
+"""What a judge's server gets and says: parameters that it refuses, the declared form, answers in odd places."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from judge_server import MODEL, OPENAI, JudgeServer, picture, some_edits
+from PIL import Image
+
+from earl_cli.errors import UsageError
+from earl_cli.rewards.judge.client import Judge, Question
+from earl_cli.rewards.judge.declarations import PUBLISHED, load_declaration
+from earl_cli.rewards.judge.rubrics import load_rubrics
+from earl_cli.rewards.viescore import judged
+
+Ask = Callable[..., Judge]
+ALL = ("max_tokens", "temperature", "seed")
+VALUE = '{{"message": "Unsupported value: \'{0}\' does not support 0 with this model.", "code": "unsupported_value"}}'
+PYDANTIC = (
+    '{{"detail": [{{"type": "extra_forbidden", "loc": ["body", "{0}"], "msg": "Extra inputs are not permitted"}}]}}'
+)
+STRICT = '{{"message": "`{0}` (=0.0) has to be a strictly positive float"}}'
+ARGUMENT = '{{"message": "Unrecognized request argument supplied: {0}"}}'
+GOOGLE = '{{"message": "Invalid JSON payload received. Unknown name \\"{0}\\": Cannot find field."}}'
+
+
+def some(count: int) -> list[Question]:
+    return [Question("Grade this.", (picture(seed),)) for seed in range(count)]
+
+
+def sent(judge: JudgeServer) -> list[set[str]]:
+    return [set(call.body) - {"model", "messages"} for call in judge.calls]
+
+
+@pytest.mark.parametrize("minds", [OPENAI, PYDANTIC, ARGUMENT, GOOGLE])
+def test_a_refused_parameter_is_renamed_and_that_is_remembered(
+    minds: str, judge: JudgeServer, ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge.knows, judge.minds = ("max_completion_tokens", "temperature", "seed"), minds
+    assert all(answer.numbers for answer in ask(at_once=1).ask_all(some(3)))
+    assert sent(judge) == [{"max_tokens", "temperature"}] + 3 * [{"max_completion_tokens", "temperature"}]
+    assert judge.calls[-1].body["max_completion_tokens"] == 1400
+    assert all(answer.numbers for answer in ask().ask_all(some(5)))  # another client of the same server
+    assert {"max_tokens", "temperature"} not in sent(judge)[4:]
+    assert capsys.readouterr().err.count("takes no max_tokens") == 1
+
+
+@pytest.mark.parametrize("minds", [VALUE, STRICT, OPENAI, PYDANTIC])
+def test_a_refused_temperature_is_left_out(
+    minds: str, judge: JudgeServer, ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge.knows, judge.minds = ("max_tokens", "seed"), minds
+    assert all(answer.numbers for answer in ask(at_once=8).ask_all(some(8)))
+    assert {"max_tokens"} in sent(judge)
+    error = capsys.readouterr().err
+    assert error.count("warning") == 1
+    assert f"{MODEL} takes no temperature of 0: it is asked without it" in error
+
+
+def test_a_server_that_takes_nothing_is_asked_with_nothing(judge: JudgeServer, ask: Ask) -> None:
+    judge.knows, judge.message = ("model",), {"content": "no numbers"}
+    (answer,) = ask().ask_all(some(1))
+    assert "can't be read" in answer.text
+    assert sent(judge)[-1] == set()
+    assert any("max_completion_tokens" in names for names in sent(judge))
+    assert any("seed" in names for names in sent(judge))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This content isn't allowed: the temperature in it.",
+        "max_tokens is too large: 1400. The context has 1024 tokens.",
+        "Invalid image.",
+        "max_tokens must be at most 1000",
+    ],
+)
+def test_no_other_refusal_changes_what_is_sent(message: str, judge: JudgeServer, ask: Ask) -> None:
+    judge.knows, judge.minds = ("seed",), json.dumps({"message": message}).replace("{", "{{").replace("}", "}}")
+    question = Question('Grade this.\n"the temperature in it."', (picture(1),))
+    with pytest.raises(UsageError, match="refuses what it is asked: status 400"):
+        ask().ask_all([question])
+    assert sent(judge) == [{"max_tokens", "temperature"}]
+
+
+def test_the_own_declaration(judge: JudgeServer, ask: Ask) -> None:
+    ask().ask_all(some(1))
+    (body,) = (call.body for call in judge.calls)
+    (message,) = body["messages"]
+    assert (message["role"], [part["type"] for part in message["content"]]) == ("user", ["image_url", "text"])
+    assert body["temperature"] == 0
+    assert sampling(message["content"][0]) == [(1, 1), (1, 1), (1, 1)]
+
+
+def test_the_published_declaration(judge: JudgeServer, ask: Ask) -> None:
+    client = ask(declaration=load_declaration(PUBLISHED))
+    client.ask_all([Question("SC", (picture(1, 64), picture(2, 64)))])
+    client.ask_all([Question("<score>", (picture(1), picture(2)), reads="tag", max_tokens=1300, temperature=0.3)])
+    first, second = (call.body for call in judge.calls)
+    assert first.keys() == {"model", "messages", "max_tokens"}
+    assert [message["role"] for message in first["messages"]] == ["system", "user"]
+    assert first["messages"][0]["content"] == "SC"
+    assert sampling(first["messages"][1]["content"][0]) == [(2, 2), (1, 1), (1, 1)]
+    by_hand = io.BytesIO()
+    Image.fromarray(picture(1, 64)).save(by_hand, "JPEG")  # Pillow's own defaults, as published
+    assert first["messages"][1]["content"][0]["image_url"]["url"].endswith(
+        base64.b64encode(by_hand.getvalue()).decode()
+    )
+    (message,) = second["messages"]
+    assert [part["type"] for part in message["content"]] == ["text", "image_url", "image_url"]
+    assert second["temperature"] == 0.3
+
+
+def sampling(part: dict[str, Any]) -> list[tuple[int, int]]:
+    """How often each channel of a JPEG is sampled, across and down."""
+    with Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2]))) as image:
+        return [(across, down) for _, across, down, _ in image.layer]  # type: ignore[attr-defined]
+
+
+def test_answers_are_kept_for_their_declaration_only(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+    for name in ("earl", PUBLISHED, "earl", PUBLISHED):
+        ask(tmp_path / "cache", declaration=load_declaration(name)).ask_all(some(2))
+    assert len(judge.calls) == 4
+
+
+def test_keys_of_answers_are_those_that_were_kept_before_there_were_declarations() -> None:
+    """Nobody pays again for answers that an earlier version kept."""
+    key = Question("Grade this.", (picture(1),)).key("a", load_declaration())
+    assert key == "00fefc7532ea9a1d50843d5238879160b3cfc4d2a3c4574178c128a35e17ed9f"
+
+
+def test_a_declaration_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('pictures = "after"\ntemperature = 0.5\n')
+    found = load_declaration(str(file))
+    assert (found.name, found.pictures, found.temperature, found.quality) == ("mine", "after", 0.5, 95)
+    for text, said in (("quality = 200", "quality"), ("colour = 1", "colour"), ("= 3", "no TOML")):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=said) as caught:
+            load_declaration(str(file))
+        assert caught.value.where == str(file)
+    for spec in ("viescore", str(tmp_path / "none.toml")):
+        with pytest.raises(UsageError):
+            load_declaration(spec)
+
+
+GRADES = '{"score": [8, 6], "reasoning": "ok"}'
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": [{"type": "text", "text": GRADES[:9]}, {"type": "text", "text": GRADES[9:]}]},
+        {"content": [{"type": "thinking", "thinking": "[1, 1]"}, {"type": "output_text", "text": GRADES}]},
+        {"content": GRADES, "reasoning_content": '{"score": [1, 1]}'},
+        {"content": GRADES, "refusal": None, "tool_calls": None},
+        {"content": GRADES, "refusal": ""},
+    ],
+)
+def test_what_it_says_is_found(message: dict[str, Any], judge: JudgeServer, ask: Ask) -> None:
+    judge.message = message
+    assert ask().ask_all(some(1))[0].numbers == (8, 6)
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "why"),
+    [
+        (
+            {"content": None, "refusal": "I don't judge people."},
+            "stop",
+            r"empty \(it refuses: I don't judge people\.\)",
+        ),
+        ({"content": [{"type": "refusal", "refusal": "No."}]}, "stop", r"it refuses: No\."),
+        ({"content": "", "reasoning_content": "[8, 8]"}, "stop", "it only thought"),
+        ({"content": "", "reasoning_content": "[8, 8]"}, "length", "all its tokens were used up for thoughts"),
+        ({"content": "<think>[8, 8] or"}, "length", r"ends within its thoughts \(all its tokens were used up\)"),
+        ({"content": "Let me see"}, "length", r"no score in it \(all its tokens were used up\): Let me see"),
+        ({"content": None}, "content_filter", "filter stopped it"),
+        ({}, "stop", "it is empty"),
+    ],
+)
+def test_an_answer_without_one_says_what_happened(
+    message: dict[str, Any], finish: str, why: str, judge: JudgeServer, ask: Ask
+) -> None:
+    judge.message, judge.finish = message, finish
+    (answer,) = ask().ask_all(some(1))
+    assert answer.numbers is None
+    assert re.search(why, answer.text)
+
+
+def test_what_was_cut_off_after_the_score_counts(judge: JudgeServer, ask: Ask) -> None:
+    judge.message, judge.finish = {"content": '{"score": [8, 6], "reasoning": "because the'}, "length"
+    assert ask().ask_all(some(1))[0].numbers == (8, 6)
+
+
+def test_a_reward_is_asked_for_as_declared(judge: JudgeServer, ask: Ask) -> None:
+    (score,) = judged(ask(declaration=load_declaration(PUBLISHED)), load_rubrics(), "viescore")(some_edits(1))
+    assert score.value is not None
+    assert {len(call.body["messages"]) for call in judge.calls} == {2}
