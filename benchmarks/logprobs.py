@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from earl_cli.tokens.vocabulary import EMU3
-from earl_cli.training.rl.logprobs import token_logprobs
+from earl_cli.training.rl.policy import token_logprobs
 from earl_cli.training.sft.loss import separate_heads, whole_head
 
 SIDES = ("plain", "earl", "earl, whole head")

@@ -31,13 +31,12 @@ from earl_cli.tokens.layout import Grid, Layout
 from earl_cli.tokens.text import train_byte_bpe
 from earl_cli.tokens.vocabulary import CONTROLS, small_vocabulary
 from earl_cli.training.optimizer_backends import PlainLearner
-from earl_cli.training.rl.metrics import Clock
 from earl_cli.training.rl.policy import Policy
 from earl_cli.training.rl.rollouts import draw_prompts
 from earl_cli.training.rl.run import Run
 from earl_cli.training.rl.setup import FrozenReference
 from earl_cli.training.rl.trainer import compare, roll_out
-from earl_cli.training.rl.update import update
+from earl_cli.training.rl.update import Clock, update
 from earl_cli.training.sft.loss import separate_heads
 
 VOCABULARY, PROMPT, PROMPTS, GENERATIONS = 1500, 174, 4, 8

@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from keyword import iskeyword
 from types import FrameType
 from typing import Annotated, Any, NoReturn, TextIO
 
@@ -23,9 +22,9 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from earl_cli import version as earl_version
 from earl_cli.console import NARROW, console, is_closed
 from earl_cli.errors import EarlError, UsageError, explain
-from earl_cli.version import version as earl_version
 
 COMMANDS = {
     "edit": "Edit pictures by an instruction in plain words.",
@@ -70,6 +69,13 @@ STOPPED, PIPE_CLOSED, TERMINATED = 130, 141, 143
 
 _GLOBAL_OPTIONS = ("--json", "--quiet", "--debug")
 
+_MODULES = {
+    "tokenize import": "tokenize.import_",
+    **dict.fromkeys((f"tokenize {word}" for word in ("inspect", "verify", "merge", "export")), "tokenize.stores"),
+    **dict.fromkeys((f"eval {word}" for word in ("score", "compare", "report")), "eval.results"),
+}
+"""Where in `earl_cli.commands` a command is that isn't in the module or package of its first word."""
+
 _received: list[int] = []
 """The codes of signals that asked this process to stop."""
 
@@ -77,8 +83,8 @@ _received: list[int] = []
 class LazyGroup(TyperGroup):
     """Lists the commands of ``COMMANDS``; a command's module is imported when its own arguments are to be parsed.
 
-    A name of two words, such as ``tokenize inspect``, is the function ``tokenize_inspect`` of the package ``tokenize``;
-    ``tokenize`` remains a command of its own.
+    A name of two words, such as ``tokenize inspect``, is the function ``tokenize_inspect``; ``tokenize`` remains a
+    command of its own.
     """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
@@ -114,8 +120,8 @@ class LazyGroup(TyperGroup):
 
 
 def module_of(name: str) -> str:
-    """Where a command's function is: `edit`, or `tokenize inspect`."""
-    return f"earl_cli.commands.{name.replace(' ', '.')}" + ("_" if iskeyword(name.rsplit(maxsplit=1)[-1]) else "")
+    """The module that has the function of a command, such as `edit` or `tokenize inspect`."""
+    return f"earl_cli.commands.{_MODULES.get(name, name.split(maxsplit=1)[0])}"
 
 
 def _check_command(args: Sequence[str]) -> None:

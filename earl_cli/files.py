@@ -1,15 +1,20 @@
-"""A file is there whole or not at all: written aside, flushed to the disk, renamed. And who may write in a folder."""
+"""Files that are there whole or not at all, the lock of a folder, and JSON that somebody else wrote.
+
+A file is written aside, flushed to the disk and renamed. Hostile JSON (too deep, huge numbers) is a ValueError.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import glob
+import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from earl_cli.errors import OutputError
 
@@ -128,3 +133,55 @@ def _let_go(path: Path, lock: IO[str]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
             path.unlink()
+
+
+MOST_DEPTH = 100
+_DECODER = json.JSONDecoder()
+_TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+
+
+def loads(text: str | bytes) -> Any:
+    """As `json.loads`. Raises json.JSONDecodeError where this is no JSON, and its base ValueError for UTF-8 that is
+    damaged, for what is nested more than `MOST_DEPTH` deep, and for a number of thousands of digits."""
+    text = text if isinstance(text, str) else text.decode(json.detect_encoding(text))
+    value, end = first_value(text, len(text) - len(text.lstrip(" \t\r\n")))
+    if text[end:].strip(" \t\r\n"):
+        raise json.JSONDecodeError("Extra data", text, end)
+    return value
+
+
+def first_value(text: str, start: int = 0) -> tuple[Any, int]:
+    """The value that begins at ``start``, and where it ends; failures as of `loads`."""
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError:
+        raise ValueError("a number in it has thousands of digits") from None
+    if _is_deep(value, text, start, end):
+        raise ValueError("it is nested too deeply")
+    return value, end
+
+
+def end_of_value(text: str, start: int) -> int:
+    """Where the object or list ends that begins at ``start``, also where it can't be read; else the end of the text."""
+    depth = 0
+    for token in _TOKENS.finditer(text, start):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if depth <= 0 and token[0] in "]}":
+            return token.end()
+    return len(text)
+
+
+def _is_deep(value: Any, text: str, start: int, end: int) -> bool:
+    if text.count("[", start, end) + text.count("{", start, end) <= MOST_DEPTH:
+        return False
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        values = (inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer))
+        level = [inner for inner in values if isinstance(inner, dict | list)]
+        if not level:
+            return False
+    return True

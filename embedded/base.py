@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig, Emu3VQVAE
 
 from earl_cli.models.abilities import ways
-from earl_cli.models.language import save_language
+from earl_cli.models.checkpoint import save_language
 from earl_cli.tokens.layout import THINKING_PREFIX, THINKING_SUFFIX
 from earl_cli.tokens.text import train_byte_bpe
 from earl_cli.tokens.vocabulary import Vocabulary, small_vocabulary

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from base import abilities
 
-from earl_cli.models.language import load_language, save_language
+from earl_cli.models.checkpoint import load_language, save_language
 
 TARGET = Path(__file__).parent.parent / "earl_cli/models/embedded"
 LIMIT = 20_000_000

@@ -54,7 +54,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers.models.emu3.configuration_emu3 import Emu3TextConfig, Emu3VQVAEConfig
     from transformers.models.emu3.modeling_emu3 import Emu3ForCausalLM, Emu3VQVAE
 
-    from earl_cli.models.language import save_language
+    from earl_cli.models.checkpoint import save_language
     from earl_cli.tokens.text import train_byte_bpe
     from earl_cli.tokens.vocabulary import small_vocabulary
 

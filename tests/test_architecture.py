@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from earl_cli.app import COMMANDS
-
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
 PACKAGE = ROOT / "earl_cli"
@@ -16,7 +14,7 @@ def tree() -> dict[str, str]:
     """What the tree says of each folder of the package, by its name; "" is the package itself."""
     block = PAGE.split("```")[1].partition("earl_cli/\n")[2]
     own = re.split(r"^(?=\S)", block, maxsplit=1, flags=re.M)[0]
-    parts = re.split(r"^  (\w+)/", own, flags=re.M)
+    parts = re.split(r"^  ([\w/]+)/(?=\s)", own, flags=re.M)
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
 
 
@@ -36,11 +34,11 @@ def test_every_module_that_is_named_exists() -> None:
 
 
 def test_every_module_is_named() -> None:
-    commands = {name.replace(" ", "_") for name in COMMANDS}
     missing = []
     for path in PACKAGE.rglob("*.py"):
-        folder, *deeper = path.relative_to(PACKAGE).parts[:-1] or [""]
-        covered = path.stem.startswith("__") or deeper or (folder == "commands" and path.stem in commands)
-        if not covered and not re.search(rf"\b{path.stem}(?:\.py)?\b", tree().get(folder, "")):
+        folder = path.relative_to(PACKAGE).parent.as_posix().removeprefix(".")
+        if not path.stem.startswith("__") and not re.search(rf"\b{path.name}\b", tree().get(folder, "")):
             missing.append(str(path.relative_to(PACKAGE)))
     assert missing == []
+    rooms = {path.parent.relative_to(PACKAGE).as_posix().removeprefix(".") for path in PACKAGE.rglob("__init__.py")}
+    assert rooms - set(tree()) - {"models/embedded"} == set()

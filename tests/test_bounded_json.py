@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earl_cli.bounded_json import MOST_DEPTH, end_of_value, first_value, loads
+from earl_cli.files import MOST_DEPTH, end_of_value, first_value, loads
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

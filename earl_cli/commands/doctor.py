@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from earl_cli import UNKNOWN, version
 from earl_cli.console import console
 from earl_cli.errors import DeviceError, EarlError, explain, first_line
-from earl_cli.version import UNKNOWN, version
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from earl_cli.commands._options import EngineArgOption, EngineOption
-from earl_cli.commands._startup import without_collector
+from earl_cli.commands._options import EngineArgOption, EngineOption, without_collector
 from earl_cli.console import console
 from earl_cli.errors import UsageError
 
@@ -54,7 +53,7 @@ def serve(
 
     The page is at http://127.0.0.1:8360/, the endpoint at http://127.0.0.1:8360/v1. Ctrl-C stops it.
     """
-    from earl_cli.generation.vllm.engine_arguments import engine_arguments
+    from earl_cli.generation.vllm.environment import engine_arguments
 
     key, engine_args = _key(api_key_variable), engine_arguments(engine_arg or [])
 

@@ -1,4 +1,4 @@
-"""A pair of pictures out of a row of data: which column holds what, and what a usable row looks like."""
+"""Which columns of a row hold source, instruction and target, what a usable row is, and presets for published data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from earl_cli.console import listed
 from earl_cli.data.image_cells import looks_like_picture
 from earl_cli.data.shard_plan import Order
 from earl_cli.data.sources.base import BadRowError, Content, Row, Source, outer_names
-from earl_cli.errors import InputError
+from earl_cli.errors import InputError, UsageError
 
 SOURCE_NAMES = (
     "source", "original_image", "source_image", "source_img", "src_img", "input", "input_image", "input_img",
@@ -224,3 +224,37 @@ def _text(value: Any) -> str:
 def _short(value: Any, length: int = 40) -> str:
     text = repr(value)
     return text if len(text) <= length else f"{text[:length]}…"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset sets: where the data are and which columns hold what; every flag that is given wins over it.
+
+    ``place`` None: the set isn't on the Hub as pairs; a copy of one's own has to be named.
+    """
+
+    place: str | None
+    columns: Columns
+    split: str | None = "train"
+
+
+_PAIRS = Columns("source_image", "edited_image", "edit_instruction")  # as the paper's own copies name them
+
+PRESETS = {
+    "omniedit": Preset(
+        "TIGER-Lab/OmniEdit-Filtered-1.2M", Columns("src_img", "edited_img", "edited_prompt_list", "omni_edit_id")
+    ),
+    "magic_brush": Preset("osunlp/MagicBrush", Columns("source_img", "target_img", "instruction")),
+    "human-edit": Preset("BryanW/HumanEdit", Columns("INPUT_IMG", "OUTPUT_IMG", "EDITING_INSTRUCTION")),
+    "aurora_ag": Preset(None, _PAIRS, split=None),
+    "aurora_kubric": Preset(None, _PAIRS, split=None),
+    "ss2": Preset(None, _PAIRS, split=None),
+    "vismin": Preset(None, _PAIRS, split=None),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Raises UsageError, listing the presets, for an unknown name."""
+    if name not in PRESETS:
+        raise UsageError(f"no preset {name!r}", where="--preset", hint=f"there are {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -26,7 +26,7 @@ from earl_cli.data.store import Reject
 from earl_cli.errors import EarlError, InputError
 from earl_cli.images.image_file import open_picture
 from earl_cli.images.resize import Grids, resize_to_area
-from earl_cli.tokens.boxes import Size, rescale_boxes
+from earl_cli.tokens.layout import Size, rescale_boxes
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
-from earl_cli.bounded_json import loads
 from earl_cli.errors import InputError, ModelError, UsageError, first_line
-from earl_cli.files import is_aside, remove_asides, whole_file
+from earl_cli.files import is_aside, loads, remove_asides, whole_file
 from earl_cli.images.resize import OLD_SHAPES
 
 FORMAT = "earl-token-store"

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from earl_cli.bounded_json import loads
 from earl_cli.errors import DeviceError, MissingExtraError, ModelError, UsageError
-from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
+from earl_cli.evaluation.editors import BenchmarkEditor, Drawn, OnProgress, Task
+from earl_cli.files import loads
 from earl_cli.images.resize import resize_to_area
 
 PIX2PIX, OMNIGEN = "StableDiffusionInstructPix2PixPipeline", "OmniGenPipeline"
@@ -63,7 +63,9 @@ guidance of the others) is what their pipelines do unasked. Published OmniGen re
 """
 
 
-def open_baseline(name: str, place: str | None = None, device: str = "auto", revision: str | None = None) -> Editor:
+def open_baseline(
+    name: str, place: str | None = None, device: str = "auto", revision: str | None = None
+) -> BenchmarkEditor:
     """The baseline of that name; ``place``, a folder or a Hub id, has other weights for its pipeline.
 
     Edits keep the size that the model drew at: the picture's shape, sides multiples of 8, about 512 x 512 pixels in

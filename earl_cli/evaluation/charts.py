@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from earl_cli.tokens.boxes import BOX, NUMBER, Size
+from earl_cli.tokens.layout import BOX, NUMBER, Size
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Area: TypeAlias = tuple[float, float, float, float]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urldefrag
 
 from earl_cli.errors import UsageError
-from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
+from earl_cli.evaluation.editors import BenchmarkEditor, Drawn, OnProgress, Task
 
 if TYPE_CHECKING:
     from earl_cli.generation.editor import EngineName
@@ -38,7 +38,7 @@ class Options:
     on_load: Callable[[str], None] = lambda _: None
 
 
-def choose(spec: str, options: Options) -> Callable[[Size], Editor]:
+def choose(spec: str, options: Options) -> Callable[[Size], BenchmarkEditor]:
     """The editor for ``[NAME=]WHAT``, as a function of the size that a benchmark wants; a model is loaded once for all.
 
     WHAT is `COPY`, a baseline (``instruct-pix2pix``, or ``instruct-pix2pix:PLACE`` with other weights),
@@ -60,18 +60,18 @@ def is_endpoint(spec: str) -> bool:
     return (labelled[2] if labelled else spec).partition(":")[0] in ("http", "https")
 
 
-def _other(what: str, options: Options) -> Editor | None:
+def _other(what: str, options: Options) -> BenchmarkEditor | None:
     from earl_cli.evaluation.baselines import BASELINES, open_baseline
 
     kind, _, place = what.partition(":")
     if what == COPY:
-        from earl_cli.evaluation.finished import copy_editor
+        from earl_cli.evaluation.editors import copy_editor
 
         return copy_editor()
     if kind in BASELINES:
         return open_baseline(kind, place or None, options.device)
     if what.startswith(FINISHED):
-        from earl_cli.evaluation.finished import open_finished
+        from earl_cli.evaluation.editors import open_finished
 
         return open_finished(Path(place).expanduser())
     if is_endpoint(what):
@@ -84,8 +84,8 @@ def _other(what: str, options: Options) -> Editor | None:
     return None
 
 
-def _own(label: str | None, what: str, options: Options) -> Callable[[Size], Editor]:
-    from earl_cli.evaluation.earl_editor import EarlEditor
+def _own(label: str | None, what: str, options: Options) -> Callable[[Size], BenchmarkEditor]:
+    from earl_cli.evaluation.editors import EarlEditor
     from earl_cli.generation.editor import load_editor
     from earl_cli.models.hub import called
 
@@ -120,7 +120,7 @@ class _Named:
     """An editor under another name."""
 
     name: str
-    editor: Editor
+    editor: BenchmarkEditor
 
     @property
     def at_once(self) -> int:

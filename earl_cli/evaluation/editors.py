@@ -1,12 +1,31 @@
-"""What an editor is to the harness: pictures and instructions in, edited pictures out, whoever draws them."""
+"""The editor protocol of the evaluation, EARL's own models behind it, finished images, and the unchanged source."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from PIL.Image import Image
+
+from earl_cli.images.resize import shapes
+
+if TYPE_CHECKING:
+    from earl_cli.generation.editing import Draft
+    from earl_cli.generation.editor import Editor
+    from earl_cli.tokens.layout import Mode
+
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from earl_cli.errors import InputError
+from earl_cli.images.image_file import open_picture
 
 OnProgress = Callable[[float], None]
 """Called with the share of the tasks that is done, 0 to 1."""
@@ -39,7 +58,7 @@ class Drawn:
     seen: tuple[int, int] | None = None
 
 
-class Editor(Protocol):
+class BenchmarkEditor(Protocol):
     """Makes edits, ``at_once`` of them at a time at best; what comes of a task doesn't depend on its company.
 
     Nothing heavy is loaded before the first `edit`.
@@ -65,3 +84,198 @@ class Editor(Protocol):
         down; a task that alone fails comes back with its problem.
         """
         ...
+
+
+TOGETHER, MANY = 8, 128
+
+
+@dataclass(frozen=True)
+class EarlEditor:
+    """``spec`` None is the embedded model; ``sampling`` has only what was said, the rest is the model's own choice.
+
+    ``size`` "model" gives pictures as the model drew them, "source" as ``earl edit`` composes them. ``load`` gives the
+    same loaded model whenever it is called.
+    """
+
+    name: str
+    spec: str | None
+    size: Literal["source", "model"]
+    load: Callable[[], Editor]
+    mode: Mode = "edit"
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    image_area: int | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    on_load: Callable[[str], None] = lambda _: None
+
+    @property
+    def at_once(self) -> int:
+        """As `Editor.at_once`; vLLM fills its batch by itself, so it gets many."""
+        loaded = self.__dict__.get("_loaded")
+        return MANY if loaded is not None and loaded.engine_name == "vllm" else TOGETHER
+
+    def describe(self) -> Mapping[str, Any]:
+        """As `Editor.describe`; the device isn't in it, as far as pictures don't depend on it."""
+        from earl_cli.generation.editor import sampling_of
+        from earl_cli.models.abilities import fingerprint as abilities_digest
+        from earl_cli.models.bundle import identify
+        from earl_cli.models.hub import called
+
+        description, fingerprint = identify(self.spec)
+        abilities = description.content.get("abilities")
+        return {
+            "name": self.name,
+            "kind": "earl",
+            "model": called(self.spec),
+            "fingerprint": fingerprint,
+            "sampling": asdict(sampling_of(description.content.get("sampling") or {}, self.sampling)),
+            "mode": self.mode,
+            "image_area": self.image_area or description.image_area,
+            "shapes": shapes(() if self.image_area else description.grids),
+            "size": self.size,
+            **({"abilities": abilities_digest(abilities)} if abilities else {}),
+            **({"engine_args": dict(self.engine_args)} if self.engine_args else {}),
+        }
+
+    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
+        """As `Editor.edit`: one batch, whose first pictures are decoded while the last ones are drawn."""
+        from earl_cli.generation.editing import Job, PostprocessThread, draft
+
+        def progress(done: int, expected: int) -> None:
+            if on_progress and expected:
+                on_progress(done / expected)
+
+        jobs = [Job(task.picture, task.instruction, (task.seed,)) for task in tasks]
+        drawn: dict[int, Future[Drawn]] = {}
+        loaded = self._loaded
+        with PostprocessThread() as beside:
+
+            def take(number: int, drafts: Sequence[Draft]) -> None:
+                drawn[number] = beside.submit(self._drawn, tasks[number], drafts[0])
+
+            draft(loaded.model, loaded.engine, jobs, loaded.settings, progress, take)
+            return [drawn[number].result() for number in range(len(tasks))]
+
+    def _drawn(self, task: Task, draft: Draft) -> Drawn:
+        from earl_cli.generation.editing import decoded, render
+        from earl_cli.models.vision import spatial_factor
+
+        answer, model = draft.answer, self._loaded.model
+        height, width = (spatial_factor(model.vision) * side for side in draft.source.shape)
+        reasoning, seen = answer.thoughts or "", (width, height)
+        if answer.codes is None:
+            return Drawn(None, reasoning, answer.problem or "no picture was drawn", seen)
+        edited = render(model, task.picture, decoded(model, draft.source), draft, self.size)
+        return Drawn(edited.image, reasoning, edited.problem or "", seen)
+
+    @cached_property
+    def _loaded(self) -> Editor:
+        loaded = self.load()
+        self.on_load(f"{self.name}: {loaded.model.plan} · {loaded.engine_name}")
+        return loaded
+
+
+AT_ONCE = 16
+HASHED_BYTES = 256_000_000
+EXTENSIONS = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".avif")
+"""Of several pictures of one name the first one in this order is taken."""
+
+_ODD = re.compile(r"[^\w.-]")
+
+
+def open_finished(folder: Path) -> BenchmarkEditor:
+    """The pictures in ``folder`` as an editor of the folder's name. Raises InputError if there is no such folder.
+
+    A sample's picture is `<id>.<seed>.png`, or `<id>.png` for every seed; any of `EXTENSIONS` will do. In a file's
+    name each character of the id that is no letter, digit, underscore, dot or hyphen may be an underscore instead,
+    and a slash has to be: `a/b c` is `a_b_c.png` or `a_b c.png`. Folders within aren't looked into, nor links to
+    another place.
+    """
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and file.is_file())
+        place = folder.resolve()
+    except OSError as error:
+        what = f"this folder of pictures can't be read: {error.strerror or error}"
+        raise InputError(what, where=str(folder), hint="a picture's name is the sample's id, such as 17.png") from None
+    inside = [file for file in files if file.resolve().parent.is_relative_to(place)]
+    preferred = sorted(inside, key=lambda file: EXTENSIONS.index(file.suffix.lower()), reverse=True)
+    return _Finished(place.name, tuple(inside), {_normal(file.stem): file for file in preferred})
+
+
+def copy_editor() -> BenchmarkEditor:
+    """The editor named `copy`, which gives each source back as it is."""
+    return _Copy()
+
+
+@dataclass(frozen=True, eq=False)
+class _Finished:
+    """``by_stem`` has the files by their names without the extension."""
+
+    name: str
+    files: tuple[Path, ...]
+    by_stem: Mapping[str, Path]
+    at_once: int = AT_ONCE
+
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "name": self.name,
+            "kind": "finished",
+            "pictures": len(self.files),
+            "fingerprint": _fingerprint(self.files),
+        }
+
+    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
+        return _each(self._found, tasks, on_progress)
+
+    def _found(self, task: Task) -> Drawn:
+        file = next((self.by_stem[stem] for stem in _stems(task) if stem in self.by_stem), None)
+        if file is None:
+            return Drawn(None, problem=f"there is no {task.id}.png, nor under another extension, in {self.name}")
+        try:
+            return Drawn(open_picture(file, name=file.name).rgb)
+        except InputError as error:
+            return Drawn(None, problem=str(error))
+
+
+@dataclass(frozen=True, eq=False)
+class _Copy:
+    name: str = "copy"
+    at_once: int = AT_ONCE
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"name": self.name, "kind": "copy"}
+
+    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
+        return _each(lambda task: Drawn(task.picture), tasks, on_progress)
+
+
+def _each(draw: Callable[[Task], Drawn], tasks: Sequence[Task], on_progress: OnProgress | None) -> list[Drawn]:
+    drawn = []
+    for task in tasks:
+        drawn.append(draw(task))
+        if on_progress is not None:
+            on_progress(len(drawn) / len(tasks))
+    return drawn
+
+
+def _stems(task: Task) -> Iterator[str]:
+    """Names that a task's picture may have, without the extension, best first."""
+    name = _normal(task.id)
+    names = (name, name.replace("/", "_"), _ODD.sub("_", name))
+    yield from (f"{each}.{task.seed}" for each in names)
+    yield from names
+
+
+def _normal(name: str) -> str:
+    """An accent is one character or two of them, as the file system likes it."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _fingerprint(files: Sequence[Path]) -> str:
+    """16 hexadecimal digits of all names and contents; above 256 MB in all, of sizes and times of change instead."""
+    digest = hashlib.sha256()
+    states = [file.stat() for file in files]
+    whole = sum(state.st_size for state in states) < HASHED_BYTES
+    for file, state in zip(files, states, strict=True):
+        digest.update(f"{file.name}\0{state.st_size}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest() if whole else str(state.st_mtime_ns).encode())
+    return digest.hexdigest()[:16]

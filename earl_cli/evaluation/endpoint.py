@@ -19,7 +19,7 @@ import openai
 from PIL import Image
 
 from earl_cli.errors import EarlError, InputError, UsageError
-from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
+from earl_cli.evaluation.editors import BenchmarkEditor, Drawn, OnProgress, Task
 from earl_cli.images.image_file import open_picture, save_picture
 from earl_cli.openai_client.client import USUAL_KEY, apart, checked_address, connect, plain_address, without_secrets
 from earl_cli.openai_client.retry import (
@@ -51,7 +51,7 @@ def open_endpoint(
     *,
     send_seed: bool = True,
     pacing: Pacing | None = None,
-) -> Editor:
+) -> BenchmarkEditor:
     """The ``model`` of a server at ``api_base``, such as http://localhost:8000/v1, as an editor of the model's name.
 
     Each try of an edit takes ``timeout`` seconds at most. ``size`` is what the server shall draw, such as 512x512;

@@ -18,9 +18,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from earl_cli.evaluation.columns import COLUMNS
 from earl_cli.evaluation.comparing import benchmark_title, by_benchmark, editor_names, is_floor
-from earl_cli.evaluation.results import Run, Scored
+from earl_cli.evaluation.results import COLUMNS, Run, Scored
 from earl_cli.evaluation.tables import floor_last, heading, number
 
 SIDE = 320

@@ -23,7 +23,7 @@ from earl_cli.data.sources.base import BadRowError
 from earl_cli.errors import UsageError
 from earl_cli.evaluation.benchmarks import Subset
 from earl_cli.evaluation.charts import boxes_and_points, draw_marks, overview
-from earl_cli.evaluation.editors import Drawn, Editor, OnProgress, Task
+from earl_cli.evaluation.editors import BenchmarkEditor, Drawn, OnProgress, Task
 from earl_cli.evaluation.results import LINES, PICTURES, RUN, Result, Run, lines_of, read_object, write_object
 from earl_cli.evaluation.samples import Opened, Sample
 from earl_cli.files import cut_torn_line, remove_asides
@@ -48,7 +48,7 @@ class Wanted:
     subset: Subset | None = None
 
 
-def start_run(folder: Path, opened: Opened, editor: Editor, versions: Mapping[str, str]) -> None:
+def start_run(folder: Path, opened: Opened, editor: BenchmarkEditor, versions: Mapping[str, str]) -> None:
     """Note in run.json what the edits depend on. Raises UsageError if the folder has edits of anything else."""
     about = {
         "benchmark": {
@@ -73,7 +73,9 @@ def start_run(folder: Path, opened: Opened, editor: Editor, versions: Mapping[st
     write_object(folder / RUN, about)
 
 
-def generate(folder: Path, opened: Opened, editor: Editor, wanted: Wanted, progress: Progress | None = None) -> None:
+def generate(
+    folder: Path, opened: Opened, editor: BenchmarkEditor, wanted: Wanted, progress: Progress | None = None
+) -> None:
     """Draw what is still missing of this process' share, into ``folder`` (see `start_run`).
 
     A row of the data that can't be used gets a line that says why, without pictures. Raises EarlError if the editor

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
-from earl_cli.evaluation.columns import COLUMNS
 from earl_cli.evaluation.comparing import (
     TIMES,
     benchmark_title,
@@ -26,7 +25,7 @@ from earl_cli.evaluation.comparing import (
     seeds_of,
 )
 from earl_cli.evaluation.gallery import HEADLINE, Album, Sample, gallery, samples_of, text
-from earl_cli.evaluation.results import Run
+from earl_cli.evaluation.results import COLUMNS, Run
 from earl_cli.evaluation.statistics import Estimate, columns_of
 from earl_cli.evaluation.tables import (
     ABSENT,

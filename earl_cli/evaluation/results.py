@@ -1,8 +1,4 @@
-"""Results on disk: a folder for each benchmark and editor, with one JSON line a sample under the published names.
-
-A folder holds run.json (what the edits depend on), lines/*.jsonl (one file for each process that drew), pictures/, and
-once it is scored scored.jsonl and scoring.json. Published results are JSON lines with the same names, and load too.
-"""
+"""Results on the disk: a line for each edit, its images, and the metrics by name."""
 
 from __future__ import annotations
 
@@ -16,10 +12,41 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from earl_cli.bounded_json import loads
 from earl_cli.errors import InputError
-from earl_cli.evaluation.columns import COLUMNS
-from earl_cli.files import whole_file
+from earl_cli.files import loads, whole_file
+
+
+@dataclass(frozen=True)
+class Column:
+    """``title`` heads tables; ``top`` is the best value there can be, None where there is no bound."""
+
+    title: str
+    higher_is_better: bool = True
+    top: float | None = None
+    digits: int = 2
+
+
+COLUMNS: Mapping[str, Column] = {
+    "vie_all": Column("VIEScore", top=10),
+    "vie_sc": Column("SC", top=10),
+    "vie_pq": Column("PQ", top=10),
+    "edit_success": Column("edit success", top=10),
+    "overedit": Column("no over-editing", top=10),
+    "looks_natural": Column("natural", top=10),
+    "no_artifact": Column("no artifacts", top=10),
+    "ground_score": Column("ground score", top=10),
+    "reference": Column("reference", top=1, digits=3),
+    "l1": Column("L1", higher_is_better=False, top=0, digits=4),
+    "l2": Column("L2", higher_is_better=False, top=0, digits=4),
+    "psnr": Column("PSNR", digits=2),
+    "ssim": Column("SSIM", top=1, digits=3),
+    "lpips": Column("LPIPS", higher_is_better=False, top=0, digits=3),
+}
+"""Judged figures from 0 to 10 (``overedit``: 10 is none), then those that compare with the true edit."""
+
+PUBLISHED = ("vie_sc", "vie_pq", "vie_all", "edit_success", "overedit", "looks_natural", "no_artifact")
+"""The columns that the published scoring writes, in its order; its summaries spell them in capitals."""
+
 
 RUN, LINES, PICTURES = "run.json", "lines", "pictures"
 PICTURE_FIELDS = ("original_image", "edited_image", "gt_edited_image", "overview", "grounding_image")

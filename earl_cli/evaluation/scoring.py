@@ -20,9 +20,8 @@ from earl_cli.evaluation.metrics import measure, versions
 from earl_cli.evaluation.results import Result, Run, Scored
 from earl_cli.images.image_file import open_picture
 from earl_cli.rewards.judge.client import Judge
-from earl_cli.rewards.judge.declarations import OWN, PUBLISHED
+from earl_cli.rewards.judge.declarations import OWN, PUBLISHED, Rubrics
 from earl_cli.rewards.judge.pairwise import Pair
-from earl_cli.rewards.judge.rubrics import Rubrics
 from earl_cli.rewards.reference import reference_reward
 from earl_cli.rewards.reward import Edit, Pixels, Reward, Score
 from earl_cli.rewards.viescore import judged

@@ -1,20 +1,20 @@
-"""Numbers that can be trusted: means with their intervals, and differences of two editors on the same samples.
+"""Metrics of a run by name, with confidence intervals, and differences of two editors on the same samples.
 
-Samples of one source picture aren't independent, so pictures are what is drawn again in a bootstrap, never samples.
+Samples of one source image are not independent, so the bootstrap resamples source images. `summary` is the JSON form.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.evaluation.columns import COLUMNS
-from earl_cli.evaluation.results import Run, Scored
+from earl_cli.evaluation.results import COLUMNS, PUBLISHED, Run, Scored
 
 DRAWS = 10_000
 LEVEL = 0.95
@@ -234,3 +234,35 @@ def _totals(values: Floats, clusters: Sequence[str]) -> tuple[Floats, Floats]:
     np.add.at(totals, which, np.where(there, values, 0.0))
     np.add.at(counts, which, there.astype(np.float64))
     return totals, counts
+
+
+def summary_document(run: Run) -> dict[str, Any]:
+    """What summary.json holds: all that figures depend on, then groups of lines by dimension.
+
+    Each figure has mean and std as published, the 95 % interval, and how many values are in it and missing.
+    """
+    groups = summarize(run)
+    return {
+        **run.about,
+        "scoring": dict(run.scoring),
+        "unreadable": len(run.unreadable),
+        "overall": group_document(groups[0]),
+        **{
+            f"by {dimension}": {group.key: group_document(group) for group in groups if group.by == dimension}
+            for dimension in DIMENSIONS[1:]
+            if any(group.by == dimension for group in groups)
+        },
+    }
+
+
+def group_document(group: Group) -> dict[str, Any]:
+    """A group of lines: its size, and its figures under the published names (VIE_SC, …) where they have one."""
+    figures = {
+        name.upper() if name in PUBLISHED else name: finite(asdict(each)) for name, each in group.columns.items()
+    }
+    return {"edits": group.samples, "not_drawn": group.undrawn, "figures": figures}
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures for JSON, which knows no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}

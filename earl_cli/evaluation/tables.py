@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from earl_cli.evaluation.columns import COLUMNS
 from earl_cli.evaluation.comparing import (
     TIMES,
     benchmark_title,
@@ -21,7 +20,7 @@ from earl_cli.evaluation.comparing import (
     is_floor,
     seeds_of,
 )
-from earl_cli.evaluation.results import Run
+from earl_cli.evaluation.results import COLUMNS, Run
 from earl_cli.evaluation.statistics import DIMENSIONS, Estimate, Group, cluster, columns_of, summarize
 
 ABSENT = "–"

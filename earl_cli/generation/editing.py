@@ -1,4 +1,7 @@
-"""An edit from picture to picture: encode, prompt, sample, parse, decode, and bring the change to the photo's size."""
+"""An edit from image to image: encode, prompt, sample, parse, decode, and apply the change at the photo's size.
+
+`PostprocessThread` decodes and composes finished samples while the engine samples the next ones.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from earl_cli import version
 from earl_cli.errors import InputError, ModelError
 from earl_cli.generation.engine import Completion, Engine, Request, Sampling
 from earl_cli.images.arrays import CELL
@@ -19,10 +23,15 @@ from earl_cli.images.compose import compose
 from earl_cli.images.resize import resize_to_area, seen_size
 from earl_cli.models.abilities import Understood, understand
 from earl_cli.tokens.layout import Grid, Mode, Parsed
-from earl_cli.version import version
 
 if TYPE_CHECKING:
     from earl_cli.models.bundle import EarlModel
+
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import torch
 
 Size = Literal["source", "model"]
 SHEET_SIDE = 8192
@@ -189,3 +198,21 @@ def _resized(image: NDArray[np.float32], width: int, height: int) -> NDArray[np.
     channels = [Image.fromarray(image[..., i]).resize((width, height), Image.Resampling.BICUBIC) for i in range(3)]
     stacked = np.stack([np.asarray(channel, dtype=np.float32) for channel in channels], axis=-1)
     return stacked.clip(0, 1)
+
+
+class PostprocessThread(ThreadPoolExecutor):
+    """One thread beside the one that samples; it gives the bits that this one would give.
+
+    torch counts threads by the thread, and convolutions round by their number, so this thread's number is taken over.
+    Gradients, inference and autocast are by the thread as well, and as at first: what is done here sets what it needs.
+    At the end of a ``with``, by an error or Ctrl-C too, what hasn't begun is dropped and what has is waited for, so
+    results that are wanted are to be waited for inside; work of several steps looks at ``ending`` between them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1, "beside", torch.set_num_threads, (torch.get_num_threads(),))
+        self.ending = Event()
+
+    def __exit__(self, *_: object) -> None:
+        self.ending.set()
+        self.shutdown(cancel_futures=True)

@@ -28,9 +28,10 @@ from earl_cli.generation.engine import (
     OnProgress,
     Request,
     Sampling,
+    draw,
     start_of,
+    uniforms,
 )
-from earl_cli.generation.sampling import draw, uniforms
 from earl_cli.models.device import free_memory
 from earl_cli.tokens.grammar import FreeState, GrammarState
 from earl_cli.tokens.layout import Layout

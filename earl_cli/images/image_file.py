@@ -23,10 +23,9 @@ from PIL import Image
 from earl_cli.errors import EarlError, InputError, OutputError, UsageError
 from earl_cli.files import whole_file
 from earl_cli.images import jpeg, png
-from earl_cli.images.color import on_white, to_pixels
+from earl_cli.images.color import ColorSpace, coded_space, on_white, to_pixels
 from earl_cli.images.kinds import HEIC, TIFF_HEADS, foreign_kind, tiff_trouble
 from earl_cli.images.sidedata import SideData, orientation, saving_options, side_data
-from earl_cli.images.spaces import ColorSpace, coded_space
 
 MAX_PIXELS = 200_000_000
 READABLE = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM", "QOI", "ICO", "PCX", "SGI", "DIB")

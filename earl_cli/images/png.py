@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
-from earl_cli.images.spaces import ColorSpace, coded_space, gamma_space
+from earl_cli.images.color import ColorSpace, coded_space, gamma_space
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LARGEST_BLOCK = 1 << 20  # unpacked; what Pillow and others take

@@ -20,10 +20,17 @@ from earl_cli.files import whole_file
 from earl_cli.images.resize import Grids
 from earl_cli.models import names
 from earl_cli.models.abilities import fault
-from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, parameter_count, part_config
+from earl_cli.models.checkpoint import (
+    Checkpoint,
+    empty_language,
+    load_language,
+    open_checkpoint,
+    parameter_count,
+    part_config,
+    save_language,
+)
 from earl_cli.models.device import DevicePlan, plan, preferred_dtype
 from earl_cli.models.hub import CONFIGS_AND_WEIGHTS, TOKENIZER_FILES, called, locate
-from earl_cli.models.language import empty_language, load_language, save_language
 from earl_cli.models.vision import load_vision
 from earl_cli.models.weights import fingerprint, read_json, write_json
 from earl_cli.tokens.layout import Layout

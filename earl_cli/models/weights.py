@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from earl_cli.bounded_json import loads
 from earl_cli.console import listed
 from earl_cli.errors import ModelError, first_line
-from earl_cli.files import whole_file
+from earl_cli.files import loads, whole_file
 from earl_cli.models.pickles import ForeignNameError, PickleError, TensorRecord
 from earl_cli.models.torch_files import ARCHIVE, read_saved
 

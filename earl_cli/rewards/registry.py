@@ -16,8 +16,7 @@ from earl_cli.config.rl import RlConfig
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.openai_client.client import check_keys, without_key
 from earl_cli.rewards.judge.client import Judge
-from earl_cli.rewards.judge.declarations import load_declaration
-from earl_cli.rewards.judge.rubrics import Rubrics, load_rubrics
+from earl_cli.rewards.judge.declarations import Rubrics, load_declaration, load_rubrics
 from earl_cli.rewards.reward import Edit, Reward, Score
 from earl_cli.rewards.viescore import JUDGED, judged
 

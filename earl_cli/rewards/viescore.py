@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from earl_cli.rewards.judge.client import Answer, Judge, Question
-from earl_cli.rewards.judge.rubrics import Rubrics, asked
+from earl_cli.rewards.judge.declarations import Rubrics, asked
 from earl_cli.rewards.reward import Edit, Reward, Score
 
 MIXED = "sqrt(viescore_pqxground_score)"

@@ -19,14 +19,13 @@ from urllib.parse import unquote
 from earl_cli.console import console
 from earl_cli.generation.editor import sampling_of
 from earl_cli.images.image_file import open_picture
-from earl_cli.serving.admitting import check_host, check_key, check_origin, check_rate
+from earl_cli.serving.access import check_host, check_key, check_origin, check_rate
 from earl_cli.serving.connections import Server
 from earl_cli.serving.errors import RefusedError, refusal, report
 from earl_cli.serving.http1 import Request, Wire
-from earl_cli.serving.memory import give_back_memory
-from earl_cli.serving.multipart import read_form
+from earl_cli.serving.limits import give_back_memory
 from earl_cli.serving.queue import Order
-from earl_cli.serving.request import Asked, asked
+from earl_cli.serving.request import Asked, asked, read_form
 from earl_cli.serving.response import send_edits
 from earl_cli.serving.service import Service
 

@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
+from earl_cli import version
 from earl_cli.console import console
 from earl_cli.generation.editor import Editor
 from earl_cli.generation.engine import Sampling
 from earl_cli.models.abilities import examples
 from earl_cli.serving.limits import Budget, Limits, Places, Rate
-from earl_cli.serving.queue import EditQueue
+from earl_cli.serving.queue import EditQueue, drawing
 from earl_cli.serving.site import Site
-from earl_cli.serving.worker import drawing
-from earl_cli.version import version
 
 OPENED_AT_ONCE = 2
 PAGE = {

@@ -1,4 +1,4 @@
-"""The one place where a sequence is put together and taken apart: training, sampling and editing all call it.
+"""The sequence layout: the one place where a sequence is assembled and parsed, for training, sampling and editing.
 
 What training shows after a prompt is exactly what sampling continues: ``prompt(...)`` is a strict prefix of
 ``example(...).ids`` in every mode. Text before and after a boundary is tokenized apart, so no token spans one.
@@ -361,3 +361,25 @@ def _sequence(ids: ArrayLike) -> Ids:
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InputError(f"a sequence is a row of integer ids, got {array.dtype} of shape {array.shape}")
     return array.astype(np.int64)
+
+
+Size = tuple[int, int]
+NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+"""A coordinate, its digits a group."""
+BOX = rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]"
+"""A box, its four coordinates groups."""
+_BOX = re.compile(BOX)
+
+
+def rescale_boxes(text: str, before: Size, after: Size) -> str:
+    """``text`` with its boxes brought from a picture of ``before`` (width, height) to ``after``, rounded to pixels.
+
+    Only four numbers in square brackets are a box; everything else stays as it is.
+    """
+    scales = [after[0] / before[0], after[1] / before[1]] * 2
+
+    def moved(match: re.Match[str]) -> str:
+        corners = [round(float(number) * scale) for number, scale in zip(match.groups(), scales, strict=True)]
+        return f"[{', '.join(map(str, corners))}]"
+
+    return _BOX.sub(moved, text)

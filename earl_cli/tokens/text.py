@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from earl_cli.bounded_json import loads
 from earl_cli.errors import InputError, ModelError, OutputError, UsageError
-from earl_cli.files import whole_file
+from earl_cli.files import loads, whole_file
 from earl_cli.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from earl_cli.config.rl import RlConfig
-from earl_cli.training.common.distributed import deepspeed_config, rank, world_size
-from earl_cli.training.common.precision import uses_bfloat16, uses_cpu
+from earl_cli.training.common.distributed import deepspeed_config, rank, uses_bfloat16, uses_cpu, world_size
 from earl_cli.training.rl.policy import Batch, Policy
 
 STATE = "optimizer.pt"

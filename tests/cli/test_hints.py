@@ -29,7 +29,7 @@ FOR: dict[str, tuple[str, ...]] = {
     "models/device": ("edit", "serve", "tokenize", "eval", "sft", "rl"),
     "rewards": ("rl",),
     "training": ("sft", "rl"),
-    "training/plots": ("sft plot", "rl plot"),
+    "training/common/plots": ("sft plot", "rl plot"),
     "serving": ("serve",),
 }
 """Whose messages a room has; of any other module, those of all commands that import it."""
@@ -37,13 +37,13 @@ FOR: dict[str, tuple[str, ...]] = {
 ELSEWHERE = {
     "commands/doctor": "--device",  # what to tell the other commands
     "data/merging": "--image-area",  # tokenize the data again
-    "training/assembling": "--image-area",
-    "training/sft": "--image-area",
-    "training/distributed": "--nproc_per_node",  # torchrun's
+    "training/rl/setup": "--image-area",
+    "training/sft/run": "--image-area",
+    "training/common/distributed": "--nproc_per_node",  # torchrun's
 }
 NO_KEYS = {"earl_cli", "nproc_per_node", "tensor_parallel_size", "my_rewards"}
-VLLM = {"rewards/serving": "serve_command"}  # the arguments of another program
-STYLE = "images/page"  # custom properties of a style sheet
+VLLM = {"rewards/judge/server": "serve_command"}  # the arguments of another program
+STYLE = "images/html_gallery"  # custom properties of a style sheet
 
 
 @cache
@@ -51,7 +51,7 @@ def options(command: str) -> set[str]:
     """All that a command takes, with those of the program."""
     name = command.replace(" ", "_")
     single = typer.Typer(add_completion=False)
-    single.command(command)(getattr(import_module(f"earl_cli.commands.{name}"), name))
+    single.command(command)(getattr(import_module(app.module_of(command)), name))
     program = typer.main.get_command(app.build_app()).params
     found = [*typer.main.get_command(single).params, *program]
     return {option for each in found for option in (*each.opts, *each.secondary_opts)} | {"--help"}
@@ -80,6 +80,11 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
             todo += ast.iter_child_nodes(node)
 
 
+def file_of(module: str) -> Path | None:
+    path = PACKAGE.parent / module.replace(".", "/")
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
 @cache
 def imports(path: Path) -> frozenset[Path]:
     """The modules of the package that a module imports when it runs, anywhere in it."""
@@ -91,8 +96,7 @@ def imports(path: Path) -> frozenset[Path]:
             continue
         if isinstance(node, ast.ImportFrom) and node.module:
             for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
-                file = PACKAGE.parent / f"{name.replace('.', '/')}.py"
-                if file.is_file():
+                if file := file_of(name):
                     found.add(file)
         todo += ast.iter_child_nodes(node)
     return frozenset(found)
@@ -100,8 +104,9 @@ def imports(path: Path) -> frozenset[Path]:
 
 @cache
 def reached(command: str) -> set[Path]:
-    found = {PACKAGE / "commands" / f"{command.replace(' ', '_')}.py"}
-    todo = list(found)
+    first = file_of(app.module_of(command))
+    assert first is not None
+    found, todo = {first}, [first]
     while todo:
         new = imports(todo.pop()) - found
         found |= new

@@ -338,7 +338,7 @@ def test_the_plan_refuses_for_want_of_memory_and_disk(
     rl: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("earl_cli.training.common.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+        patched.setattr("earl_cli.training.common.memory.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
         text = complaint(rl("--dry-run"), 8)
         assert "the run needs up to 12.3 MB: 1 whole checkpoint of 7.19 MB, 1 model of 5.11 MB; 1 MB are free" in text
         assert text[text.index("error: ") :] in complaint(rl(), 8)

@@ -24,7 +24,7 @@ from earl_cli.app import run
 from earl_cli.data.store import Manifest, Reject, create_or_resume, write_shard
 from earl_cli.models import names
 from earl_cli.models.bundle import load_model
-from earl_cli.models.language import load_language
+from earl_cli.models.checkpoint import load_language
 from earl_cli.training.common.checkpoints import CHECKPOINTS, LOCK, checkpoints
 
 SMALL = {"max_steps": 4, "batch_size": 2, "accumulation": 1, "warmup_steps": 1, "learning_rate": 3e-3}
@@ -322,7 +322,7 @@ def test_the_plan_refuses_for_want_of_memory_and_disk(
     sft: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("earl_cli.training.common.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+        patched.setattr("earl_cli.training.common.memory.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
         text = complaint(sft("--dry-run"), 8)
         assert "the run needs up to 11.6 MB: 1 whole checkpoint of 6.49 MB, 1 model of 5.11 MB; 1 MB are free" in text
         assert text[text.index("error: ") :] in complaint(sft(), 8)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earl_cli.config.paths import read_paths
+from earl_cli.config.loader import read_paths
 from earl_cli.errors import InputError
 
 

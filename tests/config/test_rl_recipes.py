@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from earl_cli.config.loader import load_config, recipes
-from earl_cli.config.paths import read_paths
+from earl_cli.config.loader import load_config, read_paths, recipes
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import UsageError
 

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from earl_cli.data.columns import SAMPLE, Columns, find_columns, pair_of
-from earl_cli.data.presets import PRESETS, find_preset
+from earl_cli.data.columns import PRESETS, SAMPLE, Columns, find_columns, find_preset, pair_of
 from earl_cli.data.sources.base import BadRowError, Row, Source
 from earl_cli.data.sources.registry import Place, open_source
 from earl_cli.errors import InputError, UsageError

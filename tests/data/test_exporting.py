@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from stores import PER_SHARD, REJECTED, ROWS, SHARDS, write_store
 
-from earl_cli.data.exporting import export_jsonl, export_parquet
+from earl_cli.data.merging import export_jsonl, export_parquet
 from earl_cli.data.store import Store, TokenizedPair, open_store, pairs_of, shard_path, write_shard
 from earl_cli.errors import InputError
 

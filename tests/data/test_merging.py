@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from stores import REJECTED, ROWS, SHARDS, contents, random_pair, write_store
 
+from earl_cli.data.inspecting import verify
 from earl_cli.data.merging import merge, rows_planned
 from earl_cli.data.store import SCHEMA, Store, create_or_resume, pairs_of, shard_path, write_shard
-from earl_cli.data.verifying import verify
 from earl_cli.errors import EarlError, InputError, UsageError
 
 

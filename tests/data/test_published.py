@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published_data import LIST, fields, numbers, pack, publish, saved
 
+from earl_cli.data.published import store as module
 from earl_cli.data.published.store import (
     export_published,
     import_published,
@@ -20,7 +21,6 @@ from earl_cli.data.published.store import (
     open_published,
     published_table,
 )
-from earl_cli.data.published.store import store as module
 from earl_cli.data.store import Manifest, Store, TokenizedPair, create_or_resume, open_store, write_shard
 from earl_cli.errors import ModelError, UsageError
 

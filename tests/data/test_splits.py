@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from earl_cli.data.image_cells import picture_bytes
-from earl_cli.data.sources.base import BadRowError, Row, row_count
+from earl_cli.data.sources.base import BadRowError, Row, row_count, split_of
 from earl_cli.data.sources.registry import Place, open_source
-from earl_cli.data.sources.splits import split_of
 from earl_cli.errors import InputError, UsageError
 
 from .conftest import FORMS, as_json, as_json_lines, as_parquet, as_saved, as_table, as_tars, rows_with_pictures

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from stores import CODES, ROWS, random_pair, write_store
 
+from earl_cli.data.inspecting import verify
 from earl_cli.data.store import SCHEMA, open_store, shard_path, write_manifest, write_shard
-from earl_cli.data.verifying import verify
 
 SHARD, REJECTS = "shard-000002.parquet", "shard-000001.rejects.jsonl"
 

@@ -21,8 +21,7 @@ from playwright.sync_api import Browser
 from trainings import torchrun
 from victims import Forks, own_program
 
-from earl_cli.evaluation.columns import PUBLISHED
-from earl_cli.evaluation.results import LINES, find_results, lines_of, load_run
+from earl_cli.evaluation.results import LINES, PUBLISHED, find_results, lines_of, load_run
 from earl_cli.files import is_aside
 
 pytestmark = pytest.mark.slow

@@ -25,7 +25,7 @@ from earl_cli.openai_client.retry import Pacing
 from earl_cli.rewards import registry as choosing
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
-from earl_cli.training.rl.trainer import trainer as rl
+from earl_cli.training.rl import trainer as rl
 
 pytestmark = pytest.mark.slow
 

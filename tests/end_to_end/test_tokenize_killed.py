@@ -25,8 +25,8 @@ import pytest
 from PIL import Image
 from victims import Forks, Launcher, Run, own_program
 
+from earl_cli.data.inspecting import verify
 from earl_cli.data.store import MANIFEST, open_store
-from earl_cli.data.verifying import verify
 from earl_cli.files import LOCK, is_aside
 
 pytestmark = [

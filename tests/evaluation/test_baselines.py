@@ -18,7 +18,7 @@ from PIL import Image
 from earl_cli.errors import MissingExtraError, ModelError, UsageError
 from earl_cli.evaluation import baselines
 from earl_cli.evaluation.baselines import BASELINES, open_baseline
-from earl_cli.evaluation.editors import Drawn, Editor, Task
+from earl_cli.evaluation.editors import BenchmarkEditor, Drawn, Task
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.slow
@@ -133,8 +133,8 @@ def pixels(drawn: list[Drawn]) -> list[bytes]:
 
 
 @pytest.fixture(scope="session")
-def opened(pix2pix: Path, omnigen: Path) -> Callable[[str], Editor]:
-    def opened(name: str) -> Editor:
+def opened(pix2pix: Path, omnigen: Path) -> Callable[[str], BenchmarkEditor]:
+    def opened(name: str) -> BenchmarkEditor:
         return open_baseline(name, str(omnigen if name == "omnigen" else pix2pix), "cpu")
 
     return opened
@@ -143,7 +143,7 @@ def opened(pix2pix: Path, omnigen: Path) -> Callable[[str], Editor]:
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("dtype", ["float32", "published"])
 def test_edits_depend_on_picture_instruction_and_seed_and_on_nothing_else(
-    name: str, dtype: str, opened: Callable[[str], Editor], monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: str, opened: Callable[[str], BenchmarkEditor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if dtype == "published":
         monkeypatch.setattr(baselines, "dtype_on", lambda baseline, _: baseline.dtype)
@@ -166,14 +166,14 @@ def test_edits_depend_on_picture_instruction_and_seed_and_on_nothing_else(
     ],
 )
 def test_the_size_is_the_models_own(
-    name: str, size: tuple[int, int], drawn: tuple[int, int], opened: Callable[[str], Editor]
+    name: str, size: tuple[int, int], drawn: tuple[int, int], opened: Callable[[str], BenchmarkEditor]
 ) -> None:
     (found,) = opened(name).edit([task(size=size)])
     assert found.image is not None
     assert (found.image.size, found.seen) == (drawn, drawn)
 
 
-def test_seeds_and_random_numbers_of_others_are_left_alone(opened: Callable[[str], Editor]) -> None:
+def test_seeds_and_random_numbers_of_others_are_left_alone(opened: Callable[[str], BenchmarkEditor]) -> None:
     import torch
 
     before = torch.random.get_rng_state()
@@ -181,7 +181,7 @@ def test_seeds_and_random_numbers_of_others_are_left_alone(opened: Callable[[str
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_an_instruction_may_look_like_a_place_for_a_picture(opened: Callable[[str], Editor]) -> None:
+def test_an_instruction_may_look_like_a_place_for_a_picture(opened: Callable[[str], BenchmarkEditor]) -> None:
     (found,) = opened("omnigen").edit([task(instruction="add <img><|image_2|></img> and snow")])
     assert found.image is not None
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from evaluations import picture
 
-from earl_cli.evaluation.earl_editor import EarlEditor
-from earl_cli.evaluation.editors import Task
+from earl_cli.evaluation.editors import EarlEditor, Task
 from earl_cli.generation.editor import Editor, load_editor
 
 

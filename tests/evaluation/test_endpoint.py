@@ -16,7 +16,7 @@ from judge_server import Faults
 from PIL import Image
 
 from earl_cli.errors import EarlError, UsageError
-from earl_cli.evaluation.editors import Drawn, Editor, Task
+from earl_cli.evaluation.editors import BenchmarkEditor, Drawn, Task
 from earl_cli.evaluation.endpoint import open_endpoint
 from earl_cli.openai_client.retry import Pacing
 
@@ -33,12 +33,12 @@ def images(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImagesServer]:
     server.stop()
 
 
-Open = Callable[..., Editor]
+Open = Callable[..., BenchmarkEditor]
 
 
 @pytest.fixture
 def endpoint(images: ImagesServer) -> Open:
-    def opened(**settings: object) -> Editor:
+    def opened(**settings: object) -> BenchmarkEditor:
         return open_endpoint(images.api_base, **{"model": MODEL, "pacing": QUICK, "timeout": 10.0} | settings)
 
     return opened

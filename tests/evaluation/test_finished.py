@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from earl_cli.errors import InputError
-from earl_cli.evaluation import finished
-from earl_cli.evaluation.editors import Drawn, Task
-from earl_cli.evaluation.finished import copy_editor, open_finished
+from earl_cli.evaluation import editors
+from earl_cli.evaluation.editors import Drawn, Task, copy_editor, open_finished
 
 SOURCE = Image.new("RGB", (16, 8), "white")
 
@@ -101,9 +100,9 @@ def test_no_folder_is_an_error(tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("limit", [finished.HASHED_BYTES, 0], ids=["contents", "times"])
+@pytest.mark.parametrize("limit", [editors.HASHED_BYTES, 0], ids=["contents", "times"])
 def test_the_fingerprint_is_that_of_the_pictures(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finished, "HASHED_BYTES", limit)
+    monkeypatch.setattr(editors, "HASHED_BYTES", limit)
     monkeypatch.chdir(tmp_path)
     colour("red").save("1.bmp")
 

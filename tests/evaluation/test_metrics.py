@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from earl_cli.errors import MissingExtraError, ModelError, UsageError
-from earl_cli.evaluation.columns import COLUMNS
 from earl_cli.evaluation.metrics import DEFAULT, METRICS, MOST_PSNR, available, measure, versions
+from earl_cli.evaluation.results import COLUMNS
 from earl_cli.rewards.reward import Pixels
 
 HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None

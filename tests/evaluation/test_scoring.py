@@ -13,18 +13,15 @@ from judge_server import MODEL, Faults, JudgeServer
 from PIL import Image
 
 from earl_cli.evaluation.benchmarks import find_benchmark
-from earl_cli.evaluation.columns import PUBLISHED
-from earl_cli.evaluation.finished import copy_editor
+from earl_cli.evaluation.editors import copy_editor
 from earl_cli.evaluation.generating import Wanted, generate, start_run
-from earl_cli.evaluation.results import Run, load_run
+from earl_cli.evaluation.results import PUBLISHED, Run, load_run
 from earl_cli.evaluation.samples import open_benchmark
 from earl_cli.evaluation.scoring import NO_EDIT, Scoring, pairs_of, score, shared_keys
-from earl_cli.evaluation.statistics import summarize
-from earl_cli.evaluation.summaries import summary_document
+from earl_cli.evaluation.statistics import summarize, summary_document
 from earl_cli.openai_client.retry import Pacing
 from earl_cli.rewards.judge.client import Judge
-from earl_cli.rewards.judge.declarations import load_declaration
-from earl_cli.rewards.judge.rubrics import load_rubrics
+from earl_cli.rewards.judge.declarations import load_declaration, load_rubrics
 from earl_cli.rewards.reward import JudgeDownError
 
 OFFLINE = ("l1", "l2", "psnr", "ssim")

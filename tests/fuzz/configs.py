@@ -6,14 +6,12 @@ from pathlib import Path
 
 from fuzzing import Room
 
-from earl_cli.config.loader import resolve
-from earl_cli.config.paths import read_paths
+from earl_cli.config.loader import read_paths, resolve
 from earl_cli.config.rl import RlConfig
 from earl_cli.config.sft import SftConfig
 from earl_cli.errors import EarlError
 from earl_cli.evaluation.benchmarks import find_benchmark
-from earl_cli.rewards.judge.declarations import load_declaration
-from earl_cli.rewards.judge.rubrics import load_rubrics
+from earl_cli.rewards.judge.declarations import load_declaration, load_rubrics
 
 GOOD = {
     "a.json": b'{"data": ["a", "b"], "output": "o", "epochs": 2, "learning_rate": 1e-4, "trackers": ["wandb"]}',

@@ -13,8 +13,7 @@ from transformers.models.emu3.modeling_emu3 import Emu3ForCausalLM, Emu3VQVAE
 
 from earl_cli.errors import EarlError
 from earl_cli.models.bundle import load_model, open_base
-from earl_cli.models.checkpoint import parameter_count
-from earl_cli.models.language import save_language
+from earl_cli.models.checkpoint import parameter_count, save_language
 from earl_cli.tokens.text import train_byte_bpe
 from earl_cli.tokens.vocabulary import small_vocabulary
 

@@ -15,8 +15,7 @@ from earl_cli.images.image_file import open_picture
 from earl_cli.serving.errors import RefusedError
 from earl_cli.serving.http1 import Wire
 from earl_cli.serving.limits import Limits
-from earl_cli.serving.multipart import read_form
-from earl_cli.serving.request import asked
+from earl_cli.serving.request import asked, read_form
 
 PICTURE = file_of(Image.new("RGB", (8, 8), "red"))
 BODY = (

@@ -8,9 +8,8 @@ from pathlib import Path
 from fuzzing import Room
 from stores import contents, write_store
 
-from earl_cli.data.inspecting import summary
+from earl_cli.data.inspecting import summary, verify
 from earl_cli.data.store import open_store, pairs_of
-from earl_cli.data.verifying import verify
 from earl_cli.errors import EarlError
 
 with tempfile.TemporaryDirectory() as _folder:

@@ -13,8 +13,7 @@ from PIL import Image
 from transformers import Emu3VQVAE
 
 from earl_cli.errors import InputError, ModelError
-from earl_cli.evaluation.earl_editor import EarlEditor
-from earl_cli.evaluation.editors import Task
+from earl_cli.evaluation.editors import EarlEditor, Task
 from earl_cli.generation.editing import SHEET_SIDE, Draft, EditSettings, Job, decoded, draft, encoded, render, sheet
 from earl_cli.generation.editor import Editor, load_editor
 from earl_cli.generation.engine import Sampling

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from earl_cli.generation.editing import decoded
-from earl_cli.generation.postprocess import Beside
+from earl_cli.generation.editing import PostprocessThread, decoded
 from earl_cli.models.bundle import load_model
 
 CODES = np.random.default_rng(0).integers(0, 512, (4, 9, 7))
@@ -23,7 +22,7 @@ def test_it_gives_the_bits_that_this_thread_gives(threads: int, tiny_model_dir: 
     torch.set_num_threads(threads)
     try:
         here = [decoded(model, codes) for codes in CODES]
-        with Beside() as beside, torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with PostprocessThread() as beside, torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             there = [beside.submit(decoded, model, codes) for codes in CODES]
             assert all(np.array_equal(one, other.result()) for one, other in zip(here, there, strict=True))
             assert beside.submit(torch.get_num_threads).result() == threads
@@ -39,7 +38,7 @@ def test_an_interruption_waits_for_what_has_begun_and_drops_the_rest() -> None:
         done.append("begun")
 
     waiting: list[Future[None]] = []
-    with pytest.raises(KeyboardInterrupt), Beside() as beside:
+    with pytest.raises(KeyboardInterrupt), PostprocessThread() as beside:
         waiting += [beside.submit(begun), beside.submit(done.append, "next")]
         while not waiting[0].running():
             pass
@@ -49,5 +48,5 @@ def test_an_interruption_waits_for_what_has_begun_and_drops_the_rest() -> None:
 
 
 def test_what_fails_there_is_raised_where_it_is_waited_for() -> None:
-    with pytest.raises(ZeroDivisionError), Beside() as beside:
+    with pytest.raises(ZeroDivisionError), PostprocessThread() as beside:
         beside.submit(divmod, 1, 0).result()

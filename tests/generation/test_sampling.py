@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earl_cli.errors import UsageError
-from earl_cli.generation.engine import Sampling
-from earl_cli.generation.sampling import draw, uniforms
+from earl_cli.generation.engine import Sampling, draw, uniforms
 
 
 def allowed(logits: np.ndarray, sampling: Sampling) -> np.ndarray:

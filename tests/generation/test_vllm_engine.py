@@ -17,10 +17,10 @@ from earl_cli.errors import InputError, ModelError, UsageError
 from earl_cli.generation.engine import Completion, Request, Sampling
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.generation.vllm.engine import Patience, VllmEngine
-from earl_cli.generation.vllm.engine_arguments import engine_arguments
+from earl_cli.generation.vllm.environment import engine_arguments
 from earl_cli.generation.vllm.watchdog import EngineError
 from earl_cli.models.bundle import EarlModel, load_model
-from earl_cli.models.language import save_language
+from earl_cli.models.checkpoint import save_language
 from earl_cli.models.weights import read_json, write_json
 from earl_cli.tokens.layout import Grid, Layout, Mode
 from earl_cli.tokens.vocabulary import small_vocabulary

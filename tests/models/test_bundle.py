@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from earl_cli.errors import DeviceError, ModelError
 from earl_cli.models import bundle, device
 from earl_cli.models.bundle import load_model, load_vision_of, open_base, save_trained
-from earl_cli.models.language import load_language
+from earl_cli.models.checkpoint import load_language
 from earl_cli.models.vision import load_vision, save_vision
 from earl_cli.tokens.vocabulary import EMU3
 

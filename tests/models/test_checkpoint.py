@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Emu3ForCausalLM, Emu3TextConfig, Emu3VQVAE, Emu3VQVAEConfig
 
 from earl_cli.errors import ModelError, OutputError
-from earl_cli.models.checkpoint import open_checkpoint, parameter_count
+from earl_cli.models.checkpoint import load_language, open_checkpoint, parameter_count, save_language
 from earl_cli.models.hub import locate
-from earl_cli.models.language import load_language, save_language
 from earl_cli.models.vision import load_vision, save_vision
 from earl_cli.models.weights import fingerprint, weight_files
 

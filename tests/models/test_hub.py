@@ -16,8 +16,8 @@ from PIL import Image
 
 from earl_cli.errors import ModelError
 from earl_cli.models.bundle import identify, load_model, load_vision_of, open_base, save_trained
+from earl_cli.models.checkpoint import load_language
 from earl_cli.models.hub import called, locate
-from earl_cli.models.language import load_language
 
 LOG_IN = "accept its terms on its page and log in with `hf auth login`"
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from earl_cli.models import names, vision
-from earl_cli.models.language import load_language, save_language
+from earl_cli.models.checkpoint import load_language, save_language
 from earl_cli.models.vision import load_vision, save_vision
 
 TEXT = {

@@ -16,8 +16,7 @@ from PIL import Image
 
 from earl_cli.errors import UsageError
 from earl_cli.rewards.judge.client import Judge, Question
-from earl_cli.rewards.judge.declarations import PUBLISHED, load_declaration
-from earl_cli.rewards.judge.rubrics import load_rubrics
+from earl_cli.rewards.judge.declarations import PUBLISHED, load_declaration, load_rubrics
 from earl_cli.rewards.viescore import judged
 
 Ask = Callable[..., Judge]

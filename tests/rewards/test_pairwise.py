@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from judge_server import Faults, JudgeServer, picture
 
 from earl_cli.rewards.judge.client import Judge
+from earl_cli.rewards.judge.declarations import load_rubrics
 from earl_cli.rewards.judge.pairwise import Pair, Preference, Tally, first_rate, prefer, sign_test_p, tally
-from earl_cli.rewards.judge.rubrics import load_rubrics
 from earl_cli.rewards.reward import JudgeDownError
 
 Ask = Callable[..., Judge]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from earl_cli.errors import UsageError
-from earl_cli.rewards.judge.rubrics import Rubrics, asked, load_rubrics
+from earl_cli.rewards.judge.declarations import Rubrics, asked, load_rubrics
 
 OWN = """
 semantic_consistency = "How well was this done: {instruction}?"

@@ -10,7 +10,7 @@ import pytest
 from judge_server import Faults, JudgeServer, picture, some_edits
 
 from earl_cli.rewards.judge.client import Judge
-from earl_cli.rewards.judge.rubrics import load_rubrics
+from earl_cli.rewards.judge.declarations import load_rubrics
 from earl_cli.rewards.registry import choose
 from earl_cli.rewards.viescore import JUDGED, MIXED, judged
 

@@ -17,7 +17,7 @@ from serving_servers import Running, eventually, pixels, png, running
 from earl_cli.app import run
 from earl_cli.generation.editing import Draft
 from earl_cli.generation.editor import load_editor
-from earl_cli.serving import worker as drawings
+from earl_cli.serving import queue
 from earl_cli.serving.limits import Limits
 from earl_cli.serving.service import service_of
 from earl_cli.serving.site import Site
@@ -92,14 +92,14 @@ def test_transparency_is_kept_where_the_format_has_it_and_said_where_not(server:
 
 
 def test_one_bad_order_does_not_spoil_its_batch(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = drawings.draft
+    real = queue.draft
 
     def draft(model: object, engine: object, jobs: list, *more: object) -> list[list[Draft]]:
         if any("bad" in job.instruction for job in jobs):
             raise ZeroDivisionError
         return real(model, engine, jobs, *more)
 
-    monkeypatch.setattr(drawings, "draft", draft)
+    monkeypatch.setattr(queue, "draft", draft)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(server.post, n=8)
         assert eventually(lambda: server.service.queue.drawing == 1 or first.done())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from earl_cli.serving.errors import RefusedError
-from earl_cli.serving.multipart import MAX_PARTS, MAX_TEXT, Field, read_form, text
+from earl_cli.serving.request import MAX_PARTS, MAX_TEXT, Field, read_form, text
 
 TYPE = "multipart/form-data; boundary=b"
 NAMES = some.text(

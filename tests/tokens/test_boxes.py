@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earl_cli.tokens.boxes import rescale_boxes
+from earl_cli.tokens.layout import rescale_boxes
 
 
 @pytest.mark.parametrize(

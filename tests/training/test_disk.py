@@ -15,9 +15,9 @@ from earl_cli.config.rl import RlConfig
 from earl_cli.config.sft import SftConfig
 from earl_cli.errors import OutputError
 from earl_cli.models.bundle import open_base
-from earl_cli.training.common import disk
+from earl_cli.training.common import memory
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
-from earl_cli.training.common.disk import check_room, rl_disk, sft_disk
+from earl_cli.training.common.memory import check_room, rl_disk, sft_disk
 
 EMU3: Any = SimpleNamespace(
     parameters=8_492_199_936,
@@ -35,7 +35,7 @@ NEEDED = {"data": ["a"], "output": "o"}
 
 
 def test_fifty_checkpoints_of_the_paper_take_six_terabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000_000_000))
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000_000_000))
     published = load_config(SftConfig, "sft/simple", ["keep=50"], given=NEEDED)
     needed = sft_disk(published, EMU3, 10_000)
     assert 5.9e12 < needed.total < 6.2e12
@@ -54,8 +54,8 @@ def test_fifty_checkpoints_of_the_paper_take_six_terabytes(tmp_path: Path, monke
 def test_what_is_there_of_the_run_counts_as_room(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "there" / CHECKPOINTS / "checkpoint-1").mkdir(parents=True)
     (tmp_path / "there" / CHECKPOINTS / "checkpoint-1" / "weights").write_bytes(bytes(600))
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=500))
-    needed = disk.Disk(checkpoint=400, whole=2, model=200, models=1, keep=1)
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: SimpleNamespace(free=500))
+    needed = memory.Disk(checkpoint=400, whole=2, model=200, models=1, keep=1)
     if output == "there":
         assert check_room(tmp_path / output, needed) == 1100
         return

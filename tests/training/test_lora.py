@@ -20,8 +20,7 @@ from earl_cli.generation.engine import Sampling
 from earl_cli.models.bundle import Base, load_model, load_vision_of, open_base
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.sft.model import load_trainee, merged_weights, plain
-from earl_cli.training.sft.run import SftData, SftResult, fine_tune, load_data
-from earl_cli.training.sft.sample_gallery import draw_gallery
+from earl_cli.training.sft.run import SftData, SftResult, draw_gallery, fine_tune, load_data
 
 SMALL = {"max_steps": 6, "batch_size": 2, "accumulation": 2, "warmup_steps": 1, "learning_rate": 3e-3, "log_every": 1}
 LORA = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1, "precision": "float32", "device": "cpu"}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earl_cli.data.mixture import Mixture, mix, sample_rows
+from earl_cli.data.batches import Mixture, mix, sample_rows
 from earl_cli.errors import UsageError
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=5)

@@ -18,7 +18,7 @@ from earl_cli.data.batches import ExampleData, load_rows
 from earl_cli.generation.engine import Sampling
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.models.vision import decode, images_of
-from earl_cli.training.sft.sample_gallery import draw_gallery
+from earl_cli.training.sft.run import draw_gallery
 
 
 class Page(HTMLParser):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from earl_cli.tokens.vocabulary import small_vocabulary
-from earl_cli.training.rl.logprobs import token_logprobs
+from earl_cli.training.rl.policy import token_logprobs
+from earl_cli.training.sft import loss
 from earl_cli.training.sft.loss import labelled, separate_heads, summed_loss, whole_head
-from earl_cli.training.sft.run import loss as losses
 
 VOCABULARY = small_vocabulary(text_size=11, codes=23)
 
@@ -54,7 +54,7 @@ def test_nothing_labelled_is_no_loss() -> None:
 @pytest.mark.parametrize("at_once", [1 << 26, 12_000])
 def test_of_sixteen_bits_all_but_the_product_has_thirty_two(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published loss: logits in bfloat16, everything after them in float32."""
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 1001, 5, generator=generator).bfloat16().requires_grad_()
     head = torch.randn(VOCABULARY.size, 5, generator=generator).bfloat16().requires_grad_()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
-from earl_cli.training.rl.logprobs import token_entropies, token_logprobs
+from earl_cli.training.rl.policy import token_entropies, token_logprobs
 from earl_cli.training.rl.shared_prompt import Group, completion_states, fused, products
 
 VOCABULARY = 60
@@ -96,7 +96,7 @@ PARTS = ((0, 20), (20, VOCABULARY))
 def test_logprobs_and_entropies_against_softmax_in_float64(
     parts: tuple[tuple[int, int], ...], temperature: float, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("earl_cli.training.rl.logprobs.LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr("earl_cli.training.rl.policy.LOGITS_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(17, 8, generator=generator, requires_grad=True)
     head = torch.randn(VOCABULARY, 8, generator=generator, requires_grad=True)

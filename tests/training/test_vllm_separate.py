@@ -30,7 +30,7 @@ from earl_cli.generation.vllm.watchdog import EngineError
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.tokens.layout import Grid
 from earl_cli.training.rl.policy import Policy, Sampled, pack
-from earl_cli.training.rl.separate_engine import check_gpus
+from earl_cli.training.rl.rollout_engines import check_gpus
 from earl_cli.training.sft.loss import separate_heads
 
 need_vllm()

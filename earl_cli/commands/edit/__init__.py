@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from earl_cli import version
 from earl_cli.commands._options import EngineArgOption, EngineOption
 from earl_cli.commands.edit.files import find_sources, split_words
 from earl_cli.commands.edit.run import Kind, Order, Outcome, edit_all
 from earl_cli.commands.edit.targets import Targets
 from earl_cli.console import console, error_document, listed, one_line
 from earl_cli.errors import PartialFailureError, UsageError
-from earl_cli.version import version
 
 SEEDS = 2**31
 EXAMPLES_SHOWN = 8
@@ -36,7 +36,9 @@ def edit(
     *,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE|DIR/|-", help="Where to. Beside the original by default."),
+        typer.Option(
+            "--output", "-o", metavar="FILE|DIR/|-", help="Where to. PostprocessThread the original by default."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
     variants: Annotated[int, typer.Option("--variants", "-n", min=1, help="How many different edits.")] = 1,
@@ -76,7 +78,7 @@ def edit(
 
     The result lies beside the original as photo.edited.jpg, at its size. Nothing is overwritten without --force.
     """
-    from earl_cli.generation.vllm.engine_arguments import engine_arguments
+    from earl_cli.generation.vllm.environment import engine_arguments
 
     names, instruction = split_words(words or [])
     found = find_sources(names)

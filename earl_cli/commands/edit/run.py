@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from earl_cli.commands._startup import without_collector
+from earl_cli.commands._options import without_collector
 from earl_cli.commands.edit.files import Failed, Source
 from earl_cli.commands.edit.targets import EXTENSIONS, Targets
 from earl_cli.console import console
@@ -141,12 +141,15 @@ def edit_all(
 
 def _edit(order: Order, editor: Editor, pictures: Iterator[Opened], total: int) -> None:
     """Sample batch after batch; what is drawn is finished beside that. No more than two batches are open at a time."""
-    from earl_cli.generation.postprocess import Beside
+    from earl_cli.generation.editing import PostprocessThread
 
     at_once = max(1, (VLLM_AT_ONCE if editor.engine_name == "vllm" else VARIANTS_AT_ONCE) // len(order.seeds))
     waiting: deque[Future[None]] = deque()
     finished = 0
-    with console.progress("editing", unit="tokens" if total == 1 else "pictures") as progress, Beside() as beside:
+    with (
+        console.progress("editing", unit="tokens" if total == 1 else "pictures") as progress,
+        PostprocessThread() as beside,
+    ):
 
         def take(opened: Opened, drafts: Sequence[Draft]) -> None:
             waiting.append(beside.submit(_finish, order, opened, drafts, editor, beside.ending))

@@ -1,4 +1,4 @@
-"""``earl eval``: models on benchmarks, from pictures to a report; what is there already isn't drawn again."""
+"""``earl eval``: evaluate models on benchmarks; results that exist are not sampled again. And ``earl eval list``."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ from typing import Annotated, Literal
 
 import typer
 
-from earl_cli.commands._judge_options import API_KEY_VARIABLE, TIMEOUT, KeyOption, TimeoutOption
-from earl_cli.commands._options import EngineArgOption, EngineOption
+from earl_cli.commands._options import (
+    API_KEY_VARIABLE,
+    TIMEOUT,
+    EngineArgOption,
+    EngineOption,
+    KeyOption,
+    TimeoutOption,
+)
 from earl_cli.commands.eval.options import (
     AreaOption,
     Asked,
-    DeclarationOption,
     GroundOption,
     JudgeAddressOption,
+    JudgeDeclarationOption,
     JudgeModelOption,
     LpipsOption,
     ProtocolOption,
     RubricsOption,
 )
+from earl_cli.console import console
 
 OWN = "The model's own by default."
 
@@ -78,7 +85,7 @@ def eval(
     api_key_variable: KeyOption = API_KEY_VARIABLE,
     timeout: TimeoutOption = TIMEOUT,
     protocol: ProtocolOption = "earl",
-    declaration: DeclarationOption = None,
+    declaration: JudgeDeclarationOption = None,
     judge_area: AreaOption = None,
     endpoint_seed: Annotated[
         bool, typer.Option(help="Send seeds to an image-edit endpoint; some servers know none.")
@@ -96,7 +103,7 @@ def eval(
     from earl_cli.commands.eval.run import Order, evaluate
     from earl_cli.data.shard_plan import read_share
     from earl_cli.evaluation.editor_registry import Options
-    from earl_cli.generation.vllm.engine_arguments import engine_arguments
+    from earl_cli.generation.vllm.environment import engine_arguments
 
     said = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     options = Options(
@@ -133,3 +140,35 @@ def eval(
         page=page,
     )
     evaluate(order)
+
+
+def eval_list() -> None:
+    """List the benchmarks and the editors that have a name."""
+    from earl_cli.evaluation.baselines import BASELINES
+    from earl_cli.evaluation.benchmarks import PACKAGE, benchmarks
+
+    known = benchmarks()
+    rows = []
+    for name, each in known.items():
+        columns = [part.columns for part in each.parts]
+        target = "yes" if all(column.target for column in columns) else "no"
+        places = ", ".join(
+            dict.fromkeys("in the package" if part.place.startswith(PACKAGE) else part.place for part in each.parts)
+        )
+        rows.append([name, each.title, places, target, each.note])
+    rows.append(["PATH", "your own pairs: a folder with a list, .jsonl, .csv, .parquet", "-", "if there", ""])
+    console.table(["benchmark", "what", "from", "true edits", "note"], rows, title="Benchmarks")
+    editors = [["embedded", "the small model that ships with earl"], ["PATH or ORG/NAME", "any EARL model"]]
+    editors += [[name, f"baseline: {each.model}"] for name, each in BASELINES.items()]
+    editors += [
+        ["https://HOST/v1#MODEL", "any OpenAI-compatible image-edit endpoint"],
+        ["results:FOLDER", "finished pictures, named by the samples' ids"],
+        ["copy", "the unchanged source, the floor"],
+    ]
+    console.table(["editor", "what"], editors, title="Editors")
+    console.document(
+        {
+            "benchmarks": [each.model_dump(mode="json") for each in known.values()],
+            "editors": {name: each.model for name, each in BASELINES.items()},
+        }
+    )

@@ -41,7 +41,7 @@ ProtocolOption = Annotated[
     Literal["earl", "paper"],
     typer.Option("--protocol", help="paper: the published rows, the judge asked as published, at 256 x 256 pixels."),
 ]
-DeclarationOption = Annotated[
+JudgeDeclarationOption = Annotated[
     str | None,
     typer.Option(
         "--declaration",
@@ -85,8 +85,7 @@ def scoring_of(asked: Asked) -> Scoring:
     """
     from earl_cli.evaluation.metrics import DEFAULT, available
     from earl_cli.evaluation.scoring import PROTOCOLS, Scoring
-    from earl_cli.rewards.judge.declarations import load_declaration
-    from earl_cli.rewards.judge.rubrics import load_rubrics
+    from earl_cli.rewards.judge.declarations import load_declaration, load_rubrics
     from earl_cli.rewards.judge.server import reach
 
     metrics = (*DEFAULT, "lpips") if asked.lpips else DEFAULT
@@ -148,7 +147,7 @@ def score_folder(run: Run, scoring: Scoring, keys: Sequence[tuple[int, int]] | N
 
     from earl_cli.evaluation.results import SUMMARY, write_object, write_scored
     from earl_cli.evaluation.scoring import score
-    from earl_cli.evaluation.summaries import summary_document
+    from earl_cli.evaluation.statistics import summary_document
     from earl_cli.files import exclusive
     from earl_cli.openai_client.retry import Pacing
 
@@ -168,8 +167,8 @@ def score_folder(run: Run, scoring: Scoring, keys: Sequence[tuple[int, int]] | N
 
 def show_runs(runs: Sequence[Run]) -> None:
     """A table for each benchmark: editors, their figures with 95 % intervals, what is missing."""
-    from earl_cli.evaluation.columns import COLUMNS
     from earl_cli.evaluation.comparing import comparability
+    from earl_cli.evaluation.results import COLUMNS
     from earl_cli.evaluation.statistics import columns_of, summarize
     from earl_cli.evaluation.tables import floor_last
 
@@ -214,8 +213,7 @@ def cell(estimate: Estimate | None, digits: int) -> str:
 
 def run_document(run: Run) -> dict[str, Any]:
     """A run for ``--json``: where it is, and its figures."""
-    from earl_cli.evaluation.statistics import summarize
-    from earl_cli.evaluation.summaries import group_document
+    from earl_cli.evaluation.statistics import group_document, summarize
 
     return {
         "benchmark": run.benchmark,

@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from earl_cli.commands._startup import without_collector
+from earl_cli import version
+from earl_cli.commands._options import without_collector
 from earl_cli.commands.eval.options import (
     Asked,
     finish,
@@ -24,14 +25,13 @@ from earl_cli.data.shard_plan import Share
 from earl_cli.errors import OutputError, UsageError
 from earl_cli.evaluation.benchmarks import find_benchmark
 from earl_cli.evaluation.editor_registry import COPY, Options, choose, is_endpoint
-from earl_cli.evaluation.editors import Editor
+from earl_cli.evaluation.editors import BenchmarkEditor
 from earl_cli.evaluation.generating import WHOLE, Wanted, folder_of, generate, keys, missing, start_run
 from earl_cli.evaluation.results import Run, load_run
 from earl_cli.evaluation.samples import Opened, open_benchmark
 from earl_cli.evaluation.scoring import PROTOCOLS, Scoring
 from earl_cli.files import alone_in
 from earl_cli.openai_client.client import check_keys
-from earl_cli.version import version
 
 DRAWN_WITH = ("torch", "transformers", "vllm", "diffusers", "pillow")
 NOTES_SHOWN = 5
@@ -57,7 +57,7 @@ class Job:
     """One editor on one benchmark, and the folder of its results."""
 
     opened: Opened
-    editor: Editor
+    editor: BenchmarkEditor
     wanted: Wanted
     folder: Path
 

@@ -1,10 +1,204 @@
-"""``earl judge``: what there is around the judge of rewards; the work is in the commands below it."""
+"""``earl judge``: ``check`` a judge, ``score`` one edit, ``serve`` the published judge with vLLM."""
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+
+from earl_cli.commands._options import (
+    API_BASE,
+    API_KEY_VARIABLE,
+    DECLARATION,
+    TIMEOUT,
+    ApiBaseOption,
+    DeclarationOption,
+    JudgeOption,
+    KeyOption,
+    TimeoutOption,
+)
+from earl_cli.console import console
+from earl_cli.errors import EarlError
+
+if TYPE_CHECKING:
+    from earl_cli.rewards.reward import Pixels
+
+
+import os
+import shlex
+import shutil
+import sys
+
+from earl_cli.errors import MissingExtraError
 
 
 def judge(ctx: typer.Context) -> None:
     """Serve, try and check the judge that rewards edits."""
     print(ctx.get_help())
+
+
+SIDE = 64
+
+
+def judge_check(
+    *,
+    api_base: ApiBaseOption = API_BASE,
+    model: JudgeOption = None,
+    api_key_variable: KeyOption = API_KEY_VARIABLE,
+    declaration: DeclarationOption = DECLARATION,
+    timeout: TimeoutOption = TIMEOUT,
+) -> None:
+    """Ask a judge one small question, and see that its answer can be read: earl judge check"""
+    import numpy as np
+
+    from earl_cli.rewards.judge.client import Question
+    from earl_cli.rewards.judge.declarations import asked, load_declaration, load_rubrics
+    from earl_cli.rewards.judge.server import reach
+
+    judge, served = reach(api_base, model, api_key_variable, timeout, load_declaration(declaration))
+    red, blue = (np.full((SIDE, SIDE, 3), color, np.uint8) for color in ((200, 30, 30), (30, 30, 200)))
+    text = asked(load_rubrics().semantic_consistency, "make the red square blue")
+    start = time.perf_counter()
+    (answer,) = judge.ask_all([Question(text, (red, blue))])
+    seconds = time.perf_counter() - start
+    document = {
+        "api_base": judge.address,
+        "models": served,
+        "model": judge.model,
+        "declaration": judge.declaration.describe(),
+        "seconds": round(seconds, 3),
+        "scores": answer.numbers,
+        "reasoning": answer.text,
+    }
+    if answer.numbers is None:
+        error = EarlError(answer.text, where=judge.address, hint=f"{judge.model} may be no judge: try another --model")
+        console.fail(error, beside=document)
+        raise typer.Exit(error.exit_code)
+    numbers = ", ".join(f"{number:g}" for number in answer.numbers)
+    rows = [["address", judge.address], ["models", ", ".join(served)], ["asked", judge.model]]
+    rows += [["declared as", judge.declaration.describe()]]
+    rows += [["answered in", f"{seconds:.2f} s"], ["a red square made blue", f"{numbers} of 10"]]
+    console.table(["judge", "found"], rows)
+    console.say("its answer can be read")
+    console.document(document)
+
+
+def judge_score(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The photo before.")],
+    edited: Annotated[Path, typer.Argument(metavar="EDIT", help="The photo after.")],
+    instruction: Annotated[str, typer.Argument(metavar="INSTRUCTION", help="What the editor was told.")],
+    *,
+    target: Annotated[
+        Path | None, typer.Option("--target", metavar="FILE", help="The true edit; the ground score needs it.")
+    ] = None,
+    reward: Annotated[
+        str,
+        typer.Option("--reward", help="viescore, ground_score, sqrt(viescore_pqxground_score), or module:function."),
+    ] = "viescore",
+    rubrics: Annotated[
+        Path | None, typer.Option("--rubrics", metavar="FILE", help="Your own wording of the judge's task.")
+    ] = None,
+    api_base: ApiBaseOption = API_BASE,
+    model: JudgeOption = None,
+    api_key_variable: KeyOption = API_KEY_VARIABLE,
+    declaration: DeclarationOption = DECLARATION,
+    timeout: TimeoutOption = TIMEOUT,
+    image_area: Annotated[
+        int | None,
+        typer.Option(
+            "--image-area",
+            min=1,
+            help="Pictures of more pixels are made smaller for the judge. As declared by default.",
+        ),
+    ] = None,
+) -> None:
+    """Score one edit: earl judge score photo.jpg photo.edited.jpg "make it snowy" """
+    from earl_cli.rewards.judge.declarations import load_declaration, load_rubrics
+    from earl_cli.rewards.judge.server import reach
+    from earl_cli.rewards.registry import choose
+    from earl_cli.rewards.reward import Edit
+    from earl_cli.rewards.viescore import JUDGED
+
+    declared = load_declaration(declaration)
+    area = image_area or declared.area
+    pixels = [None if path is None else _pixels(path, area) for path in (source, edited, target)]
+    wording = load_rubrics(rubrics)
+    judge = reach(api_base, model, api_key_variable, timeout, declared)[0] if reward in JUDGED else None
+    assert pixels[0] is not None
+    edit = Edit(str(edited), instruction, pixels[0], pixels[1], pixels[2])
+    (score,) = choose(reward, judge, wording)([edit])
+    document = {
+        "reward": reward,
+        "model": judge.model if judge else None,
+        "declaration": judge.declaration.describe() if judge else None,
+        "value": score.value,
+        "parts": dict(score.parts),
+        "reason": score.reason,
+    }
+    if score.value is None:
+        hint = "--target names the true edit" if target is None and "no true edit" in score.reason else None
+        error = EarlError(f"there is no score: {' '.join(score.reason.split())}", where=str(edited), hint=hint)
+        console.fail(error, beside=document)
+        raise typer.Exit(error.exit_code)
+    rows = [[name, f"{value:.2f}"] for name, value in score.parts.items() if name != reward]
+    console.table(["part", "of 10" if judge else "score"], [*rows, [reward, f"{score.value:.2f}"]])
+    if score.reason:
+        console.block(score.reason)
+    console.document(document)
+
+
+def _pixels(path: Path, area: int | None) -> Pixels:
+    """A picture uint8[h, w, 3] of at most about ``area`` pixels, if that is given."""
+    import numpy as np
+
+    from earl_cli.images.image_file import open_picture
+
+    picture = open_picture(path).rgb
+    shrink = min(1.0, (area / (picture.width * picture.height)) ** 0.5) if area else 1.0
+    if shrink < 1:
+        picture = picture.resize((max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink))))
+    return np.asarray(picture)
+
+
+def judge_serve(
+    extra: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OPTION", help="More options of vllm serve, after --; they override those set here."),
+    ] = None,
+    *,
+    model: Annotated[
+        str, typer.Option("--model", help="A Hub id or folder of a model that sees pictures.")
+    ] = "Qwen/Qwen2.5-VL-72B-Instruct",
+    host: Annotated[
+        str, typer.Option("--host", help="Who may ask: 127.0.0.1 is this machine only, 0.0.0.0 is everybody.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Where it listens.")] = 4877,
+    tensor_parallel: Annotated[
+        int | None, typer.Option("--tensor-parallel", min=1, help="GPUs that share the model; all by default.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the command line.")] = False,
+) -> None:
+    """Serve the judge with vLLM: earl judge serve --host 0.0.0.0"""
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    program = shutil.which("vllm", path=places)
+    if program is None and not dry_run:
+        raise MissingExtraError("the judge's server needs the package vllm", hint='pip install "earl-cli[vllm]"')
+    from earl_cli.rewards.judge.server import serve_command
+
+    gpus = tensor_parallel or _gpus()
+    command = serve_command("vllm" if dry_run else program or "vllm", model, host, port, gpus, extra or [])
+    if dry_run:
+        console.say(shlex.join(command))
+        console.document({"command": command})
+        return
+    console.note(shlex.join(command))
+    sys.stdout.flush()
+    os.execv(command[0], command)  # signals reach the server itself, and its exit code is this command's
+
+
+def _gpus() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())

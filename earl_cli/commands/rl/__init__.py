@@ -1,21 +1,28 @@
-"""``earl rl``: improve a model by reinforcement learning; started again, it goes on from its newest checkpoint."""
+"""``earl rl``: train by reinforcement learning, resumed from the newest checkpoint. And ``earl rl plot``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from earl_cli.commands._startup import without_collector
+from earl_cli.commands._options import without_collector
 from earl_cli.commands._training import (
     CoefficientsOption,
     DataOption,
     DeviceOption,
+    Force,
     ModelOption,
+    Output,
     OutputOption,
+    Runs,
     SetOption,
+    Smooth,
     ValidationOption,
+    check_output,
     listed,
+    plot,
 )
 from earl_cli.errors import UsageError
 
@@ -85,3 +92,21 @@ def _weights(text: str) -> Any:
     except ValueError as error:
         hint = """such as --reward '{"reference": 1, "my_rewards:brightness": 0.2}'"""
         raise UsageError(f"this is no JSON object of names and weights: {error}", where="--reward", hint=hint) from None
+
+
+def rl_plot(
+    runs: Runs,
+    *,
+    output: Output = Path("curves.png"),
+    smooth: Smooth = None,
+    figure: Annotated[
+        list[str] | None,
+        typer.Option("--figure", help="Only this figure of the logs, such as reward or kl; may be repeated."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Draw the curves of reinforcement learning: earl rl plot run-a/ run-b/ -o curves.svg"""
+    check_output(output, force)
+    from earl_cli.training.common.plots import RL
+
+    plot(RL, runs, output, smooth, figure or [])

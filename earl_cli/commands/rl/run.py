@@ -23,8 +23,7 @@ from earl_cli.commands._training import (
     show_sets,
     stopped,
 )
-from earl_cli.config.loader import Resolved
-from earl_cli.config.paths import read_paths
+from earl_cli.config.loader import Resolved, read_paths
 from earl_cli.config.rl import RlConfig
 from earl_cli.console import console
 from earl_cli.dashboard import Board, Figure, dashboard, gigabytes, scientific, whole
@@ -33,14 +32,23 @@ from earl_cli.errors import EarlError, UsageError
 from earl_cli.files import alone_in, cut_torn_line, is_aside
 from earl_cli.generation.editor import takes_vllm
 from earl_cli.generation.engine import Engine
-from earl_cli.generation.vllm.engine_arguments import checked_arguments
-from earl_cli.generation.vllm.environment import need_vllm
+from earl_cli.generation.vllm.environment import checked_arguments, need_vllm
 from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.rewards.registry import reward_of
 from earl_cli.rewards.reward import Edit, Reward, Score
-from earl_cli.training.common.begun import beginning, check_beginning, note_beginning, other_data
-from earl_cli.training.common.checkpoints import CHECKPOINTS, TRAINING, best, check_free, is_better, number_of, written
-from earl_cli.training.common.disk import check_room, rl_disk
+from earl_cli.training.common.checkpoints import (
+    CHECKPOINTS,
+    TRAINING,
+    beginning,
+    best,
+    check_beginning,
+    check_free,
+    is_better,
+    note_beginning,
+    number_of,
+    other_data,
+    written,
+)
 from earl_cli.training.common.distributed import (
     adopt_slurm,
     by_first,
@@ -50,9 +58,10 @@ from earl_cli.training.common.distributed import (
     quiet_libraries,
     rank,
     stand_alone,
+    uses_cpu,
     world_size,
 )
-from earl_cli.training.common.precision import uses_cpu
+from earl_cli.training.common.memory import check_room, rl_disk
 from earl_cli.training.common.stopping import Stopping
 from earl_cli.training.common.trackers import LOG, is_logged, peak_memory, start_trackers, write_line
 from earl_cli.training.optimizer_backends import Learner, make_learner
@@ -266,7 +275,7 @@ def _nothing_learned(watcher: _Watcher, reward: _Noted) -> EarlError | None:
 def _check_engine(config: RlConfig) -> None:
     """What of the engine can be known before anything is loaded."""
     if config.engine_place == "separate":
-        from earl_cli.training.rl.separate_engine import check_gpus
+        from earl_cli.training.rl.rollout_engines import check_gpus
 
         need_vllm()
         check_gpus(config)
@@ -283,7 +292,7 @@ def _engine(
 ) -> Iterator[Callable[[Any], AbstractContextManager[Engine]]]:
     """What samples, by the config and by what is installed."""
     if config.engine_place == "separate":
-        from earl_cli.training.rl.separate_engine import SeparateSampler
+        from earl_cli.training.rl.rollout_engines import SeparateSampler
 
         with closing(SeparateSampler(config, base, data, learner, device)) as sampler:
             yield sampler

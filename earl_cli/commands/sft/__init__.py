@@ -1,21 +1,28 @@
-"""``earl sft``: fine-tune a model on token stores; started again, it goes on from its newest checkpoint."""
+"""``earl sft``: fine-tune on token stores, resumed from the newest checkpoint. And ``earl sft plot``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from earl_cli.commands._startup import without_collector
+from earl_cli.commands._options import without_collector
 from earl_cli.commands._training import (
     CoefficientsOption,
     DataOption,
     DeviceOption,
+    Force,
     ModelOption,
+    Output,
     OutputOption,
+    Runs,
     SetOption,
+    Smooth,
     ValidationOption,
+    check_output,
     listed,
+    plot,
 )
 
 
@@ -64,3 +71,21 @@ def sft(
         from earl_cli.commands.sft.run import show_plan, train
 
     (show_plan if dry_run else train)(resolved)
+
+
+def sft_plot(
+    runs: Runs,
+    *,
+    output: Output = Path("curves.png"),
+    smooth: Smooth = None,
+    figure: Annotated[
+        list[str] | None,
+        typer.Option("--figure", help="Only this figure of the logs, such as loss or eval_loss; may be repeated."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Draw the curves of training runs: earl sft plot run-a/ run-b/ -o curves.svg"""
+    check_output(output, force)
+    from earl_cli.training.common.plots import SFT
+
+    plot(SFT, runs, output, smooth, figure or [])

@@ -26,15 +26,21 @@ from earl_cli.data.batches import ExampleData
 from earl_cli.files import alone_in, is_aside
 from earl_cli.generation.engine import Sampling
 from earl_cli.models.bundle import Base, load_vision_of, open_base
-from earl_cli.training.common.begun import beginning, check_beginning, check_way, note_beginning, other_data
-from earl_cli.training.common.checkpoints import CHECKPOINTS, TRAINING, check_free, written
-from earl_cli.training.common.disk import Disk, check_room, sft_disk
-from earl_cli.training.common.distributed import adopt_slurm, first_speaks, rank, stand_alone, world_size
-from earl_cli.training.common.memory import Shape, estimate
-from earl_cli.training.common.precision import uses_bfloat16
+from earl_cli.training.common.checkpoints import (
+    CHECKPOINTS,
+    TRAINING,
+    beginning,
+    check_beginning,
+    check_free,
+    check_way,
+    note_beginning,
+    other_data,
+    written,
+)
+from earl_cli.training.common.distributed import adopt_slurm, first_speaks, rank, stand_alone, uses_bfloat16, world_size
+from earl_cli.training.common.memory import Disk, Shape, check_room, estimate, sft_disk
 from earl_cli.training.sft.model import load_trainee, place_trainee, save_trainee
-from earl_cli.training.sft.run import SftData, fine_tune, load_data, steps_of
-from earl_cli.training.sft.sample_gallery import draw_gallery
+from earl_cli.training.sft.run import SftData, draw_gallery, fine_tune, load_data, steps_of
 
 GALLERIES = "validation"
 

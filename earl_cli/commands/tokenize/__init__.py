@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from earl_cli.commands._startup import without_collector
+from earl_cli.commands._options import without_collector
 from earl_cli.console import console
 from earl_cli.errors import InputError, OutputError, UsageError
 
@@ -97,8 +97,7 @@ def tokenize(
     ] = "auto",
 ) -> None:
     """Turn pairs of pictures and instructions into a token store: earl tokenize pairs/ -o store/"""
-    from earl_cli.data.columns import Columns, find_columns
-    from earl_cli.data.presets import find_preset
+    from earl_cli.data.columns import Columns, find_columns, find_preset
     from earl_cli.data.shard_plan import read_share
     from earl_cli.data.sources.base import row_count
     from earl_cli.data.sources.registry import Place, open_source
@@ -137,9 +136,9 @@ def tokenize(
 
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes large pages: a CPU encodes up to a third faster
     with without_collector():
+        from earl_cli import version
         from earl_cli.data.tokenizing import Tally, TokenizeSettings, tokenize
         from earl_cli.models.bundle import load_vision_of
-        from earl_cli.version import version
 
         vision = load_vision_of(model, device=device)
     console.note(str(vision.plan))

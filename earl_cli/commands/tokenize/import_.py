@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from earl_cli.commands._startup import without_collector
+from earl_cli.commands._options import without_collector
 from earl_cli.console import console
 from earl_cli.errors import InputError, UsageError
 

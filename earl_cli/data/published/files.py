@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol, cast
 
-from earl_cli.bounded_json import loads
 from earl_cli.data.image_cells import find_file
 from earl_cli.data.published.pth import MOST_BYTES
 from earl_cli.data.sources.base import BadRowError
-from earl_cli.data.sources.tar_headers import headers
+from earl_cli.data.sources.webdataset import headers
 from earl_cli.errors import InputError
+from earl_cli.files import loads
 
 LIST_FOLDER, LIST_NAME, FEATURES = "list", "tokenized_datalist.json", "feature"
 TARBALLS = (".tar", ".tar.gz", ".tgz")

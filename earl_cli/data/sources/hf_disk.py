@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from earl_cli.bounded_json import loads
-from earl_cli.data.sources.base import BadRowError, Content, Row
+from earl_cli.data.sources.base import ALL, BadRowError, Content, Row, choose_split
 from earl_cli.data.sources.parquet import columns_of, outermost, row_of
-from earl_cli.data.sources.splits import ALL, choose_split
 from earl_cli.errors import InputError, UsageError
+from earl_cli.files import loads
 
 if TYPE_CHECKING:
     from datasets import Dataset

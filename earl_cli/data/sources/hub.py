@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from earl_cli.data.sources.base import ALL, choose_split
 from earl_cli.data.sources.hf_disk import saved_source
 from earl_cli.data.sources.hub_files import fetch, hub_errors
 from earl_cli.data.sources.parquet import open_parquet
-from earl_cli.data.sources.splits import ALL, choose_split
 from earl_cli.data.sources.webdataset import open_tars
 from earl_cli.errors import InputError, UsageError
 from earl_cli.models.hub import HUB_ID

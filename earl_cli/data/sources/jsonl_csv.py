@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.bounded_json import end_of_value, first_value, loads
 from earl_cli.data.sources.base import BadRowError, Content, Row, check_fetched, picked
 from earl_cli.errors import InputError
+from earl_cli.files import end_of_value, first_value, loads
 
 JSON, JSON_LINES, TABLES = ".json", (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*JSON_LINES, *TABLES, JSON)

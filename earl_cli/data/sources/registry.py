@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from earl_cli.console import listed
-from earl_cli.data.sources.base import Source
+from earl_cli.data.sources.base import ALL, Source, choose_files, same_split, split_of
 from earl_cli.data.sources.hf_disk import open_saved, saved_below, saved_splits
 from earl_cli.data.sources.hub import is_hub_id, open_hub
 from earl_cli.data.sources.jsonl_csv import (
@@ -23,7 +23,6 @@ from earl_cli.data.sources.jsonl_csv import (
     open_listings,
 )
 from earl_cli.data.sources.parquet import open_parquet
-from earl_cli.data.sources.splits import ALL, choose_files, same_split, split_of
 from earl_cli.data.sources.webdataset import open_tars
 from earl_cli.data.store import is_store
 from earl_cli.errors import InputError, UsageError

@@ -32,8 +32,7 @@ from earl_cli.generation.engine import (
     grid_of_request,
     start_of,
 )
-from earl_cli.generation.vllm.engine_arguments import checked_arguments
-from earl_cli.generation.vllm.environment import check_device, environment, log_file, need_vllm
+from earl_cli.generation.vllm.environment import check_device, checked_arguments, environment, log_file, need_vllm
 from earl_cli.generation.vllm.row_sampler import KEY, Order
 from earl_cli.generation.vllm.watchdog import Caller
 from earl_cli.models import names

@@ -1,17 +1,20 @@
-"""What must be so before vLLM is imported: its settings for one process, and a log that an error can quote."""
+"""What must be set before vLLM is imported: environment variables and its log; and the engine arguments."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from earl_cli.errors import MissingExtraError, UsageError
+from earl_cli.files import loads
 
 OWN_LOG = ("VLLM_LOGGING_CONFIG_PATH", "VLLM_CONFIGURE_LOGGING")
 
@@ -78,3 +81,37 @@ def log_file() -> Path | None:
     }
     (folder / "logging.json").write_text(json.dumps(config), encoding="utf-8")
     return log
+
+
+OWN = (
+    "model",
+    "logits_processors",
+    "logprobs_mode",
+    "additional_config",
+    "skip_tokenizer_init",
+    "tokenizer",
+    "weight_transfer_config",
+)
+
+
+def engine_arguments(pairs: Sequence[str]) -> dict[str, Any]:
+    """Arguments by name from ``name=value``, values as in JSON or else text. Raises UsageError for anything else."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name.strip():
+            raise UsageError(f"{pair!r} is no key=value", where="--engine-arg", hint="tensor_parallel_size=2")
+        try:
+            found[name.strip()] = loads(value)
+        except ValueError:
+            found[name.strip()] = value
+    return checked_arguments(found)
+
+
+def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with names as vLLM's Python interface has them. Raises UsageError for one that isn't open to choice."""
+    found = {name.replace("-", "_"): value for name, value in arguments.items()}
+    for name in found:
+        if name in OWN:
+            raise UsageError(f"{name} is set by earl itself", where="--engine-arg (in a config engine_args)")
+    return found

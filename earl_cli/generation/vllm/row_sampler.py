@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from earl_cli.errors import InputError
-from earl_cli.generation.engine import Sampling
-from earl_cli.generation.sampling import draw, uniforms
+from earl_cli.generation.engine import Sampling, draw, uniforms
 from earl_cli.tokens.grammar import FreeState, GrammarState, Overlong, start_state
 from earl_cli.tokens.layout import Grid, Layout, Mode
 

@@ -10,8 +10,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from earl_cli.rewards.judge.client import Answer, Judge, Question
+from earl_cli.rewards.judge.declarations import Rubrics, asked
 from earl_cli.rewards.judge.replies import FIRST, SECOND, TIE
-from earl_cli.rewards.judge.rubrics import Rubrics, asked
 from earl_cli.rewards.reward import Pixels
 
 Verdict: TypeAlias = Literal["a", "b", "tie"]

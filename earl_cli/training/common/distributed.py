@@ -1,4 +1,4 @@
-"""One training in several processes: who this one is, and the settings that DeepSpeed shards by."""
+"""Rank, world size and device of this process, the number format of a training, and DeepSpeed's settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
 
 from earl_cli.config.rl import RlConfig
 from earl_cli.config.sft import SftConfig
@@ -205,3 +207,29 @@ def by_first(work: Callable[[], Value]) -> Value:
         raise found
     given: Value = found
     return given
+
+
+class Place(Protocol):
+    """What a training's config says of where it runs."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+
+def uses_cpu(config: Place) -> bool:
+    """Whether the run is on processors alone."""
+    return config.device == "cpu" or (
+        config.device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    )
+
+
+def uses_bfloat16(config: Place) -> bool:
+    """Whether matrix products run in bfloat16: where it was asked for, or where the device is fast at it."""
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    if uses_cpu(config):
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return torch.cuda.is_available() and bool(torch.cuda.is_bf16_supported(including_emulation=False))

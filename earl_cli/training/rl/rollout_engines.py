@@ -1,7 +1,7 @@
-"""Sampling from a policy with vLLM, beside its training: one engine a process, or one over several.
+"""Sampling rollouts with vLLM: one engine a rank, one over several ranks, or one in a process on GPUs of its own.
 
-The engine is started once. Before it samples it is given the policy's weights, from memory to memory; afterwards it
-gives its memory on a GPU back until the next time.
+Before it samples, an engine is given the policy's weights; beside a training it gives its GPU memory back afterwards.
+An engine of its own belongs to rank 0: the other ranks send it their prompts and receive their completions.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from earl_cli.config.rl import RlConfig
-from earl_cli.errors import UsageError
+from earl_cli.errors import DeviceError, UsageError
 from earl_cli.generation.engine import Completion, Engine, OnCompletion, OnProgress, Request, Sampling
 from earl_cli.generation.vllm.engine import VllmEngine
+from earl_cli.generation.vllm.process import ProcessEngine
 from earl_cli.models.bundle import Base
-from earl_cli.training.common.distributed import gathered, rank, world_size
-from earl_cli.training.common.precision import uses_bfloat16
+from earl_cli.models.device import choose_device
+from earl_cli.training.common.distributed import by_first, gathered, rank, uses_bfloat16, world_size
 from earl_cli.training.optimizer_backends import Learner
 from earl_cli.training.rl.setup import RlData, text_limit
 from earl_cli.training.sft.model import merged_weights
@@ -101,3 +102,83 @@ class SharedEngine:
                 on_completion(request - begin, index, completion)
 
         return self.engine.generate(ours, sampling, on_progress, own)[begin : begin + len(requests)]
+
+
+class SeparateSampler:
+    """Lends the engine, as `Run.engine` does. Raises what `ProcessEngine` raises, at the first loan."""
+
+    def __init__(self, config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device) -> None:
+        self.config, self.base, self.data, self.learner, self.device = config, base, data, learner, device
+        self.engine: ProcessEngine | None = None
+
+    @contextmanager
+    def __call__(self, language: Any) -> Iterator[Engine]:  # noqa: ARG002 - adapters are merged from the learner's
+        """The engine with the policy's weights as they are."""
+        with merged_weights(self.learner.policy.language) as weights:
+            by_first(lambda: self._started().update_weights(weights.items()))
+        yield GatheringEngine(self.engine) if self.engine is None or world_size() > 1 else self.engine
+
+    def close(self) -> None:
+        """End the engine."""
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+    def _started(self) -> ProcessEngine:
+        if self.engine is None:
+            config = self.config
+            parts = {"tensor_parallel_size": len(config.engine_gpus)} if config.engine_gpus else {}
+            options = engine_options(config, self.base, self.data, self.device)
+            self.engine = ProcessEngine(**options, gpus=config.engine_gpus, engine_args={**parts, **config.engine_args})
+        return self.engine
+
+
+class GatheringEngine:
+    """The first process's engine in all of them: it draws for everybody, and each gets its own.
+
+    To be called in every process of the run at the same time. Progress is told in the first alone, completions when all
+    are there. What the engine raises is raised in every process.
+    """
+
+    def __init__(self, engine: ProcessEngine | None) -> None:
+        self.engine = engine
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_progress: OnProgress | None = None,
+        on_completion: OnCompletion | None = None,
+    ) -> list[list[Completion]]:
+        """As `Engine.generate`."""
+        every = gathered(list(requests))
+
+        def drawn() -> list[list[Completion]]:
+            assert self.engine is not None
+            return self.engine.generate([request for part in every for request in part], sampling, on_progress)
+
+        begin = sum(len(part) for part in every[: rank()])
+        own = by_first(drawn)[begin : begin + len(requests)]
+        if on_completion is not None:
+            for request, group in enumerate(own):
+                for index, completion in enumerate(group):
+                    on_completion(request, index, completion)
+        return own
+
+
+def check_gpus(config: RlConfig) -> None:
+    """Raises UsageError or DeviceError for GPUs of the engine that aren't there, or that this process trains on."""
+    device, gpus = choose_device(config.device), config.engine_gpus
+    where = "engine_gpus"
+    if device.type != "cuda":
+        if gpus:
+            raise UsageError(f"the training is on {device}, the engine can't be on GPUs", where=where, hint="[]")
+        return
+    if not gpus:
+        hint = "such as --set engine_gpus=[1]"
+        raise UsageError("a separate engine needs GPUs that nothing is trained on", where=where, hint=hint)
+    there = torch.cuda.device_count()
+    if max(gpus) >= there:
+        raise DeviceError(f"there are only {there} CUDA devices, numbered from 0", where=where)
+    if device.index in gpus:
+        raise UsageError(f"{device} is trained on", where=where, hint="name GPUs that no process trains on")

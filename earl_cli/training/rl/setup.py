@@ -14,19 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from earl_cli.config.paths import read_paths
+from earl_cli.config.loader import read_paths
 from earl_cli.config.rl import RlConfig
-from earl_cli.data.batches import Rows, load_rows
-from earl_cli.data.mixture import Mixture, mix, sample_rows
+from earl_cli.data.batches import Mixture, Rows, load_rows, mix, sample_rows
 from earl_cli.errors import InputError, UsageError
 from earl_cli.files import whole_file
 from earl_cli.generation.editor import takes_vllm
 from earl_cli.generation.engine import Engine
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.generation.vllm.engine_arguments import checked_arguments
+from earl_cli.generation.vllm.environment import checked_arguments
 from earl_cli.models.bundle import Base, save_trained
+from earl_cli.models.checkpoint import load_language
 from earl_cli.models.device import DevicePlan, choose_device, plan
-from earl_cli.models.language import load_language
 from earl_cli.tokens.layout import Grid, Layout
 from earl_cli.training.common.checkpoints import (
     CHECKPOINTS,
@@ -40,9 +39,8 @@ from earl_cli.training.common.checkpoints import (
     note_validation,
     written,
 )
-from earl_cli.training.common.distributed import gathered, need_deepspeed, rank, world_size
+from earl_cli.training.common.distributed import gathered, need_deepspeed, rank, uses_bfloat16, world_size
 from earl_cli.training.common.memory import Memory, SamplerMemory, Shape, estimate
-from earl_cli.training.common.precision import uses_bfloat16
 from earl_cli.training.optimizer_backends import Learner
 from earl_cli.training.rl.policy import Batch, Policy
 from earl_cli.training.rl.rollouts import lengths

@@ -24,10 +24,9 @@ from earl_cli.training.common.distributed import gathered, rank, world_size
 from earl_cli.training.common.stopping import Stopped
 from earl_cli.training.rl.advantages import token_advantages
 from earl_cli.training.rl.loss import advantages, has_signal
-from earl_cli.training.rl.metrics import Clock, figures_of
 from earl_cli.training.rl.rollouts import Prompt, Rollout, draw_prompts, edits, sample, seeds
 from earl_cli.training.rl.run import Judged, Run
-from earl_cli.training.rl.update import update
+from earl_cli.training.rl.update import Clock, figures_of, update
 
 VALIDATION = 1 << 32  # in place of an iteration's number: validation has its own seeds, the same every time
 WAITS = (5.0, 60.0)  # seconds between two looks at a judge that is down: the first, the longest

@@ -17,11 +17,10 @@ from earl_cli.config.sft import SftConfig
 from earl_cli.errors import DeviceError, MissingExtraError
 from earl_cli.models import names
 from earl_cli.models.bundle import Base, save_trained
+from earl_cli.models.checkpoint import load_language
 from earl_cli.models.device import DevicePlan, plan
-from earl_cli.models.language import load_language
-from earl_cli.training.common.distributed import need_deepspeed, world_size
+from earl_cli.training.common.distributed import need_deepspeed, uses_bfloat16, uses_cpu, world_size
 from earl_cli.training.common.memory import Shape, estimate
-from earl_cli.training.common.precision import uses_bfloat16, uses_cpu
 from earl_cli.training.sft.loss import Part, labelled, summed_loss
 
 ADAPTER = "adapter"

@@ -33,8 +33,7 @@ from earl_cli.training.common.checkpoints import (
     note_validation,
     written,
 )
-from earl_cli.training.common.distributed import by_first, deepspeed_config, world_size
-from earl_cli.training.common.precision import uses_bfloat16, uses_cpu
+from earl_cli.training.common.distributed import by_first, deepspeed_config, uses_bfloat16, uses_cpu, world_size
 from earl_cli.training.common.stopping import Stopped, Stopping
 from earl_cli.training.common.trackers import LOG, Track, peak_memory, start_trackers, write_line
 from earl_cli.training.sft.loss import labelled

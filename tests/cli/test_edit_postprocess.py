@@ -17,8 +17,7 @@ from PIL import Image
 
 from earl_cli import app
 from earl_cli.errors import ModelError
-from earl_cli.generation import editor as loading
-from earl_cli.generation import postprocess as beside
+from earl_cli.generation import editing, editor
 from earl_cli.generation.engine import Completion, Engine, OnCompletion, Request, Sampling
 from earl_cli.images import image_file as picture
 
@@ -71,14 +70,14 @@ def edit(tiny_model_dir: Path, folder: Path, capfd: pytest.CaptureFixture[str]) 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Sequence[Request], Deliver], None]], None]:
     """Lets a function hand over what the run's engine has drawn."""
-    load = loading.load_editor
+    load = editor.load_editor
 
     def watch(hand_over: Callable[[Sequence[Request], Deliver], None]) -> None:
-        def watched(*args: Any, **options: Any) -> loading.Editor:
+        def watched(*args: Any, **options: Any) -> editor.Editor:
             editor = load(*args, **options)
             return replace(editor, engine=Watched(editor.engine, hand_over))
 
-        monkeypatch.setattr(loading, "load_editor", watched)
+        monkeypatch.setattr(editor, "load_editor", watched)
 
     return watch
 
@@ -221,11 +220,11 @@ def test_a_prompt_that_fails_is_found_and_nothing_is_drawn_twice(edit: Any, engi
 def test_ctrl_c_leaves_whole_files_and_waits_for_no_other(
     edit: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads: list[beside.Beside] = []
+    threads: list[editing.PostprocessThread] = []
     saving: list[Path] = []
-    save, thread = picture.save_picture, beside.Beside
+    save, thread = picture.save_picture, editing.PostprocessThread
 
-    def watched() -> beside.Beside:
+    def watched() -> editing.PostprocessThread:
         threads.append(thread())
         return threads[0]
 
@@ -242,7 +241,7 @@ def test_ctrl_c_leaves_whole_files_and_waits_for_no_other(
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(beside, "Beside", watched)
+    monkeypatch.setattr(editing, "PostprocessThread", watched)
     monkeypatch.setattr(picture, "save_picture", slowly)
     engine(interrupted)
     edit("-n", "2", code=130)

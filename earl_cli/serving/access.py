@@ -1,4 +1,4 @@
-"""Which requests are accepted: checks of their Host, their Origin, the key, and the rate."""
+"""Which requests are accepted: host, origin, key and rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``earl tokenize inspect``: what a token store holds, in figures and, with ``--html``, in pictures."""
+"""``earl tokenize inspect``, ``verify``, ``merge`` and ``export``: commands for token stores that exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from earl_cli.commands._startup import without_collector
+from earl_cli.commands._options import without_collector
 from earl_cli.console import console
 from earl_cli.errors import InputError, UsageError
 
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from earl_cli.data.store import Manifest, TokenizedPair
     from earl_cli.images.html_gallery import Entry
     from earl_cli.models.bundle import VisionModel
+
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from earl_cli.errors import OutputError
+
+if TYPE_CHECKING:
+    from earl_cli.data.store import Store
+
+
+from typing import Any
 
 DRAWN = 8
 
@@ -173,3 +186,149 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+class Format(StrEnum):
+    """What can be written."""
+
+    PTH = "pth"
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+
+
+def tokenize_export(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A token store.")],
+    *,
+    format: Annotated[
+        Format, typer.Option("--format", help="pth: a folder as the published data; parquet, jsonl: one file.")
+    ],
+    output: Annotated[Path, typer.Option("--output-path", "--output", "-o", help="The file to write, or the folder.")],
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Also a store whose pass is not finished.")] = False,
+) -> None:
+    """Write a token store for other programs: earl tokenize export store/ --format parquet -o pairs.parquet"""
+    from earl_cli.data.inspecting import missing_shards, pair_count
+    from earl_cli.data.store import open_store
+
+    opened = open_store(store)
+    if opened.missing and not partial:
+        raise InputError(
+            f"not finished: {missing_shards(opened)}",
+            where=str(store),
+            hint="run the earl tokenize that made it again, or export what is there with --partial",
+        )
+    pairs = pair_count(opened)
+    if not pairs:
+        raise InputError("there is not a single pair in this store", where=str(store))
+    _check_free(output, format, force)
+    if output.resolve().is_relative_to(store.resolve()):
+        raise UsageError("this place is inside the store", where=str(output), hint="choose another --output-path")
+    with console.progress("exporting", pairs, unit="pairs") as progress:
+        _writer(format)(opened, output, progress.advance)
+    console.say(f"{pairs:,} pairs in {output}")
+    console.document({"store": str(store), "format": format.value, "output": str(output), "pairs": pairs})
+
+
+def _writer(format: Format) -> Callable[[Store, Path, Callable[[int], None]], object]:
+    if format is Format.PTH:
+        from earl_cli.data.published.store import export_published
+
+        return export_published
+    from earl_cli.data.merging import export_jsonl, export_parquet
+
+    return export_parquet if format is Format.PARQUET else export_jsonl
+
+
+def _check_free(output: Path, format: Format, force: bool) -> None:
+    """Raise UsageError for a name of the wrong kind, OutputError for one that is taken.
+
+    A folder of .pth files that is not finished is free: the export goes on there.
+    """
+    if format is not Format.PTH:
+        if output.is_dir():
+            what = f"this is a folder, and --format {format.value} writes a file"
+            raise UsageError(what, where=str(output), hint="choose another --output-path")
+        taken = output.exists()
+    else:
+        from earl_cli.data.published.files import FEATURES, LIST_FOLDER, LIST_NAME
+
+        if output.exists() and not output.is_dir():
+            what = "this is a file, and --format pth writes a folder"
+            raise UsageError(what, where=str(output), hint="choose another --output-path")
+        inside = {path.name for path in output.iterdir()} if output.is_dir() else set()
+        taken = (output / LIST_FOLDER / LIST_NAME).exists() or not inside <= {FEATURES, LIST_FOLDER}
+    if taken and not force:
+        raise OutputError("there is something of this name already", where=str(output), hint="--force writes over it")
+
+
+def tokenize_merge(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="The token stores, in their order.")],
+    *,
+    output: Annotated[Path, typer.Option("--output-path", "--output", "-o", help="The store to write or go on with.")],
+) -> None:
+    """Make one token store of several: earl tokenize merge part-1/ part-2/ -o store/
+
+    Parts of one pass come together as if one machine had made them. Other stores follow one another; they must be
+    finished, and of the same vision tokenizer and image area.
+    """
+    from earl_cli.data.inspecting import missing_shards, pair_count
+    from earl_cli.data.merging import merge, rows_planned
+    from earl_cli.data.store import open_store
+
+    opened = [open_store(folder) for folder in stores]
+    with console.progress("merging", rows_planned(opened), unit="rows") as progress:
+        merged = merge(opened, output, progress.advance)
+    pairs = pair_count(merged)
+    console.say(f"{pairs:,} pairs in {len(merged.shards):,} shards: {output}")
+    if missing := missing_shards(merged):
+        console.warn(f"not finished: {missing}")
+    console.document(
+        {
+            "store": str(output),
+            "pairs": pairs,
+            "rows": merged.manifest.rows,
+            "shards": len(merged.shards),
+            "missing": merged.missing,
+        }
+    )
+
+
+def tokenize_verify(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="One or several token stores.")],
+) -> None:
+    """Check every shard and every row of token stores: earl tokenize verify store/"""
+    from earl_cli.data.inspecting import Problem, pair_count, verify
+    from earl_cli.data.store import open_store
+
+    documents: list[dict[str, Any]] = []
+    opened = 0
+    problems: list[Problem] = []
+    for folder in stores:
+        found = []
+        pairs = None
+        try:
+            store = open_store(folder)
+            opened += 1
+            with console.progress(f"verifying {folder}", store.manifest.rows, unit="rows") as progress:
+                found = verify(store, progress.advance)
+            if not found:
+                pairs = pair_count(store)
+                shards = f"{len(store.shards):,} shard{'' if len(store.shards) == 1 else 's'}"
+                console.say(f"{folder}: {pairs:,} pairs in {shards}: no problem found")
+        except InputError as error:
+            found = [Problem(error.where or str(folder), error.what)]
+        problems += found
+        listed = [{"where": problem.where, "what": problem.what} for problem in found]
+        documents.append({"store": str(folder), "pairs": pairs, "problems": listed})
+    if not problems:
+        console.document({"stores": documents})
+        return
+    console.table(["where", "problem"], [(problem.where, problem.what) for problem in problems])
+    bad = [document["store"] for document in documents if document["problems"]]
+    failure = InputError(
+        f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found",
+        where=", ".join(bad),
+        hint="delete the files that are damaged, and run the command again that made the store" if opened else None,
+    )
+    console.fail(failure, beside={"stores": documents})
+    raise typer.Exit(failure.exit_code)

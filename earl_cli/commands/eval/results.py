@@ -1,4 +1,4 @@
-"""``earl eval compare``: two editors on the same samples, by their figures and, if asked, by a judge who sees both."""
+"""``earl eval compare``, ``earl eval report`` and ``earl eval score``: commands for results that exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from earl_cli.commands._judge_options import (
+from earl_cli.commands._options import (
     API_KEY_VARIABLE,
     DECLARATION,
     TIMEOUT,
@@ -29,6 +29,21 @@ if TYPE_CHECKING:
     from earl_cli.evaluation.results import Run
     from earl_cli.evaluation.statistics import Difference
     from earl_cli.rewards.judge.pairwise import Preference
+
+
+from earl_cli.commands.eval.options import (
+    AreaOption,
+    Asked,
+    GroundOption,
+    JudgeDeclarationOption,
+    LpipsOption,
+    ProtocolOption,
+    finish,
+    run_document,
+    score_folder,
+    scoring_of,
+    show_runs,
+)
 
 AT_ONCE = 32
 
@@ -52,8 +67,7 @@ def eval_compare(
     Says by how much B differs from A, with a 95 % interval, a p-value and the samples that it wins.
     """
     from earl_cli.evaluation.comparing import comparability
-    from earl_cli.evaluation.statistics import columns_of, compare
-    from earl_cli.evaluation.summaries import finite
+    from earl_cli.evaluation.statistics import columns_of, compare, finite
     from earl_cli.rewards.judge.declarations import load_declaration
     from earl_cli.rewards.judge.server import reach
 
@@ -96,7 +110,7 @@ def _only(place: Path) -> Run:
 
 
 def _show(differences: dict[str, Difference]) -> None:
-    from earl_cli.evaluation.columns import COLUMNS
+    from earl_cli.evaluation.results import COLUMNS
 
     rows = []
     for name, each in differences.items():
@@ -124,8 +138,8 @@ def _pairwise(first: Run, second: Run, judge: Any, rubrics: Path | None) -> dict
 
     from earl_cli.evaluation.scoring import pairs_of, shared_keys
     from earl_cli.openai_client.retry import Pacing
+    from earl_cli.rewards.judge.declarations import load_rubrics
     from earl_cli.rewards.judge.pairwise import first_rate, prefer, sign_test_p, tally
-    from earl_cli.rewards.judge.rubrics import load_rubrics
 
     judge = replace(judge, cache=second.folder / CACHE, pacing=Pacing())
     wording = load_rubrics(rubrics)
@@ -154,3 +168,80 @@ def _pairwise(first: Run, second: Run, judge: Any, rubrics: Path | None) -> dict
     shown_first = None if math.isnan(rate) else rate
     asked = {"judge": judge.model, "declaration": judge.declaration.describe()}
     return {**asked, **asdict(result), "p": p, "first_rate": shown_first, "verdicts": verdicts}
+
+
+def eval_report(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS", help="Folders of earl eval, or files of published JSON lines.")
+    ],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.html", help="Where the page goes.")] = Path(
+        "report.html"
+    ),
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Also tables in Markdown.")
+    ] = None,
+    latex: Annotated[Path | None, typer.Option("--latex", metavar="FILE", help="Also LaTeX tables.")] = None,
+    title: Annotated[str, typer.Option("--title", help="The page's title.")] = "Evaluation",
+    entries: Annotated[
+        int, typer.Option("--entries", min=0, help="So many samples of each benchmark in the gallery.")
+    ] = 200,
+) -> None:
+    """Write one page of several results: earl eval report results -o report.html"""
+    from earl_cli.evaluation import tables
+    from earl_cli.evaluation.report import report, write_report
+    from earl_cli.evaluation.results import find_results, load_run
+    from earl_cli.files import whole_file
+    from earl_cli.images.html_gallery import check_page_name
+
+    check_page_name(output)
+    runs = [load_run(place) for place in find_results(results)]
+    files = {"report": output}
+    for kind, path, text in (("markdown", markdown, tables.markdown), ("latex", latex, tables.latex)):
+        if path is not None:
+            with whole_file(path) as aside:
+                aside.write_text(text(runs), encoding="utf-8")
+            files[kind] = path
+    write_report(output, report(runs, title, entries))
+    show_runs(runs)
+    for path in files.values():
+        console.say(str(path))
+    written = {kind: str(path) for kind, path in files.items()}
+    console.document({"results": [run_document(run) for run in runs], **written})
+
+
+def eval_score(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS", help="Folders of earl eval, or files of published JSON lines.")
+    ],
+    *,
+    judge: JudgeAddressOption = None,
+    judge_model: JudgeModelOption = None,
+    rubrics: RubricsOption = None,
+    ground_score: GroundOption = False,
+    lpips: LpipsOption = False,
+    api_key_variable: KeyOption = API_KEY_VARIABLE,
+    timeout: TimeoutOption = TIMEOUT,
+    protocol: ProtocolOption = "earl",
+    declaration: JudgeDeclarationOption = None,
+    judge_area: AreaOption = None,
+) -> None:
+    """Score finished edits again, for instance by another judge: earl eval score results/omniedit/NAME
+
+    The new scores take the place of the old ones; what a judge answered before isn't asked again.
+    """
+    from earl_cli.evaluation.generating import keys_of_subset
+    from earl_cli.evaluation.results import adopt, find_results, load_run
+
+    asked = Asked(
+        judge, judge_model, api_key_variable, timeout, protocol, declaration, judge_area, rubrics, ground_score, lpips
+    )
+    folders = [adopt(place) if place.is_file() else place for place in find_results(results)]
+    runs = [load_run(folder, scored=False) for folder in folders]
+    if not judge and not any(line.result.gt_edited_image for run in runs for line in run.lines):
+        what = "these edits have no true ones to be compared with, so only a judge can score them"
+        raise UsageError(what, where="--judge", hint="--judge http://HOST:4877/v1; earl judge serve starts one")
+    scoring = scoring_of(asked)
+    scored = [score_folder(run, scoring, keys_of_subset(run) if protocol == "paper" else None) for run in runs]
+    show_runs(scored)
+    finish(scored, scoring, {"results": [run_document(run) for run in scored]})
