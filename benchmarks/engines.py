@@ -22,24 +22,24 @@ from transformers.models.emu3.configuration_emu3 import Emu3TextConfig
 from transformers.models.emu3.modeling_emu3 import Emu3ForCausalLM
 
 from earl_cli.errors import explain
-from earl_cli.generation.engine import Engine, Request, Sampling
+from earl_cli.generation.engine import Engine, SamplingParams, SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.generation.vllm.engine import VllmEngine
 from earl_cli.models import names
 from earl_cli.models.bundle import load_model
 from earl_cli.models.weights import write_json
-from earl_cli.tokens.layout import Grid, Layout
+from earl_cli.tokens.layout import Grid, SequenceLayout
 from earl_cli.tokens.vocabulary import EMU3
 
 INSTRUCTION = "make it snowy"
 
 
-def requests(layout: Layout, count: int, grid: Grid) -> list[Request]:
+def requests(layout: SequenceLayout, count: int, grid: Grid) -> list[SamplingRequest]:
     """Different pictures, one edit of each."""
     numbers = np.random.default_rng(count)
     codes = numbers.integers(0, layout.vocabulary.codes, (count, grid.height, grid.width))
     prompts = [layout.prompt(each, INSTRUCTION, "edit", grid) for each in codes]
-    return [Request(tuple(prompt.tolist()), "edit", grid, (seed,)) for seed, prompt in enumerate(prompts)]
+    return [SamplingRequest(tuple(prompt.tolist()), "edit", grid, (seed,)) for seed, prompt in enumerate(prompts)]
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -48,7 +48,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def small() -> tuple[Layout, Grid, dict[str, Engine]]:
+def small() -> tuple[SequenceLayout, Grid, dict[str, Engine]]:
     """The embedded model in float32 on the processor."""
     model = load_model(None, device="cpu")
     return (
@@ -61,7 +61,7 @@ def small() -> tuple[Layout, Grid, dict[str, Engine]]:
     )
 
 
-def large() -> tuple[Layout, Grid, dict[str, Engine]]:
+def large() -> tuple[SequenceLayout, Grid, dict[str, Engine]]:
     """8 B's shape in bfloat16 on a GPU; its weights are random, so what is drawn means nothing, but the time does."""
     config = Emu3TextConfig(
         vocab_size=EMU3.size,
@@ -76,7 +76,7 @@ def large() -> tuple[Layout, Grid, dict[str, Engine]]:
         bos_token_id=EMU3.bos,
         eos_token_id=EMU3.eos,
     )
-    layout, device = Layout(EMU3, load_model(None, device="cpu").layout.text), torch.device("cuda", 0)
+    layout, device = SequenceLayout(EMU3, load_model(None, device="cpu").layout.text), torch.device("cuda", 0)
     folder = Path(tempfile.mkdtemp())
     write_json(
         folder / "config.json",
@@ -90,7 +90,9 @@ def large() -> tuple[Layout, Grid, dict[str, Engine]]:
     return layout, Grid(64, 64), {"transformers": TransformersEngine(language, layout), "vllm": fast}
 
 
-def measure(counts: list[int], rounds: int, *, shape: Callable[[], tuple[Layout, Grid, dict[str, Engine]]]) -> Any:
+def measure(
+    counts: list[int], rounds: int, *, shape: Callable[[], tuple[SequenceLayout, Grid, dict[str, Engine]]]
+) -> Any:
     """Pictures a second of each engine: the best of ``rounds``, the engines taking turns after a round to warm up."""
     layout, grid, engines = shape()
     found = []
@@ -99,7 +101,7 @@ def measure(counts: list[int], rounds: int, *, shape: Callable[[], tuple[Layout,
         best = dict.fromkeys(engines, float("inf"))
         for turn in range(rounds + 1):
             for name, engine in engines.items():
-                taken = seconds(partial(engine.generate, asked, Sampling()))
+                taken = seconds(partial(engine.generate, asked, SamplingParams()))
                 best[name] = min(best[name], taken) if turn else best[name]
         rates = {name: count / taken for name, taken in best.items()}
         found.append({"prompts": count, **rates, "ratio": rates["vllm"] / rates["transformers"]})

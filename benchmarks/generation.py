@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from transformers import Emu3ForCausalLM, Emu3TextConfig, LogitsProcessor, LogitsProcessorList
 
-from earl_cli.generation.engine import Request, Sampling
+from earl_cli.generation.engine import SamplingParams, SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.tokens.grammar import ImageGrammar
-from earl_cli.tokens.layout import Grid, Layout
+from earl_cli.tokens.layout import Grid, SequenceLayout
 from earl_cli.tokens.text import train_byte_bpe
 from earl_cli.tokens.vocabulary import small_vocabulary
 
@@ -40,7 +40,7 @@ class GrammarByPosition(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).index_fill_(1, torch.tensor([forced]), 0.0)
 
 
-def model_and_layout() -> tuple[Emu3ForCausalLM, Layout]:
+def model_and_layout() -> tuple[Emu3ForCausalLM, SequenceLayout]:
     vocabulary = small_vocabulary(512, 4096)
     config = Emu3TextConfig(
         vocab_size=vocabulary.size,
@@ -56,17 +56,17 @@ def model_and_layout() -> tuple[Emu3ForCausalLM, Layout]:
         eos_token_id=vocabulary.eos,
     )
     torch.manual_seed(0)
-    return Emu3ForCausalLM(config).eval(), Layout(vocabulary, train_byte_bpe([INSTRUCTION], 300))
+    return Emu3ForCausalLM(config).eval(), SequenceLayout(vocabulary, train_byte_bpe([INSTRUCTION], 300))
 
 
-def measure(prompts: int, samples: int, grid: Grid, sampling: Sampling, rounds: int) -> dict[str, Any]:
+def measure(prompts: int, samples: int, grid: Grid, sampling: SamplingParams, rounds: int) -> dict[str, Any]:
     """Best of ``rounds`` alternating runs of both sides, in tokens a second: every token after the prompt counts."""
     model, layout = model_and_layout()
     codes = np.random.default_rng(0).integers(0, layout.vocabulary.codes, (prompts, grid.height, grid.width))
     ids = [layout.prompt(each, INSTRUCTION) for each in codes]
     grammar = ImageGrammar(layout.vocabulary, grid.height, grid.width)
     engine = TransformersEngine(model, layout)
-    requests = [Request(tuple(each.tolist()), "edit", grid, tuple(range(samples))) for each in ids]
+    requests = [SamplingRequest(tuple(each.tolist()), "edit", grid, tuple(range(samples))) for each in ids]
     batch = torch.from_numpy(np.stack(ids))
 
     def ours() -> int:
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    sampling = Sampling(given.temperature, given.top_k)
+    sampling = SamplingParams(given.temperature, given.top_k)
     grid = Grid(given.side, given.side)
     results = [measure(prompts, given.samples, grid, sampling, given.rounds) for prompts in given.prompts]
     if given.json:

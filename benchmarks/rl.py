@@ -23,17 +23,17 @@ import torch
 from transformers import Emu3ForCausalLM, Emu3TextConfig, PreTrainedTokenizerFast
 
 from earl_cli.config.rl import RlConfig
-from earl_cli.data.batches import Rows
+from earl_cli.data.batches import DatasetRows
 from earl_cli.data.store import SCHEMA
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.rewards.reward import Score
-from earl_cli.tokens.layout import Grid, Layout
+from earl_cli.tokens.layout import Grid, SequenceLayout
 from earl_cli.tokens.text import train_byte_bpe
 from earl_cli.tokens.vocabulary import CONTROLS, small_vocabulary
 from earl_cli.training.optimizer_backends import PlainLearner
 from earl_cli.training.rl.policy import Policy
 from earl_cli.training.rl.rollouts import draw_prompts
-from earl_cli.training.rl.run import Run
+from earl_cli.training.rl.run import RlRun
 from earl_cli.training.rl.setup import FrozenReference
 from earl_cli.training.rl.trainer import compare, roll_out
 from earl_cli.training.rl.update import Clock, update
@@ -67,10 +67,10 @@ def model() -> Emu3ForCausalLM:
 # -- EARL --------------------------------------------------------------------------------------------------------------
 
 
-def layout_and_rows() -> tuple[Layout, Rows]:
+def layout_and_rows() -> tuple[SequenceLayout, DatasetRows]:
     """A vocabulary of that size, and random pictures with an instruction that makes prompts of that length."""
     text = train_byte_bpe(["12*12"], size=257)
-    layout = Layout(small_vocabulary(text.size, VOCABULARY - text.size - len(CONTROLS)), text)
+    layout = SequenceLayout(small_vocabulary(text.size, VOCABULARY - text.size - len(CONTROLS)), text)
     rng = np.random.default_rng(0)
     bare = len(layout.prompt(np.zeros((GRID.height, GRID.width), dtype=np.int64), "", "edit"))
     sides = dict.fromkeys(("source_height", "target_height"), GRID.height)
@@ -81,7 +81,7 @@ def layout_and_rows() -> tuple[Layout, Rows]:
         names = {"row": index, "id": str(index), "instruction": "x" * (PROMPT - bare), "source_hash": ""}
         pairs.append({**names, **sides, "thoughts": [], "source": codes, "target": codes})
     table = pa.Table.from_pylist(pairs, SCHEMA)
-    return layout, Rows(table, layout, (), ("random",), (len(pairs),), (0,))
+    return layout, DatasetRows(table, layout, (), ("random",), (len(pairs),), (0,))
 
 
 class Silent:
@@ -111,7 +111,7 @@ def earl() -> Any:
     policy = Policy(model().eval(), *head)
     cpu = torch.device("cpu")
     reference = FrozenReference(Policy(model().eval(), *head).requires_grad_(False), cpu)
-    run = Run(
+    run = RlRun(
         config=config,
         layout=layout,
         rows=rows,

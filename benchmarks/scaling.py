@@ -16,7 +16,7 @@ from pathlib import Path
 from earl_cli.config.loader import load_config
 from earl_cli.config.rl import RlConfig
 from earl_cli.config.sft import SftConfig
-from earl_cli.training.common.memory import Memory, Shape, estimate
+from earl_cli.training.common.memory import Memory, ModelShape, estimate
 
 UTILISATION = 0.4
 """The share of a device's arithmetic that training and prefill get."""
@@ -38,7 +38,7 @@ SEPARATE_SHARE = 0.9
 class Model:
     """A language model, the tokens of a prompt and of what it draws, and the bytes of a number."""
 
-    shape: Shape
+    shape: ModelShape
     prompt: int
     completion: int
     number: int
@@ -116,11 +116,11 @@ class Plan:
         return load_config(RlConfig, self.recipe, self.sets, given)
 
 
-def with_weights(config: dict[str, int]) -> Shape:
+def with_weights(config: dict[str, int]) -> ModelShape:
     """The shape of a decoder with an untied head: linear layers, embedding and head, norms."""
-    bare = Shape.of(0, config)
+    bare = ModelShape.of(0, config)
     norms = (2 * bare.layers + 1) * bare.hidden
-    return Shape.of(bare.linear + 2 * bare.vocabulary * bare.hidden + norms, config)
+    return ModelShape.of(bare.linear + 2 * bare.vocabulary * bare.hidden + norms, config)
 
 
 PUBLISHED = {

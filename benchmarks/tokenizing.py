@@ -40,7 +40,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from transformers import Emu3VQVAE
 
-    from earl_cli.data.tokenizing import Tally
+    from earl_cli.data.tokenizing import PassProgress
 
 SMALL = {"base_channels": 64, "hidden_size": 256}
 TINY = {
@@ -127,8 +127,8 @@ def published_way(vision: Emu3VQVAE, folder: Path, output: Path, area: int) -> N
 
 def our_pass(vision: Emu3VQVAE, folder: Path, output: Path, given: argparse.Namespace, rank: int, ranks: int) -> None:
     """Shards of half a rank's part, so that both have as much to do."""
-    from earl_cli.data.shard_plan import Share
-    from earl_cli.data.sources.registry import Place, open_source
+    from earl_cli.data.shard_plan import ShardShare
+    from earl_cli.data.sources.registry import DataLocation, open_source
     from earl_cli.data.tokenizing import TokenizeSettings, tokenize
 
     settings = TokenizeSettings(
@@ -136,9 +136,9 @@ def our_pass(vision: Emu3VQVAE, folder: Path, output: Path, given: argparse.Name
         batch_size=given.batch_size,
         workers=given.workers,
         rows_per_shard=-(-given.pairs // (2 * ranks)),
-        share=Share(rank, ranks),
+        share=ShardShare(rank, ranks),
     )
-    tokenize(open_source(Place(str(folder))), vision, "random", output, settings, "benchmark")
+    tokenize(open_source(DataLocation(str(folder))), vision, "random", output, settings, "benchmark")
 
 
 def different_codes(published: Path, store: Path) -> tuple[int, int]:
@@ -267,7 +267,7 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
     """What this process and its worker processes hold at some points of a pass."""
     import torch
 
-    from earl_cli.data.sources.registry import Place, open_source
+    from earl_cli.data.sources.registry import DataLocation, open_source
     from earl_cli.data.tokenizing import TokenizeSettings, tokenize
 
     torch.set_num_threads(1)
@@ -282,7 +282,7 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
         size = path.stat().st_size
         started = time.perf_counter()
 
-        def on_rows(tally: Tally) -> None:
+        def on_rows(tally: PassProgress) -> None:
             if points and tally.rows >= points[0] * given.memory:
                 workers = max((resident(process.pid) for process in multiprocessing.active_children()), default=0.0)
                 here: dict[str, float] = {
@@ -296,7 +296,9 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
                 points.pop(0)
 
         settings = TokenizeSettings(TINY_AREA, workers=given.workers)
-        tokenize(open_source(Place(str(path))), vision, "random", Path(scratch) / "store", settings, "memory", on_rows)
+        tokenize(
+            open_source(DataLocation(str(path))), vision, "random", Path(scratch) / "store", settings, "memory", on_rows
+        )
     peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
     result = {"rows": given.memory, "file_megabytes": round(size / 1e6), "workers": given.workers}
     return {**result, "peak_megabytes": peak, "memory": found}

@@ -52,7 +52,7 @@ def gigabytes(value: float) -> str:
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricPanel:
     """A figure of a run: the key it comes under, its name for people, how it is written, and if its course is drawn."""
 
     key: str
@@ -66,7 +66,7 @@ class Figure:
         return self.name or self.key.replace("_", " ")
 
 
-class Board(Protocol):
+class LiveTask(Protocol):
     """A running task that is shown."""
 
     def update(self, done: int, total: int, figures: Mapping[str, float], note: str = "") -> None:
@@ -77,7 +77,7 @@ class Board(Protocol):
 
 
 @contextmanager
-def dashboard(title: str, figures: Sequence[Figure], *, unit: str = "steps") -> Iterator[Board]:
+def dashboard(title: str, figures: Sequence[MetricPanel], *, unit: str = "steps") -> Iterator[LiveTask]:
     """Show a run with those of its figures that are listed, in this order.
 
     Off a terminal it is a line on stderr for each update with figures, and nothing with ``quiet``.
@@ -94,7 +94,7 @@ def dashboard(title: str, figures: Sequence[Figure], *, unit: str = "steps") -> 
 class _Lines:
     """The board as short lines, one for each update that brings figures whose course would be drawn: a log of a run."""
 
-    def __init__(self, title: str, figures: Sequence[Figure], unit: str) -> None:
+    def __init__(self, title: str, figures: Sequence[MetricPanel], unit: str) -> None:
         self.title, self.figures, self.unit = _one_line(title), [each for each in figures if each.drawn], unit
         self.pace = Pace()
 
@@ -107,7 +107,7 @@ class _Lines:
             console.note(f"{self.title}: {done}/{total} {self.unit}{time}: {', '.join(known)}")
 
 
-class Course:
+class MetricHistory:
     """A figure's values by step, in bounded memory: when there are too many, neighbours become their mean."""
 
     def __init__(self) -> None:
@@ -175,14 +175,14 @@ def bars(values: Sequence[float | None], rows: int, blocks: str = BLOCKS) -> lis
 class _State:
     """What there is to show, and how it is drawn."""
 
-    def __init__(self, title: str, figures: Sequence[Figure], unit: str) -> None:
+    def __init__(self, title: str, figures: Sequence[MetricPanel], unit: str) -> None:
         self.title, self.figures, self.unit = _one_line(title), figures, unit
         self.pace = Pace()
         self.total = 0
         self.note = ""
         self.first: int | None = None
         self.latest: dict[str, float] = {}
-        self.courses = {each.key: Course() for each in figures if each.drawn}
+        self.courses = {each.key: MetricHistory() for each in figures if each.drawn}
         self.lengths: list[int] = []
         self.width = 0
         self.lock = Lock()  # rich draws in a thread of its own
@@ -251,7 +251,7 @@ class _State:
         parts += [Text(speed(self.pace.rate, self.unit))] if self.pace.rate else []
         yield from _flow(parts, width)
 
-    def _courses(self, drawn: Sequence[Figure], width: int, tall: int, ascii_only: bool) -> list[Text]:
+    def _courses(self, drawn: Sequence[MetricPanel], width: int, tall: int, ascii_only: bool) -> list[Text]:
         """A block of rows for each figure: name, latest value and range, and its course beside them."""
         from rich.text import Text
 
@@ -282,11 +282,11 @@ class _State:
             lines += [Text()] if tall > 1 and each is not drawn[-1] else []
         return lines
 
-    def _range(self, figure: Figure) -> str:
+    def _range(self, figure: MetricPanel) -> str:
         course = self.courses[figure.key]
         return f"{figure.form(course.low)} to {figure.form(course.high)}" if course.low < course.high else ""
 
-    def _fact(self, figure: Figure) -> Text:
+    def _fact(self, figure: MetricPanel) -> Text:
         from rich.text import Text
 
         value = self.latest[figure.key]

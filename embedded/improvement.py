@@ -14,26 +14,28 @@ import numpy as np
 from base import abilities
 from numpy.typing import NDArray
 
-from earl_cli.data.batches import Rows, load_rows
-from earl_cli.generation.engine import Sampling
+from earl_cli.data.batches import DatasetRows, load_rows
+from earl_cli.generation.engine import SamplingParams
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.models.abilities import understand
 from earl_cli.models.bundle import load_model
 from earl_cli.rewards.reference import reference_reward
-from earl_cli.training.rl.rollouts import Prompt, edits, sample, seeds
+from earl_cli.training.rl.rollouts import RolloutPrompt, edits, sample, seeds
 
 TOGETHER = 16
 DRAWS = 10_000
 
 
-def rewards(folder: str, store: Path, samples: int, sampling: Sampling) -> tuple[Rows, NDArray[np.float64]]:
+def rewards(
+    folder: str, store: Path, samples: int, sampling: SamplingParams
+) -> tuple[DatasetRows, NDArray[np.float64]]:
     """The mean reward of each row over its samples, float64[n]."""
     model = load_model(folder, device="cpu")
     rows = load_rows([store], model.layout)
     engine = TransformersEngine(model.language, model.layout)
     found = np.empty(len(rows))
     for start in range(0, len(rows), TOGETHER):
-        prompts = [Prompt(row, seeds(samples, 1, row)) for row in range(start, min(start + TOGETHER, len(rows)))]
+        prompts = [RolloutPrompt(row, seeds(samples, 1, row)) for row in range(start, min(start + TOGETHER, len(rows)))]
         drawn = edits(model.vision, rows, sample(engine, model.layout, rows, prompts, "edit", sampling))
         values = [score.value for score in reference_reward(drawn)]
         found[start : start + len(prompts)] = np.asarray(values, dtype=float).reshape(len(prompts), -1).mean(axis=1)
@@ -71,7 +73,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0)
     arguments = parser.parse_args()
-    sampling = Sampling(arguments.temperature, arguments.top_k)
+    sampling = SamplingParams(arguments.temperature, arguments.top_k)
     rows, before = rewards(arguments.before, arguments.store, arguments.samples, sampling)
     _, after = rewards(arguments.after, arguments.store, arguments.samples, sampling)
     hashes = rows.table.column("source_hash").to_pylist()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pairs import COMPLEX
 from reproduce import Trained, models, root_of
 
-from earl_cli.evaluation.results import RUN, Run, find_results, load_run
+from earl_cli.evaluation.results import RUN, EvalRun, find_results, load_run
 from earl_cli.evaluation.statistics import Estimate, cluster, estimate
 from earl_cli.generation.editing import decoded, encoded
 from earl_cli.images.image_file import open_picture
@@ -70,7 +70,7 @@ FINDINGS = (
 )
 
 
-def read(work: Path) -> tuple[Samples, dict[Trained, Run]]:
+def read(work: Path) -> tuple[Samples, dict[Trained, EvalRun]]:
     """All that was evaluated, by what was trained."""
     named = {model.name: model for model in models()}
     found = {}
@@ -90,11 +90,11 @@ def read(work: Path) -> tuple[Samples, dict[Trained, Run]]:
     return Samples(kinds, {line.result.number: cluster(line) for line in lines}), found
 
 
-def seeds_of(runs: Mapping[Trained, Run], row: Row) -> set[int]:
+def seeds_of(runs: Mapping[Trained, EvalRun], row: Row) -> set[int]:
     return {model.seed for model in runs if (model.sft, model.rl) == row}
 
 
-def values(runs: Mapping[Trained, Run], row: Row, column: str, seeds: Collection[int]) -> dict[int, float]:
+def values(runs: Mapping[Trained, EvalRun], row: Row, column: str, seeds: Collection[int]) -> dict[int, float]:
     """The column of each sample, averaged over these training seeds.
 
     Where no picture came, the reference is the worst there is; other figures are of the drawn pictures alone.
@@ -112,7 +112,7 @@ def mean(samples: Samples, of: Values, kinds: Sequence[str]) -> Estimate:
     return estimate([of[number] for number in numbers], [samples.pictures[number] for number in numbers])
 
 
-def change(samples: Samples, runs: Mapping[Trained, Run], claim: Finding, seeds: Collection[int]) -> Estimate:
+def change(samples: Samples, runs: Mapping[Trained, EvalRun], claim: Finding, seeds: Collection[int]) -> Estimate:
     """What ``better`` has more than ``worse``, of the same training seeds: edit by edit, whole pictures drawn."""
     better, worse = (values(runs, row, "reference", seeds) for row in (claim.better, claim.worse))
     return mean(samples, {number: better[number] - worse[number] for number in better}, claim.kinds)
@@ -147,7 +147,7 @@ def ceiling(pairs: Path) -> dict[int, float]:
     return found
 
 
-def tables(samples: Samples, runs: Mapping[Trained, Run], most: Values) -> str:
+def tables(samples: Samples, runs: Mapping[Trained, EvalRun], most: Values) -> str:
     """The table, the same by kind of edit and with other figures, and the findings; ``most`` is each edit's ceiling."""
     rows = list(dict.fromkeys((model.sft, model.rl) for model in models()))
     seeds = {row: seeds_of(runs, row) for row in rows}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from earl_cli.evaluation.editors import Drawn, OnProgress, Task
+from earl_cli.evaluation.editors import EditorOutput, EditTask, OnFraction
 
 TASKS = ("colour", "weather")
 
@@ -54,12 +54,12 @@ class Inverting:
     stops_after: float = float("inf")
     refuses: str = "nothing holds this"
     reasoning: str = ""
-    tasks: list[Task] = field(default_factory=list)
+    tasks: list[EditTask] = field(default_factory=list)
 
     def describe(self) -> Mapping[str, Any]:
         return {"name": self.name, "kind": "inverting", "fingerprint": "f00"}
 
-    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
+    def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
         if len(self.tasks) + len(tasks) > self.stops_after:
             raise KeyboardInterrupt
         self.tasks += tasks
@@ -67,9 +67,9 @@ class Inverting:
             on_progress(0.5)
         return [self._drawn(task) for task in tasks]
 
-    def _drawn(self, task: Task) -> Drawn:
+    def _drawn(self, task: EditTask) -> EditorOutput:
         if self.refuses in task.instruction:
-            return Drawn(None, problem="it didn't want to")
+            return EditorOutput(None, problem="it didn't want to")
         pixels = 255 - np.asarray(task.picture)
         pixels[task.seed % pixels.shape[0], 0] = task.seed % 251
-        return Drawn(Image.fromarray(pixels), self.reasoning, seen=(12, 8) if self.reasoning else None)
+        return EditorOutput(Image.fromarray(pixels), self.reasoning, seen=(12, 8) if self.reasoning else None)

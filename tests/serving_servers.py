@@ -16,16 +16,16 @@ import numpy as np
 import openai
 from PIL import Image
 
-from earl_cli.generation.engine import OnProgress, Sampling
+from earl_cli.generation.engine import OnProgress, SamplingParams
 from earl_cli.serving.app import serve
 from earl_cli.serving.connections import Server
-from earl_cli.serving.limits import Limits
-from earl_cli.serving.queue import EditQueue, Order, Variant, Work
+from earl_cli.serving.limits import ServerLimits
+from earl_cli.serving.queue import EditQueue, QueuedEdit, Variant, Work
 from earl_cli.serving.service import About, Service
 from earl_cli.serving.site import Site
 
 FORM = b"POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-ABOUT = About("tiny", "transformers", "cpu", Sampling(1.0, 64, 1.0))
+ABOUT = About("tiny", "transformers", "cpu", SamplingParams(1.0, 64, 1.0))
 
 
 @dataclass
@@ -76,13 +76,13 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, object]:
 @contextmanager
 def running(
     work: Work | None = None,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     service: Service | None = None,
     key: str | None = None,
     site: Site | None = None,
 ) -> Iterator[Running]:
     """A server on a free port of 127.0.0.1, with this ``work`` or a whole ``service``."""
-    limits = limits or Limits(rate=0)
+    limits = limits or ServerLimits(rate=0)
     if service is None:
         service = Service(ABOUT, EditQueue(work or inverting, limits), limits, key, site or Site(is_local=True))
     server = Server("127.0.0.1", 0, service.limits.connections)
@@ -96,7 +96,7 @@ def running(
     assert not thread.is_alive()
 
 
-def inverting(orders: Sequence[Order], on_progress: OnProgress) -> Iterator[list[Variant]]:
+def inverting(orders: Sequence[QueuedEdit], on_progress: OnProgress) -> Iterator[list[Variant]]:
     """Every variant is the negative of the picture."""
     on_progress(1, 1)
     for order in orders:
@@ -109,7 +109,7 @@ class Gate:
     """Work that waits until the test opens it; ``batches`` are the instructions of each batch."""
 
     batches: list[list[str]] = field(default_factory=list)
-    breaks: Callable[[Order], BaseException | None] = lambda _: None
+    breaks: Callable[[QueuedEdit], BaseException | None] = lambda _: None
 
     @cached_property
     def open(self) -> threading.Event:
@@ -120,7 +120,7 @@ class Gate:
         """Counts the batches that have come."""
         return threading.Semaphore(0)
 
-    def __call__(self, orders: Sequence[Order], on_progress: OnProgress) -> Iterator[list[Variant] | Exception]:
+    def __call__(self, orders: Sequence[QueuedEdit], on_progress: OnProgress) -> Iterator[list[Variant] | Exception]:
         self.batches.append([order.instruction for order in orders])
         self.reached.release()
         while not self.open.wait(0.01):

@@ -42,3 +42,12 @@ def test_every_module_is_named() -> None:
     assert missing == []
     rooms = {path.parent.relative_to(PACKAGE).as_posix().removeprefix(".") for path in PACKAGE.rglob("__init__.py")}
     assert rooms - set(tree()) - {"models/embedded"} == set()
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    defined: dict[str, list[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for name in re.findall(r"^class ([A-Z]\w*)", path.read_text(encoding="utf-8"), re.M):
+            defined.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
+    assert len(defined) > 200
+    assert {name: paths for name, paths in defined.items() if len(paths) > 1} == {}

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from earl_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from earl_cli.training.common.curves import Run
-    from earl_cli.training.common.plots import Sheet
+    from earl_cli.training.common.curves import RunCurves
+    from earl_cli.training.common.plots import PlotSheet
 
 
 ModelOption = Annotated[
@@ -184,7 +184,7 @@ def check_output(output: Path, force: bool) -> None:
         raise OutputError("the file exists already", where=str(output), hint="--force overwrites it, -o names another")
 
 
-def plot(sheet: Sheet, runs: Sequence[Path], output: Path, smooth: int | None, figures: Sequence[str]) -> None:
+def plot(sheet: PlotSheet, runs: Sequence[Path], output: Path, smooth: int | None, figures: Sequence[str]) -> None:
     """Draw the runs on this sheet, and say where each of them stands."""
     from earl_cli.training.common.curves import read_runs
     from earl_cli.training.common.plots import choose_panels, write_curves
@@ -207,7 +207,7 @@ def plot(sheet: Sheet, runs: Sequence[Path], output: Path, smooth: int | None, f
     )
 
 
-def _row(sheet: Sheet, run: Run) -> list[str]:
+def _row(sheet: PlotSheet, run: RunCurves) -> list[str]:
     last, best = run.last(sheet.measure), run.best(sheet.validation, sheet.goal)
     return [
         run.name,
@@ -217,7 +217,7 @@ def _row(sheet: Sheet, run: Run) -> list[str]:
     ]
 
 
-def _document(sheet: Sheet, run: Run) -> dict[str, Any]:
+def _document(sheet: PlotSheet, run: RunCurves) -> dict[str, Any]:
     last, best = run.last(sheet.measure), run.best(sheet.validation, sheet.goal)
     return {
         "run": run.name,

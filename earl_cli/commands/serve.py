@@ -58,23 +58,23 @@ def serve(
     key, engine_args = _key(api_key_variable), engine_arguments(engine_arg or [])
 
     from earl_cli.serving.connections import Server
-    from earl_cli.serving.limits import Limits
+    from earl_cli.serving.limits import ServerLimits
     from earl_cli.serving.site import Site, is_loopback, public_url, trusted_proxies
 
     public = None if public_address is None else public_url(public_address)
     proxies = trusted_proxies(trusted_proxy or [])
 
-    requests = max(Limits.requests, 2 * max_queue)
-    limits = Limits(
+    requests = max(ServerLimits.requests, 2 * max_queue)
+    limits = ServerLimits(
         max_queue=max_queue,
         max_variants=max_variants,
         max_pixels=max_pixels,
         rate=rate,
         upload=max_upload * MIB,
-        uploads=max(8 * max_upload * MIB, Limits.uploads),
+        uploads=max(8 * max_upload * MIB, ServerLimits.uploads),
         requests=requests,
         share=requests * 3 // 4,
-        connections=requests + Limits.connections - Limits.requests,
+        connections=requests + ServerLimits.connections - ServerLimits.requests,
     )
     server = Server(host, port, limits.connections)  # a port that is taken is known before the model is loaded
 

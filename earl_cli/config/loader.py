@@ -24,36 +24,36 @@ from earl_cli.config.jsonnet import evaluate, missing_variables, variables
 from earl_cli.console import console
 from earl_cli.errors import InputError, UsageError
 
-Config = TypeVar("Config", bound=BaseModel)
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass(frozen=True)
-class Resolved(Generic[Config]):
+class Resolved(Generic[ConfigT]):
     """A config, and for every value that isn't a default where it came from."""
 
-    config: Config
+    config: ConfigT
     origins: Mapping[str, str]
 
 
 def load_config(
-    kind: type[Config],
+    kind: type[ConfigT],
     name: str | None,
     sets: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
-) -> Config:
+) -> ConfigT:
     """As `resolve`, without the origins."""
     return resolve(kind, name, sets, given).config
 
 
 def resolve(
-    kind: type[Config],
+    kind: type[ConfigT],
     name: str | None,
     sets: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
     options: Mapping[str, str] | None = None,
-) -> Resolved[Config]:
+) -> Resolved[ConfigT]:
     """The config of this kind: its defaults, then the file or recipe ``name``, ``given``, and ``key=value`` sets.
 
     ``options`` names the option of each key in ``given`` that isn't called as its key is. Raises UsageError for a file

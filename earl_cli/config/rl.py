@@ -127,7 +127,7 @@ class RlConfig(BaseModel):
 
     @property
     def mode(self) -> Mode:
-        """What the published prefill stands for; what is really prefilled is `Layout.prompt`'s, as in training."""
+        """What the published prefill stands for; what is prefilled is `SequenceLayout.prompt`'s, as in training."""
         return mode_of(self.assistant_prefill)
 
     @property

@@ -17,20 +17,20 @@ from torch.utils.data import Dataset
 from earl_cli.data.published.store import is_published, open_published, published_table
 from earl_cli.data.store import check_codebook, open_store
 from earl_cli.errors import InputError, UsageError
-from earl_cli.tokens.layout import Example, Grid, Layout, thoughts_text
+from earl_cli.tokens.layout import Example, Grid, SequenceLayout, thoughts_text
 
 IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class DatasetRows:
     """The rows of some data sets one after another; ``names`` and ``sizes`` are those of the sets.
 
     ``unreadable`` counts what published files had to be left out, for each set.
     """
 
     table: pa.Table
-    layout: Layout
+    layout: SequenceLayout
     cot_keys: tuple[str, ...]
     names: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -104,7 +104,7 @@ SIDES = ("source_height", "source_width", "target_height", "target_width")
 class ExampleData(Dataset[tuple[str, Example]]):
     """Training sequences with their ids, in the order of ``order`` (rows of ``rows``)."""
 
-    rows: Rows
+    rows: DatasetRows
     order: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class ExampleData(Dataset[tuple[str, Example]]):
         return self.rows.id(row), self.rows.example(row)
 
 
-def load_rows(places: Sequence[Path], layout: Layout, cot_keys: Sequence[str] = ()) -> Rows:
+def load_rows(places: Sequence[Path], layout: SequenceLayout, cot_keys: Sequence[str] = ()) -> DatasetRows:
     """All rows of token stores and of published folders or tarballs, which are read in place.
 
     Raises InputError for an empty or unfinished store, codes of another codebook, and CoT keys that no row has.
@@ -127,7 +127,7 @@ def load_rows(places: Sequence[Path], layout: Layout, cot_keys: Sequence[str] = 
     table = pa.concat_tables(tables).combine_chunks()
     _check_keys(table, cot_keys, ", ".join(map(str, places)))
     names = tuple(_name(place.resolve()) for place in places)
-    return Rows(table, layout, tuple(cot_keys), names, tuple(each.num_rows for each in tables), unreadable)
+    return DatasetRows(table, layout, tuple(cot_keys), names, tuple(each.num_rows for each in tables), unreadable)
 
 
 def _name(place: Path) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 from earl_cli.console import listed
 from earl_cli.data.image_cells import looks_like_picture
-from earl_cli.data.shard_plan import Order
-from earl_cli.data.sources.base import BadRowError, Content, Row, Source, outer_names
+from earl_cli.data.shard_plan import RowOrder
+from earl_cli.data.sources.base import BadRowError, CellKind, Row, Source, outer_names
 from earl_cli.errors import InputError, UsageError
 
 SOURCE_NAMES = (
@@ -40,7 +40,7 @@ _FILE = re.compile(r"_(file_?name|file|path|url)s?$")
 
 
 @dataclass(frozen=True)
-class Columns:
+class PairColumns:
     """Which columns hold what; None means one of a usual name (`usual_column`), for the id also none at all."""
 
     source: str | None = None
@@ -60,7 +60,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Pair:
+class EditExample:
     """One edit: two pictures as the data has them (bytes, paths, …), the request, and the thinking's texts by key."""
 
     row: int
@@ -72,21 +72,21 @@ class Pair:
     thoughts: Mapping[str, str]
 
 
-def find_columns(wanted: Columns, source: Source, *, reason: str = "") -> Columns:
+def find_columns(wanted: PairColumns, source: Source, *, reason: str = "") -> PairColumns:
     """``wanted`` with every column named as ``source`` has it; ``reason`` is why these are wanted, for the message.
 
     Raises InputError, with all that are missing, the usual names and the columns that are there.
     """
     missing: list[tuple[str, str]] = []
 
-    def find(flag: str, named: str | None, usual: Sequence[str] = (), holds: Content = "text") -> str | None:
+    def find(flag: str, named: str | None, usual: Sequence[str] = (), holds: CellKind = "text") -> str | None:
         name = column_named(named, source) if named else usual_column(source, usual, holds)
         if name is None:
             nothing = f"no column for {flag} under a usual name ({', '.join(usual)})"
             missing.append((flag, f"no column {named!r}" if named else nothing))
         return name
 
-    found = Columns(
+    found = PairColumns(
         find("--original-image-key", wanted.source, SOURCE_NAMES, "picture"),
         find("--edited-image", wanted.target, TARGET_NAMES, "picture"),
         find("--edit-instruction", wanted.instruction, INSTRUCTION_NAMES),
@@ -110,7 +110,7 @@ def column_named(name: str, source: Source) -> str | None:
     return name if nested else None
 
 
-def usual_column(source: Source, usual: Sequence[str], holds: Content | None = None) -> str | None:
+def usual_column(source: Source, usual: Sequence[str], holds: CellKind | None = None) -> str | None:
     """The first column under one of the ``usual`` names that holds pictures or texts, or anything; None if none does.
 
     A column whose type says so comes before those whose type leaves it open; among these, a sample of the rows tells.
@@ -136,7 +136,7 @@ def described(source: Source) -> str:
     return listed(named, SHOWN) or "none"
 
 
-def _called(source: Source, usual: Sequence[str], holds: Content | None) -> list[str]:
+def _called(source: Source, usual: Sequence[str], holds: CellKind | None) -> list[str]:
     """The columns under these names, however spelled; of pictures also what is called their file, path or URL."""
     plain = {column: _plain(column) for column in source.columns}
     found: list[str] = []
@@ -155,7 +155,7 @@ def _plain(name: str) -> str:
 def _sample(source: Source, columns: Sequence[str]) -> dict[str, list[Any]]:
     """What these columns hold in some rows from anywhere, where they hold anything."""
     values: dict[str, list[Any]] = {name: [] for name in columns}
-    for rows in Order(source.bounds, seed=0, limit=SAMPLE).chunks(0, SAMPLE):
+    for rows in RowOrder(source.bounds, seed=0, limit=SAMPLE).chunks(0, SAMPLE):
         for row in source.read(rows, columns):
             if isinstance(row, Row):
                 for name, value in row.values.items():
@@ -163,7 +163,7 @@ def _sample(source: Source, columns: Sequence[str]) -> dict[str, list[Any]]:
     return values
 
 
-def pair_of(row: Row, columns: Columns) -> Pair:
+def pair_of(row: Row, columns: PairColumns) -> EditExample:
     """The pair in a row; ``columns`` are all named. Raises BadRowError if something is missing or no text."""
     assert columns.source and columns.target and columns.instruction
     instruction = instruction_of(row, columns.instruction)
@@ -173,7 +173,7 @@ def pair_of(row: Row, columns: Columns) -> Pair:
     texts = {key: _text(row.values[key]) for key in columns.thoughts if row.values.get(key) is not None}
     thoughts = {key: _whole(text, row) for key, text in texts.items()}
     source, target = row.values[columns.source], row.values[columns.target]
-    return Pair(row.number, row_id(row, columns), row.where, source, target, instruction, thoughts)
+    return EditExample(row.number, row_id(row, columns), row.where, source, target, instruction, thoughts)
 
 
 def instruction_of(row: Row, column: str) -> str:
@@ -206,7 +206,7 @@ def _listed_in(text: str) -> str | list[Any]:
     return text
 
 
-def row_id(row: Row, columns: Columns) -> str:
+def row_id(row: Row, columns: PairColumns) -> str:
     """What the data calls this row, or its number, counted from 1."""
     name = row.values.get(columns.id) if columns.id else None
     return storable(str(name)) if name is not None else f"{row.number + 1:08d}"
@@ -234,18 +234,18 @@ class Preset:
     """
 
     place: str | None
-    columns: Columns
+    columns: PairColumns
     split: str | None = "train"
 
 
-_PAIRS = Columns("source_image", "edited_image", "edit_instruction")  # as the paper's own copies name them
+_PAIRS = PairColumns("source_image", "edited_image", "edit_instruction")  # as the paper's own copies name them
 
 PRESETS = {
     "omniedit": Preset(
-        "TIGER-Lab/OmniEdit-Filtered-1.2M", Columns("src_img", "edited_img", "edited_prompt_list", "omni_edit_id")
+        "TIGER-Lab/OmniEdit-Filtered-1.2M", PairColumns("src_img", "edited_img", "edited_prompt_list", "omni_edit_id")
     ),
-    "magic_brush": Preset("osunlp/MagicBrush", Columns("source_img", "target_img", "instruction")),
-    "human-edit": Preset("BryanW/HumanEdit", Columns("INPUT_IMG", "OUTPUT_IMG", "EDITING_INSTRUCTION")),
+    "magic_brush": Preset("osunlp/MagicBrush", PairColumns("source_img", "target_img", "instruction")),
+    "human-edit": Preset("BryanW/HumanEdit", PairColumns("INPUT_IMG", "OUTPUT_IMG", "EDITING_INSTRUCTION")),
     "aurora_ag": Preset(None, _PAIRS, split=None),
     "aurora_kubric": Preset(None, _PAIRS, split=None),
     "ss2": Preset(None, _PAIRS, split=None),

@@ -46,7 +46,7 @@ _COUNTED = ("instruction", "source_height", "source_width", "target_height", "ta
 
 
 @dataclass(frozen=True)
-class Spread:
+class Distribution:
     """How numbers are spread; all are 0 where ``count`` is."""
 
     count: int
@@ -74,10 +74,10 @@ class Summary:
     missing: Sequence[int]
     source_grids: Mapping[str, int]
     target_grids: Mapping[str, int]
-    characters: Spread
-    words: Spread
-    thoughts: Mapping[str, Spread]
-    image_tokens: Spread
+    characters: Distribution
+    words: Distribution
+    thoughts: Mapping[str, Distribution]
+    image_tokens: Distribution
     sources: int
     bytes: int
     leftovers: Sequence[str]
@@ -198,11 +198,13 @@ def _word_counts(texts: pa.Array) -> Numbers:
     return words
 
 
-def _spread(parts: Sequence[Numbers]) -> Spread:
+def _spread(parts: Sequence[Numbers]) -> Distribution:
     values = np.concatenate([np.zeros(0, np.int64), *parts])
     if not len(values):
-        return Spread(0, 0, 0.0, 0.0, 0)
-    return Spread(len(values), int(values.min()), float(np.median(values)), float(values.mean()), int(values.max()))
+        return Distribution(0, 0, 0.0, 0.0, 0)
+    return Distribution(
+        len(values), int(values.min()), float(np.median(values)), float(values.mean()), int(values.max())
+    )
 
 
 def _by_count(counter: Mapping[Any, int]) -> dict[Any, int]:

@@ -19,14 +19,14 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.data.columns import Columns, pair_of, row_id
+from earl_cli.data.columns import PairColumns, pair_of, row_id
 from earl_cli.data.image_cells import picture_bytes
 from earl_cli.data.sources.base import BadRowError, Row, Source
 from earl_cli.data.store import Reject
 from earl_cli.errors import EarlError, InputError
 from earl_cli.images.image_file import open_picture
 from earl_cli.images.resize import Grids, resize_to_area
-from earl_cli.tokens.layout import Size, rescale_boxes
+from earl_cli.tokens.layout import GridSize, rescale_boxes
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Recipe:
     """
 
     source: Source
-    columns: Columns
+    columns: PairColumns
     image_area: int
     multiple: int
     grids: Grids = ()
@@ -45,7 +45,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, eq=False)
-class Small:
+class PreparedImage:
     """A picture at the model's size: ``pixels`` uint8[h, w, 3]; ``digest`` is the SHA-256 of the file it comes from.
 
     ``notes`` say what was special about reading it.
@@ -64,8 +64,8 @@ class PreparedPair:
     id: str
     instruction: str
     thoughts: Mapping[str, str]
-    source: Small
-    target: Small
+    source: PreparedImage
+    target: PreparedImage
 
 
 Prepared = PreparedPair | Reject
@@ -98,7 +98,7 @@ def _prepared(recipe: Recipe, number: int, row: Row | BadRowError) -> Prepared:
     return PreparedPair(pair.row, pair.id, pair.instruction, thoughts, source, target)
 
 
-def _small(value: object, recipe: Recipe, where: str) -> tuple[Size, Small]:
+def _small(value: object, recipe: Recipe, where: str) -> tuple[GridSize, PreparedImage]:
     """The picture's upright size before, and the picture at the model's size."""
     try:
         content = picture_bytes(value, recipe.source.base, urls=recipe.urls)
@@ -108,7 +108,7 @@ def _small(value: object, recipe: Recipe, where: str) -> tuple[Size, Small]:
     except InputError as error:
         raise BadRowError("picture", error.what, where=error.where, hint=error.hint) from None
     small = resize_to_area(picture.rgb, recipe.image_area, recipe.multiple, recipe.grids)
-    return picture.rgb.size, Small(hashlib.sha256(content).hexdigest(), np.asarray(small), picture.notes)
+    return picture.rgb.size, PreparedImage(hashlib.sha256(content).hexdigest(), np.asarray(small), picture.notes)
 
 
 @contextmanager

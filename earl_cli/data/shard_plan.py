@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from earl_cli.errors import UsageError
 
-Rows = NDArray[np.int64]
+RowNumbers = NDArray[np.int64]
 MOST_TOGETHER, MOST_SCATTERED = 128, 32
 """Rows that are read in one go: of one block of the source, and from anywhere."""
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
+class RowOrder:
     """Which row comes when.
 
     With a seed, blocks of rows that are cheap to read together (``bounds``, as in `Source`) are shuffled, and the rows
     within each; sources that can be read anywhere have a row a block, so that this is a full shuffle. ``limit`` cuts.
     """
 
-    bounds: Rows
+    bounds: RowNumbers
     seed: int | None = None
     limit: int | None = None
 
@@ -34,7 +34,7 @@ class Order:
         rows = int(self.bounds[-1])
         return rows if self.limit is None else min(rows, self.limit)
 
-    def rows(self, start: int, stop: int) -> Rows:
+    def rows(self, start: int, stop: int) -> RowNumbers:
         """The numbers of the rows at places ``start`` to ``stop`` of the pass."""
         stop = min(stop, len(self))
         if self.seed is None:
@@ -51,7 +51,7 @@ class Order:
         return np.concatenate(parts)
 
     @cached_property
-    def _shuffled(self) -> tuple[Rows, Rows]:
+    def _shuffled(self) -> tuple[RowNumbers, RowNumbers]:
         """The blocks in their new order, and the place at which each ends."""
         blocks = np.random.default_rng(self.seed).permutation(len(self.bounds) - 1)
         return blocks, np.cumsum(np.diff(self.bounds)[blocks])
@@ -70,7 +70,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Share:
+class ShardShare:
     """This process' part of the work: those shards whose number is ``index`` modulo ``count``."""
 
     index: int = 0
@@ -88,7 +88,7 @@ class Share:
         return f"{self.index + 1}/{self.count}"
 
 
-def read_share(text: str | None) -> Share:
+def read_share(text: str | None) -> ShardShare:
     """``i/n``, counted from 1; without a text, the rank that torchrun or srun gave this process.
 
     Raises UsageError for anything else.
@@ -96,9 +96,9 @@ def read_share(text: str | None) -> Share:
     if text is None:
         for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
             if rank in os.environ and world in os.environ:
-                return Share(int(os.environ[rank]), int(os.environ[world]))
-        return Share()
+                return ShardShare(int(os.environ[rank]), int(os.environ[world]))
+        return ShardShare()
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(f"{text!r} is no part of the work", where="--shard", hint="1/8 to 8/8 for eight processes")
-    return Share(int(match[1]) - 1, int(match[2]))
+    return ShardShare(int(match[1]) - 1, int(match[2]))

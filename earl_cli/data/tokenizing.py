@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import OutOfMemoryError
 
-from earl_cli.data.columns import Columns, find_columns
-from earl_cli.data.preprocess import Prepared, PreparedPair, Recipe, Small, preparing
-from earl_cli.data.shard_plan import Order, Share
+from earl_cli.data.columns import PairColumns, find_columns
+from earl_cli.data.preprocess import Prepared, PreparedImage, PreparedPair, Recipe, preparing
+from earl_cli.data.shard_plan import RowOrder, ShardShare
 from earl_cli.data.sources.base import Source
 from earl_cli.data.store import (
     MANIFEST,
@@ -58,7 +58,7 @@ class TokenizeSettings:
 
     image_area: int
     grids: Grids = ()
-    columns: Columns = field(default_factory=Columns)
+    columns: PairColumns = field(default_factory=PairColumns)
     seed: int | None = None
     limit: int | None = None
     batch_size: int | None = None
@@ -66,11 +66,11 @@ class TokenizeSettings:
     urls: bool = False
     max_reject_rate: float = 1.0
     rows_per_shard: int = ROWS_PER_SHARD
-    share: Share = field(default_factory=Share)
+    share: ShardShare = field(default_factory=ShardShare)
 
 
 @dataclass
-class Tally:
+class PassProgress:
     """How far this process' share of a pass is: rows done, and how many of them were left out, by kind of fault.
 
     ``notes``: how many pictures that this process read had something special about them, by what it was.
@@ -102,7 +102,7 @@ def tokenize(
     output: Path,
     settings: TokenizeSettings,
     dataset: str,
-    on_rows: Callable[[Tally], None] = lambda _tally: None,
+    on_rows: Callable[[PassProgress], None] = lambda _tally: None,
     origin: dict[str, Any] | None = None,
 ) -> Store:
     """Encode this process' share of ``source`` into the store at ``output``, going on where an earlier pass stopped.
@@ -119,7 +119,7 @@ def tokenize(
         settings.grids,
         settings.urls,
     )
-    order = Order(source.bounds, settings.seed, settings.limit)
+    order = RowOrder(source.bounds, settings.seed, settings.limit)
     manifest = Manifest(
         codes=int(vision.config.codebook_size),
         vision_fingerprint=vision_fingerprint,
@@ -134,7 +134,7 @@ def tokenize(
         shapes=shapes(settings.grids),
     )
     create_or_resume(output, manifest)
-    tally = Tally()
+    tally = PassProgress()
     with alone_in(output, "earl tokenize", settings.share.part):
         missing = []
         for index in filter(settings.share.owns, range(manifest.shards)):
@@ -156,12 +156,12 @@ def tokenize(
 def _fill(
     output: Path,
     shards: Sequence[int],
-    order: Order,
+    order: RowOrder,
     recipe: Recipe,
     vision: Emu3VQVAE,
     settings: TokenizeSettings,
-    tally: Tally,
-    on_rows: Callable[[Tally], None],
+    tally: PassProgress,
+    on_rows: Callable[[PassProgress], None],
 ) -> None:
     """Make these shards, in this order."""
     encoder = _Encoder(vision, settings.batch_size or _batch_size(vision.device, settings.image_area))
@@ -208,7 +208,7 @@ class _Encoder:
     def __init__(self, vision: Emu3VQVAE, batch_size: int) -> None:
         self.vision, self.batch_size = vision, batch_size
         self.codes: dict[str, NDArray[np.uint16] | None] = {}
-        self.waiting: dict[tuple[int, ...], list[Small]] = defaultdict(list)
+        self.waiting: dict[tuple[int, ...], list[PreparedImage]] = defaultdict(list)
 
     def take(self, row: Prepared) -> Prepared:
         """The row without its pixels."""
@@ -221,7 +221,7 @@ class _Encoder:
                 batch.append(small)
                 if len(batch) == self.batch_size:
                     self._encode(self.waiting.pop(small.pixels.shape))
-        source, target = (Small(small.digest, _NOTHING) for small in (row.source, row.target))
+        source, target = (PreparedImage(small.digest, _NOTHING) for small in (row.source, row.target))
         return PreparedPair(row.row, row.id, row.instruction, row.thoughts, source, target)
 
     def finish(self) -> dict[str, NDArray[np.uint16]]:
@@ -233,7 +233,7 @@ class _Encoder:
         self.codes = {}
         return codes
 
-    def _encode(self, batch: Sequence[Small]) -> None:
+    def _encode(self, batch: Sequence[PreparedImage]) -> None:
         try:
             pixels = pixels_of([small.pixels for small in batch], self.vision.device, self.vision.dtype)
             found = encode(self.vision, pixels).cpu().numpy().astype(np.uint16)

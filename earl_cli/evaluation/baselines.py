@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from earl_cli.errors import DeviceError, MissingExtraError, ModelError, UsageError
-from earl_cli.evaluation.editors import BenchmarkEditor, Drawn, OnProgress, Task
+from earl_cli.evaluation.editors import BenchmarkEditor, EditorOutput, EditTask, OnFraction
 from earl_cli.files import loads
 from earl_cli.images.resize import resize_to_area
 
@@ -119,7 +119,7 @@ class _Diffusers:
             "diffusers": metadata.version("diffusers"),
         }
 
-    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
+    def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
         drawn = []
         for task in tasks:
             drawn.append(self._drawn(task))
@@ -127,7 +127,7 @@ class _Diffusers:
                 on_progress(len(drawn) / len(tasks))
         return drawn
 
-    def _drawn(self, task: Task) -> Drawn:
+    def _drawn(self, task: EditTask) -> EditorOutput:
         import torch
 
         baseline, pipeline = self.baseline, self._pipeline
@@ -155,7 +155,7 @@ class _Diffusers:
         with _quiet(), torch.random.fork_rng(devices):
             torch.manual_seed(task.seed + 1)  # OmniGen encodes the picture with noise that no generator gives
             image: Image.Image = pipeline(**common, **own).images[0]
-        return Drawn(image.convert("RGB"), seen=picture.size)
+        return EditorOutput(image.convert("RGB"), seen=picture.size)
 
     # -- the model -----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from earl_cli.config.formats import parse_toml, read_text
 from earl_cli.data.sources.hub import is_hub_id
-from earl_cli.data.sources.registry import Place
+from earl_cli.data.sources.registry import DataLocation
 from earl_cli.errors import UsageError
 
 ENTRY_POINTS = "earl_cli.benchmarks"
@@ -29,7 +29,7 @@ class _Declared(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Columns(_Declared):
+class SampleColumns(_Declared):
     """Names of columns; None for the first two stands for the usual names, for the others for "there is none"."""
 
     image: str | None = None
@@ -40,14 +40,14 @@ class Columns(_Declared):
     id: str | None = None
 
 
-class Always(_Declared):
+class ConstantFields(_Declared):
     """What is the same in every row of a part."""
 
     task: str = ""
     source: str = ""
 
 
-class Part(_Declared):
+class BenchmarkPart(_Declared):
     """Rows of one place; ``guess`` takes columns that aren't named by their usual names, where they are there."""
 
     place: str
@@ -55,16 +55,16 @@ class Part(_Declared):
     split: str | None = None
     subset: str | None = None
     revision: str | None = None
-    columns: Columns = Columns()
-    always: Always = Always()
+    columns: SampleColumns = SampleColumns()
+    always: ConstantFields = ConstantFields()
     drop: str = ""
     guess: bool = False
 
-    def where(self) -> Place:
+    def where(self) -> DataLocation:
         """The place as `open_source` takes it; ``package:NAME`` is a folder of this package."""
         if not self.place.startswith(PACKAGE):
-            return Place(self.place, "auto", self.subset, self.split, self.data_files, self.revision)
-        return Place(str(resources.files("earl_cli.evaluation") / self.place.removeprefix(PACKAGE)), "local")
+            return DataLocation(self.place, "auto", self.subset, self.split, self.data_files, self.revision)
+        return DataLocation(str(resources.files("earl_cli.evaluation") / self.place.removeprefix(PACKAGE)), "local")
 
 
 class Subset(_Declared):
@@ -89,7 +89,7 @@ class Benchmark(_Declared):
     note: str = ""
     size: Literal["source", "model"] = "source"
     paper: Subset | None = None
-    parts: tuple[Part, ...] = Field(min_length=1)
+    parts: tuple[BenchmarkPart, ...] = Field(min_length=1)
 
 
 def find_benchmark(spec: str) -> Benchmark:
@@ -117,7 +117,9 @@ def find_benchmark(spec: str) -> Benchmark:
     if path.exists() or is_hub_id(spec):
         place = str(path) if path.exists() else spec
         title = path.resolve().name if path.exists() else spec
-        return Benchmark(name=Path(title).stem.replace(".", "-"), title=title, parts=(Part(place=place, guess=True),))
+        return Benchmark(
+            name=Path(title).stem.replace(".", "-"), title=title, parts=(BenchmarkPart(place=place, guess=True),)
+        )
     what = "there is no such benchmark, and no file or folder of that name"
     raise UsageError(what, where=spec, hint=f"there are {', '.join(known)}; or give the path of your own data")
 
@@ -159,7 +161,7 @@ def _of_file(path: Path) -> dict[str, Benchmark]:
     }
 
 
-def _beside(part: Part, folder: Path) -> Part:
+def _beside(part: BenchmarkPart, folder: Path) -> BenchmarkPart:
     place = folder / Path(part.place).expanduser()
     return part.model_copy(update={"place": str(place)}) if place.exists() else part
 

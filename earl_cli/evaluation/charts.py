@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from earl_cli.tokens.layout import BOX, NUMBER, Size
+from earl_cli.tokens.layout import BOX, NUMBER, GridSize
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Area: TypeAlias = tuple[float, float, float, float]
@@ -78,7 +78,7 @@ def boxes_and_points(text: str) -> list[Mark]:
     return list(marks.values())
 
 
-def draw_marks(picture: Image.Image, marks: Sequence[Mark], seen: Size) -> Image.Image:
+def draw_marks(picture: Image.Image, marks: Sequence[Mark], seen: GridSize) -> Image.Image:
     """``picture`` in RGB with the marks on it, which count in pixels of the ``seen`` size, (width, height).
 
     Each has the number of its place in ``marks``, from 1, and its label where there is room. What lies across the edge
@@ -237,13 +237,13 @@ def _overlap(a: Area, b: Area) -> bool:
 # -- pages --------------------------------------------------------------------------------------------------------
 
 
-def _fitted(size: Size, side: int) -> Size:
+def _fitted(size: GridSize, side: int) -> GridSize:
     """The size in a square of ``side``, its longer side filled, its aspect kept as far as whole pixels go."""
     scale = side / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _panel(picture: Image.Image | None, side: int, empty: Size) -> Image.Image:
+def _panel(picture: Image.Image | None, side: int, empty: GridSize) -> Image.Image:
     if picture is not None:
         return picture.convert("RGB").resize(_fitted(picture.size, side), Image.Resampling.LANCZOS)
     panel = Image.new("RGB", (max(empty[0], side // 2), max(empty[1], side // 4)), _EMPTY)

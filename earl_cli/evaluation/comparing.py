@@ -6,7 +6,7 @@ import json
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from earl_cli.evaluation.results import Run
+from earl_cli.evaluation.results import EvalRun
 
 TIMES = frozenset({"seconds", "time", "times", "date", "started", "finished", "when", "took"})
 """Entries of these names say when or how long; they never make two runs different."""
@@ -21,21 +21,21 @@ SETTINGS = {
 }
 
 
-def by_benchmark(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def by_benchmark(runs: Sequence[EvalRun]) -> dict[str, list[EvalRun]]:
     """The runs of each benchmark, both in the order given."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[EvalRun]] = {}
     for run in runs:
         found.setdefault(run.benchmark, []).append(run)
     return found
 
 
-def benchmark_title(runs: Sequence[Run]) -> str:
+def benchmark_title(runs: Sequence[EvalRun]) -> str:
     """How the benchmark of these runs is called: its title where a run knows it, else its name."""
     titles = (str(_benchmark(run).get("title") or "") for run in runs)
     return next(filter(None, titles), runs[0].benchmark or "benchmark")
 
 
-def editor_names(runs: Sequence[Run]) -> list[str]:
+def editor_names(runs: Sequence[EvalRun]) -> list[str]:
     """A name for each of a benchmark's runs that no other has: a second ``x`` is called ``x (2)``."""
     names: list[str] = []
     for run in runs:
@@ -63,7 +63,7 @@ def flat(settings: Mapping[str, Any], without: frozenset[str] = frozenset()) -> 
     return found
 
 
-def comparability(runs: Sequence[Run]) -> list[str]:
+def comparability(runs: Sequence[EvalRun]) -> list[str]:
     """A sentence for each reason why runs of one benchmark can't be compared; none if they can.
 
     Compared are the benchmark's fingerprint, samples, instructions and seeds, and all that the scoring depends on.
@@ -78,13 +78,13 @@ def comparability(runs: Sequence[Run]) -> list[str]:
     return sentences
 
 
-def is_floor(run: Run) -> bool:
+def is_floor(run: EvalRun) -> bool:
     """Whether this editor gives every source back unchanged, which is the same for every seed."""
     editor = run.about.get("editor")
     return run.editor == FLOOR or (isinstance(editor, Mapping) and editor.get("kind") == FLOOR)
 
 
-def seeds_of(run: Run) -> list[int]:
+def seeds_of(run: EvalRun) -> list[int]:
     return sorted({line.result.seed for line in run.lines})
 
 
@@ -93,12 +93,12 @@ def joined(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
-def _benchmark(run: Run) -> Mapping[str, Any]:
+def _benchmark(run: EvalRun) -> Mapping[str, Any]:
     about = run.about.get("benchmark")
     return about if isinstance(about, Mapping) else {}
 
 
-def _differing_samples(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+def _differing_samples(runs: Sequence[EvalRun], names: Sequence[str]) -> list[str]:
     prints = [str(_benchmark(run).get("fingerprint") or UNKNOWN) for run in runs]
     reasons = _differing("the benchmark's fingerprint", names, prints, prints)
     numbers = [frozenset(line.result.number for line in run.lines) for run in runs]
@@ -125,7 +125,7 @@ def _differing_samples(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     return reasons
 
 
-def _differing_scoring(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+def _differing_scoring(runs: Sequence[EvalRun], names: Sequence[str]) -> list[str]:
     known = [(name, flat(run.scoring, TIMES)) for run, name in zip(runs, names, strict=True) if _is_known(run)]
     unknown = [name for run, name in zip(runs, names, strict=True) if not _is_known(run)]
     reasons = [f"it isn't known how {joined(unknown)} was scored."] if known and unknown else []
@@ -138,7 +138,7 @@ def _differing_scoring(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     return reasons
 
 
-def _is_known(run: Run) -> bool:
+def _is_known(run: EvalRun) -> bool:
     return bool(run.scoring) and "published" not in run.scoring
 
 

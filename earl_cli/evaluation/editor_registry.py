@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urldefrag
 
 from earl_cli.errors import UsageError
-from earl_cli.evaluation.editors import BenchmarkEditor, Drawn, OnProgress, Task
+from earl_cli.evaluation.editors import BenchmarkEditor, EditorOutput, EditTask, OnFraction
 
 if TYPE_CHECKING:
     from earl_cli.generation.editor import EngineName
     from earl_cli.tokens.layout import Mode
 
 COPY, FINISHED = "copy", "results:"
-Size = Literal["source", "model"]
+OutputSize = Literal["source", "model"]
 _LABEL = re.compile(r"([\w.+-]+)=(.+)")
 
 
@@ -30,7 +30,7 @@ class Options:
     mode: Mode = "edit"
     sampling: Mapping[str, float] = field(default_factory=dict)
     image_area: int | None = None
-    size: Size | None = None
+    size: OutputSize | None = None
     engine: EngineName = "auto"
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     endpoint_key_variable: str = "OPENAI_API_KEY"
@@ -38,7 +38,7 @@ class Options:
     on_load: Callable[[str], None] = lambda _: None
 
 
-def choose(spec: str, options: Options) -> Callable[[Size], BenchmarkEditor]:
+def choose(spec: str, options: Options) -> Callable[[OutputSize], BenchmarkEditor]:
     """The editor for ``[NAME=]WHAT``, as a function of the size that a benchmark wants; a model is loaded once for all.
 
     WHAT is `COPY`, a baseline (``instruct-pix2pix``, or ``instruct-pix2pix:PLACE`` with other weights),
@@ -84,7 +84,7 @@ def _other(what: str, options: Options) -> BenchmarkEditor | None:
     return None
 
 
-def _own(label: str | None, what: str, options: Options) -> Callable[[Size], BenchmarkEditor]:
+def _own(label: str | None, what: str, options: Options) -> Callable[[OutputSize], BenchmarkEditor]:
     from earl_cli.evaluation.editors import EarlEditor
     from earl_cli.generation.editor import load_editor
     from earl_cli.models.hub import called
@@ -129,5 +129,5 @@ class _Named:
     def describe(self) -> Mapping[str, Any]:
         return {**self.editor.describe(), "name": self.name}
 
-    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
+    def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
         return self.editor.edit(tasks, on_progress)

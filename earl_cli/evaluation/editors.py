@@ -27,12 +27,12 @@ from pathlib import Path
 from earl_cli.errors import InputError
 from earl_cli.images.image_file import open_picture
 
-OnProgress = Callable[[float], None]
+OnFraction = Callable[[float], None]
 """Called with the share of the tasks that is done, 0 to 1."""
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class EditTask:
     """An edit to be made of an upright RGB ``picture``; ``seed`` is all that its randomness may come from.
 
     ``id`` is the sample's own name in its benchmark.
@@ -45,7 +45,7 @@ class Task:
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class EditorOutput:
     """What came of a task: an RGB picture of any size, or None and in ``problem`` why there is none.
 
     ``reasoning`` is what the model wrote before it drew; places in it are pixels of a picture of the size ``seen``
@@ -79,9 +79,10 @@ class BenchmarkEditor(Protocol):
         """
         ...
 
-    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
-        """One `Drawn` for each task, in order. Raises EarlError where no task can be met, as with a server that is
-        down; a task that alone fails comes back with its problem.
+    def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
+        """One `EditorOutput` for each task, in order; a task that fails alone comes back with its problem.
+
+        Raises EarlError where no task can be met, as with a server that is down.
         """
         ...
 
@@ -136,16 +137,16 @@ class EarlEditor:
             **({"engine_args": dict(self.engine_args)} if self.engine_args else {}),
         }
 
-    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
+    def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
         """As `Editor.edit`: one batch, whose first pictures are decoded while the last ones are drawn."""
-        from earl_cli.generation.editing import Job, PostprocessThread, draft
+        from earl_cli.generation.editing import EditJob, PostprocessThread, draft
 
         def progress(done: int, expected: int) -> None:
             if on_progress and expected:
                 on_progress(done / expected)
 
-        jobs = [Job(task.picture, task.instruction, (task.seed,)) for task in tasks]
-        drawn: dict[int, Future[Drawn]] = {}
+        jobs = [EditJob(task.picture, task.instruction, (task.seed,)) for task in tasks]
+        drawn: dict[int, Future[EditorOutput]] = {}
         loaded = self._loaded
         with PostprocessThread() as beside:
 
@@ -155,7 +156,7 @@ class EarlEditor:
             draft(loaded.model, loaded.engine, jobs, loaded.settings, progress, take)
             return [drawn[number].result() for number in range(len(tasks))]
 
-    def _drawn(self, task: Task, draft: Draft) -> Drawn:
+    def _drawn(self, task: EditTask, draft: Draft) -> EditorOutput:
         from earl_cli.generation.editing import decoded, render
         from earl_cli.models.vision import spatial_factor
 
@@ -163,9 +164,9 @@ class EarlEditor:
         height, width = (spatial_factor(model.vision) * side for side in draft.source.shape)
         reasoning, seen = answer.thoughts or "", (width, height)
         if answer.codes is None:
-            return Drawn(None, reasoning, answer.problem or "no picture was drawn", seen)
+            return EditorOutput(None, reasoning, answer.problem or "no picture was drawn", seen)
         edited = render(model, task.picture, decoded(model, draft.source), draft, self.size)
-        return Drawn(edited.image, reasoning, edited.problem or "", seen)
+        return EditorOutput(edited.image, reasoning, edited.problem or "", seen)
 
     @cached_property
     def _loaded(self) -> Editor:
@@ -223,17 +224,17 @@ class _Finished:
             "fingerprint": _fingerprint(self.files),
         }
 
-    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
+    def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
         return _each(self._found, tasks, on_progress)
 
-    def _found(self, task: Task) -> Drawn:
+    def _found(self, task: EditTask) -> EditorOutput:
         file = next((self.by_stem[stem] for stem in _stems(task) if stem in self.by_stem), None)
         if file is None:
-            return Drawn(None, problem=f"there is no {task.id}.png, nor under another extension, in {self.name}")
+            return EditorOutput(None, problem=f"there is no {task.id}.png, nor under another extension, in {self.name}")
         try:
-            return Drawn(open_picture(file, name=file.name).rgb)
+            return EditorOutput(open_picture(file, name=file.name).rgb)
         except InputError as error:
-            return Drawn(None, problem=str(error))
+            return EditorOutput(None, problem=str(error))
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,11 +245,13 @@ class _Copy:
     def describe(self) -> Mapping[str, Any]:
         return {"name": self.name, "kind": "copy"}
 
-    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
-        return _each(lambda task: Drawn(task.picture), tasks, on_progress)
+    def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
+        return _each(lambda task: EditorOutput(task.picture), tasks, on_progress)
 
 
-def _each(draw: Callable[[Task], Drawn], tasks: Sequence[Task], on_progress: OnProgress | None) -> list[Drawn]:
+def _each(
+    draw: Callable[[EditTask], EditorOutput], tasks: Sequence[EditTask], on_progress: OnFraction | None
+) -> list[EditorOutput]:
     drawn = []
     for task in tasks:
         drawn.append(draw(task))
@@ -257,7 +260,7 @@ def _each(draw: Callable[[Task], Drawn], tasks: Sequence[Task], on_progress: OnP
     return drawn
 
 
-def _stems(task: Task) -> Iterator[str]:
+def _stems(task: EditTask) -> Iterator[str]:
     """Names that a task's picture may have, without the extension, best first."""
     name = _normal(task.id)
     names = (name, name.replace("/", "_"), _ODD.sub("_", name))

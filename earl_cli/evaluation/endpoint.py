@@ -19,23 +19,23 @@ import openai
 from PIL import Image
 
 from earl_cli.errors import EarlError, InputError, UsageError
-from earl_cli.evaluation.editors import BenchmarkEditor, Drawn, OnProgress, Task
+from earl_cli.evaluation.editors import BenchmarkEditor, EditorOutput, EditTask, OnFraction
 from earl_cli.images.image_file import open_picture, save_picture
 from earl_cli.openai_client.client import USUAL_KEY, apart, checked_address, connect, plain_address, without_secrets
 from earl_cli.openai_client.retry import (
     NOT_THERE,
     TOO_LARGE,
     UNKNOWN_TO_YOU,
+    ApiRefusedError,
+    Backoff,
     OutOfTriesError,
-    Pacing,
-    RefusedError,
     in_words,
     persistently,
 )
 from earl_cli.openai_client.transport import SentOnError
 
 AUTO = "auto"
-EASY = Task("easy", Image.new("RGB", (256, 256), (128, 128, 128)), "make it a little brighter", 0)
+EASY = EditTask("easy", Image.new("RGB", (256, 256), (128, 128, 128)), "make it a little brighter", 0)
 EASY_TRIES = 3
 LARGEST_PICTURE = 200_000_000
 """Bytes of an answer, with its picture in base64."""
@@ -50,7 +50,7 @@ def open_endpoint(
     size: str = AUTO,
     *,
     send_seed: bool = True,
-    pacing: Pacing | None = None,
+    pacing: Backoff | None = None,
 ) -> BenchmarkEditor:
     """The ``model`` of a server at ``api_base``, such as http://localhost:8000/v1, as an editor of the model's name.
 
@@ -59,7 +59,7 @@ def open_endpoint(
     Raises UsageError for what is no address.
     """
     api_base = checked_address(api_base, "an editor's")
-    return _Endpoint(model, at_once, api_base, api_key_variable, timeout, size, send_seed, pacing or Pacing())
+    return _Endpoint(model, at_once, api_base, api_key_variable, timeout, size, send_seed, pacing or Backoff())
 
 
 @dataclass(eq=False)
@@ -71,7 +71,7 @@ class _Endpoint:
     timeout: float
     size: str
     send_seed: bool
-    pacing: Pacing
+    pacing: Backoff
     _has_drawn: bool = field(default=False, init=False)
 
     def describe(self) -> Mapping[str, Any]:
@@ -84,11 +84,11 @@ class _Endpoint:
             "seeds": self.send_seed,
         }
 
-    def edit(self, tasks: Sequence[Task], on_progress: OnProgress | None = None) -> list[Drawn]:
+    def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
         return apart(lambda: asyncio.run(self._edit(tasks, on_progress))) if tasks else []
 
-    async def _edit(self, tasks: Sequence[Task], on_progress: OnProgress | None) -> list[Drawn]:
-        drawn: dict[int, Drawn] = {}
+    async def _edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None) -> list[EditorOutput]:
+        drawn: dict[int, EditorOutput] = {}
         turn = asyncio.Semaphore(self.at_once)
 
         async def one(client: openai.AsyncOpenAI, number: int) -> None:
@@ -106,23 +106,23 @@ class _Endpoint:
                 raise self._discreet(failures.exceptions[0]) from None
         return [drawn[number] for number in range(len(tasks))]
 
-    async def _drawn(self, client: openai.AsyncOpenAI, task: Task) -> Drawn:
+    async def _drawn(self, client: openai.AsyncOpenAI, task: EditTask) -> EditorOutput:
         try:
             answer = await self._answer(client, task)
         except OutOfTriesError as error:
             return self._failed(f"the server fails at this picture alone: {error}")
-        except RefusedError as error:
+        except ApiRefusedError as error:
             if not self._has_drawn:
                 await self._check_up(client, error)
             return self._failed(f"the server refuses this: {error}")
         self._has_drawn = True
         try:
             picture = await asyncio.to_thread(open_picture, answer, name="the server's answer")
-            return Drawn(picture.rgb)
+            return EditorOutput(picture.rgb)
         except InputError as error:
             return self._failed(str(error))
 
-    async def _answer(self, client: openai.AsyncOpenAI, task: Task) -> bytes:
+    async def _answer(self, client: openai.AsyncOpenAI, task: EditTask) -> bytes:
         """The file that the server drew. Raises OutOfTriesError if it fails at this picture alone, EarlError if at any.
 
         Which of the two it is shows an easy picture; if that is drawn, the other one is asked for again, since the
@@ -143,11 +143,11 @@ class _Endpoint:
             raise EarlError(
                 f"the server doesn't draw: {failure}", where=self._address, hint="when it does, start again"
             ) from None
-        except RefusedError:
-            if isinstance(failure, RefusedError):
+        except ApiRefusedError:
+            if isinstance(failure, ApiRefusedError):
                 raise UsageError(f"the server refuses what it is asked: {failure}", where=self._address) from None
 
-    async def _asked(self, client: openai.AsyncOpenAI, task: Task, pacing: Pacing) -> bytes:
+    async def _asked(self, client: openai.AsyncOpenAI, task: EditTask, pacing: Backoff) -> bytes:
         png = await asyncio.to_thread(_png, task.picture)
         seed: dict[str, Any] = {"extra_body": {"seed": task.seed}} if self.send_seed else {}
         size: dict[str, Any] = {} if self.size == AUTO else {"size": self.size}
@@ -167,13 +167,13 @@ class _Endpoint:
             return content
         address = urljoin(self.api_base, content)
         if _server(address) != _server(self.api_base):
-            raise RefusedError(f"its pictures are on another server, {urlsplit(address).hostname}")
+            raise ApiRefusedError(f"its pictures are on another server, {urlsplit(address).hostname}")
         try:
             return await persistently(fetched, pacing, self.timeout, _lost)
         except SentOnError as error:
-            raise RefusedError(f"its picture can't be fetched: {error.what}") from None
+            raise ApiRefusedError(f"its picture can't be fetched: {error.what}") from None
 
-    def _refusal(self, error: openai.APIStatusError, task: Task) -> Exception:
+    def _refusal(self, error: openai.APIStatusError, task: EditTask) -> Exception:
         said = f"status {error.status_code}: {in_words(error)}"
         if error.status_code == UNKNOWN_TO_YOU:  # whose own words may hold the key
             what = f"the server doesn't accept this key (status {UNKNOWN_TO_YOU})"
@@ -189,14 +189,14 @@ class _Endpoint:
             )
         if error.status_code == TOO_LARGE:
             said += f": the picture is {task.picture.width} x {task.picture.height}"
-        return RefusedError(said)
+        return ApiRefusedError(said)
 
     @property
     def _address(self) -> str:
         return plain_address(self.api_base)
 
-    def _failed(self, problem: str) -> Drawn:
-        return Drawn(None, problem=self._clean(problem))
+    def _failed(self, problem: str) -> EditorOutput:
+        return EditorOutput(None, problem=self._clean(problem))
 
     def _discreet(self, error: BaseException) -> BaseException:
         """The error, if it is one of ours with the address and without the key."""
@@ -215,10 +215,10 @@ def _server(address: str) -> tuple[str, str | None, int | None]:
 
 
 def _lost(error: openai.APIStatusError) -> Exception:
-    return RefusedError(f"the picture that it drew isn't where it says (status {error.status_code})")
+    return ApiRefusedError(f"the picture that it drew isn't where it says (status {error.status_code})")
 
 
-def _names_seed(error: openai.APIStatusError, task: Task) -> bool:
+def _names_seed(error: openai.APIStatusError, task: EditTask) -> bool:
     """Whether the server minds the field of that name; its words may quote the instruction, which may have seeds."""
     words = f"{error} {error.body}".replace(task.instruction, "")
     return error.param == "seed" or re.search(r"\bseed\b", words) is not None

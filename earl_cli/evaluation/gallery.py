@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from earl_cli.evaluation.comparing import benchmark_title, by_benchmark, editor_names, is_floor
-from earl_cli.evaluation.results import COLUMNS, Run, Scored
+from earl_cli.evaluation.results import COLUMNS, EvalRun, ScoredResult
 from earl_cli.evaluation.tables import floor_last, heading, number
 
 SIDE = 320
@@ -33,7 +33,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff
 
 
 @dataclass(frozen=True)
-class Picture:
+class GalleryImage:
     """A picture for the page: its ``data:`` address and size in pixels."""
 
     uri: str
@@ -42,37 +42,37 @@ class Picture:
 
 
 @dataclass(frozen=True, eq=False)
-class Edit:
+class GalleryEdit:
     """What one editor made of a sample; a picture is None where there is none or its file can't be read."""
 
     editor: int
-    line: Scored
-    edited: Picture | None
-    overview: Picture | None
-    boxes: Picture | None
+    line: ScoredResult
+    edited: GalleryImage | None
+    overview: GalleryImage | None
+    boxes: GalleryImage | None
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class GallerySample:
     """One number and seed of a benchmark, and its edits in the order of the benchmark's runs."""
 
     anchor: str
     benchmark: int
-    edits: tuple[Edit, ...]
-    source: Picture | None
-    target: Picture | None
+    edits: tuple[GalleryEdit, ...]
+    source: GalleryImage | None
+    target: GalleryImage | None
     has_target: bool
 
 
 @dataclass
-class Album:
+class ImageStore:
     """The pictures of a page; each is read once, and those that are used twice are embedded once."""
 
-    _read: dict[Path, Picture | None] = field(default_factory=dict)
+    _read: dict[Path, GalleryImage | None] = field(default_factory=dict)
     _uses: Counter[str] = field(default_factory=Counter)
-    _shared: dict[str, tuple[str, Picture]] = field(default_factory=dict)
+    _shared: dict[str, tuple[str, GalleryImage]] = field(default_factory=dict)
 
-    def add(self, folder: Path, name: str | None) -> Picture | None:
+    def add(self, folder: Path, name: str | None) -> GalleryImage | None:
         """The picture of this name in a results' folder, None if there is none that can be read."""
         if not name:
             return None
@@ -84,7 +84,7 @@ class Album:
             self._uses[picture.uri] += 1
         return picture
 
-    def tag(self, picture: Picture, alt: str) -> str:
+    def tag(self, picture: GalleryImage, alt: str) -> str:
         """The picture as HTML, after all were added."""
         size = f'width="{picture.width}" height="{picture.height}"'
         if self._uses[picture.uri] < 2:
@@ -103,7 +103,7 @@ class Album:
         return f'<svg class="shared" width="0" height="0" aria-hidden="true"><defs>{"".join(images)}</defs></svg>'
 
 
-def shrunk(path: Path) -> Picture | None:
+def shrunk(path: Path) -> GalleryImage | None:
     """The picture in a file, at most `SIDE` pixels long: PNG if it is small or see-through, else JPEG."""
     try:
         with Image.open(path) as file:
@@ -121,10 +121,10 @@ def shrunk(path: Path) -> Picture | None:
     else:
         picture.save(encoded, "JPEG", quality=JPEG_QUALITY, optimize=True)
     content = base64.b64encode(encoded.getvalue()).decode("ascii")
-    return Picture(f"data:image/{'png' if small else 'jpeg'};base64,{content}", *picture.size)
+    return GalleryImage(f"data:image/{'png' if small else 'jpeg'};base64,{content}", *picture.size)
 
 
-def spread(runs: Sequence[Run], entries: int) -> list[tuple[int, int]]:
+def spread(runs: Sequence[EvalRun], entries: int) -> list[tuple[int, int]]:
     """At most ``entries`` of the (number, seed) that any run has, in order, all seeds of a sample together.
 
     They are spread evenly over sources and tasks, and within each over the numbers.
@@ -137,9 +137,9 @@ def spread(runs: Sequence[Run], entries: int) -> list[tuple[int, int]]:
     return [key for key in keys if key[0] in chosen]
 
 
-def samples_of(runs: Sequence[Run], entries_per_run: int, album: Album) -> list[Sample]:
+def samples_of(runs: Sequence[EvalRun], entries_per_run: int, album: ImageStore) -> list[GallerySample]:
     """The samples that a report shows, benchmark by benchmark; their pictures are in the album."""
-    samples: list[Sample] = []
+    samples: list[GallerySample] = []
     slugs: list[str] = []
     for index, (name, some) in enumerate(by_benchmark(runs).items()):
         slug = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-") or "benchmark"
@@ -153,11 +153,11 @@ def samples_of(runs: Sequence[Run], entries_per_run: int, album: Album) -> list[
             target = _first(album, [(run.folder, line.result.gt_edited_image) for _, run, line in there])
             has_target = any(line.result.gt_edited_image for _, _, line in there)
             anchor = f"s-{slugs[-1]}-{key[0]}-{key[1]}"
-            samples.append(Sample(anchor, index, edits, source, target, has_target))
+            samples.append(GallerySample(anchor, index, edits, source, target, has_target))
     return samples
 
 
-def gallery(runs: Sequence[Run], samples: Sequence[Sample], album: Album) -> Iterator[str]:
+def gallery(runs: Sequence[EvalRun], samples: Sequence[GallerySample], album: ImageStore) -> Iterator[str]:
     """The HTML of each sample."""
     groups = list(by_benchmark(runs).values())
     titles = [benchmark_title(some) for some in groups]
@@ -173,13 +173,13 @@ def text(content: str) -> str:
     return html.escape(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", lines))
 
 
-def _edit(editor: int, folder: Path, line: Scored, album: Album) -> Edit:
+def _edit(editor: int, folder: Path, line: ScoredResult, album: ImageStore) -> GalleryEdit:
     result = line.result
     pictures = [album.add(folder, name) for name in (result.edited_image, result.overview, result.grounding_image)]
-    return Edit(editor, line, *pictures)
+    return GalleryEdit(editor, line, *pictures)
 
 
-def _first(album: Album, names: Sequence[tuple[Path, str | None]]) -> Picture | None:
+def _first(album: ImageStore, names: Sequence[tuple[Path, str | None]]) -> GalleryImage | None:
     for folder, name in names:
         found = album.add(folder, name)
         if found:
@@ -187,7 +187,7 @@ def _first(album: Album, names: Sequence[tuple[Path, str | None]]) -> Picture | 
     return None
 
 
-def _article(sample: Sample, benchmark: str, editors: Sequence[tuple[str, bool]], album: Album) -> str:
+def _article(sample: GallerySample, benchmark: str, editors: Sequence[tuple[str, bool]], album: ImageStore) -> str:
     result = sample.edits[0].line.result
     failed = any(edit.line.missing or not edit.edited for edit in sample.edits)
     data = {
@@ -217,12 +217,12 @@ def _article(sample: Sample, benchmark: str, editors: Sequence[tuple[str, bool]]
     return "\n".join([*lines, "</div>", "</article>"])
 
 
-def _figure(kind: str, picture: Picture | None, caption: str, of: str, album: Album, absent: str) -> str:
+def _figure(kind: str, picture: GalleryImage | None, caption: str, of: str, album: ImageStore, absent: str) -> str:
     shown = album.tag(picture, f"{caption}: {of}") if picture else f'<p class="absent">{text(absent)}</p>'
     return f'<figure class="{kind}"><div class="frame">{shown}</div><figcaption>{text(caption)}</figcaption></figure>'
 
 
-def _section(edit: Edit, name: str, floor: bool, instruction: str, album: Album) -> str:
+def _section(edit: GalleryEdit, name: str, floor: bool, instruction: str, album: ImageStore) -> str:
     line, result = edit.line, edit.line.result
     if result.edited_image is None:
         absent = f"Not drawn: {result.problem.strip() or 'no reason is known'}"
@@ -246,7 +246,7 @@ def _section(edit: Edit, name: str, floor: bool, instruction: str, album: Album)
     return "\n".join(parts)
 
 
-def _words(edit: Edit, instruction: str, album: Album) -> str:
+def _words(edit: GalleryEdit, instruction: str, album: ImageStore) -> str:
     """What the judge and the model said, with the picture of the places that the model named."""
     result = edit.line.result
     reasons = [(EXPLAINED.get(key, key), said) for key, said in edit.line.explanations.items() if said.strip()]
@@ -263,7 +263,7 @@ def _words(edit: Edit, instruction: str, album: Album) -> str:
     return found
 
 
-def _scores(line: Scored) -> str:
+def _scores(line: ScoredResult) -> str:
     names = [name for name in COLUMNS if name in line.scores or name in line.missing]
     if not names:
         return '<p class="unscored">not scored</p>'
@@ -281,7 +281,7 @@ def _scores(line: Scored) -> str:
     return f'<dl class="scores">{_score(line, headline, "headline")}{rows}</dl>{missing}'
 
 
-def _score(line: Scored, name: str, kind: str) -> str:
+def _score(line: ScoredResult, name: str, kind: str) -> str:
     title, arrow, unit = heading(name)
     value = number(name, line.scores[name]) if name in line.scores else "missing"
     absent = "" if name in line.scores else " none"

@@ -18,25 +18,25 @@ from typing import Any
 
 from PIL.Image import Image
 
-from earl_cli.data.shard_plan import Share
+from earl_cli.data.shard_plan import ShardShare
 from earl_cli.data.sources.base import BadRowError
 from earl_cli.errors import UsageError
 from earl_cli.evaluation.benchmarks import Subset
 from earl_cli.evaluation.charts import boxes_and_points, draw_marks, overview
-from earl_cli.evaluation.editors import BenchmarkEditor, Drawn, OnProgress, Task
-from earl_cli.evaluation.results import LINES, PICTURES, RUN, Result, Run, lines_of, read_object, write_object
-from earl_cli.evaluation.samples import Opened, Sample
+from earl_cli.evaluation.editors import BenchmarkEditor, EditorOutput, EditTask, OnFraction
+from earl_cli.evaluation.results import LINES, PICTURES, RUN, EditResult, EvalRun, lines_of, read_object, write_object
+from earl_cli.evaluation.samples import BenchmarkSample, OpenedBenchmark
 from earl_cli.files import cut_torn_line, remove_asides
 from earl_cli.images.image_file import save_picture
 
 ORIGINALS = "originals"
-WHOLE = Share()
-Progress = Callable[[float, int], None]
+WHOLE = ShardShare()
+OnGenerated = Callable[[float, int], None]
 """Called with the edits that are done, parts of them too, and their number."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Selection:
     """What of a benchmark is drawn: ``limit`` samples (None: all), each with every seed; ``share`` is this process'.
 
     ``subset`` None is of all its rows.
@@ -44,11 +44,11 @@ class Wanted:
 
     limit: int | None = None
     seeds: tuple[int, ...] = (0,)
-    share: Share = WHOLE
+    share: ShardShare = WHOLE
     subset: Subset | None = None
 
 
-def start_run(folder: Path, opened: Opened, editor: BenchmarkEditor, versions: Mapping[str, str]) -> None:
+def start_run(folder: Path, opened: OpenedBenchmark, editor: BenchmarkEditor, versions: Mapping[str, str]) -> None:
     """Note in run.json what the edits depend on. Raises UsageError if the folder has edits of anything else."""
     about = {
         "benchmark": {
@@ -74,7 +74,11 @@ def start_run(folder: Path, opened: Opened, editor: BenchmarkEditor, versions: M
 
 
 def generate(
-    folder: Path, opened: Opened, editor: BenchmarkEditor, wanted: Wanted, progress: Progress | None = None
+    folder: Path,
+    opened: OpenedBenchmark,
+    editor: BenchmarkEditor,
+    wanted: Selection,
+    progress: OnGenerated | None = None,
 ) -> None:
     """Draw what is still missing of this process' share, into ``folder`` (see `start_run`).
 
@@ -103,14 +107,14 @@ def generate(
     _report(progress, done, total)
 
 
-def keys(opened: Opened, wanted: Wanted) -> list[tuple[int, int]]:
+def keys(opened: OpenedBenchmark, wanted: Selection) -> list[tuple[int, int]]:
     """Number and seed of this share's edits, in the order in which they are drawn."""
     chosen = opened.chosen(wanted.limit, wanted.subset)
     mine = [number for place, number in enumerate(chosen) if wanted.share.owns(place)]
     return [(number, seed) for number in mine for seed in wanted.seeds]
 
 
-def keys_of_subset(run: Run) -> list[tuple[int, int]] | None:
+def keys_of_subset(run: EvalRun) -> list[tuple[int, int]] | None:
     """Number and seed of a run's edits that are in its benchmark's published subset; None if it names none."""
     about = run.about.get("benchmark")
     if not isinstance(about, Mapping) or not about.get("paper"):
@@ -119,7 +123,7 @@ def keys_of_subset(run: Run) -> list[tuple[int, int]] | None:
     return [line.result.key for line in run.lines if line.result.number in rows]
 
 
-def missing(folder: Path, opened: Opened, wanted: Wanted) -> list[tuple[int, int]]:
+def missing(folder: Path, opened: OpenedBenchmark, wanted: Selection) -> list[tuple[int, int]]:
     """Those of `keys` that have no line yet."""
     done = {line.result.key for line in lines_of(folder)}
     return [key for key in keys(opened, wanted) if key not in done]
@@ -136,17 +140,19 @@ def plain(name: str, length: int = 60) -> str:
     return re.sub(r"[^\w.+-]+", "_", name).strip("._")[:length] or "_"
 
 
-def _samples(opened: Opened, todo: Sequence[tuple[int, int]]) -> tuple[list[tuple[Sample, int]], list[Result]]:
+def _samples(
+    opened: OpenedBenchmark, todo: Sequence[tuple[int, int]]
+) -> tuple[list[tuple[BenchmarkSample, int]], list[EditResult]]:
     """The samples with their seeds, and lines for those that can't be read."""
     numbers = sorted({number for number, _ in todo})
     found = dict(zip(numbers, opened.read(numbers), strict=True))
-    samples: list[tuple[Sample, int]] = []
-    lost: list[Result] = []
+    samples: list[tuple[BenchmarkSample, int]] = []
+    lost: list[EditResult] = []
     for number, seed in todo:
         row = found[number]
         if isinstance(row, BadRowError):
             why = f"{row.where}: {row.what}" if row.where else row.what
-            lost.append(Result(number, seed, f"{number:06d}", "", "", None, problem=why))
+            lost.append(EditResult(number, seed, f"{number:06d}", "", "", None, problem=why))
         else:
             samples.append((row, seed))
     return samples, lost
@@ -158,11 +164,11 @@ def task_seed(seed: int, number: int) -> int:
     return int.from_bytes(digest[:4]) >> 1
 
 
-def _task(sample: Sample, seed: int) -> Task:
-    return Task(sample.id, sample.picture, sample.instruction, task_seed(seed, sample.number))
+def _task(sample: BenchmarkSample, seed: int) -> EditTask:
+    return EditTask(sample.id, sample.picture, sample.instruction, task_seed(seed, sample.number))
 
 
-def _saved(folder: Path, sample: Sample, seed: int, drawn: Drawn, seconds: float) -> Result:
+def _saved(folder: Path, sample: BenchmarkSample, seed: int, drawn: EditorOutput, seconds: float) -> EditResult:
     """The line of an edit whose pictures are saved: the sample's own once for all editors, beside their folders."""
     name = f"{sample.number:06d}"
     shared = folder.parent / ORIGINALS
@@ -181,7 +187,7 @@ def _saved(folder: Path, sample: Sample, seed: int, drawn: Drawn, seconds: float
     marked = draw_marks(sample.picture, marks, drawn.seen or sample.picture.size) if marks else None
     side_by_side = overview(sample.picture, drawn.image, sample.target, sample.instruction, drawn.reasoning)
     pictures = folder / PICTURES
-    return Result(
+    return EditResult(
         number=sample.number,
         seed=seed,
         id=sample.id,
@@ -200,7 +206,7 @@ def _saved(folder: Path, sample: Sample, seed: int, drawn: Drawn, seconds: float
     )
 
 
-def _append(path: Path, results: Sequence[Result]) -> None:
+def _append(path: Path, results: Sequence[EditResult]) -> None:
     if not results:
         return
     with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # half a character, as JSON spells it
@@ -209,11 +215,11 @@ def _append(path: Path, results: Sequence[Result]) -> None:
         os.fsync(file.fileno())
 
 
-def _within(progress: Progress | None, done: int, count: int, total: int) -> OnProgress:
+def _within(progress: OnGenerated | None, done: int, count: int, total: int) -> OnFraction:
     return lambda share: _report(progress, done + share * count, total)
 
 
-def _report(progress: Progress | None, done: float, total: int) -> None:
+def _report(progress: OnGenerated | None, done: float, total: int) -> None:
     if progress:
         progress(done, total)
 

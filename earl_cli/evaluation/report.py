@@ -24,14 +24,14 @@ from earl_cli.evaluation.comparing import (
     joined,
     seeds_of,
 )
-from earl_cli.evaluation.gallery import HEADLINE, Album, Sample, gallery, samples_of, text
-from earl_cli.evaluation.results import COLUMNS, Run
+from earl_cli.evaluation.gallery import HEADLINE, GallerySample, ImageStore, gallery, samples_of, text
+from earl_cli.evaluation.results import COLUMNS, EvalRun
 from earl_cli.evaluation.statistics import Estimate, columns_of
 from earl_cli.evaluation.tables import (
     ABSENT,
     NOTE,
-    Row,
     Table,
+    TableRow,
     counted,
     floor_last,
     heading,
@@ -46,7 +46,7 @@ COLORS = 6
 REPEATED = ' class="repeated"'
 
 
-def report(runs: Sequence[Run], title: str, entries_per_run: int = 200) -> str:
+def report(runs: Sequence[EvalRun], title: str, entries_per_run: int = 200) -> str:
     """The page as HTML. Of a run with more edits than ``entries_per_run`` an even spread of samples is shown."""
     style, script = (
         resources.files(__package__).joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js")
@@ -55,7 +55,7 @@ def report(runs: Sequence[Run], title: str, entries_per_run: int = 200) -> str:
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    album = Album()
+    album = ImageStore()
     samples = samples_of(runs, entries_per_run, album)
     tables = tables_of(runs)
     colors = _colors(runs)
@@ -85,7 +85,7 @@ def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode('utf-8')).digest()).decode('ascii')}'"
 
 
-def _colors(runs: Sequence[Run]) -> dict[str, str]:
+def _colors(runs: Sequence[EvalRun]) -> dict[str, str]:
     """A class for each editor's name, the same on all benchmarks; the floor is gray."""
     groups = by_benchmark(runs).values()
     named = [each for some in groups for each in zip(editor_names(some), some, strict=True)]
@@ -94,7 +94,7 @@ def _colors(runs: Sequence[Run]) -> dict[str, str]:
     return {name: f"c{i % COLORS}" for i, name in enumerate(names)} | floors
 
 
-def _header(runs: Sequence[Run], title: str) -> Iterator[str]:
+def _header(runs: Sequence[EvalRun], title: str) -> Iterator[str]:
     groups = by_benchmark(runs)
     editors = dict.fromkeys(run.editor or "editor" for run in floor_last(runs))
     judges = dict.fromkeys(flat(run.scoring).get("judge.model", "") for run in runs)
@@ -122,7 +122,7 @@ def _header(runs: Sequence[Run], title: str) -> Iterator[str]:
     yield "</details></header>"
 
 
-def _about(runs: Sequence[Run]) -> Iterator[str]:
+def _about(runs: Sequence[EvalRun]) -> Iterator[str]:
     columns = []
     for run in runs:
         counts = {"edits": str(len(run.lines)), "seeds": ", ".join(map(str, seeds_of(run)))}
@@ -191,13 +191,13 @@ def _table(table: Table, name: str, colors: dict[str, str]) -> Iterator[str]:
     yield "</tbody></table></div>"
 
 
-def _counts(table: Table, row: Row) -> list[str]:
+def _counts(table: Table, row: TableRow) -> list[str]:
     """The cells of a table's ``extra`` columns; which figure lacks how many is said beside its mean."""
     most = str(max((estimate.missing for estimate in row.group.columns.values()), default=0))
     return [most if each == "missing" else counted(row, each) for each in table.extra]
 
 
-def _cell(row: Row, column: str, scale: tuple[float, float]) -> str:
+def _cell(row: TableRow, column: str, scale: tuple[float, float]) -> str:
     estimate = row.group.columns.get(column)
     if estimate is None or math.isnan(estimate.mean):
         return f'<td class="none">{ABSENT}{_absent(estimate)}</td>'
@@ -304,7 +304,7 @@ def _bar(estimate: Estimate, top: float, color: str) -> str:
     )
 
 
-def _gallery(runs: Sequence[Run], samples: Sequence[Sample], album: Album) -> Iterator[str]:
+def _gallery(runs: Sequence[EvalRun], samples: Sequence[GallerySample], album: ImageStore) -> Iterator[str]:
     yield '<section id="gallery" aria-labelledby="gallery-title"><h2 id="gallery-title">Gallery</h2>'
     shown = [{each.edits[0].line.result.number for each in samples if each.benchmark == i} for i in range(len(runs))]
     for numbers, some in zip(shown, by_benchmark(runs).values(), strict=False):
@@ -322,7 +322,7 @@ def _gallery(runs: Sequence[Run], samples: Sequence[Sample], album: Album) -> It
     yield "</section>"
 
 
-def _controls(runs: Sequence[Run], samples: Sequence[Sample]) -> Iterator[str]:
+def _controls(runs: Sequence[EvalRun], samples: Sequence[GallerySample]) -> Iterator[str]:
     groups = by_benchmark(runs)
     lines = [edit.line for sample in samples for edit in sample.edits]
     editors = dict.fromkeys(name for some in groups.values() for name in editor_names(floor_last(some)))

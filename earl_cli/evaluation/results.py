@@ -17,7 +17,7 @@ from earl_cli.files import loads, whole_file
 
 
 @dataclass(frozen=True)
-class Column:
+class MetricColumn:
     """``title`` heads tables; ``top`` is the best value there can be, None where there is no bound."""
 
     title: str
@@ -26,21 +26,21 @@ class Column:
     digits: int = 2
 
 
-COLUMNS: Mapping[str, Column] = {
-    "vie_all": Column("VIEScore", top=10),
-    "vie_sc": Column("SC", top=10),
-    "vie_pq": Column("PQ", top=10),
-    "edit_success": Column("edit success", top=10),
-    "overedit": Column("no over-editing", top=10),
-    "looks_natural": Column("natural", top=10),
-    "no_artifact": Column("no artifacts", top=10),
-    "ground_score": Column("ground score", top=10),
-    "reference": Column("reference", top=1, digits=3),
-    "l1": Column("L1", higher_is_better=False, top=0, digits=4),
-    "l2": Column("L2", higher_is_better=False, top=0, digits=4),
-    "psnr": Column("PSNR", digits=2),
-    "ssim": Column("SSIM", top=1, digits=3),
-    "lpips": Column("LPIPS", higher_is_better=False, top=0, digits=3),
+COLUMNS: Mapping[str, MetricColumn] = {
+    "vie_all": MetricColumn("VIEScore", top=10),
+    "vie_sc": MetricColumn("SC", top=10),
+    "vie_pq": MetricColumn("PQ", top=10),
+    "edit_success": MetricColumn("edit success", top=10),
+    "overedit": MetricColumn("no over-editing", top=10),
+    "looks_natural": MetricColumn("natural", top=10),
+    "no_artifact": MetricColumn("no artifacts", top=10),
+    "ground_score": MetricColumn("ground score", top=10),
+    "reference": MetricColumn("reference", top=1, digits=3),
+    "l1": MetricColumn("L1", higher_is_better=False, top=0, digits=4),
+    "l2": MetricColumn("L2", higher_is_better=False, top=0, digits=4),
+    "psnr": MetricColumn("PSNR", digits=2),
+    "ssim": MetricColumn("SSIM", top=1, digits=3),
+    "lpips": MetricColumn("LPIPS", higher_is_better=False, top=0, digits=3),
 }
 """Judged figures from 0 to 10 (``overedit``: 10 is none), then those that compare with the true edit."""
 
@@ -56,7 +56,7 @@ PUBLISHED_NAMES = {"task_type": "task", "vie_sc_description": "sc_explanation", 
 
 
 @dataclass(frozen=True)
-class Result:
+class EditResult:
     """An edit that was made, or wasn't: ``edited_image`` None, with a ``problem``.
 
     Pictures are paths that count from the results' folder. ``number`` is the sample's place in its benchmark, from 0,
@@ -86,24 +86,24 @@ class Result:
         return self.number, self.seed
 
 
-_RESULT = TypeAdapter(Result)
+_RESULT = TypeAdapter(EditResult)
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredResult:
     """A result with its figures by the names of `COLUMNS`; ``missing`` says of others why they could not be had.
 
     ``explanations`` are the judge's words, by ``sc``, ``pq`` and ``ground_score``.
     """
 
-    result: Result
+    result: EditResult
     scores: Mapping[str, float] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     explanations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class EvalRun:
     """All lines of one editor on one benchmark, by number and seed.
 
     ``about`` is run.json; ``scoring`` is scoring.json, empty where nothing was scored. ``unreadable`` are rows of the
@@ -115,8 +115,8 @@ class Run:
     editor: str
     about: Mapping[str, Any]
     scoring: Mapping[str, Any]
-    lines: tuple[Scored, ...]
-    unreadable: tuple[Result, ...] = ()
+    lines: tuple[ScoredResult, ...]
+    unreadable: tuple[EditResult, ...] = ()
 
 
 def find_results(places: Sequence[Path]) -> list[Path]:
@@ -134,7 +134,7 @@ def find_results(places: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def load_run(place: Path, *, scored: bool = True) -> Run:
+def load_run(place: Path, *, scored: bool = True) -> EvalRun:
     """The results in a folder of ours, or in a file of published JSON lines, with their scores if they have some.
 
     Without ``scored`` a folder's scores are left out, and lines that were drawn since are in. Raises InputError that
@@ -150,15 +150,15 @@ def load_run(place: Path, *, scored: bool = True) -> Run:
     names = [str(each.get("name", "")) if isinstance(each, Mapping) else "" for each in named]
     lines = tuple(found[key] for key in sorted(found) if found[key].result.original_image)
     lost = {each.result.number: each.result for each in lines_of(place) if not each.result.original_image}
-    return Run(place, names[0], names[1], about, scoring, lines, tuple(lost[number] for number in sorted(lost)))
+    return EvalRun(place, names[0], names[1], about, scoring, lines, tuple(lost[number] for number in sorted(lost)))
 
 
-def lines_of(folder: Path) -> list[Scored]:
+def lines_of(folder: Path) -> list[ScoredResult]:
     """All edits that have a line in a folder, in no order, without scores; a line that is half written isn't there."""
     return [line for file in sorted((folder / LINES).glob("*.jsonl")) for line in _lines(file, may_be_torn=True)]
 
 
-def to_line(scored: Scored) -> dict[str, Any]:
+def to_line(scored: ScoredResult) -> dict[str, Any]:
     """A line of scored.jsonl: the result's fields, the published names for scores and explanations, null if missing."""
     line: dict[str, Any] = asdict(scored.result)
     line |= {**scored.scores, **dict.fromkeys(scored.missing)}
@@ -166,7 +166,7 @@ def to_line(scored: Scored) -> dict[str, Any]:
     return line | ({"missing": dict(scored.missing)} if scored.missing else {})
 
 
-def write_scored(folder: Path, lines: Sequence[Scored], scoring: Mapping[str, Any]) -> None:
+def write_scored(folder: Path, lines: Sequence[ScoredResult], scoring: Mapping[str, Any]) -> None:
     """Write scored.jsonl and scoring.json, each whole or not at all."""
     with whole_file(folder / SCORED) as aside:
         aside.write_text("".join(json.dumps(to_line(line)) + "\n" for line in lines), encoding="utf-8")
@@ -215,17 +215,19 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _published(file: Path) -> Run:
+def _published(file: Path) -> EvalRun:
     """Published lines have no number and no seed: their order counts; paths count from the file's folder."""
     lines = tuple(_lines(file))
-    return Run(file.parent, file.parent.name, file.stem, {}, {"published": str(file)} if _scored(lines) else {}, lines)
+    return EvalRun(
+        file.parent, file.parent.name, file.stem, {}, {"published": str(file)} if _scored(lines) else {}, lines
+    )
 
 
-def _scored(lines: Sequence[Scored]) -> bool:
+def _scored(lines: Sequence[ScoredResult]) -> bool:
     return any(line.scores for line in lines)
 
 
-def _lines(file: Path, *, may_be_torn: bool = False) -> Iterator[Scored]:
+def _lines(file: Path, *, may_be_torn: bool = False) -> Iterator[ScoredResult]:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
@@ -239,7 +241,7 @@ def _lines(file: Path, *, may_be_torn: bool = False) -> Iterator[Scored]:
             yield _line(line, number, f"{file}, line {number + 1}")
 
 
-def _line(text: str, number: int, where: str) -> Scored:
+def _line(text: str, number: int, where: str) -> ScoredResult:
     try:
         content = loads(text)
     except ValueError as error:
@@ -250,7 +252,7 @@ def _line(text: str, number: int, where: str) -> Scored:
         if not isinstance(content.get(name), str):
             raise InputError(f"there is no text {name!r}", where=where, hint="results have one JSON object a line")
     content |= {own: content.get(name) for name, own in PUBLISHED_NAMES.items() if not content.get(own)}
-    own = {each.name: content[each.name] for each in fields(Result) if content.get(each.name) is not None}
+    own = {each.name: content[each.name] for each in fields(EditResult) if content.get(each.name) is not None}
     own = {"number": number, "seed": 0, "edited_image": None, "id": number, **own}
     for name in ("id", "task", "source"):  # numbers in some data sets
         own[name] = str(own.get(name, ""))
@@ -263,7 +265,7 @@ def _line(text: str, number: int, where: str) -> Scored:
     missing = content.get("missing")
     endings = {key.removesuffix("_explanation"): text for key, text in content.items() if key.endswith("_explanation")}
     explanations = {name: text for name, text in endings.items() if isinstance(text, str)}
-    return Scored(result, scores, missing if isinstance(missing, dict) else {}, explanations)
+    return ScoredResult(result, scores, missing if isinstance(missing, dict) else {}, explanations)
 
 
 def _is_number(value: Any) -> bool:

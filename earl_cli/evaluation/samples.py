@@ -25,12 +25,12 @@ from earl_cli.data.columns import (
     usual_column,
 )
 from earl_cli.data.image_cells import picture_bytes
-from earl_cli.data.shard_plan import Order
-from earl_cli.data.sources.base import BadRowError, Content, Row, Source, row_count
+from earl_cli.data.shard_plan import RowOrder
+from earl_cli.data.sources.base import BadRowError, CellKind, Row, Source, row_count
 from earl_cli.data.sources.registry import open_source
 from earl_cli.errors import EarlError, InputError
-from earl_cli.evaluation.benchmarks import Benchmark, Columns, Part, Subset
-from earl_cli.images.image_file import Picture, open_picture
+from earl_cli.evaluation.benchmarks import Benchmark, BenchmarkPart, SampleColumns, Subset
+from earl_cli.images.image_file import ImageFile, open_picture
 
 _OPTION = re.compile(r"--(split|subset|revision|data-files)\b")
 
@@ -39,7 +39,7 @@ CHOICE = 0
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class BenchmarkSample:
     """One edit to be asked for: upright RGB pictures, ``target`` None where there is no true edit.
 
     ``number`` counts all rows of the benchmark from 0; ``digest`` names the exact source picture.
@@ -57,14 +57,14 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class OpenedBenchmark:
     """A benchmark whose data are there; ``parts`` have all columns named, ``starts`` are the numbers they begin at.
 
     ``notes`` fill while samples are read: what was special about a picture, and the numbers of such samples.
     """
 
     benchmark: Benchmark
-    parts: tuple[Part, ...]
+    parts: tuple[BenchmarkPart, ...]
     sources: tuple[Source, ...]
     starts: tuple[int, ...]
     notes: dict[str, set[int]] = field(default_factory=dict, init=False)
@@ -85,16 +85,16 @@ class Opened:
             subset = Subset(shuffle=CHOICE, first=max(1, len(self)))
         return sorted(subset.rows(len(self))[:limit])
 
-    def read(self, numbers: Sequence[int]) -> Iterator[Sample | BadRowError]:
+    def read(self, numbers: Sequence[int]) -> Iterator[BenchmarkSample | BadRowError]:
         """The samples of these ascending numbers, in order; one that can't be used as an error in its place."""
         for place, of_part in groupby(numbers, key=self._place):
             part, source, start = self.parts[place], self.sources[place], self.starts[place]
-            order = Order(source.bounds)
+            order = RowOrder(source.bounds)
             blocks = groupby((number - start for number in of_part), key=lambda row: _block(order, row))
             for _, rows in blocks:
                 for row in source.read(list(rows), _names(part.columns)):
                     sample = row if isinstance(row, BadRowError) else _sample(row, part, source, start)
-                    if isinstance(sample, Sample):
+                    if isinstance(sample, BenchmarkSample):
                         for note in sample.notes:
                             self.notes.setdefault(note, set()).add(sample.number)
                     yield sample
@@ -103,7 +103,7 @@ class Opened:
         return int(np.searchsorted(self.starts, number, side="right")) - 1
 
 
-def open_benchmark(benchmark: Benchmark) -> Opened:
+def open_benchmark(benchmark: Benchmark) -> OpenedBenchmark:
     """Finds the data of all parts. Raises InputError or UsageError that says what is missing."""
     sources = tuple(_source(part) for part in benchmark.parts)
     parts = tuple(
@@ -112,10 +112,10 @@ def open_benchmark(benchmark: Benchmark) -> Opened:
     )
     counts = [row_count(source) for source in sources]
     starts = (0, *(int(total) for total in np.cumsum(counts)[:-1]))
-    return Opened(benchmark, parts, sources, starts)
+    return OpenedBenchmark(benchmark, parts, sources, starts)
 
 
-def _source(part: Part) -> Source:
+def _source(part: BenchmarkPart) -> Source:
     """The rows of a part; where a message names an option of ``earl tokenize``, it names the declaration's key."""
     try:
         return open_source(part.where())
@@ -129,9 +129,9 @@ def _key(option: re.Match[str]) -> str:
     return f"{option[1].replace('-', '_')} in a .toml that declares a benchmark"
 
 
-def _columns(part: Part, source: Source) -> Columns:
+def _columns(part: BenchmarkPart, source: Source) -> SampleColumns:
     """All columns by name; of those that are left open the usual names, where the part says so."""
-    usual: Mapping[str, tuple[Sequence[str], Content | None]] = {
+    usual: Mapping[str, tuple[Sequence[str], CellKind | None]] = {
         "image": (SOURCE_NAMES, "picture"),
         "instruction": (INSTRUCTION_NAMES, "text"),
         "target": (TARGET_NAMES, "picture"),
@@ -149,23 +149,23 @@ def _columns(part: Part, source: Source) -> Columns:
     if missing:
         hint = f"the columns are {described(source)}; a benchmark of your own in a .toml file names the right ones"
         raise InputError("; ".join(missing), where=source.name, hint=hint)
-    return Columns(**found)
+    return SampleColumns(**found)
 
 
-def _names(columns: Columns) -> list[str]:
+def _names(columns: SampleColumns) -> list[str]:
     return list(dict.fromkeys(name for name in columns.model_dump().values() if name is not None))
 
 
-def _block(order: Order, row: int) -> int:
+def _block(order: RowOrder, row: int) -> int:
     return int(np.searchsorted(order.bounds, row, side="right")) - 1
 
 
-def _sample(row: Row, part: Part, source: Source, start: int) -> Sample | BadRowError:
+def _sample(row: Row, part: BenchmarkPart, source: Source, start: int) -> BenchmarkSample | BadRowError:
     columns = part.columns
     try:
         picture, digest = _picture(row, columns.image, source)
         target = _picture(row, columns.target, source)[0] if _value(row, columns.target) is not None else None
-        return Sample(
+        return BenchmarkSample(
             number=start + row.number,
             id=_text(_value(row, columns.id)) or f"{start + row.number:06d}",
             picture=picture.rgb,
@@ -181,7 +181,7 @@ def _sample(row: Row, part: Part, source: Source, start: int) -> Sample | BadRow
         return error
 
 
-def _picture(row: Row, column: str | None, source: Source) -> tuple[Picture, str]:
+def _picture(row: Row, column: str | None, source: Source) -> tuple[ImageFile, str]:
     value = _value(row, column)
     if value is None:
         raise BadRowError("picture", f"there is no {column}", where=row.where)
@@ -196,7 +196,7 @@ def _picture(row: Row, column: str | None, source: Source) -> tuple[Picture, str
     return picture, hashlib.sha256(content).hexdigest()[:16]
 
 
-def _instruction(row: Row, part: Part) -> str:
+def _instruction(row: Row, part: BenchmarkPart) -> str:
     assert part.columns.instruction
     text = instruction_of(row, part.columns.instruction).strip()
     text = text.removeprefix(part.drop.strip()).strip() if part.drop else text

@@ -17,11 +17,11 @@ from PIL import Image
 
 from earl_cli.errors import EarlError
 from earl_cli.evaluation.metrics import measure, versions
-from earl_cli.evaluation.results import Result, Run, Scored
+from earl_cli.evaluation.results import EditResult, EvalRun, ScoredResult
 from earl_cli.images.image_file import open_picture
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.rewards.judge.declarations import OWN, PUBLISHED, Rubrics
-from earl_cli.rewards.judge.pairwise import Pair
+from earl_cli.rewards.judge.pairwise import EditPair
 from earl_cli.rewards.reference import reference_reward
 from earl_cli.rewards.reward import Edit, Pixels, Reward, Score
 from earl_cli.rewards.viescore import judged
@@ -90,13 +90,13 @@ class Scoring:
         )
 
 
-def score(run: Run, scoring: Scoring, progress: Callable[[int, int], None] | None = None) -> list[Scored]:
+def score(run: EvalRun, scoring: Scoring, progress: Callable[[int, int], None] | None = None) -> list[ScoredResult]:
     """All lines of a run with their figures, in order.
 
     Raises JudgeDownError if the judge doesn't answer; what it said until then is in its cache.
     """
     reward = judge_reward(scoring)
-    found: list[Scored] = []
+    found: list[ScoredResult] = []
     for start in range(0, len(run.lines), AT_ONCE):
         lines = run.lines[start : start + AT_ONCE]
         edits = [_opened(run.folder, line.result) for line in lines]
@@ -120,13 +120,13 @@ def judge_reward(scoring: Scoring) -> Reward | None:
     return judged(scoring.judge, scoring.rubrics, "viescore", ("ground_score",) if scoring.ground_score else ())
 
 
-def shared_keys(a: Run, b: Run) -> list[tuple[int, int]]:
+def shared_keys(a: EvalRun, b: EvalRun) -> list[tuple[int, int]]:
     """Number and seed of the edits that both have."""
     theirs = {line.result.key for line in b.lines}
     return [line.result.key for line in a.lines if line.result.key in theirs]
 
 
-def pairs_of(a: Run, b: Run, keys: Collection[tuple[int, int]], area: int | None) -> list[Pair]:
+def pairs_of(a: EvalRun, b: EvalRun, keys: Collection[tuple[int, int]], area: int | None) -> list[EditPair]:
     """These edits of both, as a judge sees them (see `Scoring`); those whose pictures can't be read are left out."""
     others = {line.result.key: line.result for line in b.lines}
     pairs = []
@@ -136,7 +136,7 @@ def pairs_of(a: Run, b: Run, keys: Collection[tuple[int, int]], area: int | None
         first, second = _opened(a.folder, line.result), _opened(b.folder, others[line.result.key])
         if isinstance(first, Edit) and isinstance(second, Edit):
             first, second = _sized(first, area), _sized(second, area)
-            pairs.append(Pair(first.id, first.instruction, first.source, first.edited, second.edited))
+            pairs.append(EditPair(first.id, first.instruction, first.source, first.edited, second.edited))
     return pairs
 
 
@@ -145,7 +145,7 @@ def opened(folder: Path, picture: str) -> Pixels:
     return np.asarray(open_picture(folder / picture).rgb)
 
 
-def _opened(folder: Path, result: Result) -> Edit | str:
+def _opened(folder: Path, result: EditResult) -> Edit | str:
     """The edit with its pictures, or why they can't be had."""
     try:
         source = opened(folder, result.original_image)
@@ -156,7 +156,7 @@ def _opened(folder: Path, result: Result) -> Edit | str:
     return Edit(result.id, result.edit_instruction, source, edited, target)
 
 
-def _scored(result: Result, edit: Edit, judgement: Score | None, scoring: Scoring) -> Scored:
+def _scored(result: EditResult, edit: Edit, judgement: Score | None, scoring: Scoring) -> ScoredResult:
     scores: dict[str, float] = {}
     missing: dict[str, str] = {}
     explanations: Mapping[str, str] = {}
@@ -175,15 +175,15 @@ def _scored(result: Result, edit: Edit, judgement: Score | None, scoring: Scorin
             missing |= dict.fromkeys(scoring.metrics, NO_EDIT)
         else:
             scores |= measure(edit.edited, edit.target, scoring.metrics)
-    return Scored(result, scores, missing, explanations)
+    return ScoredResult(result, scores, missing, explanations)
 
 
-def _lost(result: Result, why: str, scoring: Scoring) -> Scored:
+def _lost(result: EditResult, why: str, scoring: Scoring) -> ScoredResult:
     """A line whose pictures are gone: everything is missing."""
     tasks = [task for task in JUDGED if task != "ground_score" or scoring.ground_score] if scoring.judge else []
     names = [name for task in tasks for name in JUDGED[task]]
     names += ["reference", *scoring.metrics] if result.gt_edited_image else []
-    return Scored(result, {}, dict.fromkeys(names, why))
+    return ScoredResult(result, {}, dict.fromkeys(names, why))
 
 
 def _sized(edit: Edit, area: int | None) -> Edit:

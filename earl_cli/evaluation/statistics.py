@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.evaluation.results import COLUMNS, PUBLISHED, Run, Scored
+from earl_cli.evaluation.results import COLUMNS, PUBLISHED, EvalRun, ScoredResult
 
 DRAWS = 10_000
 LEVEL = 0.95
@@ -42,7 +42,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Group:
+class MetricGroup:
     """Figures of some of a run's lines: those with ``key`` in the dimension ``by``, one of `DIMENSIONS`.
 
     ``undrawn`` lines have no edited picture; they count with what scoring gives them.
@@ -81,11 +81,11 @@ def estimate(values: Sequence[float | None] | Floats, clusters: Sequence[str]) -
     return _estimates(column[:, None], clusters, [int(np.isnan(column).sum())])[0]
 
 
-def summarize(run: Run) -> list[Group]:
+def summarize(run: EvalRun) -> list[MetricGroup]:
     """All of a run's lines, then by source, task, both and seed where there is more than one of them."""
     groups = [_group("all", "all", run.lines)]
     for by in DIMENSIONS[1:]:
-        parts: dict[str, list[Scored]] = {}
+        parts: dict[str, list[ScoredResult]] = {}
         for line in run.lines:
             parts.setdefault(_key(line, by), []).append(line)
         of_both = by == "source x task" and not all(
@@ -96,13 +96,13 @@ def summarize(run: Run) -> list[Group]:
     return groups
 
 
-def columns_of(runs: Sequence[Run]) -> list[str]:
+def columns_of(runs: Sequence[EvalRun]) -> list[str]:
     """The names of `COLUMNS` that any line has, or misses, in their order."""
     there = {name for run in runs for line in run.lines for name in (*line.scores, *line.missing)}
     return [name for name in COLUMNS if name in there]
 
 
-def compare(a: Run, b: Run, column: str) -> Difference | None:
+def compare(a: EvalRun, b: EvalRun, column: str) -> Difference | None:
     """B against A in one column of `COLUMNS`, None if no sample has it in both."""
     before, after = _by_sample(a, column), _by_sample(b, column)
     shared = sorted(set(before) & set(after))
@@ -145,23 +145,23 @@ def sign_flip_p(change: Floats, clusters: Sequence[str]) -> float:
     return hits / tried if count <= EXACT else (hits + 1) / (tried + 1)
 
 
-def cluster(line: Scored) -> str:
+def cluster(line: ScoredResult) -> str:
     """What a line shares with the other lines of its source picture; the sample itself where that isn't known."""
     return line.result.picture or f"sample {line.result.number}"
 
 
-def _group(by: str, key: str, lines: Sequence[Scored]) -> Group:
+def _group(by: str, key: str, lines: Sequence[ScoredResult]) -> MetricGroup:
     names = [name for name in COLUMNS if any(name in line.scores or name in line.missing for line in lines)]
     undrawn = sum(line.result.edited_image is None for line in lines)
     if not names:
-        return Group(by, key, len(lines), undrawn)
+        return MetricGroup(by, key, len(lines), undrawn)
     values = np.asarray([[line.scores.get(name, math.nan) for name in names] for line in lines], dtype=np.float64)
     lost = [sum(name in line.missing for line in lines) for name in names]
     found = _estimates(values, [cluster(line) for line in lines], lost)
-    return Group(by, key, len(lines), undrawn, dict(zip(names, found, strict=True)))
+    return MetricGroup(by, key, len(lines), undrawn, dict(zip(names, found, strict=True)))
 
 
-def _key(line: Scored, by: str) -> str:
+def _key(line: ScoredResult, by: str) -> str:
     result = line.result
     return {
         "source": result.source,
@@ -175,7 +175,7 @@ def _natural(key: str) -> tuple[int, str]:
     return (int(key), "") if key.isdecimal() else (0, key)
 
 
-def _by_sample(run: Run, column: str) -> dict[int, float]:
+def _by_sample(run: EvalRun, column: str) -> dict[int, float]:
     """The column's mean over the seeds of each sample."""
     found: dict[int, list[float]] = {}
     for line in run.lines:
@@ -236,7 +236,7 @@ def _totals(values: Floats, clusters: Sequence[str]) -> tuple[Floats, Floats]:
     return totals, counts
 
 
-def summary_document(run: Run) -> dict[str, Any]:
+def summary_document(run: EvalRun) -> dict[str, Any]:
     """What summary.json holds: all that figures depend on, then groups of lines by dimension.
 
     Each figure has mean and std as published, the 95 % interval, and how many values are in it and missing.
@@ -255,7 +255,7 @@ def summary_document(run: Run) -> dict[str, Any]:
     }
 
 
-def group_document(group: Group) -> dict[str, Any]:
+def group_document(group: MetricGroup) -> dict[str, Any]:
     """A group of lines: its size, and its figures under the published names (VIE_SC, …) where they have one."""
     figures = {
         name.upper() if name in PUBLISHED else name: finite(asdict(each)) for name, each in group.columns.items()

@@ -20,8 +20,8 @@ from earl_cli.evaluation.comparing import (
     is_floor,
     seeds_of,
 )
-from earl_cli.evaluation.results import COLUMNS, Run
-from earl_cli.evaluation.statistics import DIMENSIONS, Estimate, Group, cluster, columns_of, summarize
+from earl_cli.evaluation.results import COLUMNS, EvalRun
+from earl_cli.evaluation.statistics import DIMENSIONS, Estimate, MetricGroup, cluster, columns_of, summarize
 
 ABSENT = "–"
 UNITS = {"psnr": "dB"}
@@ -31,7 +31,7 @@ MISSING_NOTE = "Missing values are in no mean; an edit that was not drawn counts
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One editor's figures for some lines: all of them, or those that the group's key names.
 
     ``floor`` marks the editor that gives the source back; ``best`` names the columns where no editor's mean is better;
@@ -40,7 +40,7 @@ class Row:
 
     editor: str
     floor: bool
-    group: Group
+    group: MetricGroup
     samples: int
     pictures: int
     best: frozenset[str] = frozenset()
@@ -54,7 +54,7 @@ class Table:
     title: str
     by: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     seeds: tuple[int, ...]
     notes: tuple[str, ...] = ()
 
@@ -70,12 +70,12 @@ class Table:
         return names
 
 
-def tables_of(runs: Sequence[Run]) -> list[Table]:
+def tables_of(runs: Sequence[EvalRun]) -> list[Table]:
     """All tables, benchmark by benchmark, each in the order of statistics' dimensions."""
     return [table for some in by_benchmark(runs).values() for table in _tables(some)]
 
 
-def markdown(runs: Sequence[Run]) -> str:
+def markdown(runs: Sequence[EvalRun]) -> str:
     """The summary for a README: why not to compare if so, then every table with its footnotes."""
     blocks = ["\n".join(f"> **Not comparable.** {_md(each)}" for each in comparability(runs))]
     for table in tables_of(runs):
@@ -88,7 +88,7 @@ def markdown(runs: Sequence[Run]) -> str:
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def latex(runs: Sequence[Run]) -> str:
+def latex(runs: Sequence[EvalRun]) -> str:
     r"""The summary for a paper: a ``table`` for each of the tables; needs ``\usepackage{booktabs}``."""
     blocks = ["\n".join(f"% Not comparable: {_one_line(each)}" for each in comparability(runs))]
     for table in tables_of(runs):
@@ -114,7 +114,7 @@ def latex(runs: Sequence[Run]) -> str:
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def floor_last(runs: Sequence[Run]) -> list[Run]:
+def floor_last(runs: Sequence[EvalRun]) -> list[EvalRun]:
     return sorted(runs, key=is_floor)
 
 
@@ -138,7 +138,7 @@ def with_interval(column: str, estimate: Estimate | None) -> str:
     return f"{number(column, estimate.mean)} ± {number(column, (estimate.high - estimate.low) / 2)}"
 
 
-def missing_of(group: Group) -> dict[int, list[str]]:
+def missing_of(group: MetricGroup) -> dict[int, list[str]]:
     """Titles of the columns that lack values, by how many they lack."""
     counts: dict[int, list[str]] = {}
     for name, estimate in group.columns.items():
@@ -147,7 +147,7 @@ def missing_of(group: Group) -> dict[int, list[str]]:
     return counts
 
 
-def counted(row: Row, name: str) -> str:
+def counted(row: TableRow, name: str) -> str:
     """A cell of one of a table's ``extra`` columns."""
     if name == "missing":
         counts = missing_of(row.group)
@@ -158,7 +158,7 @@ def counted(row: Row, name: str) -> str:
     return str(values.get(name, row.group.undrawn))
 
 
-def _tables(runs: Sequence[Run]) -> Iterator[Table]:
+def _tables(runs: Sequence[EvalRun]) -> Iterator[Table]:
     names = dict(zip(map(id, runs), editor_names(runs), strict=True))
     ordered = floor_last(runs)
     columns, title = tuple(columns_of(runs)), benchmark_title(runs)
@@ -167,7 +167,7 @@ def _tables(runs: Sequence[Run]) -> Iterator[Table]:
     for by in DIMENSIONS:
         groups = [(run, group) for run, group in found if group.by == by]
         keys = dict.fromkeys(group.key for _, group in groups)
-        rows: list[Row] = []
+        rows: list[TableRow] = []
         for key in keys:
             rows += _rows([(run, group) for run, group in groups if group.key == key], columns, names)
         if rows:
@@ -175,7 +175,9 @@ def _tables(runs: Sequence[Run]) -> Iterator[Table]:
             yield Table(runs[0].benchmark, title, by, columns, tuple(rows), seeds, notes)
 
 
-def _rows(groups: Sequence[tuple[Run, Group]], columns: Sequence[str], names: Mapping[int, str]) -> Iterator[Row]:
+def _rows(
+    groups: Sequence[tuple[EvalRun, MetricGroup]], columns: Sequence[str], names: Mapping[int, str]
+) -> Iterator[TableRow]:
     rivals = [group for run, group in groups if not is_floor(run)]
     best: dict[str, str] = {}
     for column in columns:
@@ -189,10 +191,10 @@ def _rows(groups: Sequence[tuple[Run, Group]], columns: Sequence[str], names: Ma
         all_of_it = group.by == "all"
         samples = len({line.result.number for line in run.lines}) if all_of_it else group.samples
         pictures = len({cluster(line) for line in run.lines}) if all_of_it else 0
-        yield Row(names[id(run)], is_floor(run), group, samples, pictures, frozenset(won))
+        yield TableRow(names[id(run)], is_floor(run), group, samples, pictures, frozenset(won))
 
 
-def _notes(runs: Sequence[Run], names: Mapping[int, str], rows: Sequence[Row]) -> tuple[str, ...]:
+def _notes(runs: Sequence[EvalRun], names: Mapping[int, str], rows: Sequence[TableRow]) -> tuple[str, ...]:
     notes = [NOTE] if any(row.group.columns for row in rows) else ["Nothing was scored."]
     notes += [BOLD_NOTE] if any(row.best for row in rows) else []
     notes += [MISSING_NOTE] if any(missing_of(row.group) or row.group.undrawn for row in rows) else []
@@ -225,7 +227,7 @@ def _head(table: Table) -> list[str]:
     return [*([table.by.replace(" x ", " × ")] if table.by != "all" else []), "editor", *columns, *table.extra]
 
 
-def _cells(table: Table, row: Row, escape: Callable[[str], str], bold: str, floor: str) -> list[str]:
+def _cells(table: Table, row: TableRow, escape: Callable[[str], str], bold: str, floor: str) -> list[str]:
     name = escape(row.editor)
     cells = [escape(label(row.group))] if table.by != "all" else []
     cells.append(floor.format(name) if row.floor else name)
@@ -235,7 +237,7 @@ def _cells(table: Table, row: Row, escape: Callable[[str], str], bold: str, floo
     return cells + [escape(counted(row, each)) for each in table.extra]
 
 
-def label(group: Group) -> str:
+def label(group: MetricGroup) -> str:
     """A group's key as tables show it."""
     key = group.key.replace(" x ", " × ", 1) if group.by == "source x task" else group.key
     return key.strip() or "(none)"

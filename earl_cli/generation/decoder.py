@@ -29,7 +29,7 @@ LEAST_ROWS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Prompt:
+class PromptCache:
     """Keys and values of a prompt, one Float[1, kv_heads, length, width] for each layer."""
 
     keys: list[Tensor]
@@ -55,7 +55,7 @@ class Decoder:
         self.values = [self._slots(lanes, capacity) for _ in self.layers]
         self.products = layer_products(self.layers, packed=True)
         self.heads_for: dict[tuple[int, int], Product] = {}
-        self.prompts: list[Prompt] = []
+        self.prompts: list[PromptCache] = []
         self.sets: list[PromptSet] | None = None
         self.positions = 0
 
@@ -89,7 +89,7 @@ class Decoder:
         self._tabulate(len(prompt) + self.capacity)
         products = layer_products(self.layers)
         hidden = self._forward(ids, self.cos[: len(prompt)], self.sin[: len(prompt)], products, attend)
-        self.prompts += [Prompt(keys, values, len(prompt))] * copies
+        self.prompts += [PromptCache(keys, values, len(prompt))] * copies
         self.sets = None
         return hidden[0, -1]
 
@@ -216,7 +216,7 @@ class Decoder:
         self.cos, self.sin, self.positions = cos[0, :, None], (sin[0] * sign)[:, None], positions
 
 
-def _stacked(prompts: Sequence[Prompt], lanes: int) -> PromptSet:
+def _stacked(prompts: Sequence[PromptCache], lanes: int) -> PromptSet:
     """Prompts of one length as a set, with so many lanes each; a single one isn't copied."""
     if len(prompts) == 1:
         return lanes, prompts[0].keys, prompts[0].values

@@ -16,7 +16,7 @@ from PIL import Image
 
 from earl_cli import version
 from earl_cli.errors import InputError, ModelError
-from earl_cli.generation.engine import Completion, Engine, Request, Sampling
+from earl_cli.generation.engine import Completion, Engine, SamplingParams, SamplingRequest
 from earl_cli.images.arrays import CELL
 from earl_cli.images.color import on_white
 from earl_cli.images.compose import compose
@@ -33,13 +33,13 @@ from threading import Event
 
 import torch
 
-Size = Literal["source", "model"]
+OutputSize = Literal["source", "model"]
 SHEET_SIDE = 8192
 SHEET_GAP = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class EditJob:
     """An upright RGB picture, what to do with it, and a seed for each variant to be sampled."""
 
     picture: Image.Image
@@ -51,7 +51,7 @@ class Job:
 class EditSettings:
     """What all jobs of one run share."""
 
-    sampling: Sampling
+    sampling: SamplingParams
     mode: Mode = "edit"
     image_area: int | None = None
 
@@ -80,7 +80,7 @@ class Edited:
 def draft(
     model: EarlModel,
     engine: Engine,
-    jobs: Sequence[Job],
+    jobs: Sequence[EditJob],
     settings: EditSettings,
     on_progress: Callable[[int, int], None] | None = None,
     on_drafts: Callable[[int, list[Draft]], None] | None = None,
@@ -96,7 +96,7 @@ def draft(
     asked = [understand(job.instruction, model.abilities) for job in jobs]
     for job, codes, grid, understood in zip(jobs, sources, grids, asked, strict=True):
         prompt = model.layout.prompt(codes, understood.text, settings.mode, grid)
-        requests.append(Request(tuple(prompt.tolist()), settings.mode, grid, job.seeds))
+        requests.append(SamplingRequest(tuple(prompt.tolist()), settings.mode, grid, job.seeds))
     drawn: list[dict[int, Draft]] = [{} for _ in jobs]
 
     def in_order(number: int) -> list[Draft]:
@@ -142,7 +142,9 @@ def decoded(model: EarlModel, codes: NDArray[np.int64]) -> NDArray[np.float32]:
     return ((pixels.permute(1, 2, 0) + 1) / 2).cpu().numpy().astype(np.float32)
 
 
-def render(model: EarlModel, picture: Image.Image, before: NDArray[np.float32], variant: Draft, size: Size) -> Edited:
+def render(
+    model: EarlModel, picture: Image.Image, before: NDArray[np.float32], variant: Draft, size: OutputSize
+) -> Edited:
     """The edited picture: what the model drew, or its change brought to the photo at the photo's own size.
 
     ``picture`` is RGB or, where something is transparent, RGBA, and so is its edit at its own size.

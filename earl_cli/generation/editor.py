@@ -10,7 +10,7 @@ from typing import Any, Literal
 from earl_cli.console import console
 from earl_cli.errors import UsageError
 from earl_cli.generation.editing import EditSettings
-from earl_cli.generation.engine import Engine, Sampling
+from earl_cli.generation.engine import Engine, SamplingParams
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.generation.vllm.environment import has_vllm, need_vllm
 from earl_cli.models.bundle import EarlModel, load_model, open_base
@@ -93,11 +93,11 @@ def _settings(model: EarlModel, said: Mapping[str, float], mode: Mode, image_are
     return EditSettings(sampling_of(model.sampling or {}, said), mode, image_area)
 
 
-def sampling_of(own: Mapping[str, float], said: Mapping[str, float]) -> Sampling:
+def sampling_of(own: Mapping[str, float], said: Mapping[str, float]) -> SamplingParams:
     """What was said, else what the model names as its own, else the published values. Raises UsageError."""
     chosen = {**own, **said}
-    usual = Sampling()
-    return Sampling(
+    usual = SamplingParams()
+    return SamplingParams(
         temperature=chosen.get("temperature", usual.temperature),
         top_k=int(chosen.get("top_k", usual.top_k)),
         top_p=chosen.get("top_p", usual.top_p),

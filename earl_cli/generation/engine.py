@@ -16,7 +16,7 @@ from torch import Tensor
 
 from earl_cli.errors import InputError, UsageError
 from earl_cli.tokens.grammar import FreeState, GrammarState, Overlong, start_state
-from earl_cli.tokens.layout import Grid, Layout, Mode
+from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 
 MAX_TEXT_TOKENS = 1024
 TEXT_AT_FIRST = 256
@@ -27,7 +27,7 @@ OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How one of the allowed tokens is drawn: logits / ``temperature``, the ``top_k`` best, of them the mass ``top_p``.
 
     ``temperature`` 0 takes the best one. ``top_k`` of 0 or below and ``top_p`` 1 leave everything in.
@@ -48,8 +48,8 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Request:
-    """One prompt (ids as `Layout.prompt` makes them) and a completion to be drawn for each seed.
+class SamplingRequest:
+    """One prompt (ids as `SequenceLayout.prompt` makes them) and a completion to be drawn for each seed.
 
     ``grid`` is the edited picture's in edit mode; in the other modes it is the one to fall back on. None stands for the
     source picture's own. Without ``grammar`` any id may come at any place. ``overlong`` is the grammar's.
@@ -79,7 +79,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Limits:
+class SequenceLimits:
     """``text`` tokens at most before a picture in the modes that have some, ``positions`` for prompt and completion."""
 
     text: int
@@ -103,15 +103,15 @@ class Engine(Protocol):
 
     def generate(
         self,
-        requests: Sequence[Request],
-        sampling: Sampling,
+        requests: Sequence[SamplingRequest],
+        sampling: SamplingParams,
         on_progress: OnProgress | None = None,
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """For each request a completion for each seed, in order. Raises InputError for a request that can't be met."""
 
 
-def grid_of_request(request: Request, layout: Layout) -> Grid:
+def grid_of_request(request: SamplingRequest, layout: SequenceLayout) -> Grid:
     """The request's grid, or that of the source picture in its prompt. Raises InputError if neither is there."""
     if request.grid is not None:
         return request.grid
@@ -123,7 +123,7 @@ def grid_of_request(request: Request, layout: Layout) -> Grid:
     raise InputError("a request without a grid needs a prompt that begins with bos and a picture", where="prompt")
 
 
-def start_of(request: Request, layout: Layout, limits: Limits, where: str) -> Start:
+def start_of(request: SamplingRequest, layout: SequenceLayout, limits: SequenceLimits, where: str) -> Start:
     """Checks a request; its room is exact in edit mode, and elsewhere what it starts with.
 
     Raises InputError for a prompt that isn't one, or is too long.
@@ -159,7 +159,7 @@ def uniforms(seed: int, count: int) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, uniform: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
     """Column Int64[rows] and its log-probability Float32[rows] for each row of ``logits`` Float[rows, columns].
 
     ``uniform`` Float64[rows] in [0, 1) picks by the inverse of the cumulative distribution over what top-k and then

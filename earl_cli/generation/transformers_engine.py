@@ -23,18 +23,18 @@ from earl_cli.generation.decoder import Decoder
 from earl_cli.generation.engine import (
     MAX_TEXT_TOKENS,
     Completion,
-    Limits,
     OnCompletion,
     OnProgress,
-    Request,
-    Sampling,
+    SamplingParams,
+    SamplingRequest,
+    SequenceLimits,
     draw,
     start_of,
     uniforms,
 )
 from earl_cli.models.device import free_memory
 from earl_cli.tokens.grammar import FreeState, GrammarState
-from earl_cli.tokens.layout import Layout
+from earl_cli.tokens.layout import SequenceLayout
 
 if TYPE_CHECKING:
     from transformers import Emu3ForCausalLM
@@ -96,7 +96,7 @@ class TransformersEngine:
     def __init__(
         self,
         model: Emu3ForCausalLM,
-        layout: Layout,
+        layout: SequenceLayout,
         *,
         max_batch_tokens: int | None = None,
         max_text_tokens: int = MAX_TEXT_TOKENS,
@@ -111,8 +111,8 @@ class TransformersEngine:
 
     def generate(
         self,
-        requests: Sequence[Request],
-        sampling: Sampling,
+        requests: Sequence[SamplingRequest],
+        sampling: SamplingParams,
         on_progress: OnProgress | None = None,
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
@@ -150,8 +150,10 @@ class TransformersEngine:
                 produced += sum(len(lane.ids) for lane in lanes)
         return [[done[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
 
-    def _job(self, index: int, request: Request) -> _Job:
-        start = start_of(request, self.layout, Limits(self.max_text_tokens, self.positions), f"request {index + 1}")
+    def _job(self, index: int, request: SamplingRequest) -> _Job:
+        start = start_of(
+            request, self.layout, SequenceLimits(self.max_text_tokens, self.positions), f"request {index + 1}"
+        )
         return _Job(index, tuple(range(len(request.seeds))), request.prompt, start.state, start.room)
 
     def _uniforms(self, seed: int) -> list[float]:
@@ -186,7 +188,7 @@ class TransformersEngine:
         free = free_memory(weight.device)
         return max(1, (2_000_000_000 if free is None else free) // 2 // int(bytes_per_token))
 
-    def _run(self, batch: Sequence[_Job], lanes: list[_Lane], sampling: Sampling) -> Iterable[list[_Lane]]:
+    def _run(self, batch: Sequence[_Job], lanes: list[_Lane], sampling: SamplingParams) -> Iterable[list[_Lane]]:
         """Fills ``lanes`` in place; yields after every token those that it ended."""
         active = lanes
         decoder = Decoder(self.model, _filled(len(lanes)), max(job.room - len(job.prompt) for job in batch))
@@ -225,7 +227,7 @@ class TransformersEngine:
         return torch.stack(rows)
 
 
-def _sample(active: Sequence[_Lane], hidden: Tensor, decoder: Decoder, sampling: Sampling) -> None:
+def _sample(active: Sequence[_Lane], hidden: Tensor, decoder: Decoder, sampling: SamplingParams) -> None:
     """Draws one token for every lane, with only those rows of the head that its grammar allows."""
     groups: dict[tuple[int, int], list[int]] = {}
     for i, lane in enumerate(active):

@@ -27,7 +27,7 @@ from earl_cli.images.arrays import (
     smoothstep,
 )
 from earl_cli.images.color import on_white
-from earl_cli.images.overlay import Shape, find_shapes, opacity
+from earl_cli.images.overlay import FlatShape, find_shapes, opacity
 from earl_cli.images.recolor import (
     EVERYWHERE,
     LADDER,
@@ -88,7 +88,7 @@ class Change:
     recolor: Recolor = UNCHANGED
     content: Plane | None = None
     share: Plane | None = None
-    shapes: tuple[Shape, ...] = ()
+    shapes: tuple[FlatShape, ...] = ()
 
 
 def compose(photo: NDArray[np.uint8], before: Plane, after: Plane, effects: Collection[str] | None = None) -> Composed:

@@ -35,7 +35,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff
 
 
 @dataclass(frozen=True, eq=False)
-class Figure:
+class ImageFigure:
     """A picture, uint8[h, w, 3], uint8[h, w] or Pillow's, and the words under it."""
 
     image: Pixels
@@ -47,7 +47,7 @@ class Entry:
     """What belongs together: pictures side by side, and texts as (name, text)."""
 
     title: str
-    figures: Sequence[Figure]
+    figures: Sequence[ImageFigure]
     texts: Sequence[tuple[str, str]] = ()
 
 
@@ -136,7 +136,7 @@ def _entry(number: int, entry: Entry) -> str:
     return "\n".join([*lines, "</div>", "</article>"])
 
 
-def _figure(title: str, figure: Figure) -> str:
+def _figure(title: str, figure: ImageFigure) -> str:
     image = figure.image
     width, height = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
     small = ' class="small"' if max(width, height) <= SMALL_SIDE else ""

@@ -57,7 +57,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # what a broken file makes P
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """A photo as the model takes it, and what is needed to save an edit of it as faithfully as the format allows.
 
     ``pixels`` are upright; RGBA where something is transparent, else RGB. ``side`` is what the file holds beside them.
@@ -75,7 +75,9 @@ class Picture:
         return on_white(self.pixels)
 
 
-def open_picture(source: Path | bytes | BinaryIO, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
+def open_picture(
+    source: Path | bytes | BinaryIO, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> ImageFile:
     """Open a picture from a path, from bytes or from a stream (also one that can't seek, such as a pipe).
 
     ``name`` is what errors call it. InputError if it is missing, unreadable, not a picture, cut short, or larger than
@@ -108,7 +110,7 @@ def _stream(source: Path | bytes | BinaryIO) -> Iterator[BinaryIO]:
         yield source if source.seekable() else io.BytesIO(source.read())
 
 
-def _read(stream: BinaryIO, where: str, max_pixels: int) -> Picture:
+def _read(stream: BinaryIO, where: str, max_pixels: int) -> ImageFile:
     start = stream.tell()
     head = stream.read(HEAD)
     stream.seek(start)
@@ -218,7 +220,7 @@ def _picture(
     space: ColorSpace | None,
     notes: tuple[str, ...],
     lost: tuple[str, ...],
-) -> Picture:
+) -> ImageFile:
     """From a loaded picture; ``profile`` is its own where Pillow has none."""
     if getattr(image, "is_animated", False) and image.format != "MPO":
         notes = ("several frames: only the first is used", *notes)
@@ -227,7 +229,7 @@ def _picture(
     turn = UPRIGHT.get(orientation(image))
     side = side_data(image, icc, turn is not None and turn >= Image.Transpose.ROTATE_90, lost)
     kind = "JPEG" if image.format == "MPO" else image.format or "PNG"
-    return Picture(pixels.transpose(turn) if turn is not None else pixels, side, kind, (*notes, *said))
+    return ImageFile(pixels.transpose(turn) if turn is not None else pixels, side, kind, (*notes, *said))
 
 
 def output_format(path: Path) -> str:
@@ -246,7 +248,7 @@ def save_picture(
     image: Image.Image,
     target: Path | BinaryIO,
     *,
-    like: Picture | None = None,
+    like: ImageFile | None = None,
     format: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:

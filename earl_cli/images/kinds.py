@@ -21,7 +21,7 @@ PDF_PAGE = "draw a page as pixels first: pdftoppm -png -r 150 {name} page"
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileKind:
     """A kind of file. ``name`` follows "this is", ``hint`` says what to do; ``is_photo`` if it is one still picture."""
 
     name: str
@@ -29,47 +29,47 @@ class Kind:
     is_photo: bool = True
 
 
-HEIC = Kind("a HEIC picture", 'pip install "earl-cli[heic]", or save it as JPEG')
-TGA = Kind("a TGA picture", MAGICK)
-CR3 = Kind("a Canon RAW picture (CR3)", DEVELOP)
+HEIC = FileKind("a HEIC picture", 'pip install "earl-cli[heic]", or save it as JPEG')
+TGA = FileKind("a TGA picture", MAGICK)
+CR3 = FileKind("a Canon RAW picture (CR3)", DEVELOP)
 
 # (where, the bytes there, what it is); the first match counts.
 SIGNATURES = (
-    (0, b"8BPS", Kind("a Photoshop document (PSD)", "save it as PNG or TIFF, flattened")),
-    (0, b"gimp xcf", Kind("a GIMP document (XCF)", "export it as PNG")),
-    (0, b"\xff\x0a", Kind("a JPEG XL picture", "convert it: djxl {name} photo.png")),
-    (0, b"\0\0\0\x0cJXL \r\n\x87\n", Kind("a JPEG XL picture", "convert it: djxl {name} photo.png")),
-    (0, b"II\xbc\x01", Kind("a JPEG XR picture", CONVERT)),
-    (0, b"FUJIFILMCCD-RAW", Kind("a Fujifilm RAW picture (RAF)", DEVELOP)),
-    (0, b"IIU\0", Kind("a Panasonic RAW picture (RW2)", DEVELOP)),
-    (0, b"IIRO", Kind("an Olympus RAW picture (ORF)", DEVELOP)),
-    (0, b"IIRS", Kind("an Olympus RAW picture (ORF)", DEVELOP)),
-    (0, b"MMOR", Kind("an Olympus RAW picture (ORF)", DEVELOP)),
-    (0, b"FOVb", Kind("a Sigma RAW picture (X3F)", DEVELOP)),
-    (0, b"\0MRM", Kind("a Minolta RAW picture (MRW)", DEVELOP)),
-    (6, b"HEAPCCDR", Kind("a Canon RAW picture (CRW)", DEVELOP)),
-    (0, b"v/1\x01", Kind("an OpenEXR picture", CONVERT)),
-    (0, b"#?RADIANCE", Kind("a Radiance HDR picture", CONVERT)),
-    (0, b"#?RGBE", Kind("a Radiance HDR picture", CONVERT)),
-    (0, b"DDS ", Kind("a DDS texture", MAGICK)),
-    (0, b"SIMPLE  =", Kind("a FITS picture", CONVERT)),
-    (128, b"DICM", Kind("a DICOM picture", CONVERT)),
-    (0, b"BPG\xfb", Kind("a BPG picture", CONVERT)),
-    (0, b"%PDF-", Kind("a PDF document", PDF_PAGE, False)),
-    (0, b"%!PS", Kind("a PostScript file", "draw it as pixels first, for instance with Ghostscript", False)),
-    (0, b"\x1aE\xdf\xa3", Kind("a video (Matroska or WebM)", STILL, False)),
-    (8, b"AVI LIST", Kind("a video (AVI)", STILL, False)),
-    (0, b"\0\0\x01\xba", Kind("a video (MPEG)", STILL, False)),
-    (0, b"\0\0\x01\xb3", Kind("a video (MPEG)", STILL, False)),
-    (0, b"0&\xb2u\x8ef\xcf\x11", Kind("a video (WMV)", STILL, False)),
-    (0, b"FLV\x01", Kind("a video (FLV)", STILL, False)),
-    (4, b"moov", Kind("a video (QuickTime)", STILL, False)),
-    (0, b"PK\x03\x04", Kind("a ZIP archive", "unpack it first", False)),
-    (0, b"\x1f\x8b\x08", Kind("a gzip archive", "unpack it first", False)),
+    (0, b"8BPS", FileKind("a Photoshop document (PSD)", "save it as PNG or TIFF, flattened")),
+    (0, b"gimp xcf", FileKind("a GIMP document (XCF)", "export it as PNG")),
+    (0, b"\xff\x0a", FileKind("a JPEG XL picture", "convert it: djxl {name} photo.png")),
+    (0, b"\0\0\0\x0cJXL \r\n\x87\n", FileKind("a JPEG XL picture", "convert it: djxl {name} photo.png")),
+    (0, b"II\xbc\x01", FileKind("a JPEG XR picture", CONVERT)),
+    (0, b"FUJIFILMCCD-RAW", FileKind("a Fujifilm RAW picture (RAF)", DEVELOP)),
+    (0, b"IIU\0", FileKind("a Panasonic RAW picture (RW2)", DEVELOP)),
+    (0, b"IIRO", FileKind("an Olympus RAW picture (ORF)", DEVELOP)),
+    (0, b"IIRS", FileKind("an Olympus RAW picture (ORF)", DEVELOP)),
+    (0, b"MMOR", FileKind("an Olympus RAW picture (ORF)", DEVELOP)),
+    (0, b"FOVb", FileKind("a Sigma RAW picture (X3F)", DEVELOP)),
+    (0, b"\0MRM", FileKind("a Minolta RAW picture (MRW)", DEVELOP)),
+    (6, b"HEAPCCDR", FileKind("a Canon RAW picture (CRW)", DEVELOP)),
+    (0, b"v/1\x01", FileKind("an OpenEXR picture", CONVERT)),
+    (0, b"#?RADIANCE", FileKind("a Radiance HDR picture", CONVERT)),
+    (0, b"#?RGBE", FileKind("a Radiance HDR picture", CONVERT)),
+    (0, b"DDS ", FileKind("a DDS texture", MAGICK)),
+    (0, b"SIMPLE  =", FileKind("a FITS picture", CONVERT)),
+    (128, b"DICM", FileKind("a DICOM picture", CONVERT)),
+    (0, b"BPG\xfb", FileKind("a BPG picture", CONVERT)),
+    (0, b"%PDF-", FileKind("a PDF document", PDF_PAGE, False)),
+    (0, b"%!PS", FileKind("a PostScript file", "draw it as pixels first, for instance with Ghostscript", False)),
+    (0, b"\x1aE\xdf\xa3", FileKind("a video (Matroska or WebM)", STILL, False)),
+    (8, b"AVI LIST", FileKind("a video (AVI)", STILL, False)),
+    (0, b"\0\0\x01\xba", FileKind("a video (MPEG)", STILL, False)),
+    (0, b"\0\0\x01\xb3", FileKind("a video (MPEG)", STILL, False)),
+    (0, b"0&\xb2u\x8ef\xcf\x11", FileKind("a video (WMV)", STILL, False)),
+    (0, b"FLV\x01", FileKind("a video (FLV)", STILL, False)),
+    (4, b"moov", FileKind("a video (QuickTime)", STILL, False)),
+    (0, b"PK\x03\x04", FileKind("a ZIP archive", "unpack it first", False)),
+    (0, b"\x1f\x8b\x08", FileKind("a gzip archive", "unpack it first", False)),
     (
         0,
         b"version https://git-lfs",
-        Kind("a Git LFS pointer, not the picture itself", "git lfs pull fetches it", False),
+        FileKind("a Git LFS pointer, not the picture itself", "git lfs pull fetches it", False),
     ),
 )
 HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))
@@ -86,7 +86,7 @@ MOST_DIRECTORIES = 64
 RAW_OF = {"nikon": "NEF", "sony": "ARW", "pentax": "PEF", "canon": "CR2", "hasselblad": "3FR", "samsung": "SRW"}
 
 
-def foreign_kind(stream: BinaryIO) -> Kind | None:
+def foreign_kind(stream: BinaryIO) -> FileKind | None:
     """What a stream holds if that is known and isn't for Pillow alone; None for anything else. It stays where it is."""
     start = stream.tell()
     try:
@@ -104,7 +104,7 @@ def foreign_kind(stream: BinaryIO) -> Kind | None:
         stream.seek(start)
 
 
-def _media_kind(head: bytes) -> Kind | None:
+def _media_kind(head: bytes) -> FileKind | None:
     """By the brands of an ISO media file, of which the first is the main one; AVIF pictures are Pillow's."""
     size = min(int.from_bytes(head[:4]), len(head))
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))]
@@ -114,21 +114,21 @@ def _media_kind(head: bytes) -> Kind | None:
         return HEIC
     if brands[0] == b"crx ":
         return CR3
-    return Kind("a video (MP4 or QuickTime)", STILL, False)
+    return FileKind("a video (MP4 or QuickTime)", STILL, False)
 
 
-def _text_kind(head: bytes) -> Kind | None:
+def _text_kind(head: bytes) -> FileKind | None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not text.startswith(b"<"):
         return None
     if re.search(rb"<svg[\s>]", text):
-        return Kind("an SVG drawing", RASTER, False)
+        return FileKind("an SVG drawing", RASTER, False)
     if re.match(rb"<(!doctype html|html|head)", text):
-        return Kind("a web page", "the download gave a page in place of the picture", False)
+        return FileKind("a web page", "the download gave a page in place of the picture", False)
     return None
 
 
-def _tga_kind(head: bytes, stream: BinaryIO) -> Kind | None:
+def _tga_kind(head: bytes, stream: BinaryIO) -> FileKind | None:
     """A TGA has no signature at its start: the one at its end, or a head without any contradiction."""
     stream.seek(0, 2)
     if (size := stream.tell()) > FOOT:
@@ -145,16 +145,16 @@ def _tga_kind(head: bytes, stream: BinaryIO) -> Kind | None:
     return TGA if right_kind and right_map and sized and depth in depths and flags < 64 else None
 
 
-def _raw_kind(head: bytes, directories: list[Mapping[int, Any]]) -> Kind | None:
+def _raw_kind(head: bytes, directories: list[Mapping[int, Any]]) -> FileKind | None:
     """Whether a TIFF is a camera's RAW file, or one that shows only a preview of a picture that lies deeper."""
     maker = str(directories[0].get(MAKE, "")).strip() if directories else ""
     if any(DNG_VERSION in each for each in directories):
-        return Kind("a RAW picture (DNG)", DEVELOP)
+        return FileKind("a RAW picture (DNG)", DEVELOP)
     if head[8:10] == b"CR" or any(map(_is_sensor_data, directories)):
         short = next((form for name, form in RAW_OF.items() if maker.lower().startswith(name)), "")
-        return Kind(f"a RAW picture ({' '.join((maker, short)).strip() or 'from a camera'})", DEVELOP)
+        return FileKind(f"a RAW picture ({' '.join((maker, short)).strip() or 'from a camera'})", DEVELOP)
     if directories and directories[0].get(SUBFILE, 0) & 1 and any(not each.get(SUBFILE, 0) & 1 for each in directories):
-        return Kind("a TIFF that begins with a mere preview of its picture", "save its full picture alone")
+        return FileKind("a TIFF that begins with a mere preview of its picture", "save its full picture alone")
     return None
 
 

@@ -20,7 +20,7 @@ BROAD = 120  # differences count in full up to about this many times the noise's
 
 
 @dataclass(frozen=True)
-class Shape:
+class FlatShape:
     """A disc (centre x, y, radius) or an upright rectangle (left, right, top, bottom), in pixels, and its colour."""
 
     kind: str
@@ -34,13 +34,13 @@ class Shape:
         left, right, top, bottom = self.place
         return min(right - left, bottom - top)
 
-    def at(self, scale_x: float, scale_y: float, scale: float) -> Shape:
+    def at(self, scale_x: float, scale_y: float, scale: float) -> FlatShape:
         """The shape in a picture enlarged by ``scale_x`` and ``scale_y``; a disc stays round, larger by ``scale``."""
         if self.kind == "disc":
             x, y, radius = self.place
-            return Shape(self.kind, (x * scale_x, y * scale_y, radius * scale), self.color)
+            return FlatShape(self.kind, (x * scale_x, y * scale_y, radius * scale), self.color)
         left, right, top, bottom = self.place
-        return Shape(self.kind, (left * scale_x, right * scale_x, top * scale_y, bottom * scale_y), self.color)
+        return FlatShape(self.kind, (left * scale_x, right * scale_x, top * scale_y, bottom * scale_y), self.color)
 
     def lies_within(self, width: int, height: int) -> bool:
         """Whether all of it but its edge lies in a picture of this size."""
@@ -75,7 +75,7 @@ def find_shapes(
     kinds: Collection[str] = KINDS,
     most: int = MOST,
     doubt: float = 1.0,
-) -> tuple[tuple[Shape, ...], Plane]:
+) -> tuple[tuple[FlatShape, ...], Plane]:
     """Flat shapes in ``after`` [h, w, 3] that ``model``, the explanation so far, lacks; and the model with them drawn.
 
     ``noise`` is the usual difference of the two, ``soft`` the blur (sigma) of the model's pictures. A shape must
@@ -83,7 +83,7 @@ def find_shapes(
     a colour that the picture doesn't have otherwise is believed more easily. ``doubt`` below 1 is content with a
     fainter one, where a shape is expected.
     """
-    found: list[Shape] = []
+    found: list[FlatShape] = []
     height, width, _ = after.shape
     x, y = np.arange(width, dtype=np.float32)[None] + 0.5, np.arange(height, dtype=np.float32)[:, None] + 0.5
     while len(found) < most:
@@ -105,10 +105,10 @@ def _best_shape(
     doubt: float,
     x: Plane,
     y: Plane,
-) -> Shape | None:
+) -> FlatShape | None:
     difference = after - model
     strange = (difference**2).sum(-1) > (doubt * min(0.3, max(0.15, 4.3 * noise))) ** 2
-    best: tuple[float, Shape] | None = None
+    best: tuple[float, FlatShape] | None = None
     for color in _colors(after, strange):
         region = _largest_region(strange & (((after - color) ** 2).sum(-1) < SAME**2))
         if region is None or region.sum() < CELL**2:
@@ -135,7 +135,7 @@ def _best_shape(
         return None  # cut off by the edge: hardly laid on top, rather something that was drawn wrong
     core = after[cover > 0.95]
     if len(core) > 20:
-        shape = Shape(shape.kind, shape.place, _triple(np.median(core, axis=0)))
+        shape = FlatShape(shape.kind, shape.place, _triple(np.median(core, axis=0)))
     return shape
 
 
@@ -187,7 +187,7 @@ def _fitted(
     kinds: Collection[str],
     x: Plane,
     y: Plane,
-) -> tuple[float, Shape]:
+) -> tuple[float, FlatShape]:
     """The disc or rectangle near ``region`` that explains most, and how many pixels' worth it explains."""
     rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
     reach = CELL + 4
@@ -210,8 +210,8 @@ def _fitted(
     before = float((total / (total + usual)).sum())
     boxed = left_by_box < left_by_disc - DISC_FIRST * (before - left_by_box)
     if "disc" not in kinds or (boxed and "rectangle" in kinds):
-        return before - left_by_box, Shape("rectangle", box, _triple(color))
-    return before - left_by_disc, Shape("disc", disc, _triple(color))
+        return before - left_by_box, FlatShape("rectangle", box, _triple(color))
+    return before - left_by_disc, FlatShape("disc", disc, _triple(color))
 
 
 def _search(cost: Callable[[tuple[float, ...]], float], place: tuple[float, ...]) -> tuple[tuple[float, ...], float]:

@@ -21,7 +21,7 @@ LEAST = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"cICP": 4, b"tRNS": 1
 WORDS = {b"iCCP": "the colour profile", b"eXIf": "the EXIF block", b"tRNS": "the transparency"}
 TOO_LARGE, DAMAGED = "too large", "damaged"
 UNSAID = frozenset((0, 2, 3))  # codes in a cICP that leave open what is meant
-Place = tuple[int, int]
+ChunkRange = tuple[int, int]
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 CHECKED = (b"iCCP", b"cICP", b"gAMA", b"cHRM", b"sRGB", b"eXIf", b"pHYs", b"tRNS", *TEXTS)
 
@@ -43,7 +43,7 @@ class Png(NamedTuple):
 def look_through(stream: BinaryIO) -> Png:
     """Look at all side blocks of a PNG, from where ``stream`` stands."""
     start = stream.tell()
-    blocks, places, faults = dict[bytes, bytes](), dict[bytes, Place](), list[Place]()
+    blocks, places, faults = dict[bytes, bytes](), dict[bytes, ChunkRange](), list[ChunkRange]()
     dropped, profile, ends = list[str](), None, False
     for name, at, length in _chunks(stream, start):
         ends = name == b"IEND"
@@ -124,7 +124,7 @@ def _in_words(name: bytes, data: bytes) -> str:
     return f"the text {key!r}" if name in TEXTS else WORDS.get(name, f"the block {name.decode('latin-1')}")
 
 
-def _without(stream: BinaryIO, faults: list[Place]) -> BinaryIO:
+def _without(stream: BinaryIO, faults: list[ChunkRange]) -> BinaryIO:
     """A copy of the file from where ``stream`` stands, without these ranges of it."""
     start = stream.tell()
     data = stream.read()

@@ -33,7 +33,7 @@ from earl_cli.models.device import DevicePlan, plan, preferred_dtype
 from earl_cli.models.hub import CONFIGS_AND_WEIGHTS, TOKENIZER_FILES, called, locate
 from earl_cli.models.vision import load_vision
 from earl_cli.models.weights import fingerprint, read_json, write_json
-from earl_cli.tokens.layout import Layout
+from earl_cli.tokens.layout import SequenceLayout
 from earl_cli.tokens.text import TextTokenizer, load_text_tokenizer
 from earl_cli.tokens.vocabulary import EMU3, Vocabulary
 
@@ -72,7 +72,7 @@ class EarlModel:
 
     language: Emu3ForCausalLM
     vision: Emu3VQVAE
-    layout: Layout
+    layout: SequenceLayout
     image_area: int
     grids: Grids
     abilities: Mapping[str, Any] | None
@@ -110,7 +110,7 @@ class Base:
 
     description: Description
     language: Checkpoint
-    layout: Layout
+    layout: SequenceLayout
 
     @property
     def parameters(self) -> int:
@@ -141,7 +141,7 @@ def load_model(
     folder = locate(spec, revision)
     language = open_checkpoint(folder, "language")
     description = describe(folder, spec, revision)
-    layout = Layout(description.vocabulary, _text(description))
+    layout = SequenceLayout(description.vocabulary, _text(description))
     vision = open_checkpoint(locate(description.vision), "vision")
     _check_sizes(description, language, vision)
     needed = 4 * parameter_count(language) * 11 // 10
@@ -210,11 +210,11 @@ def open_base(spec: str | None = None, *, revision: str | None = None, tokenizer
         text = _text(description)
     else:
         text = load_text_tokenizer(locate(tokenizer, allow=TOKENIZER_FILES), description.vocabulary)
-    return Base(description, language, Layout(description.vocabulary, text))
+    return Base(description, language, SequenceLayout(description.vocabulary, text))
 
 
 def save_trained(
-    base: Base, language: Emu3ForCausalLM, output: Path, layout: names.Layout = "native", **how: Any
+    base: Base, language: Emu3ForCausalLM, output: Path, layout: names.CheckpointFormat = "native", **how: Any
 ) -> None:
     """Writes a folder that `load_model` takes: the language model, and the base model's tokenizers and description.
 

@@ -17,7 +17,7 @@ from earl_cli.console import listed
 from earl_cli.errors import ModelError, OutputError
 from earl_cli.models import names
 from earl_cli.models.hub import locate
-from earl_cli.models.names import Layout, Part
+from earl_cli.models.names import CheckpointFormat, ModelPart
 from earl_cli.models.weights import (
     MAX_SHARD_BYTES,
     NAMED,
@@ -38,7 +38,7 @@ COUNTED = ("num_hidden_layers", "num_labels", "num_res_blocks", "channel_multipl
 MOST_MODULES = 1000
 
 _WANTED = {"language": "a language model", "vision": "a vision tokenizer"}
-_KINDS: dict[str, tuple[tuple[Part, ...], Layout, str]] = {
+_KINDS: dict[str, tuple[tuple[ModelPart, ...], CheckpointFormat, str]] = {
     names.NATIVE_LANGUAGE: (("language",), "native", "a language model"),
     names.ORIGINAL_LANGUAGE: (("language",), "original", "a language model"),
     names.NATIVE_VISION: (("vision",), "native", "a vision tokenizer"),
@@ -53,8 +53,8 @@ class Checkpoint:
 
     folder: Path
     config: Mapping[str, Any]
-    part: Part
-    layout: Layout
+    part: ModelPart
+    layout: CheckpointFormat
     combined: bool
     files: tuple[Path, ...]
 
@@ -67,7 +67,7 @@ class Checkpoint:
         return names.native_vision_name(name) if (self.part, self.layout) == ("vision", "original") else name
 
 
-def open_checkpoint(folder: Path, part: Part) -> Checkpoint:
+def open_checkpoint(folder: Path, part: ModelPart) -> Checkpoint:
     """Looks at a folder without reading its weights.
 
     Raises ModelError naming what the folder is when it doesn't hold ``part``, or which file is missing or unreadable.
@@ -263,7 +263,7 @@ def empty_language(folder: Path) -> Emu3ForCausalLM:
 def save_language(
     model: Emu3ForCausalLM,
     folder: Path,
-    layout: Layout = "native",
+    layout: CheckpointFormat = "native",
     *,
     state: Mapping[str, Tensor] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Part = Literal["language", "vision"]
-Layout = Literal["original", "native"]
-Config = Mapping[str, Any]
+ModelPart = Literal["language", "vision"]
+CheckpointFormat = Literal["original", "native"]
+ConfigDict = Mapping[str, Any]
 
 NATIVE_LANGUAGE, ORIGINAL_LANGUAGE = "emu3_text_model", "Emu3"
 NATIVE_VISION, ORIGINAL_VISION = "emu3_vqgan", "Emu3VisionVQ"
@@ -99,7 +99,7 @@ def is_projection(native_name: str) -> bool:
     return _PROJECTION.search(native_name) is not None
 
 
-def name_in_part(name: str, part: Part) -> str | None:
+def name_in_part(name: str, part: ModelPart) -> str | None:
     """The name that a weight of the combined model has in one of its parts, None if it belongs to the other."""
     for prefix, replacement in _PREFIXES[part]:
         if name.startswith(prefix):
@@ -107,7 +107,7 @@ def name_in_part(name: str, part: Part) -> str | None:
     return name if part == "language" and name.startswith("lm_head.") else None
 
 
-def native_language_config(config: Config) -> dict[str, Any]:
+def native_language_config(config: ConfigDict) -> dict[str, Any]:
     """Fields of `Emu3TextConfig` from an original config; every dropout is 0."""
     fields = {name: config[name] for name in _LANGUAGE_FIELDS if name in config}
     rope = dict(config.get("rope_scaling") or {})
@@ -116,7 +116,7 @@ def native_language_config(config: Config) -> dict[str, Any]:
     return {**fields, "rope_parameters": parameters, "attention_dropout": 0.0}
 
 
-def original_language_config(config: Config) -> dict[str, Any]:
+def original_language_config(config: ConfigDict) -> dict[str, Any]:
     """An original config.json from the fields of an `Emu3TextConfig`."""
     fields = {name: config[name] for name in _LANGUAGE_FIELDS if name in config}
     rope = dict(config.get("rope_parameters") or {})
@@ -128,14 +128,14 @@ def original_language_config(config: Config) -> dict[str, Any]:
     return {**fields, "architectures": [LANGUAGE_CLASS], "attention_dropout": 0.0, "model_type": ORIGINAL_LANGUAGE}
 
 
-def native_vision_config(config: Config) -> dict[str, Any]:
+def native_vision_config(config: ConfigDict) -> dict[str, Any]:
     """Fields of `Emu3VQVAEConfig` from an original config."""
     fields = {native: config[original] for original, native in _VISION_FIELDS.items() if original in config}
     channels, multiplier = fields.get("base_channels", 256), fields.get("channel_multiplier", (1, 2, 2, 4))
     return {**fields, "hidden_size": channels * multiplier[-1], "num_attention_heads": 1, "attention_dropout": 0.0}
 
 
-def original_vision_config(config: Config) -> dict[str, Any]:
+def original_vision_config(config: ConfigDict) -> dict[str, Any]:
     """An original config.json from the fields of an `Emu3VQVAEConfig`."""
     fields = {original: config[native] for original, native in _VISION_FIELDS.items() if native in config}
     return {**fields, "architectures": ["Emu3VisionVQModel"], "dropout": 0.0, "model_type": ORIGINAL_VISION}

@@ -47,8 +47,8 @@ BARE_TYPES: Mapping[str, int] = {
 }
 """Types of elements without a kind of storage of their own."""
 
-Content = bytes | mmap.mmap
-Maker = Callable[..., Any]
+PickleBytes = bytes | mmap.mmap
+Constructor = Callable[..., Any]
 
 
 class PickleError(ValueError):
@@ -104,7 +104,7 @@ class _Name:
     """A name that a pickle asked for, and what calling it makes."""
 
     name: str
-    make: Maker
+    make: Constructor
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _Type:
     bare: bool = False
 
 
-def read_pickle(content: Content, makers: Mapping[str, Maker], start: int = 0) -> Pickled:
+def read_pickle(content: PickleBytes, makers: Mapping[str, Constructor], start: int = 0) -> Pickled:
     """The pickle that begins at ``start``.
 
     Tensors are `TensorRecord`; ``makers`` say what is made of other names, such as "numpy.ndarray". Raises
@@ -136,7 +136,7 @@ def read_pickle(content: Content, makers: Mapping[str, Maker], start: int = 0) -
 class _Machine:
     """A stack, a memo, and the budgets of one pickle."""
 
-    def __init__(self, content: Content, makers: Mapping[str, Maker], start: int) -> None:
+    def __init__(self, content: PickleBytes, makers: Mapping[str, Constructor], start: int) -> None:
         self.content, self.place = content, start
         self.names: dict[str, _Name | _Type] = {name: _Name(name, make) for name, make in {**_MAKERS, **makers}.items()}
         self.names |= _TYPES
@@ -366,7 +366,7 @@ _TYPES = {
     **{f"torch.{kind}": _Type(kind, size) for kind, size in SIZES.items()},
     "torch.storage.UntypedStorage": _Type("uint8", 1, bare=True),
 }
-_MAKERS: Mapping[str, Maker] = {
+_MAKERS: Mapping[str, Constructor] = {
     "collections.OrderedDict": OrderedRecord,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from earl_cli.models.pickles import SIZES, Content, Maker, PickleError, Storage, read_pickle
+from earl_cli.models.pickles import SIZES, Constructor, PickleBytes, PickleError, Storage, read_pickle
 
 ARCHIVE, OLD = b"PK\x03\x04", b"\x80\x02"
 MOST_MEMBERS = 100_000
@@ -25,14 +25,14 @@ _PICKLE = "/data.pkl"
 
 
 @dataclass(frozen=True)
-class Place:
+class StoragePlace:
     """Bytes in a file, and the checksum that they had when they were written, where the format has one."""
 
     offset: int
     length: int
     checksum: int | None = None
 
-    def read(self, content: Content) -> bytes:
+    def read(self, content: PickleBytes) -> bytes:
         """Raises PickleError if they have changed."""
         found = content[self.offset : self.offset + self.length]
         if self.checksum is not None and zlib.crc32(found) != self.checksum:
@@ -48,12 +48,12 @@ class Saved:
     """
 
     value: Any
-    content: Content
+    content: PickleBytes
     pickle: bytes
-    places: Mapping[str, Place]
+    places: Mapping[str, StoragePlace]
     big_endian: bool
 
-    def place_of(self, storage: Storage) -> Place:
+    def place_of(self, storage: Storage) -> StoragePlace:
         """Where a storage's bytes are. Raises PickleError if the file has fewer or more of them."""
         place = self.places.get(storage.key)
         if place is None or place.length != storage.size:
@@ -65,7 +65,7 @@ class Saved:
         return self.place_of(storage).read(self.content)
 
 
-def read_saved(content: Content, makers: Mapping[str, Maker]) -> Saved:
+def read_saved(content: PickleBytes, makers: Mapping[str, Constructor]) -> Saved:
     """Raises PickleError, or its ForeignNameError, for anything that torch.save doesn't write."""
     if content[:4] == ARCHIVE:
         return _archive(content, makers)
@@ -74,7 +74,7 @@ def read_saved(content: Content, makers: Mapping[str, Maker]) -> Saved:
     raise PickleError("it is no file of torch.save")
 
 
-def _archive(content: Content, makers: Mapping[str, Maker]) -> Saved:
+def _archive(content: PickleBytes, makers: Mapping[str, Constructor]) -> Saved:
     members = _members(content)
     pickles = [name for name in members if name.endswith(_PICKLE)]
     if len(pickles) != 1:
@@ -91,7 +91,7 @@ def _archive(content: Content, makers: Mapping[str, Maker]) -> Saved:
     return Saved(read_pickle(pickle, makers).value, content, pickle, places, big_endian)
 
 
-def _members(content: Content) -> dict[str, Place]:
+def _members(content: PickleBytes) -> dict[str, StoragePlace]:
     """The members of an archive by their names."""
     if content[max(0, len(content) - _TAIL) :].count(b"PK\x01\x02") > MOST_MEMBERS:
         raise PickleError(f"it has more than {MOST_MEMBERS:,} members")
@@ -101,7 +101,7 @@ def _members(content: Content) -> dict[str, Place]:
             files = archive.infolist()
     except (zipfile.BadZipFile, ValueError, struct.error, OSError, NotImplementedError, EOFError) as error:
         raise PickleError(f"its archive is damaged: {error}") from None
-    found: dict[str, Place] = {}
+    found: dict[str, StoragePlace] = {}
     end = 0
     for file in sorted(files, key=lambda file: file.header_offset):
         if file.compress_type != zipfile.ZIP_STORED or file.compress_size != file.file_size:
@@ -114,11 +114,11 @@ def _members(content: Content) -> dict[str, Place]:
         end = start + file.file_size
         if signature != ARCHIVE or end > len(content):
             raise PickleError("its archive is cut short")
-        found[file.filename] = Place(start, file.file_size, file.CRC)
+        found[file.filename] = StoragePlace(start, file.file_size, file.CRC)
     return found
 
 
-def _old(content: Content, makers: Mapping[str, Maker]) -> Saved:
+def _old(content: PickleBytes, makers: Mapping[str, Constructor]) -> Saved:
     """The format before archives: pickles of a magic number, a version, the machine, the value, the keys of storages;
     then, for each key, a number of elements and their bytes."""
     magic = read_pickle(content, {})
@@ -131,13 +131,13 @@ def _old(content: Content, makers: Mapping[str, Maker]) -> Saved:
     keys, place = listed.value, listed.end
     if type(keys) is not list or not all(type(key) is str for key in keys):
         raise PickleError("it doesn't list its storages")
-    places: dict[str, Place] = {}
+    places: dict[str, StoragePlace] = {}
     for key in keys:
         if key not in found.storages or key in places:
             raise PickleError("it lists storages that it doesn't have, or twice")
         (count,) = _COUNT.unpack(content[place : place + _COUNT.size].ljust(_COUNT.size, b"\xff"))
         length = count * SIZES[found.storages[key].kind]
-        places[key] = Place(place + _COUNT.size, length)
+        places[key] = StoragePlace(place + _COUNT.size, length)
         place += _COUNT.size + length
         if count < 0 or place > len(content):
             raise PickleError("it is cut short")

@@ -24,7 +24,7 @@ from earl_cli.errors import InputError
 from earl_cli.models import names
 from earl_cli.models.checkpoint import build, load_weights, open_checkpoint, write_checkpoint
 from earl_cli.models.hub import locate
-from earl_cli.models.names import Layout
+from earl_cli.models.names import CheckpointFormat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -204,7 +204,7 @@ def load_vision(
     return model.eval().requires_grad_(False)
 
 
-def save_vision(model: Emu3VQVAE, folder: Path, layout: Layout = "native") -> None:
+def save_vision(model: Emu3VQVAE, folder: Path, layout: CheckpointFormat = "native") -> None:
     """Writes config.json and model.safetensors. Raises OutputError if the disk doesn't take it."""
     state = model.state_dict()
     config = {**model.config.to_dict(), "architectures": ["Emu3VQVAE"]}

@@ -20,7 +20,7 @@ USUAL_KEY = "OPENAI_API_KEY"
 NO_KEY = "none"  # servers that want no key don't look at it
 SHORTEST_SECRET = 8  # characters; "EMPTY" and its like, which local servers want, hide nothing
 CALLS = ("/chat/completions", "/completions", "/models", "/images/edits")
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
 
 def checked_address(api_base: str, whose: str) -> str:
@@ -97,7 +97,7 @@ def without_secrets(text: str, api_key_variable: str, api_base: str = "") -> str
     return text
 
 
-def apart(work: Callable[[], Result]) -> Result:
+def apart(work: Callable[[], ResultT]) -> ResultT:
     """``work()``, on another thread if this one has a running event loop, as in a notebook."""
     try:
         asyncio.get_running_loop()

@@ -22,11 +22,11 @@ PASSING = (408, 409, 429)  # and 5xx: the server's trouble, which passes
 LIMITED = 429
 UNKNOWN_TO_YOU, FORBIDDEN, NOT_THERE, TOO_LARGE = 401, 403, 404, 413
 LONGEST_WORDS = 300  # characters of what a server says that a message shows
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
-class Pacing:
+class Backoff:
     """Exponential back-off with full jitter: before try n, a random part of ``first`` * 2**n seconds, at most ``most``.
 
     A question has ``tries``, and ``limits`` more answers that it came too often (429). A server that says when it wants
@@ -51,7 +51,7 @@ class OutOfTriesError(Exception):
     """A server that failed at every try; the message says how the last time."""
 
 
-class RefusedError(Exception):
+class ApiRefusedError(Exception):
     """A server that works and doesn't take this request; the message says why."""
 
 
@@ -59,7 +59,7 @@ class NotThereError(UsageError):
     """A server that doesn't know the model, or has nothing at the address."""
 
 
-class TooLargeError(RefusedError):
+class TooLargeError(ApiRefusedError):
     """A request of more bytes than the server takes."""
 
 
@@ -77,16 +77,16 @@ def judge_refusal(error: openai.APIStatusError, api_key_variable: str, has_key: 
             f"the judge's server doesn't know the model or the address (status {status}): {in_words(error)}",
             hint="earl judge check lists its models; an address usually ends in /v1",
         )
-    kind = TooLargeError if status == TOO_LARGE else RefusedError
+    kind = TooLargeError if status == TOO_LARGE else ApiRefusedError
     return kind(f"status {status}: {in_words(error)}")
 
 
 async def persistently(
-    call: Callable[[], Awaitable[Result]],
-    pacing: Pacing,
+    call: Callable[[], Awaitable[ResultT]],
+    pacing: Backoff,
     timeout: float,
     refusal: Callable[[openai.APIStatusError], Exception],
-) -> Result:
+) -> ResultT:
     """What ``call`` gives within ``timeout`` seconds, called again while the failures are of the passing kind.
 
     Raises OutOfTriesError when they don't pass, and what ``refusal`` makes of others: RefusedError, and UsageError for
@@ -152,7 +152,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _wished(error: Exception, pacing: Pacing) -> float | None:
+def _wished(error: Exception, pacing: Backoff) -> float | None:
     """The seconds that the server asks to wait, in its header Retry-After: as a number or as a date."""
     if not isinstance(error, openai.APIStatusError):
         return None

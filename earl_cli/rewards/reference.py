@@ -57,7 +57,7 @@ _LINEAR = np.where(_CODES <= 0.04045, _CODES / 12.92, ((_CODES + 0.055) / 1.055)
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class ImageFeatures:
     """What a distance is taken from: on each scale the colours [h, w, 3] in Oklab, and the edges [h', w']."""
 
     colours: tuple[Plane, ...]
@@ -86,9 +86,9 @@ def reference_reward(edits: Sequence[Edit], /) -> list[Score]:
     is brought to it. Parts: ``removed``, the value before it is cut to the range, and the same for ``colour`` and
     ``structure`` alone. Without a target there is no value.
     """
-    looks: dict[tuple[int, tuple[int, ...]], Look] = {}  # an edit's group has the same source and target
+    looks: dict[tuple[int, tuple[int, ...]], ImageFeatures] = {}  # an edit's group has the same source and target
 
-    def seen(pixels: Pixels, like: Pixels) -> Look:
+    def seen(pixels: Pixels, like: Pixels) -> ImageFeatures:
         key = (id(pixels), like.shape)
         if key not in looks:
             looks[key] = look(_resized(pixels, like))
@@ -119,7 +119,7 @@ def _removed(left: float, whole: float) -> float:
     return 1 - left / max(whole, FLOOR)
 
 
-def distance(one: Look, other: Look) -> Distance:
+def distance(one: ImageFeatures, other: ImageFeatures) -> Distance:
     """Between pictures of one size."""
     colours = [_rms(a - b) for a, b in zip(one.colours, other.colours, strict=True)]
     edges = [_rms(a - b) for a, b in zip(one.edges, other.edges, strict=True)]
@@ -127,7 +127,7 @@ def distance(one: Look, other: Look) -> Distance:
     return Distance(float(np.average(colours, weights=sides)), float(np.average(edges, weights=sides)))
 
 
-def distance_by_place(one: Look, other: Look) -> Plane:
+def distance_by_place(one: ImageFeatures, other: ImageFeatures) -> Plane:
     """The total distance of two pictures of one size taken apart: what each square of 8 pixels a side adds, [h, w].
 
     A root mean square is the mean of the squares, each divided by it; so the mean of all places is the distance, but
@@ -166,12 +166,12 @@ def _on_grid(plane: Plane, height: int, width: int) -> Plane:
     return plane
 
 
-def look(pixels: Pixels) -> Look:
+def look(pixels: Pixels) -> ImageFeatures:
     """The scales of uint8[h, w, 3]; fewer where a side would be less than a place."""
     colours = [oklab(pixels)]
     while len(colours) < SCALES and min(colours[-1].shape[:2]) > 1:
         colours.append(_halved(colours[-1]))
-    return Look(tuple(colours), tuple(_edges(scale[..., 0]) for scale in colours))
+    return ImageFeatures(tuple(colours), tuple(_edges(scale[..., 0]) for scale in colours))
 
 
 def oklab(pixels: Pixels) -> Plane:

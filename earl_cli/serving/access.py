@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hmac
 
-from earl_cli.serving.errors import RefusedError
-from earl_cli.serving.http1 import Request
+from earl_cli.serving.errors import HttpError
+from earl_cli.serving.http1 import HttpRequest
 from earl_cli.serving.service import Service
 from earl_cli.serving.site import DEFAULT_PORTS, Site, host_and_port, is_loopback, origin
 
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
-def check_host(site: Site, request: Request) -> None:
+def check_host(site: Site, request: HttpRequest) -> None:
     """Against pages elsewhere whose names are made to point here: a server of this machine has this machine's.
 
     A request of HTTP/1.0, which no browser makes, needs none.
@@ -22,22 +22,22 @@ def check_host(site: Site, request: Request) -> None:
         return
     found = host_and_port(authority or "")
     if found is None:
-        raise RefusedError(400, "the Host of this request is no name", code="wrong_host")
+        raise HttpError(400, "the Host of this request is no name", code="wrong_host")
     host = found[0]
     if site.public is not None and host == site.public.origin.host:
         return
     if site.is_local and host not in LOOPBACK_NAMES and not is_loopback(host):
         more = "; behind a proxy, start it with --public-url" if site.public is None else " and to its public name"
-        raise RefusedError(403, f"this server answers to localhost only{more}", code="wrong_host")
+        raise HttpError(403, f"this server answers to localhost only{more}", code="wrong_host")
 
 
-def check_origin(site: Site, request: Request) -> None:
+def check_origin(site: Site, request: HttpRequest) -> None:
     """Against pages elsewhere that post here; programs send neither of these headers."""
     said = request.header("Origin")
     is_own = said is None or _is_own(site, said, request.authority or "")
     if not is_own or request.header("Sec-Fetch-Site") not in (None, "none", "same-origin"):
         more = "" if site.public else "; if this is its own page behind a proxy, start it with --public-url"
-        raise RefusedError(403, f"pages of other sites may not ask this server{more}", code="wrong_origin")
+        raise HttpError(403, f"pages of other sites may not ask this server{more}", code="wrong_origin")
 
 
 def _is_own(site: Site, said: str, authority: str) -> bool:
@@ -53,7 +53,7 @@ def _is_own(site: Site, said: str, authority: str) -> bool:
     return found is not None and (page.host, page.port) == (found[0], found[1] or DEFAULT_PORTS[page.scheme])
 
 
-def check_key(service: Service, request: Request, client: str) -> None:
+def check_key(service: Service, request: HttpRequest, client: str) -> None:
     """The key, if one is asked for. So many wrong ones from an address, and none is looked at for a while."""
     if service.key is None:
         return
@@ -63,7 +63,7 @@ def check_key(service: Service, request: Request, client: str) -> None:
     if not hmac.compare_digest(key.encode("utf-8"), service.key.encode("utf-8")):
         if key:
             service.wrong_keys.count(client)
-        raise RefusedError(401, "Incorrect API key provided.", code="invalid_api_key")
+        raise HttpError(401, "Incorrect API key provided.", code="invalid_api_key")
 
 
 def check_rate(service: Service, client: str) -> None:
@@ -73,4 +73,4 @@ def check_rate(service: Service, client: str) -> None:
 
 def _refuse_after(wait: float, what: str) -> None:
     if wait > 0:
-        raise RefusedError(429, f"{what}; try again in {wait:.0f} s", code="rate_limit_exceeded", retry_after=wait)
+        raise HttpError(429, f"{what}; try again in {wait:.0f} s", code="rate_limit_exceeded", retry_after=wait)

@@ -21,11 +21,11 @@ from earl_cli.generation.editor import sampling_of
 from earl_cli.images.image_file import open_picture
 from earl_cli.serving.access import check_host, check_key, check_origin, check_rate
 from earl_cli.serving.connections import Server
-from earl_cli.serving.errors import RefusedError, refusal, report
-from earl_cli.serving.http1 import Request, Wire
+from earl_cli.serving.errors import HttpError, refusal, report
+from earl_cli.serving.http1 import HttpConnection, HttpRequest
 from earl_cli.serving.limits import give_back_memory
-from earl_cli.serving.queue import Order
-from earl_cli.serving.request import Asked, asked, read_form
+from earl_cli.serving.queue import QueuedEdit
+from earl_cli.serving.request import ImageEditRequest, asked, read_form
 from earl_cli.serving.response import send_edits
 from earl_cli.serving.service import Service
 
@@ -65,12 +65,12 @@ class Handler(socketserver.BaseRequestHandler):
 
     service: Service
     server: Server
-    head: Request | None
+    head: HttpRequest | None
 
     def setup(self) -> None:
         self.connection: socket.socket = self.request
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        self.wire = Wire(self.connection, self.service.limits.body_seconds)
+        self.wire = HttpConnection(self.connection, self.service.limits.body_seconds)
 
     def handle(self) -> None:
         try:
@@ -89,7 +89,7 @@ class Handler(socketserver.BaseRequestHandler):
             if head is None:
                 return False
             self.head, answer = head, partial(self._answer, head)
-        except RefusedError as broken:
+        except HttpError as broken:
             self.head, answer = None, partial(self._refuse, broken)
         with self.server.answering(self.connection):
             try:
@@ -97,10 +97,10 @@ class Handler(socketserver.BaseRequestHandler):
             except OSError as failure:
                 if self.wire.has_begun or not isinstance(failure, TimeoutError):
                     raise
-                self._refuse(RefusedError(408, "the request took too long to arrive"))
+                self._refuse(HttpError(408, "the request took too long to arrive"))
             except Exception as failure:  # one answer for whatever it is
                 refused = refusal(failure)
-                if not isinstance(failure, RefusedError) and refused.status >= 500:
+                if not isinstance(failure, HttpError) and refused.status >= 500:
                     report(failure)
                 if self.wire.has_begun:
                     return False
@@ -109,7 +109,7 @@ class Handler(socketserver.BaseRequestHandler):
 
     # -- what there is -------------------------------------------------------------------------------------------
 
-    def _answer(self, head: Request) -> None:
+    def _answer(self, head: HttpRequest) -> None:
         check_host(self.service.site, head)
         path = re.sub("//+", "/", head.path)
         prefix = self.service.site.prefix
@@ -120,10 +120,10 @@ class Handler(socketserver.BaseRequestHandler):
             path = path.removeprefix(prefix)
         methods = self._methods(path)
         if methods is None:
-            raise RefusedError(404, "There is nothing here.", code="not_found")
+            raise HttpError(404, "There is nothing here.", code="not_found")
         if head.method not in methods:
             what = "post a form here" if path == EDITS else "nothing can be sent to this address"
-            raise RefusedError(405, what, allow=", ".join(methods))
+            raise HttpError(405, what, allow=", ".join(methods))
         if head.method == "OPTIONS":  # says nothing of other sites, so that no browser lets their pages ask
             self.begin(204, {"Allow": ", ".join(methods)})
         elif path == EDITS:
@@ -138,7 +138,7 @@ class Handler(socketserver.BaseRequestHandler):
         is_there = path in self.service.page or path in ("/health", "/settings", MODELS)
         return READ if is_there or path.startswith(f"{MODELS}/") else None
 
-    def _get(self, head: Request, path: str) -> None:
+    def _get(self, head: HttpRequest, path: str) -> None:
         service = self.service
         if path in service.page:
             content, kind = service.page[path]
@@ -153,9 +153,9 @@ class Handler(socketserver.BaseRequestHandler):
             model = service.model()
             self.send_json(200, {"object": "list", "data": [model]} if path == MODELS else model)
         else:
-            raise RefusedError(404, "There is no such model here.", param="model", code="model_not_found")
+            raise HttpError(404, "There is no such model here.", param="model", code="model_not_found")
 
-    def _edit(self, head: Request) -> None:
+    def _edit(self, head: HttpRequest) -> None:
         service, client = self.service, self._client(head)
         check_origin(service.site, head)
         check_key(service, head, client)
@@ -163,14 +163,14 @@ class Handler(socketserver.BaseRequestHandler):
         started = time.monotonic()
         with service.places.hold(client) as granted:
             if not granted:
-                raise RefusedError(503, "too many requests at once; try again in a moment", retry_after=5)
+                raise HttpError(503, "too many requests at once; try again in a moment", retry_after=5)
             try:
                 what = self._edit_in_turn(head)
             finally:
                 give_back_memory()
         console.note(f"{client}: {what} pixels in {time.monotonic() - started:.1f} s")
 
-    def _edit_in_turn(self, head: Request) -> str:
+    def _edit_in_turn(self, head: HttpRequest) -> str:
         """What was drawn, in words. No picture outlives this."""
         order, wanted = self._order(head)
         ticket = self.service.queue.submit(order)
@@ -181,26 +181,24 @@ class Handler(socketserver.BaseRequestHandler):
         many = f"{len(order.seeds)} edits" if len(order.seeds) > 1 else "an edit"
         return f"{many} of {order.picture.rgb.width} x {order.picture.rgb.height}"
 
-    def _client(self, head: Request) -> str:
+    def _client(self, head: HttpRequest) -> str:
         """The address that asks, a proxy's client if the proxy is trusted."""
         return self.service.client(str(self.client_address[0]), head.header("X-Forwarded-For"))
 
-    def _order(self, head: Request) -> tuple[Order, Asked]:
+    def _order(self, head: HttpRequest) -> tuple[QueuedEdit, ImageEditRequest]:
         """The order that the body holds. While it is looked at, its bytes count among those of all requests."""
         service, limits = self.service, self.service.limits
         if head.length == 0:
-            raise RefusedError(
-                411 if head.header("Content-Length") is None else 400, "there is no form in this request"
-            )
+            raise HttpError(411 if head.header("Content-Length") is None else 400, "there is no form in this request")
         if head.length is not None and head.length > limits.upload:
             what = f"the request has {head.length:,} bytes, more than the limit of {limits.upload:,}"
-            raise RefusedError(413, what, param="image", code="too_large")
+            raise HttpError(413, what, param="image", code="too_large")
         service.queue.check_room()
         with service.budget.hold() as take:
 
             def reserve(size: int) -> None:
                 if not take(size):
-                    raise RefusedError(503, "too many uploads at once; try again in a moment", retry_after=5)
+                    raise HttpError(503, "too many uploads at once; try again in a moment", retry_after=5)
 
             reserve(head.length or 0)
             on_bytes = reserve if head.length is None else lambda _: None
@@ -212,15 +210,15 @@ class Handler(socketserver.BaseRequestHandler):
         width, height = picture.rgb.size
         if wanted.size not in (None, f"{width}x{height}"):
             what = f"an edit has its photo's own size, here {width}x{height}: leave size away, or say auto"
-            raise RefusedError(400, what, param="size")
+            raise HttpError(400, what, param="size")
         if width * height * len(wanted.seeds) > 2 * limits.max_pixels:
-            raise RefusedError(400, "too many variants of so large a picture", param="n")
+            raise HttpError(400, "too many variants of so large a picture", param="n")
         sampling = sampling_of(asdict(service.about.sampling), wanted.sampling)
-        return Order(picture, wanted.prompt, wanted.seeds, sampling), replace(wanted, image=b"")
+        return QueuedEdit(picture, wanted.prompt, wanted.seeds, sampling), replace(wanted, image=b"")
 
     # -- answers -------------------------------------------------------------------------------------------------
 
-    def _refuse(self, refused: RefusedError) -> None:
+    def _refuse(self, refused: HttpError) -> None:
         self.send_json(refused.status, refused.document, refused.headers)
 
     def send_json(self, status: int, value: Any, more: Mapping[str, str] | None = None) -> None:

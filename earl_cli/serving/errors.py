@@ -12,7 +12,7 @@ from earl_cli.generation.vllm.watchdog import EngineError
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-class RefusedError(Exception):
+class HttpError(Exception):
     """An HTTP status with words for the person: ``param`` is the field at fault, ``retry_after`` in seconds,
     ``allow`` the methods that would do.
     """
@@ -49,20 +49,20 @@ class RefusedError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def refusal(failure: BaseException) -> RefusedError:
+def refusal(failure: BaseException) -> HttpError:
     """What a client is told of ``failure``: our own words about its picture, and of all else only that it happened."""
-    if isinstance(failure, RefusedError):
+    if isinstance(failure, HttpError):
         return failure
     if isinstance(failure, MemoryError | DeviceError) or type(failure).__name__ == "OutOfMemoryError":
-        return RefusedError(503, "not enough memory for this edit; fewer variants or a smaller picture need less")
+        return HttpError(503, "not enough memory for this edit; fewer variants or a smaller picture need less")
     if isinstance(failure, EngineError):
-        return RefusedError(503, "the engine behind this server has stopped working", code="unavailable")
+        return HttpError(503, "the engine behind this server has stopped working", code="unavailable")
     if isinstance(failure, InputError | UsageError | OutputError):
         hint = f" ({failure.hint})" if failure.hint else ""
-        return RefusedError(400, f"{failure.what}{hint}", param=failure.where)
+        return HttpError(400, f"{failure.what}{hint}", param=failure.where)
     if isinstance(failure, ModelError):
-        return RefusedError(500, failure.what)
-    return RefusedError(500, "an unexpected failure; the server's own output says more")
+        return HttpError(500, failure.what)
+    return HttpError(500, "an unexpected failure; the server's own output says more")
 
 
 def report(failure: BaseException) -> None:

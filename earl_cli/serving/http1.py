@@ -15,7 +15,7 @@ from http.client import responses
 
 import h11
 
-from earl_cli.serving.errors import RefusedError
+from earl_cli.serving.errors import HttpError
 
 HEAD_BYTES = 65536
 MAX_HEADERS = 100
@@ -26,7 +26,7 @@ _ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Request:
+class HttpRequest:
     """The head of a request; ``length`` is the bytes of its body, None where they come in chunks."""
 
     method: str
@@ -53,7 +53,7 @@ class Request:
         return self.target[found.end() if found else 0 :].partition("?")[0] or "/"
 
 
-class Wire:
+class HttpConnection:
     """A connection from its first request to its end. Taking an answer has ``patience`` seconds."""
 
     def __init__(self, connection: socket.socket, patience: float) -> None:
@@ -63,7 +63,7 @@ class Wire:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
         self._expect(0, 0, 0)
 
-    def request(self, seconds: float) -> Request | None:
+    def request(self, seconds: float) -> HttpRequest | None:
         """The head of the next request, None if there is none. RefusedError for what is no request.
 
         TimeoutError if it isn't there after so many seconds, the pause before it included.
@@ -75,18 +75,18 @@ class Wire:
             return None
         version = event.http_version.decode("ascii")
         if version not in VERSIONS:
-            raise RefusedError(505, "this server speaks HTTP/1.1")
+            raise HttpError(505, "this server speaks HTTP/1.1")
         if len(event.headers) > MAX_HEADERS:
-            raise RefusedError(431, f"the request has more than {MAX_HEADERS} headers")
+            raise HttpError(431, f"the request has more than {MAX_HEADERS} headers")
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers)
         said = dict(headers)
         in_chunks = "transfer-encoding" in said
         if in_chunks and ("content-length" in said or version == "1.0"):
-            raise RefusedError(400, "the length of this request's body is said in two ways")
+            raise HttpError(400, "the length of this request's body is said in two ways")
         length = None if in_chunks else int(said.get("content-length", 0))
         if length == 0:
             self._event()  # its end
-        return Request(event.method.decode("ascii"), event.target.decode("ascii"), version, headers, length)
+        return HttpRequest(event.method.decode("ascii"), event.target.decode("ascii"), version, headers, length)
 
     def body(self, seconds: float, most: int, on_bytes: Callable[[int], None]) -> bytes:
         """The body of the request. RefusedError if it has more than ``most`` bytes, or chunks that are none.
@@ -102,7 +102,7 @@ class Wire:
         while isinstance(event := self._event(), h11.Data):
             left -= len(event.data)
             if left < 0:
-                raise RefusedError(413, f"the request has more than {most:,} bytes, the limit", code="too_large")
+                raise HttpError(413, f"the request has more than {most:,} bytes, the limit", code="too_large")
             on_bytes(len(event.data))
             pieces.append(bytes(event.data))
         return b"".join(pieces)
@@ -135,7 +135,7 @@ class Wire:
         """
         is_sending = self.has_begun and (not self._is_whole or self._http.trailing_data[0])
         self._expect(LINGER_SECONDS, most, 413)
-        with suppress(OSError, RefusedError):
+        with suppress(OSError, HttpError):
             self.connection.shutdown(socket.SHUT_WR)
             while is_sending and self._receive():
                 pass
@@ -149,7 +149,7 @@ class Wire:
         if seconds <= 0:
             raise TimeoutError
         if self._left <= 0:
-            raise RefusedError(self._beyond, "more bytes came than a request may have", code="too_large")
+            raise HttpError(self._beyond, "more bytes came than a request may have", code="too_large")
         self.connection.settimeout(seconds)
         data = self.connection.recv(min(PIECE, self._left))
         self._left -= len(data)
@@ -164,8 +164,8 @@ class Wire:
                 self._http.receive_data(data)
         except h11.RemoteProtocolError as failure:
             self._is_whole = False
-            raise RefusedError(failure.error_status_hint, str(failure).partition(": ")[0]) from None
-        except RefusedError:
+            raise HttpError(failure.error_status_hint, str(failure).partition(": ")[0]) from None
+        except HttpError:
             self._is_whole = False
             raise
         self._is_whole = isinstance(event, h11.EndOfMessage | h11.ConnectionClosed)

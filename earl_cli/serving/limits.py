@@ -21,7 +21,7 @@ ADDRESSES_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """``rate`` is edits a minute and address, 0 for no limit, ``wrong_keys`` the same of wrong keys; ``upload`` and
     ``uploads`` are bytes, of one request and of all at once; ``requests`` are those for edits at once, of which one
     address has at most its ``share``; the rest are numbers, and times in seconds.
@@ -78,7 +78,7 @@ class Rate:
             return 0.0
 
 
-class Places:
+class ConcurrencyLimit:
     """So many requests at once, of which one address has at most its share."""
 
     def __init__(self, total: int, share: int) -> None:
@@ -105,7 +105,7 @@ class Places:
         self._held += Counter()  # forgets those that hold none
 
 
-class Budget:
+class ByteBudget:
     """So many bytes for all requests together."""
 
     def __init__(self, total: int) -> None:

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from earl_cli.console import console
 from earl_cli.generation.vllm.watchdog import EngineError
-from earl_cli.serving.errors import RefusedError, refusal, report
-from earl_cli.serving.limits import Limits, give_back_memory
+from earl_cli.serving.errors import HttpError, refusal, report
+from earl_cli.serving.limits import ServerLimits, give_back_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from earl_cli.generation.engine import OnProgress, Sampling
-    from earl_cli.images.image_file import Picture
+    from earl_cli.generation.engine import OnProgress, SamplingParams
+    from earl_cli.images.image_file import ImageFile
 
 
 from dataclasses import replace
 
 from earl_cli.errors import EarlError, ModelError
-from earl_cli.generation.editing import Draft, Job, decoded, draft, render
+from earl_cli.generation.editing import Draft, EditJob, decoded, draft, render
 from earl_cli.generation.editor import Editor
 from earl_cli.generation.engine import OnProgress
 
@@ -40,13 +40,13 @@ Phase = Literal["waiting", "drawing", "drawn", "failed"]
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
+class QueuedEdit:
     """One picture, what to do with it, and a seed for each variant."""
 
-    picture: Picture
+    picture: ImageFile
     instruction: str
     seeds: tuple[int, ...]
-    sampling: Sampling
+    sampling: SamplingParams
 
     @property
     def pixels(self) -> int:
@@ -63,12 +63,12 @@ class Variant:
     problem: str | None = None
 
 
-Work: TypeAlias = "Callable[[Sequence[Order], OnProgress], Iterator[list[Variant] | Exception]]"
+Work: TypeAlias = "Callable[[Sequence[QueuedEdit], OnProgress], Iterator[list[Variant] | Exception]]"
 """Draws a batch: for each order its variants, or what went wrong with it, in order and as soon as they are there."""
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class QueueStatus:
     """How far an order is: ``ahead`` are the edits before it; ``done`` of ``total`` tokens are those of its batch."""
 
     phase: Phase
@@ -88,8 +88,8 @@ class View:
 class Ticket:
     """An order in the queue; `EditQueue` changes it, and `EditQueue.watch` looks at it."""
 
-    order: Order
-    view: View
+    order: QueuedEdit
+    view: QueueStatus
     is_left: bool = False
 
 
@@ -102,7 +102,7 @@ class EditQueue:
     """The queue, and from `start` to `close` the thread that works through it."""
 
     work: Work
-    limits: Limits
+    limits: ServerLimits
     drawn: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ class EditQueue:
 
     # -- for those who wait --------------------------------------------------------------------------------------
 
-    def submit(self, order: Order) -> Ticket:
+    def submit(self, order: QueuedEdit) -> Ticket:
         """A place at the end of the queue. RefusedError: 429 if it is full, 503 if the thread has ended."""
         with self._changed:
             self._check_open()
@@ -138,8 +138,8 @@ class EditQueue:
             full = len(self._waiting) >= self.limits.max_queue
             if full or (self._waiting and pixels > 2 * self.limits.max_pixels):
                 what = f"{len(self._waiting)} edits are waiting already; try again in a moment"
-                raise RefusedError(429, what, code="queue_full", retry_after=5)
-            ticket = Ticket(order, View("waiting", len(self._batch) + len(self._waiting)))
+                raise HttpError(429, what, code="queue_full", retry_after=5)
+            ticket = Ticket(order, QueueStatus("waiting", len(self._batch) + len(self._waiting)))
             self._waiting.append(ticket)
             self._changed.notify_all()
             return ticket
@@ -150,9 +150,9 @@ class EditQueue:
             self._check_open()
             if len(self._waiting) >= self.limits.max_queue:
                 what = f"{len(self._waiting)} edits are waiting already; try again in a moment"
-                raise RefusedError(429, what, code="queue_full", retry_after=5)
+                raise HttpError(429, what, code="queue_full", retry_after=5)
 
-    def watch(self, ticket: Ticket, seen: View | None, seconds: float) -> View:
+    def watch(self, ticket: Ticket, seen: QueueStatus | None, seconds: float) -> QueueStatus:
         """How far the order is: at once if that isn't what was ``seen``, else at the next change or after so long."""
         with self._changed:
             if ticket.view is seen:
@@ -227,7 +227,7 @@ class EditQueue:
                 batch.append(self._waiting.popleft())
             self._batch, self._moved = batch, time.monotonic()
             for ticket in batch:
-                self._show(ticket, View("drawing"))
+                self._show(ticket, QueueStatus("drawing"))
             self._count()
             return batch
 
@@ -251,7 +251,7 @@ class EditQueue:
                 shown = now
                 with self._changed:
                     for ticket in batch:
-                        self._show(ticket, View("drawing", 0, done, total))
+                        self._show(ticket, QueueStatus("drawing", 0, done, total))
 
         left = deque(batch)
         try:
@@ -260,7 +260,7 @@ class EditQueue:
         except AbandonedError:
             with self._changed:
                 for ticket in left:
-                    self._show(ticket, View("failed", failure=self._gone()))
+                    self._show(ticket, QueueStatus("failed", failure=self._gone()))
         except Exception as failure:  # the thread outlives whatever is wrong with a batch
             while left:
                 self._finish(left.popleft(), failure)
@@ -269,43 +269,43 @@ class EditQueue:
         self._moved = time.monotonic()
         if not isinstance(outcome, Exception):
             self._failed_in_a_row, self.drawn = 0, self.drawn + 1
-            view = View("drawn", variants=tuple(outcome))
+            view = QueueStatus("drawn", variants=tuple(outcome))
         else:
             if refusal(outcome).status >= 500:
                 self._failed_in_a_row += FAILING_AFTER if isinstance(outcome, EngineError) else 1
                 report(outcome)
-            view = View("failed", failure=outcome)
+            view = QueueStatus("failed", failure=outcome)
         with self._changed:
             self._show(ticket, view)
 
-    def _show(self, ticket: Ticket, view: View) -> None:
+    def _show(self, ticket: Ticket, view: QueueStatus) -> None:
         if not ticket.view.is_over:
             ticket.view = view
             self._changed.notify_all()
 
     def _count(self) -> None:
         for place, ticket in enumerate(self._waiting, start=len(self._batch)):
-            self._show(ticket, View("waiting", place))
+            self._show(ticket, QueueStatus("waiting", place))
 
     def _check_open(self) -> None:
         if self.state in ("dead", "stopping"):
             raise self._gone()
 
-    def _gone(self) -> RefusedError:
+    def _gone(self) -> HttpError:
         what = "the server is stopping" if self._is_closed else "the model behind this server has stopped working"
-        return RefusedError(503, what, code="unavailable")
+        return HttpError(503, what, code="unavailable")
 
     def _tell_everybody(self) -> None:
         with self._changed:
             while self._batch or self._waiting:
                 ticket = self._batch.pop() if self._batch else self._waiting.popleft()
-                self._show(ticket, View("failed", failure=self._gone()))
+                self._show(ticket, QueueStatus("failed", failure=self._gone()))
 
 
 def drawing(editor: Editor) -> Work:
     """How ``editor`` draws a batch. All of it is sampled at once; one order that spoils that is found and left out."""
 
-    def work(orders: Sequence[Order], on_progress: OnProgress) -> Iterator[list[Variant] | Exception]:
+    def work(orders: Sequence[QueuedEdit], on_progress: OnProgress) -> Iterator[list[Variant] | Exception]:
         for order, drafts in zip(orders, _drafts(editor, orders, on_progress), strict=True):
             try:
                 yield drafts if isinstance(drafts, Exception) else _variants(editor, order, drafts)
@@ -315,8 +315,8 @@ def drawing(editor: Editor) -> Work:
     return work
 
 
-def _drafts(editor: Editor, orders: Sequence[Order], on_progress: OnProgress) -> list[list[Draft] | Exception]:
-    jobs = [Job(order.picture.rgb, order.instruction, order.seeds) for order in orders]
+def _drafts(editor: Editor, orders: Sequence[QueuedEdit], on_progress: OnProgress) -> list[list[Draft] | Exception]:
+    jobs = [EditJob(order.picture.rgb, order.instruction, order.seeds) for order in orders]
     settings = replace(editor.settings, sampling=orders[0].sampling)
     try:
         return [*draft(editor.model, editor.engine, jobs, settings, on_progress)]
@@ -328,7 +328,7 @@ def _drafts(editor: Editor, orders: Sequence[Order], on_progress: OnProgress) ->
         return [drafts for order in orders for drafts in _drafts(editor, [order], on_progress)]
 
 
-def _variants(editor: Editor, order: Order, drafts: Sequence[Draft]) -> list[Variant]:
+def _variants(editor: Editor, order: QueuedEdit, drafts: Sequence[Draft]) -> list[Variant]:
     """Every variant at the photo's own size. ModelError if the model drew none at all."""
     before = decoded(editor.model, drafts[0].source)
     variants = []

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from earl_cli.models.abilities import MAX_INSTRUCTION
-from earl_cli.serving.errors import RefusedError
-from earl_cli.serving.limits import Limits
+from earl_cli.serving.errors import HttpError
+from earl_cli.serving.limits import ServerLimits
 
 MAX_PARTS = 64
 MAX_HEAD = 2048
@@ -33,7 +33,7 @@ def read_form(content_type: str, body: bytes) -> tuple[Field, ...]:
     """The form's fields in order. RefusedError (400) for whatever isn't a whole form."""
     found = _BOUNDARY.search(content_type)
     if not content_type.lower().startswith("multipart/form-data") or found is None:
-        raise RefusedError(415, "send a form: multipart/form-data, with the picture as a file", code="wrong_type")
+        raise HttpError(415, "send a form: multipart/form-data, with the picture as a file", code="wrong_type")
     boundary = f"--{found[1] or found[2]}".encode("latin-1", "replace")
     return tuple(_field(head, content) for head, content in _parts(body, boundary))
 
@@ -41,11 +41,11 @@ def read_form(content_type: str, body: bytes) -> tuple[Field, ...]:
 def text(field: Field) -> str:
     """A field's text. RefusedError if it is too long or isn't UTF-8."""
     if len(field.content) > MAX_TEXT:
-        raise RefusedError(400, f"{field.name} is longer than {MAX_TEXT:,} bytes", param=field.name)
+        raise HttpError(400, f"{field.name} is longer than {MAX_TEXT:,} bytes", param=field.name)
     try:
         return field.content.decode("utf-8")
     except UnicodeDecodeError:
-        raise RefusedError(400, f"{field.name} isn't text in UTF-8", param=field.name) from None
+        raise HttpError(400, f"{field.name} isn't text in UTF-8", param=field.name) from None
 
 
 def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -84,13 +84,13 @@ def _field(head: bytes, content: bytes) -> Field:
     return Field(name, content, b"filename" in parameters or b"filename*" in parameters)
 
 
-def _broken(why: str) -> RefusedError:
-    return RefusedError(400, f"this form can't be read: {why}", code="broken_form")
+def _broken(why: str) -> HttpError:
+    return HttpError(400, f"this form can't be read: {why}", code="broken_form")
 
 
 SEEDS = 2**31
-Format = Literal["png", "jpeg", "webp"]
-FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
+OutputFormat = Literal["png", "jpeg", "webp"]
+FORMATS: tuple[OutputFormat, ...] = ("png", "jpeg", "webp")
 IMAGES = ("image", "image[]")
 IGNORED = frozenset(("user", "quality", "moderation", "input_fidelity", "output_compression", "partial_images"))
 KNOWN = (
@@ -101,7 +101,7 @@ Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
-class Asked:
+class ImageEditRequest:
     """What a form asks for. ``sampling`` has only what it says; ``size`` is the wanted "WxH", None for the photo's own.
 
     ``format`` None stands for that of the photo. ``stream`` wants events instead of one answer, ``progress`` also those
@@ -113,12 +113,12 @@ class Asked:
     seeds: tuple[int, ...]
     sampling: Mapping[str, float]
     size: str | None
-    format: Format | None
+    format: OutputFormat | None
     stream: bool
     progress: bool
 
 
-def asked(fields: Sequence[Field], model: str, limits: Limits) -> Asked:
+def asked(fields: Sequence[Field], model: str, limits: ServerLimits) -> ImageEditRequest:
     """What the form asks of ``model``. RefusedError (400, or 404 for another model) names the field at fault."""
     images = [field for field in fields if field.name in IMAGES]
     values: dict[str, str] = {}
@@ -126,19 +126,19 @@ def asked(fields: Sequence[Field], model: str, limits: Limits) -> Asked:
         if field.name in IMAGES or field.name in IGNORED:
             continue
         if field.name == "mask":
-            raise RefusedError(400, "masks aren't supported: say in the prompt what to change", param="mask")
+            raise HttpError(400, "masks aren't supported: say in the prompt what to change", param="mask")
         if field.name not in KNOWN:
             name = field.name[:64]
-            raise RefusedError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+            raise HttpError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
         if field.name in values:
-            raise RefusedError(400, f"{field.name} is there more than once", param=field.name)
+            raise HttpError(400, f"{field.name} is there more than once", param=field.name)
         values[field.name] = text(field).strip() if field.name != "prompt" else text(field)
     _check_model(values.get("model"), model)
     prompt = values.get("prompt", "")
     if not prompt.strip():
-        raise RefusedError(400, "the instruction is missing: say in prompt what to change", param="prompt")
+        raise HttpError(400, "the instruction is missing: say in prompt what to change", param="prompt")
     if len(prompt) > MAX_INSTRUCTION:
-        raise RefusedError(400, f"the instruction is longer than {MAX_INSTRUCTION:,} characters", param="prompt")
+        raise HttpError(400, f"the instruction is longer than {MAX_INSTRUCTION:,} characters", param="prompt")
     _check_choice(values, "response_format", ("b64_json",), "a picture comes as b64_json, never as a URL")
     _check_choice(values, "background", ("auto", "opaque"), "a background can't be made transparent")
     many = _number(values, "n", int, 1, limits.max_variants)
@@ -149,7 +149,7 @@ def asked(fields: Sequence[Field], model: str, limits: Limits) -> Asked:
         "top_p": _number(values, "top_p", float, 1e-9, 1),
     }
     first = secrets.randbelow(SEEDS) if first is None else first
-    return Asked(
+    return ImageEditRequest(
         image=_only(images),
         prompt=prompt,
         seeds=tuple((first + index) % SEEDS for index in range(many or 1)),
@@ -163,12 +163,12 @@ def asked(fields: Sequence[Field], model: str, limits: Limits) -> Asked:
 
 def _only(images: Sequence[Field]) -> bytes:
     if not images:
-        raise RefusedError(400, "the picture is missing: send it as a file named image", param="image")
+        raise HttpError(400, "the picture is missing: send it as a file named image", param="image")
     if len(images) > 1:
-        raise RefusedError(400, f"one picture at a time, not {len(images)}", param="image")
+        raise HttpError(400, f"one picture at a time, not {len(images)}", param="image")
     if not images[0].is_file:
         what = "image is text, not a file: send the picture itself, no address and no path"
-        raise RefusedError(400, what, param="image")
+        raise HttpError(400, what, param="image")
     return images[0].content
 
 
@@ -176,27 +176,27 @@ def _check_model(wanted: str | None, model: str) -> None:
     if wanted and wanted != model:
         name = wanted[:100]
         what = f"The model `{name}` does not exist. This server has `{model}`."
-        raise RefusedError(404, what, param="model", code="model_not_found")
+        raise HttpError(404, what, param="model", code="model_not_found")
 
 
 def _check_choice(values: Mapping[str, str], name: str, choices: tuple[str, ...], why: str) -> None:
     if values.get(name) and values[name] not in choices:
-        raise RefusedError(400, why, param=name)
+        raise HttpError(400, why, param=name)
 
 
-def _format(value: str) -> Format | None:
+def _format(value: str) -> OutputFormat | None:
     if value in ("", "source"):
         return None if value else "png"
     for known in FORMATS:
         if value.lower() == known or (value.lower(), known) == ("jpg", "jpeg"):
             return known
-    raise RefusedError(400, f"output_format is one of {', '.join(FORMATS)}", param="output_format")
+    raise HttpError(400, f"output_format is one of {', '.join(FORMATS)}", param="output_format")
 
 
 def _flag(values: Mapping[str, str], name: str) -> bool:
     value = values.get(name, "").lower()
     if value not in ("", "true", "false", "1", "0"):
-        raise RefusedError(400, f"{name} is true or false", param=name)
+        raise HttpError(400, f"{name} is true or false", param=name)
     return value in ("true", "1")
 
 
@@ -213,5 +213,5 @@ def _number(
         number = None
     if number is None or not least <= number <= most:
         what = "a whole number" if kind is int else "a number"
-        raise RefusedError(400, f"{name} is {what} from {least:.12g} to {most:.12g}", param=name)
+        raise HttpError(400, f"{name} is {what} from {least:.12g} to {most:.12g}", param=name)
     return number

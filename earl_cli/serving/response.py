@@ -14,9 +14,9 @@ from earl_cli.generation.editing import EditSettings, provenance
 from earl_cli.images.image_file import save_picture
 from earl_cli.models.abilities import Understood, doubt, understand
 from earl_cli.serving.connections import is_gone
-from earl_cli.serving.errors import RefusedError, refusal
-from earl_cli.serving.queue import Order, Ticket, Variant, View
-from earl_cli.serving.request import FORMATS, Asked
+from earl_cli.serving.errors import HttpError, refusal
+from earl_cli.serving.queue import QueuedEdit, QueueStatus, Ticket, Variant
+from earl_cli.serving.request import FORMATS, ImageEditRequest
 from earl_cli.serving.service import Service
 
 LOOK_EVERY = 0.25
@@ -36,7 +36,7 @@ class Connection(Protocol):
     def send_json(self, status: int, value: Any) -> None: ...
 
 
-def send_edits(connection: Connection, ticket: Ticket, order: Order, wanted: Asked) -> None:
+def send_edits(connection: Connection, ticket: Ticket, order: QueuedEdit, wanted: ImageEditRequest) -> None:
     """Waits for the order and sends what comes of it. RefusedError, or the order's own failure, if nothing was sent.
 
     ConnectionError as soon as the client is gone.
@@ -52,9 +52,9 @@ def send_edits(connection: Connection, ticket: Ticket, order: Order, wanted: Ask
             connection.send_json(200, {**document, "notes": [*_notes(connection, order, view), *lost]})
 
 
-def _stream(connection: Connection, ticket: Ticket, order: Order, wanted: Asked) -> None:
+def _stream(connection: Connection, ticket: Ticket, order: QueuedEdit, wanted: ImageEditRequest) -> None:
     connection.begin(200, {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
-    seen: View | None = None
+    seen: QueueStatus | None = None
     try:
         for view in _views(connection, ticket):
             if view.is_over:
@@ -75,11 +75,11 @@ def _stream(connection: Connection, ticket: Ticket, order: Order, wanted: Asked)
         _event(connection, "error", refusal(failure).document)
 
 
-def _views(connection: Connection, ticket: Ticket) -> Iterator[View]:
+def _views(connection: Connection, ticket: Ticket) -> Iterator[QueueStatus]:
     """How far the order is, whenever that changes and at least every few seconds; the last one is over."""
     service = connection.service
     end = time.monotonic() + service.limits.patience
-    seen: View | None = None
+    seen: QueueStatus | None = None
     told = 0.0
     while seen is None or not seen.is_over:
         view = service.queue.watch(ticket, seen, LOOK_EVERY)
@@ -87,13 +87,13 @@ def _views(connection: Connection, ticket: Ticket) -> Iterator[View]:
         if is_gone(connection.connection):
             raise ConnectionError
         if now > end and not view.is_over:
-            raise RefusedError(504, f"this took longer than {service.limits.patience:.0f} s", code="timeout")
+            raise HttpError(504, f"this took longer than {service.limits.patience:.0f} s", code="timeout")
         if view is not seen or now - told > HEARTBEAT:
             seen, told = view, now
             yield view
 
 
-def _drawn(view: View) -> Iterator[Variant]:
+def _drawn(view: QueueStatus) -> Iterator[Variant]:
     """The variants that there are. RefusedError if the order failed."""
     if view.failure is not None:
         raise refusal(view.failure)
@@ -101,7 +101,7 @@ def _drawn(view: View) -> Iterator[Variant]:
 
 
 def _entry(
-    connection: Connection, order: Order, wanted: Asked, variant: Variant
+    connection: Connection, order: QueuedEdit, wanted: ImageEditRequest, variant: Variant
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """(the picture with its seed, what of the photo's file is lost in it)."""
     about = connection.service.about
@@ -112,19 +112,19 @@ def _entry(
     return {"b64_json": base64.b64encode(encoded.getbuffer()).decode("ascii"), "seed": variant.seed}, lost
 
 
-def _shared(order: Order, wanted: Asked) -> dict[str, Any]:
+def _shared(order: QueuedEdit, wanted: ImageEditRequest) -> dict[str, Any]:
     pixels, form = order.picture.pixels, _format(order, wanted)
     background = "transparent" if pixels.mode == "RGBA" and form != "jpeg" else "opaque"
     size = f"{pixels.width}x{pixels.height}"
     return {"background": background, "output_format": form, "quality": "auto", "size": size}
 
 
-def _format(order: Order, wanted: Asked) -> str:
+def _format(order: QueuedEdit, wanted: ImageEditRequest) -> str:
     own = order.picture.format.lower()
     return wanted.format or (own if own in FORMATS else "png")
 
 
-def _notes(connection: Connection, order: Order, view: View) -> list[str]:
+def _notes(connection: Connection, order: QueuedEdit, view: QueueStatus) -> list[str]:
     """What the person should know: of the photo, of variants that failed, of how the instruction was understood."""
     found = _understood(connection, order)
     remark = doubt(found) if connection.service.about.abilities and found.kind is None else found.remark
@@ -132,7 +132,7 @@ def _notes(connection: Connection, order: Order, view: View) -> list[str]:
     return [*order.picture.notes, *failed, *([remark] if remark else [])]
 
 
-def _understood(connection: Connection, order: Order) -> Understood:
+def _understood(connection: Connection, order: QueuedEdit) -> Understood:
     return understand(order.instruction, connection.service.about.abilities)
 
 

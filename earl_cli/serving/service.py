@@ -12,9 +12,9 @@ from typing import Any
 from earl_cli import version
 from earl_cli.console import console
 from earl_cli.generation.editor import Editor
-from earl_cli.generation.engine import Sampling
+from earl_cli.generation.engine import SamplingParams
 from earl_cli.models.abilities import examples
-from earl_cli.serving.limits import Budget, Limits, Places, Rate
+from earl_cli.serving.limits import ByteBudget, ConcurrencyLimit, Rate, ServerLimits
 from earl_cli.serving.queue import EditQueue, drawing
 from earl_cli.serving.site import Site
 
@@ -34,7 +34,7 @@ class About:
     model: str
     engine: str
     device: str
-    sampling: Sampling
+    sampling: SamplingParams
     abilities: Mapping[str, Any] | None = None
     suggestions: Sequence[str] = ()
 
@@ -45,15 +45,15 @@ class Service:
 
     about: About
     queue: EditQueue
-    limits: Limits
+    limits: ServerLimits
     key: str | None
     site: Site
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.rate, self.wrong_keys = Rate(self.limits.rate), Rate(self.limits.wrong_keys)
-        self.budget = Budget(self.limits.uploads)
-        self.places = Places(self.limits.requests, self.limits.share)
+        self.budget = ByteBudget(self.limits.uploads)
+        self.places = ConcurrencyLimit(self.limits.requests, self.limits.share)
         self._is_said = False
         self.opening = threading.BoundedSemaphore(OPENED_AT_ONCE)
         room = files("earl_cli.serving") / "page"
@@ -97,7 +97,7 @@ class Service:
         return {"id": self.about.model, "object": "model", "created": 0, "owned_by": "earl"}
 
 
-def service_of(editor: Editor, limits: Limits, key: str | None, site: Site) -> Service:
+def service_of(editor: Editor, limits: ServerLimits, key: str | None, site: Site) -> Service:
     """The service of one loaded editor."""
     model = editor.model
     about = About(

@@ -1,7 +1,7 @@
 """Which ids may come next, as a function of the position alone: O(1) a step, without scanning what is there already.
 
-Every completion that obeys a `GrammarState` to its end is read without loss by `Layout.parse_completion`, unless the
-model closed it with eos before its picture.
+Every completion that obeys a `GrammarState` to its end is read without loss by `SequenceLayout.parse_completion`,
+unless the model closed it with eos before its image.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from earl_cli.errors import InputError
-from earl_cli.tokens.layout import Grid, Layout, Mode
+from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 from earl_cli.tokens.vocabulary import Vocabulary
 
 Overlong: TypeAlias = Literal["force", "zero"]
@@ -60,7 +60,7 @@ class Choices:
 class Rules:
     """What stays the same during one completion; ``opening`` is boi, ``height*width`` and img of ``image``."""
 
-    layout: Layout
+    layout: SequenceLayout
     image: ImageGrammar
     opening: tuple[int, ...]
     max_text_tokens: int
@@ -199,14 +199,14 @@ def _force(rules: Rules, opened: int) -> GrammarState:
 
 
 def start_state(
-    layout: Layout,
+    layout: SequenceLayout,
     mode: Mode,
     grid: Grid | None,
     max_text_tokens: int = 1024,
     max_grid_codes: int = 9216,
     overlong: Overlong = "force",
 ) -> GrammarState:
-    """The state right after `Layout.prompt` of this mode and grid.
+    """The state right after `SequenceLayout.prompt` of this mode and grid.
 
     ``grid`` is the edited picture's in edit mode, and in the other modes the one to fall back on. ``max_text_tokens``
     limits what comes before boi (0: the picture at once), ``max_grid_codes`` the picture that the model may ask for.

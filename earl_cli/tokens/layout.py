@@ -106,7 +106,7 @@ def thoughts_text(cot: Mapping[str, str], keys: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SequenceLayout:
     """Sequences for one vocabulary and its text tokenizer.
 
     Raises ModelError if the tokenizer has more tokens than the vocabulary has text ids.
@@ -363,7 +363,7 @@ def _sequence(ids: ArrayLike) -> Ids:
     return array.astype(np.int64)
 
 
-Size = tuple[int, int]
+GridSize = tuple[int, int]
 NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 """A coordinate, its digits a group."""
 BOX = rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]"
@@ -371,7 +371,7 @@ BOX = rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]"
 _BOX = re.compile(BOX)
 
 
-def rescale_boxes(text: str, before: Size, after: Size) -> str:
+def rescale_boxes(text: str, before: GridSize, after: GridSize) -> str:
     """``text`` with its boxes brought from a picture of ``before`` (width, height) to ``after``, rounded to pixels.
 
     Only four numbers in square brackets are a box; everything else stays as it is.

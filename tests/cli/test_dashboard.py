@@ -18,8 +18,8 @@ from earl_cli import console as module
 from earl_cli.console import console
 from earl_cli.dashboard import (
     KEPT,
-    Course,
-    Figure,
+    MetricHistory,
+    MetricPanel,
     bars,
     dashboard,
     decimal,
@@ -29,10 +29,10 @@ from earl_cli.dashboard import (
 )
 
 FIGURES = [
-    Figure("loss", drawn=True),
-    Figure("eval_loss", "validation loss", drawn=True),
-    Figure("learning_rate", form=scientific),
-    Figure("memory", form=gigabytes),
+    MetricPanel("loss", drawn=True),
+    MetricPanel("eval_loss", "validation loss", drawn=True),
+    MetricPanel("learning_rate", form=scientific),
+    MetricPanel("memory", form=gigabytes),
 ]
 
 
@@ -232,7 +232,7 @@ def test_figures_that_are_no_numbers_are_shown_as_such(monkeypatch: pytest.Monke
 
 def test_names_and_remarks_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     with at(Terminal(50, 24), monkeypatch) as terminal:
-        figures = [Figure("a" * 80, drawn=True), Figure("b" * 80), Figure("c", "[red]literally")]
+        figures = [MetricPanel("a" * 80, drawn=True), MetricPanel("b" * 80), MetricPanel("c", "[red]literally")]
         with dashboard("evil\x1b[2J\nname " * 9, figures) as board:
             board.update(1, 2, {each.key: 1.0 for each in figures}, note="two\nlines\r" * 9)
         lines = terminal.screen()
@@ -371,7 +371,7 @@ def test_any_values_can_be_drawn(values: list[float | None], rows: int) -> None:
 
 @given(st.integers(1, 4 * KEPT), st.integers(1, 90))
 def test_a_course_keeps_its_shape_in_bounded_memory(count: int, columns: int) -> None:
-    course = Course()
+    course = MetricHistory()
     for step in range(count):
         course.add(step, step)
     assert len(course.points) <= KEPT
@@ -381,7 +381,7 @@ def test_a_course_keeps_its_shape_in_bounded_memory(count: int, columns: int) ->
 
 
 def test_a_course_holds_between_its_values() -> None:
-    course = Course()
+    course = MetricHistory()
     for step, value in ((0, 5.0), (50, math.nan), (100, 3.0)):
         course.add(step, value)
     found = course.columns(4, 0, 100)

@@ -18,7 +18,7 @@ from PIL import Image
 from earl_cli import app
 from earl_cli.errors import ModelError
 from earl_cli.generation import editing, editor
-from earl_cli.generation.engine import Completion, Engine, OnCompletion, Request, Sampling
+from earl_cli.generation.engine import Completion, Engine, OnCompletion, SamplingParams, SamplingRequest
 from earl_cli.images import image_file as picture
 
 pytestmark = pytest.mark.slow
@@ -31,10 +31,10 @@ class Watched:
     """The engine of the run, whose completions ``hand_over`` delivers as it likes."""
 
     engine: Engine
-    hand_over: Callable[[Sequence[Request], Deliver], None]
+    hand_over: Callable[[Sequence[SamplingRequest], Deliver], None]
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, _progress: Any, on_completion: OnCompletion
+        self, requests: Sequence[SamplingRequest], sampling: SamplingParams, _progress: Any, on_completion: OnCompletion
     ) -> list[list[Completion]]:
         found = self.engine.generate(requests, sampling)
         self.hand_over(requests, lambda number, index: on_completion(number, index, found[number][index]))
@@ -68,11 +68,11 @@ def edit(tiny_model_dir: Path, folder: Path, capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Sequence[Request], Deliver], None]], None]:
+def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Sequence[SamplingRequest], Deliver], None]], None]:
     """Lets a function hand over what the run's engine has drawn."""
     load = editor.load_editor
 
-    def watch(hand_over: Callable[[Sequence[Request], Deliver], None]) -> None:
+    def watch(hand_over: Callable[[Sequence[SamplingRequest], Deliver], None]) -> None:
         def watched(*args: Any, **options: Any) -> editor.Editor:
             editor = load(*args, **options)
             return replace(editor, engine=Watched(editor.engine, hand_over))
@@ -97,7 +97,7 @@ def appears(path: Path) -> bool:
 def test_a_picture_is_saved_before_the_next_one_is_drawn(edit: Any, engine: Any) -> None:
     seen: list[bool] = []
 
-    def one_by_one(requests: Sequence[Request], deliver: Deliver) -> None:
+    def one_by_one(requests: Sequence[SamplingRequest], deliver: Deliver) -> None:
         for number in range(len(requests)):
             deliver(number, 0)
             seen.append(appears(Path(f"out/{len(seen)}.edited.png")))
@@ -110,7 +110,7 @@ def test_a_picture_is_saved_before_the_next_one_is_drawn(edit: Any, engine: Any)
 def test_a_picture_waits_for_all_of_its_variants(edit: Any, engine: Any) -> None:
     last = False
 
-    def seed_by_seed(requests: Sequence[Request], deliver: Deliver) -> None:
+    def seed_by_seed(requests: Sequence[SamplingRequest], deliver: Deliver) -> None:
         nonlocal last
         for index in reversed(range(3)):
             for number in range(len(requests)):
@@ -132,7 +132,7 @@ def test_order_and_bytes_are_those_of_one_picture_at_a_time(edit: Any, engine: A
     options = ("-n", "2", "--grid", "--compare")
     alone = [edit(*options, what=[f"in/{number}.png"], output="alone/")["results"] for number in range(10)]
 
-    def backwards(requests: Sequence[Request], deliver: Deliver) -> None:
+    def backwards(requests: Sequence[SamplingRequest], deliver: Deliver) -> None:
         for number in reversed(range(len(requests))):
             for index in (1, 0):
                 deliver(number, index)
@@ -188,7 +188,7 @@ def test_a_grid_that_can_not_be_written_is_named_and_costs_nothing_else(
 
 
 def test_a_name_that_was_asked_for_and_is_gone_fails_aloud_but_loses_no_edit(edit: Any, engine: Any) -> None:
-    def interfere(requests: Sequence[Request], deliver: Deliver) -> None:
+    def interfere(requests: Sequence[SamplingRequest], deliver: Deliver) -> None:
         Path("late.png").write_bytes(b"theirs")
         deliver(0, 0)
 
@@ -203,7 +203,7 @@ def test_a_prompt_that_fails_is_found_and_nothing_is_drawn_twice(edit: Any, engi
     prompts: list[tuple[int, ...]] = []
     delivered: list[tuple[int, ...]] = []
 
-    def third_fails(requests: Sequence[Request], deliver: Deliver) -> None:
+    def third_fails(requests: Sequence[SamplingRequest], deliver: Deliver) -> None:
         prompts.extend(request.prompt for request in requests if request.prompt not in prompts)
         for number, request in enumerate(requests):
             if request.prompt == prompts[2]:
@@ -233,7 +233,7 @@ def test_ctrl_c_leaves_whole_files_and_waits_for_no_other(
         assert threads[0].ending.wait(60)
         return save(image, path, **options)
 
-    def interrupted(requests: Sequence[Request], deliver: Deliver) -> None:
+    def interrupted(requests: Sequence[SamplingRequest], deliver: Deliver) -> None:
         for number in range(len(requests)):
             for index in range(2):
                 deliver(number, index)
@@ -254,7 +254,7 @@ def test_no_more_than_two_batches_are_open(edit: Any, engine: Any, monkeypatch: 
     opened, saved = [], []
     open_picture, save_picture = picture.open_picture, picture.save_picture
 
-    def opening(*args: Any, **options: Any) -> picture.Picture:
+    def opening(*args: Any, **options: Any) -> picture.ImageFile:
         opened.append(1)
         assert len(opened) - len(saved) // 8 <= 2
         return open_picture(*args, **options)

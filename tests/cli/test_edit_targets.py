@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from earl_cli.commands.edit.files import Source
+from earl_cli.commands.edit.files import InputFile
 from earl_cli.commands.edit.targets import Targets
 from earl_cli.errors import EarlError, OutputError, UsageError
 
-PHOTO = Source(Path("a.png"))
+PHOTO = InputFile(Path("a.png"))
 
 
 @pytest.fixture
@@ -31,22 +31,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_default_names_lie_beside_the_original_and_take_the_next_free_number(folder: Path) -> None:
     targets = Targets(None, force=False, several=False)
-    source = Source(folder / "a.png")
+    source = InputFile(folder / "a.png")
     assert targets.path(source, "PNG") == folder / "a.edited-3.png"
     assert targets.path(source, "PNG") == folder / "a.edited-4.png"
-    assert targets.path(Source(folder / "sub/c.webp"), "WEBP") == folder / "sub/c.edited.webp"
+    assert targets.path(InputFile(folder / "sub/c.webp"), "WEBP") == folder / "sub/c.edited.webp"
     assert targets.beside(folder / "a.edited-3.png", "compare", source) == folder / "a.edited-3.compare.png"
 
 
 def test_force_takes_the_first_name_but_never_twice_in_a_run(folder: Path) -> None:
     targets = Targets(None, force=True, several=False)
-    assert targets.path(Source(folder / "a.png"), "PNG").name == "a.edited.png"
-    assert targets.path(Source(folder / "a.png"), "PNG").name == "a.edited-2.png"
+    assert targets.path(InputFile(folder / "a.png"), "PNG").name == "a.edited.png"
+    assert targets.path(InputFile(folder / "a.png"), "PNG").name == "a.edited-2.png"
 
 
 def test_a_format_that_is_not_written_becomes_png(folder: Path) -> None:
-    assert Targets(None, False, False).path(Source(folder / "x.tiff"), "TIFF").name == "x.edited.png"
-    assert Targets(None, False, False).path(Source(folder / "X.JPEG"), "JPEG").name == "X.edited.JPEG"
+    assert Targets(None, False, False).path(InputFile(folder / "x.tiff"), "TIFF").name == "x.edited.png"
+    assert Targets(None, False, False).path(InputFile(folder / "X.JPEG"), "JPEG").name == "X.edited.JPEG"
 
 
 @pytest.mark.parametrize(("output", "several"), [("new/", False), ("new", True), ("sub", False)])
@@ -54,7 +54,7 @@ def test_a_folder_for_results(folder: Path, output: str, several: bool) -> None:
     targets = Targets(output, False, several)
     assert targets.is_folder
     assert targets.path(PHOTO, "PNG") == Path(output) / "a.edited.png"
-    assert targets.path(Source(Path("sub/a.png")), "PNG") == Path(output) / "a.edited-2.png"
+    assert targets.path(InputFile(Path("sub/a.png")), "PNG") == Path(output) / "a.edited-2.png"
     assert Path(output).is_dir()
 
 
@@ -73,7 +73,7 @@ def test_a_chosen_file_must_be_free(folder: Path) -> None:
     variants = Targets("new.png", False, False)
     assert [variants.path(PHOTO, "PNG").name for _ in range(2)] == ["new.png", "new-2.png"]
     taken = Targets("a.png", True, False)
-    photo = Source(Path("b.jpg"))
+    photo = InputFile(Path("b.jpg"))
     assert taken.beside(taken.path(photo, "JPEG"), "compare", photo).name == "a.compare.png"
 
 
@@ -95,7 +95,7 @@ def test_names_that_can_not_be_written_are_refused_before_any_work(
 
 
 def test_stdout_takes_one_picture(folder: Path) -> None:
-    stdin, file = Source(None), PHOTO
+    stdin, file = InputFile(None), PHOTO
     assert Targets(None, False, False).to_stdout([stdin], 1)
     assert Targets("-", False, False).to_stdout([file], 1)
     assert not Targets(None, False, False).to_stdout([file], 4)
@@ -162,8 +162,8 @@ def test_what_others_write_meanwhile_is_not_overwritten(folder: Path, output: st
 def test_a_link_to_nothing_and_a_folder_are_no_free_names(folder: Path) -> None:
     Path("c.edited.webp").symlink_to("nowhere")
     Path("c.edited-2.webp").mkdir()
-    assert Targets(None, True, False).path(Source(Path("sub/../c.webp")), "WEBP").name == "c.edited.webp"
-    assert Targets(None, False, False).path(Source(Path("c.webp")), "WEBP").name == "c.edited-3.webp"
+    assert Targets(None, True, False).path(InputFile(Path("sub/../c.webp")), "WEBP").name == "c.edited.webp"
+    assert Targets(None, False, False).path(InputFile(Path("c.webp")), "WEBP").name == "c.edited-3.webp"
     Path("link.png").symlink_to("nowhere")
     with pytest.raises(OutputError, match="exists already"):
         Targets("link.png", False, False)
@@ -180,7 +180,7 @@ def test_a_private_photo_has_a_private_edit(folder: Path) -> None:
 
 
 def test_a_name_that_is_too_long(folder: Path) -> None:
-    photo = Source(Path("n" * 250 + ".png"))
+    photo = InputFile(Path("n" * 250 + ".png"))
     with pytest.raises(OutputError, match="name too long") as caught:
         Targets(None, False, False).path(photo, "PNG")
     assert "-o" in (caught.value.hint or "")
@@ -193,8 +193,8 @@ def test_a_name_that_is_too_long(folder: Path) -> None:
 def test_a_pipe_needs_a_name_for_its_edit(folder: Path) -> None:
     os.mkfifo("pipe")
     with pytest.raises(OutputError, match="has no folder"):
-        Targets(None, False, False).path(Source(Path("pipe")), "PNG")
-    assert Targets("sub", False, False).path(Source(Path("pipe")), "JPEG") == Path("sub/pipe.edited.jpg")
+        Targets(None, False, False).path(InputFile(Path("pipe")), "PNG")
+    assert Targets("sub", False, False).path(InputFile(Path("pipe")), "JPEG") == Path("sub/pipe.edited.jpg")
     os.mkfifo("out.png")
     assert Targets("out.png", False, False).path(PHOTO, "PNG") == Path("out.png")
 

@@ -25,7 +25,7 @@ from earl_cli.evaluation.generating import task_seed
 from earl_cli.evaluation.results import load_run
 from earl_cli.files import alone_in
 from earl_cli.models.bundle import EarlModel, load_model
-from earl_cli.openai_client.retry import Pacing
+from earl_cli.openai_client.retry import Backoff
 from earl_cli.rewards.judge.declarations import load_declaration
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def evaluated(say: Say, *words: str) -> dict[str, Any]:
 
 def impatient(patch: pytest.MonkeyPatch) -> None:
     """No second is waited for a judge that fails."""
-    patch.setattr("earl_cli.openai_client.retry.Pacing", lambda **_: Pacing(tries=2, first=0.01, most=0.01))
+    patch.setattr("earl_cli.openai_client.retry.Pacing", lambda **_: Backoff(tries=2, first=0.01, most=0.01))
 
 
 def test_a_model_and_the_floor_on_ones_own_pairs(say: Say, tiny_model_dir: Path) -> None:

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from trainings import write_pairs
 
-from earl_cli.data.batches import Rows, load_rows
+from earl_cli.data.batches import DatasetRows, load_rows
 from earl_cli.data.published.store import export_published
 from earl_cli.data.store import open_store, pairs_of, write_shard
 from earl_cli.errors import InputError
 from earl_cli.models.bundle import open_base
-from earl_cli.tokens.layout import Layout
+from earl_cli.tokens.layout import SequenceLayout
 
 
 @pytest.fixture(scope="module")
-def layout(tiny_model_dir: Path) -> Layout:
+def layout(tiny_model_dir: Path) -> SequenceLayout:
     return open_base(str(tiny_model_dir)).layout
 
 
@@ -28,11 +28,11 @@ def store(tmp_path: Path) -> Path:
     return write_pairs(tmp_path / "store", 5)
 
 
-def sequences(rows: Rows) -> list[list[int]]:
+def sequences(rows: DatasetRows) -> list[list[int]]:
     return [rows.example(row).ids.tolist() for row in range(len(rows))]
 
 
-def test_published_data_are_read_in_place(store: Path, layout: Layout, tmp_path: Path) -> None:
+def test_published_data_are_read_in_place(store: Path, layout: SequenceLayout, tmp_path: Path) -> None:
     expected = load_rows([store], layout, ["plan"])
     export_published(open_store(store), tmp_path / "published")
     with tarfile.open(tmp_path / "published.tar.gz", "w:gz") as tar:
@@ -47,14 +47,14 @@ def test_published_data_are_read_in_place(store: Path, layout: Layout, tmp_path:
 
 
 @pytest.mark.parametrize("keys", [(), ("plan",), ("plan", "gone")])
-def test_lengths_are_those_of_the_sequences(store: Path, layout: Layout, keys: tuple[str, ...]) -> None:
+def test_lengths_are_those_of_the_sequences(store: Path, layout: SequenceLayout, keys: tuple[str, ...]) -> None:
     rows = load_rows([store, store], layout)
-    rows = Rows(rows.table, layout, keys, rows.names, rows.sizes, rows.unreadable)
+    rows = DatasetRows(rows.table, layout, keys, rows.names, rows.sizes, rows.unreadable)
     assert rows.lengths.tolist() == [len(ids) for ids in sequences(rows)]
     assert rows.thinking == (10 if keys else 0)
 
 
-def test_thoughts_are_trained_as_published(layout: Layout, tmp_path: Path) -> None:
+def test_thoughts_are_trained_as_published(layout: SequenceLayout, tmp_path: Path) -> None:
     """Values are stripped, and a key whose value is empty is there."""
     store = write_pairs(tmp_path / "store", 1)
     (pair,) = pairs_of(open_store(store).table())
@@ -64,7 +64,7 @@ def test_thoughts_are_trained_as_published(layout: Layout, tmp_path: Path) -> No
     assert "<|start thinking|> plan: snow objects:  boxes: b<|end thinking|>" in text
 
 
-def test_sets_follow_one_another(store: Path, layout: Layout, tmp_path: Path) -> None:
+def test_sets_follow_one_another(store: Path, layout: SequenceLayout, tmp_path: Path) -> None:
     other = write_pairs(tmp_path / "other", 3, seed=1)
     rows = load_rows([store, other], layout)
     assert [rows.id(row) for row in range(len(rows))] == [*(f"0-{i}" for i in range(5)), *(f"1-{i}" for i in range(3))]
@@ -72,7 +72,7 @@ def test_sets_follow_one_another(store: Path, layout: Layout, tmp_path: Path) ->
     assert rows.instruction(7) == "make it snowy"
 
 
-def test_what_can_not_be_trained_on(store: Path, layout: Layout, tmp_path: Path) -> None:
+def test_what_can_not_be_trained_on(store: Path, layout: SequenceLayout, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a codebook of 64 codes, the model one of 512"):
         load_rows([write_pairs(tmp_path / "other", 2, codes=64)], layout)
     with pytest.raises(InputError, match=r"no row has a chain of thought 'boxes' \(the CoT keys are plan\)"):

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from earl_cli.data.columns import PRESETS, SAMPLE, Columns, find_columns, find_preset, pair_of
+from earl_cli.data.columns import PRESETS, SAMPLE, PairColumns, find_columns, find_preset, pair_of
 from earl_cli.data.sources.base import BadRowError, Row, Source
-from earl_cli.data.sources.registry import Place, open_source
+from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.errors import InputError, UsageError
 
-NAMED = Columns("a", "b", "ask", "n", ("plan",))
+NAMED = PairColumns("a", "b", "ask", "n", ("plan",))
 ROW = {"a": "a.png", "b": b"PNG", "ask": "make it snowy", "n": 7, "plan": "whiten"}
 PNG = {"bytes": b"\x89PNG", "path": None}
 
@@ -23,12 +23,12 @@ PNG = {"bytes": b"\x89PNG", "path": None}
 def listed(folder: Path, *rows: dict[str, Any]) -> Source:
     folder.mkdir(exist_ok=True)
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return open_source(Place(str(folder)))
+    return open_source(DataLocation(str(folder)))
 
 
 def table(folder: Path, columns: dict[str, Any]) -> Source:
     pq.write_table(pa.table(columns), folder / "data.parquet")
-    return open_source(Place(str(folder / "data.parquet")))
+    return open_source(DataLocation(str(folder / "data.parquet")))
 
 
 def named(folder: Path, *names: str) -> Source:
@@ -37,19 +37,19 @@ def named(folder: Path, *names: str) -> Source:
 
 def test_usual_names_are_found(tmp_path: Path) -> None:
     there = ["src_img", "edited_img", "edited_prompt_list", "omni_edit_id", "task"]
-    found = find_columns(Columns(), named(tmp_path, *there), reason="")
-    assert found == Columns("src_img", "edited_img", "edited_prompt_list", "omni_edit_id")
-    assert find_columns(Columns(), named(tmp_path, "source", "edited", "instruction")).id is None
-    assert find_columns(Columns(), named(tmp_path, "Source Image", "EDITED-image", "Edit_Instruction")) == Columns(
-        "Source Image", "EDITED-image", "Edit_Instruction"
-    )
+    found = find_columns(PairColumns(), named(tmp_path, *there), reason="")
+    assert found == PairColumns("src_img", "edited_img", "edited_prompt_list", "omni_edit_id")
+    assert find_columns(PairColumns(), named(tmp_path, "source", "edited", "instruction")).id is None
+    assert find_columns(
+        PairColumns(), named(tmp_path, "Source Image", "EDITED-image", "Edit_Instruction")
+    ) == PairColumns("Source Image", "EDITED-image", "Edit_Instruction")
     files = named(tmp_path, "file_name", "edited_file_name", "instruction", "id")
-    assert find_columns(Columns(), files) == Columns("file_name", "edited_file_name", "instruction", "id")
+    assert find_columns(PairColumns(), files) == PairColumns("file_name", "edited_file_name", "instruction", "id")
 
 
 def test_flags_win_over_usual_names(tmp_path: Path) -> None:
     there = named(tmp_path, "source", "photo", "edited", "instruction", "plan")
-    assert find_columns(Columns(source="photo", thoughts=("plan",)), there).source == "photo"
+    assert find_columns(PairColumns(source="photo", thoughts=("plan",)), there).source == "photo"
 
 
 def test_captions_are_no_pictures_whatever_they_are_called(tmp_path: Path) -> None:
@@ -58,15 +58,15 @@ def test_captions_are_no_pictures_whatever_they_are_called(tmp_path: Path) -> No
     typed = table(tmp_path, {name: [value] * 2 for name, value in texts.items()} | {
         "input_image": [PNG] * 2, "output_image": [PNG] * 2
     })  # fmt: skip
-    expected = Columns("input_image", "output_image", "edit")
-    assert find_columns(Columns(), typed) == expected
+    expected = PairColumns("input_image", "output_image", "edit")
+    assert find_columns(PairColumns(), typed) == expected
     row = {**texts, "input_image": "pictures/a", "output_image": "pictures/b.jpg"}
     (tmp_path / "lines" / "pictures").mkdir(parents=True)
     (tmp_path / "lines" / "pictures" / "a").write_bytes(b"")
     broken = dict.fromkeys(row)  # a first row without anything says nothing
-    assert find_columns(Columns(), listed(tmp_path / "lines", broken, *[row] * SAMPLE)) == expected
+    assert find_columns(PairColumns(), listed(tmp_path / "lines", broken, *[row] * SAMPLE)) == expected
     pictures = listed(tmp_path / "lines", {**row, "edit_prompt": "sketch.png"})
-    assert find_columns(Columns(), pictures).instruction == "edit"
+    assert find_columns(PairColumns(), pictures).instruction == "edit"
 
 
 def test_where_a_picture_is_from_is_no_picture(tmp_path: Path) -> None:
@@ -77,16 +77,16 @@ def test_where_a_picture_is_from_is_no_picture(tmp_path: Path) -> None:
         "edited_url": "https://x/b",
         "prompt": "grey",
     }
-    assert find_columns(Columns(), listed(tmp_path, row)) == Columns("source_path", "edited_url", "prompt")
+    assert find_columns(PairColumns(), listed(tmp_path, row)) == PairColumns("source_path", "edited_url", "prompt")
 
 
 def test_a_column_of_numbers_is_neither_picture_nor_instruction(tmp_path: Path) -> None:
     columns = {"source": [1], "image": [PNG], "edited": [[PNG]], "prompt": [3], "edit": ["grey"]}
-    assert find_columns(Columns(), table(tmp_path, columns)) == Columns("image", "edited", "edit")
+    assert find_columns(PairColumns(), table(tmp_path, columns)) == PairColumns("image", "edited", "edit")
 
 
 def test_columns_within_others_have_dotted_names(tmp_path: Path) -> None:
-    wanted = Columns("pictures.before", "pictures.after", "texts.edit", "meta.x", ("texts.plan",))
+    wanted = PairColumns("pictures.before", "pictures.after", "texts.edit", "meta.x", ("texts.plan",))
     row = {
         "pictures": {"before": "a.png", "after": "b.png"}, "texts": {"edit": "snow", "plan": "p"}, "meta.x": "7"
     }  # fmt: skip
@@ -98,18 +98,18 @@ def test_columns_within_others_have_dotted_names(tmp_path: Path) -> None:
         assert (pair.source, pair.target, pair.instruction, pair.id) == ("a.png", "b.png", "snow", "7")
         assert pair.thoughts == {"texts.plan": "p"}
     with pytest.raises(InputError, match=r"no column 'pictures\.middle'.*pictures, pictures\.before"):
-        find_columns(Columns("pictures.middle"), open_source(Place(str(tmp_path / "data.parquet"))))
+        find_columns(PairColumns("pictures.middle"), open_source(DataLocation(str(tmp_path / "data.parquet"))))
 
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (Columns(source="photo"), "no column 'photo'.*source, edited, instruction.*--original-image-key"),
-        (Columns(id="n"), "no column 'n'.*--id-key"),
-        (Columns(thoughts=("plan",)), "no column 'plan'.*--CoT-keys"),
+        (PairColumns(source="photo"), "no column 'photo'.*source, edited, instruction.*--original-image-key"),
+        (PairColumns(id="n"), "no column 'n'.*--id-key"),
+        (PairColumns(thoughts=("plan",)), "no column 'plan'.*--CoT-keys"),
     ],
 )
-def test_a_column_that_is_not_there_lists_those_that_are(wanted: Columns, message: str, tmp_path: Path) -> None:
+def test_a_column_that_is_not_there_lists_those_that_are(wanted: PairColumns, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         find_columns(wanted, named(tmp_path, "source", "edited", "instruction"))
 
@@ -117,7 +117,7 @@ def test_a_column_that_is_not_there_lists_those_that_are(wanted: Columns, messag
 def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:
     there = table(tmp_path, {"pic": [PNG], "x": ["y"]})
     with pytest.raises(InputError) as caught:
-        find_columns(Columns(target="after", thoughts=("plan", "boxes")), there, reason="--preset p expects after")
+        find_columns(PairColumns(target="after", thoughts=("plan", "boxes")), there, reason="--preset p expects after")
     assert caught.value.what.startswith("no column for --original-image-key under a usual name (source, original_image")
     assert "; no column 'after'; no column for --edit-instruction under a usual name (instruction" in caught.value.what
     assert caught.value.what.endswith("; no column 'plan'; no column 'boxes'")
@@ -169,7 +169,7 @@ def test_an_id_can_be_stored() -> None:
 
 
 def test_without_an_id_the_number_counts_from_one() -> None:
-    assert pair_of(Row(41, "", ROW), Columns("a", "b", "ask")).id == "00000042"
+    assert pair_of(Row(41, "", ROW), PairColumns("a", "b", "ask")).id == "00000042"
 
 
 def test_presets_name_whole_pairs() -> None:

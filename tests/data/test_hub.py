@@ -15,10 +15,10 @@ from hub_server import TOKEN, Hub, Repository
 
 from earl_cli.app import run
 from earl_cli.data.image_cells import picture_bytes
-from earl_cli.data.shard_plan import Order
+from earl_cli.data.shard_plan import RowOrder
 from earl_cli.data.sources.base import Row, Source, row_count
 from earl_cli.data.sources.hub import fetch_published
-from earl_cli.data.sources.registry import Place, open_source
+from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.data.store import open_store
 from earl_cli.errors import EarlError, InputError, UsageError
 
@@ -29,7 +29,7 @@ COLUMNS = ("id", "source", "edited", "instruction", "plan")
 
 def read_all(source: Source) -> list[dict[str, Any]]:
     found = []
-    for chunk in Order(source.bounds).chunks(0, row_count(source)):
+    for chunk in RowOrder(source.bounds).chunks(0, row_count(source)):
         for row in source.read(chunk, COLUMNS):
             assert isinstance(row, Row), row
             pictures = {name: picture_bytes(row.values[name], source.base) for name in ("source", "edited")}
@@ -50,7 +50,7 @@ def tables(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_parquet_on_the_hub_streamed_or_cached(hub: Hub, tables: Path, streaming: bool) -> None:
     hub.add(Repository("org/pairs", {"main": tables}, kind="dataset"))
-    source = open_source(Place("org/pairs", split="train", streaming=streaming))
+    source = open_source(DataLocation("org/pairs", split="train", streaming=streaming))
     assert (source.name, source.base, row_count(source)) == ("org/pairs", None, 11)
     assert read_all(pickle.loads(pickle.dumps(source))) == rows_with_pictures()
 
@@ -62,7 +62,7 @@ def test_streaming_reads_only_what_it_needs(hub: Hub, tmp_path: Path) -> None:
     file = tmp_path / "data" / "train-00000-of-00001.parquet"
     pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=4)
     hub.add(Repository("org/large", {"main": tmp_path}, kind="dataset"))
-    source = open_source(Place("org/large", streaming=True))
+    source = open_source(DataLocation("org/large", streaming=True))
     hub.forget()
     (row,) = source.read([17], ("source",))
     assert isinstance(row, Row)
@@ -73,44 +73,44 @@ def test_streaming_reads_only_what_it_needs(hub: Hub, tmp_path: Path) -> None:
 def test_a_revision_and_patterns_choose_the_files(hub: Hub, tables: Path, tmp_path: Path) -> None:
     other = as_parquet(tmp_path / "other", rows_with_pictures(3))
     hub.add(Repository("org/pairs", {"main": tables, "v2": other}, kind="dataset"))
-    assert row_count(open_source(Place("org/pairs@v2"))) == 3
-    assert row_count(open_source(Place("org/pairs", revision="v2"))) == 3
-    assert row_count(open_source(Place("org/pairs", data_files=("data/train-00001*",)))) == 4
-    first, second = (open_source(Place(f"org/pairs{at}", split="train")).fingerprint for at in ("", "@v2"))
+    assert row_count(open_source(DataLocation("org/pairs@v2"))) == 3
+    assert row_count(open_source(DataLocation("org/pairs", revision="v2"))) == 3
+    assert row_count(open_source(DataLocation("org/pairs", data_files=("data/train-00001*",)))) == 4
+    first, second = (open_source(DataLocation(f"org/pairs{at}", split="train")).fingerprint for at in ("", "@v2"))
     assert first != second
 
 
 def test_other_kinds_of_data_on_the_hub(hub: Hub, tmp_path: Path) -> None:
     rows = rows_with_pictures()
     hub.add(Repository("org/tars", {"main": as_tars(tmp_path / "tars", rows)}, kind="dataset"))
-    assert read_all(open_source(Place("org/tars"))) == rows
+    assert read_all(open_source(DataLocation("org/tars"))) == rows
     lines = as_json_lines(tmp_path / "lines", rows)
     (lines / "pairs.jsonl").write_bytes((lines / "pairs.jsonl").read_bytes().removeprefix(b"\xef\xbb\xbf"))
     hub.add(Repository("org/lines", {"main": lines}, kind="dataset"))
     with pytest.raises(UsageError, match="only Parquet can be streamed"):
-        open_source(Place("org/tars", streaming=True))
+        open_source(DataLocation("org/tars", streaming=True))
 
 
 def test_a_split_has_to_be_clear(hub: Hub, tables: Path) -> None:
     hub.add(Repository("org/pairs", {"main": tables}, kind="dataset"))
     with pytest.raises(UsageError, match=r"several splits.*--split is one of train, test"):
-        open_source(Place("org/pairs"))
+        open_source(DataLocation("org/pairs"))
     with pytest.raises(UsageError, match=r"no split 'dev'.*train, test"):
-        open_source(Place("org/pairs", split="dev"))
+        open_source(DataLocation("org/pairs", split="dev"))
 
 
 def test_splits_by_other_names_and_all_of_them(hub: Hub, tables: Path, tmp_path: Path) -> None:
     (tables / "data" / "test-00000-of-00001.parquet").rename(tables / "data" / "dev-00000-of-00001.parquet")
     hub.add(Repository("org/pairs", {"main": tables}, kind="dataset"))
-    assert row_count(open_source(Place("org/pairs", split="val"))) == 2
-    assert row_count(open_source(Place("org/pairs", split="all"))) == 13
+    assert row_count(open_source(DataLocation("org/pairs", split="val"))) == 2
+    assert row_count(open_source(DataLocation("org/pairs", split="all"))) == 13
     lines = as_json_lines(tmp_path / "lines", rows_with_pictures(3))
     content = (lines / "pairs.jsonl").read_bytes().removeprefix(b"\xef\xbb\xbf")
     (lines / "pairs.jsonl").unlink()
     for split in ("train", "test"):
         (lines / f"{split}.jsonl").write_bytes(content)
     hub.add(Repository("org/lines", {"main": lines}, kind="dataset"))
-    assert row_count(open_source(Place("org/lines", split="all"))) == 6
+    assert row_count(open_source(DataLocation("org/lines", split="all"))) == 6
 
 
 def test_a_configuration_has_to_be_clear(hub: Hub, tables: Path) -> None:
@@ -118,10 +118,10 @@ def test_a_configuration_has_to_be_clear(hub: Hub, tables: Path) -> None:
     (tables / "README.md").write_text(f"---\nconfigs: {json.dumps(described)}\n---\n")
     hub.add(Repository("org/pairs", {"main": tables}, kind="dataset"))
     with pytest.raises(UsageError, match=r"several configurations.*--subset is one of train, test"):
-        open_source(Place("org/pairs"))
+        open_source(DataLocation("org/pairs"))
     with pytest.raises(UsageError, match=r"no configuration 'simple'.*--subset is one of train, test"):
-        open_source(Place("org/pairs", subset="simple"))
-    assert row_count(open_source(Place("org/pairs", subset="test"))) == 2
+        open_source(DataLocation("org/pairs", subset="simple"))
+    assert row_count(open_source(DataLocation("org/pairs", subset="test"))) == 2
 
 
 def test_rows_that_datasets_cant_read_are_no_fault_of_the_hub(hub: Hub, tmp_path: Path) -> None:
@@ -130,29 +130,29 @@ def test_rows_that_datasets_cant_read_are_no_fault_of_the_hub(hub: Hub, tmp_path
     (lines / "train.jsonl").write_text('{"id": 1, "prompt": "snow"}\n{broken\n')
     hub.add(Repository("org/broken", {"main": lines}, kind="dataset"))
     with pytest.raises(InputError, match=r"`datasets` can't read this data: .+hf download`"):
-        open_source(Place("org/broken"))
-    assert row_count(open_source(Place(str(lines)))) == 2
+        open_source(DataLocation("org/broken"))
+    assert row_count(open_source(DataLocation(str(lines)))) == 2
 
 
 def test_what_the_hub_refuses(hub: Hub, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(Repository("org/gated", {"main": tables}, kind="dataset", gated=True))
     with pytest.raises(InputError, match=r"asks for consent.*hf auth login"):
-        open_source(Place("org/gated", split="train"))
+        open_source(DataLocation("org/gated", split="train"))
     with pytest.raises(InputError, match=r"no such public data set"):
-        open_source(Place("org/unknown"))
+        open_source(DataLocation("org/unknown"))
     hub.add(Repository("org/open", {"main": tables}, kind="dataset"))
     with pytest.raises(InputError, match=r"org/open@nowhere: the Hub has no such revision"):
-        open_source(Place("org/open@nowhere", split="train"))
+        open_source(DataLocation("org/open@nowhere", split="train"))
     with pytest.raises(InputError, match="no such file or folder, and no Hub id"):
-        open_source(Place("org/name/more"))
+        open_source(DataLocation("org/name/more"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert row_count(open_source(Place("org/gated", split="train"))) == 11
+    assert row_count(open_source(DataLocation("org/gated", split="train"))) == 11
 
 
 def test_no_hub_at_all(hub: Hub) -> None:
     hub.stop()
     with pytest.raises(InputError, match=r"org/pairs: "):
-        open_source(Place("org/pairs"))
+        open_source(DataLocation("org/pairs"))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -163,7 +163,7 @@ def test_a_file_that_breaks_off_stops_the_pass_and_loses_nothing(
     options = ["--split", "train", "--model", str(tiny_model_dir), "--workers", "0"]
     options += ["--streaming"] if streaming else []
     store = tmp_path / "store"
-    source = open_source(Place("org/pairs", split="train", streaming=streaming))
+    source = open_source(DataLocation("org/pairs", split="train", streaming=streaming))
     hub.break_off("org/pairs", "data/train-00001-of-00002.parquet")
     with pytest.raises(EarlError):
         read_all(source)

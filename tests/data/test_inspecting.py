@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from stores import CODES, REJECTED, ROWS, SHARDS, random_pair, write_store
 
-from earl_cli.data.inspecting import Spread, pair_count, sample, spans, summary
+from earl_cli.data.inspecting import Distribution, pair_count, sample, spans, summary
 from earl_cli.data.store import open_store, pairs_of, shard_path, write_shard
 from earl_cli.errors import InputError
 
 
-def spread(values: list[int]) -> Spread:
-    return Spread(len(values), min(values), median(values), pytest.approx(mean(values)), max(values))
+def spread(values: list[int]) -> Distribution:
+    return Distribution(len(values), min(values), median(values), pytest.approx(mean(values)), max(values))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -60,7 +60,7 @@ def test_an_unfinished_store_is_told_from_a_finished_one(tmp_path: Path) -> None
 def test_a_store_without_pairs_can_be_looked_at(tmp_path: Path) -> None:
     found = summary(write_store(tmp_path / "s", shards=[]))
     assert (found.pairs, found.sources, found.source_grids, found.thoughts) == (0, 0, {}, {})
-    assert found.words == Spread(0, 0, 0, 0, 0)
+    assert found.words == Distribution(0, 0, 0, 0, 0)
     rejected = write_store(tmp_path / "r", rejected=range(ROWS))
     assert (summary(rejected).pairs, summary(rejected).rejected) == (0, {"image": 10, "text": 10})
     assert sample(rejected, 3, 0) == []

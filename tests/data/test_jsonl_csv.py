@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from earl_cli.data.columns import Columns, find_columns
+from earl_cli.data.columns import PairColumns, find_columns
 from earl_cli.data.image_cells import picture_bytes
 from earl_cli.data.sources.base import BadRowError, Row, row_count
-from earl_cli.data.sources.registry import Place, open_source
+from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.errors import InputError
 
 COLUMNS = ("source", "edited", "instruction")
@@ -21,7 +21,7 @@ ROWS = [["a.png", "b.png", 'say "hé" Ċ ਅ, twice; or\tnot'], ["c.png", "d.png
 
 def read(path: Path) -> list[list[str] | str]:
     """Every row's cells, or the message of a reject."""
-    source = open_source(Place(str(path)))
+    source = open_source(DataLocation(str(path)))
     found = source.read(range(row_count(source)), COLUMNS)
     return [[row.values[name] for name in COLUMNS] if isinstance(row, Row) else str(row) for row in found]
 
@@ -62,7 +62,7 @@ def test_an_array_of_objects(encoding: str, indent: int | None, tmp_path: Path) 
     assert "a row must be a JSON object" in bad
     path.write_text("\n".join(map(json.dumps, rows)))
     assert read(path) == ROWS
-    assert row_count(open_source(Place(str(tmp_path)))) == 2
+    assert row_count(open_source(DataLocation(str(tmp_path)))) == 2
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,11 @@ def test_an_array_of_objects(encoding: str, indent: int | None, tmp_path: Path) 
 def test_an_array_that_is_none(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "pairs.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        find_columns(Columns(), open_source(Place(str(tmp_path / "pairs.json"))))
+        find_columns(PairColumns(), open_source(DataLocation(str(tmp_path / "pairs.json"))))
     (tmp_path / "pairs.jsonl").write_text('{"source": "a"}')
-    assert list(open_source(Place(str(tmp_path))).columns) == ["source"]  # beside another list a .json may be anything
+    assert list(open_source(DataLocation(str(tmp_path))).columns) == [
+        "source"
+    ]  # beside another list a .json may be anything
 
 
 def test_the_first_lines_commas_are_not_its_delimiter(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_columns_that_only_later_rows_have_are_there(tmp_path: Path) -> None:
     rows: list[object] = [[1], {"id": 1}, {"source": "a", "edited": "b", "instruction": "snow"}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = open_source(Place(str(tmp_path)))
+    source = open_source(DataLocation(str(tmp_path)))
     assert list(source.columns) == ["id", *COLUMNS]
     kinds = [type(row) for row in source.read(range(3), COLUMNS)]
     assert kinds == [BadRowError, Row, Row]

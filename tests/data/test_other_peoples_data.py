@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from earl_cli.data.columns import Columns, find_columns, pair_of
+from earl_cli.data.columns import PairColumns, find_columns, pair_of
 from earl_cli.data.image_cells import picture_bytes
 from earl_cli.data.preprocess import Recipe, prepare
-from earl_cli.data.shard_plan import Order
+from earl_cli.data.shard_plan import RowOrder
 from earl_cli.data.sources.base import BadRowError, Row, row_count
 from earl_cli.data.sources.parquet import ParquetSource
-from earl_cli.data.sources.registry import Place, open_source
+from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.data.store import Reject, write_shard
 
 from .conftest import picture
@@ -103,10 +103,10 @@ def both_sides(kind: str, folder: Path) -> tuple[Any, Any]:
 
 def pairs(folder: Path) -> list[tuple[bytes, bytes, str] | str]:
     """All pairs as they are read, and of the others why they were left out."""
-    source = open_source(Place(str(folder)))
-    named = find_columns(Columns(), source)
+    source = open_source(DataLocation(str(folder)))
+    named = find_columns(PairColumns(), source)
     found: list[tuple[bytes, bytes, str] | str] = []
-    for chunk in Order(source.bounds).chunks(0, row_count(source)):
+    for chunk in RowOrder(source.bounds).chunks(0, row_count(source)):
         for row in source.read(chunk, named.names):
             try:
                 if isinstance(row, BadRowError):
@@ -195,7 +195,7 @@ def test_cells_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
     when = pa.array([0, 0, 2**62], pa.timestamp("us"))
     table = pa.table({"source": [content] * 3, "edited": [content] * 3, "instruction": texts, "id": when})
     pq.write_table(table, tmp_path / "a.parquet")
-    source = open_source(Place(str(tmp_path)))
+    source = open_source(DataLocation(str(tmp_path)))
     good, bad, far = source.read([0, 1, 2], ["instruction", "id"])
     assert isinstance(good, Row)
     assert isinstance(bad, BadRowError)
@@ -206,15 +206,15 @@ def test_cells_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
 def test_half_a_character_in_a_path_is_a_reject(tmp_path: Path) -> None:
     rows = [{"source": "\ud800.png", "edited": "a.png", "instruction": "snow", "id": "\ud800"}]
     (tmp_path / "pairs.jsonl").write_text(json.dumps(rows[0]))
-    source = open_source(Place(str(tmp_path)))
-    (reject,) = prepare(Recipe(source, find_columns(Columns(), source), 64, 8), [0])
+    source = open_source(DataLocation(str(tmp_path)))
+    (reject,) = prepare(Recipe(source, find_columns(PairColumns(), source), 64, 8), [0])
     assert isinstance(reject, Reject)
     write_shard(tmp_path, 0, [], [reject])
 
 
 def test_a_file_of_fewer_rows_than_it_says_costs_those(tmp_path: Path) -> None:
     pq.write_table(pa.table({"instruction": ["snow", "fog"]}), tmp_path / "a.parquet")
-    source = open_source(Place(str(tmp_path)))
+    source = open_source(DataLocation(str(tmp_path)))
     assert isinstance(source, ParquetSource)
     first, last, absent = replace(source, bounds=np.array([0, 3])).read([0, 1, 2], ["instruction"])
     assert isinstance(first, Row)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earl_cli.data.shard_plan import MOST_TOGETHER, Order, Share, read_share
+from earl_cli.data.shard_plan import MOST_TOGETHER, RowOrder, ShardShare, read_share
 from earl_cli.errors import UsageError
 
 sizes = st.lists(st.integers(1, 9) | st.just(1) | st.integers(100, 300), min_size=1, max_size=12)
@@ -24,7 +24,7 @@ def bounds(blocks: list[int]) -> np.ndarray:
 def test_ranges_hold_every_row_once_in_one_order(
     blocks: list[int], seed: int | None, limit: int | None, step: int
 ) -> None:
-    order = Order(bounds(blocks), seed, limit)
+    order = RowOrder(bounds(blocks), seed, limit)
     whole = order.rows(0, len(order))
     parts = [order.rows(start, start + step) for start in range(0, len(order), step)]
     assert np.array_equal(np.concatenate(parts), whole)
@@ -38,7 +38,7 @@ def test_ranges_hold_every_row_once_in_one_order(
 @settings(deadline=None)
 @given(sizes, st.none() | st.integers(0, 3), st.integers(1, 70))
 def test_a_portion_is_of_one_block_or_of_single_rows(blocks: list[int], seed: int | None, step: int) -> None:
-    order = Order(bounds(blocks), seed)
+    order = RowOrder(bounds(blocks), seed)
     for start in range(0, len(order), step):
         chunks = list(order.chunks(start, start + step))
         flat = [row for chunk in chunks for row in chunk]
@@ -52,22 +52,22 @@ def test_a_portion_is_of_one_block_or_of_single_rows(blocks: list[int], seed: in
 
 def test_a_seed_shuffles_and_another_differently() -> None:
     blocks = bounds([1] * 50)
-    first, again, other = (Order(blocks, seed).rows(0, 50).tolist() for seed in (1, 1, 2))
+    first, again, other = (RowOrder(blocks, seed).rows(0, 50).tolist() for seed in (1, 1, 2))
     assert first == again != other
     assert first != sorted(first)
-    within = Order(bounds([50]), 1).rows(0, 50).tolist()
+    within = RowOrder(bounds([50]), 1).rows(0, 50).tolist()
     assert within != sorted(within)
 
 
 def test_a_limit_takes_the_first_of_the_same_order() -> None:
     blocks = bounds([3, 1, 5, 2])
-    assert Order(blocks, 7, 4).rows(0, 4).tolist() == Order(blocks, 7).rows(0, 11).tolist()[:4]
+    assert RowOrder(blocks, 7, 4).rows(0, 4).tolist() == RowOrder(blocks, 7).rows(0, 11).tolist()[:4]
 
 
 @settings(deadline=None)
 @given(st.integers(1, 9), st.integers(0, 60))
 def test_shares_divide_the_shards(count: int, shards: int) -> None:
-    owners = [[share for share in range(count) if Share(share, count).owns(shard)] for shard in range(shards)]
+    owners = [[share for share in range(count) if ShardShare(share, count).owns(shard)] for shard in range(shards)]
     assert all(len(owner) == 1 for owner in owners)
     loads = [sum(owner == [share] for owner in owners) for share in range(count)]
     assert max(loads) - min(loads) <= 1
@@ -76,24 +76,24 @@ def test_shares_divide_the_shards(count: int, shards: int) -> None:
 def test_where_a_share_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
-    assert read_share(None) == Share(0, 1)
-    assert read_share("3/8") == Share(2, 8)
-    assert str(Share(2, 8)) == "3/8"
+    assert read_share(None) == ShardShare(0, 1)
+    assert read_share("3/8") == ShardShare(2, 8)
+    assert str(ShardShare(2, 8)) == "3/8"
     monkeypatch.setenv("SLURM_PROCID", "0")  # a batch script has this without being one of several tasks
-    assert read_share(None) == Share(0, 1)
+    assert read_share(None) == ShardShare(0, 1)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    assert read_share(None) == Share(0, 4)
+    assert read_share(None) == ShardShare(0, 4)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert read_share(None) == Share(1, 2)
+    assert read_share(None) == ShardShare(1, 2)
     for text in ("0/8", "9/8", "1", "a/b", "1/0", "-1/2"):
         with pytest.raises(UsageError, match="no part of the work"):
             read_share(text)
 
 
 def test_chunks_of_scattered_rows_stay_small() -> None:
-    lengths = {len(chunk) for chunk in Order(bounds([1] * 100)).chunks(0, 100)}
+    lengths = {len(chunk) for chunk in RowOrder(bounds([1] * 100)).chunks(0, 100)}
     assert lengths == {32, 4}
-    together = [len(chunk) for chunk in Order(bounds([300])).chunks(0, 300)]
+    together = [len(chunk) for chunk in RowOrder(bounds([300])).chunks(0, 300)]
     assert together == [128, 128, 44]
-    assert all(later > earlier for earlier, later in pairwise(Order(bounds([5])).rows(0, 5).tolist()))
+    assert all(later > earlier for earlier, later in pairwise(RowOrder(bounds([5])).rows(0, 5).tolist()))

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from earl_cli.data.image_cells import picture_bytes
-from earl_cli.data.shard_plan import Order
+from earl_cli.data.shard_plan import RowOrder
 from earl_cli.data.sources.base import BadRowError, Row, Source, row_count
-from earl_cli.data.sources.registry import Place, open_source
+from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.errors import EarlError, InputError, UsageError
 
 from .conftest import ROWS, Form, as_json_lines, as_parquet, as_saved, as_table, as_tars, rows_with_pictures
@@ -39,25 +39,25 @@ def values(source: Source, rows: Sequence[int]) -> list[dict[str, Any]]:
 
 def test_rows_are_the_same_in_every_form(form: Form, tmp_path: Path) -> None:
     rows = rows_with_pictures()
-    source = open_source(Place(str(form(tmp_path / "some data", rows))))
+    source = open_source(DataLocation(str(form(tmp_path / "some data", rows))))
     assert row_count(source) == ROWS
     assert set(COLUMNS) <= set(source.columns)
-    order = Order(source.bounds)
+    order = RowOrder(source.bounds)
     assert [row for chunk in order.chunks(0, ROWS) for row in values(source, chunk)] == rows
 
 
 def test_rows_can_be_read_from_any_place_in_another_process(form: Form, tmp_path: Path) -> None:
     rows = rows_with_pictures()
-    source = pickle.loads(pickle.dumps(open_source(Place(str(form(tmp_path / "data", rows))))))
+    source = pickle.loads(pickle.dumps(open_source(DataLocation(str(form(tmp_path / "data", rows))))))
     for number in (10, 0, 5):
         assert values(source, [number]) == [rows[number]]
-    for chunk in Order(source.bounds, seed=1).chunks(3, 9):
+    for chunk in RowOrder(source.bounds, seed=1).chunks(3, 9):
         assert values(source, chunk) == [rows[number] for number in chunk]
 
 
 def test_the_fingerprint_is_that_of_the_data(form: Form, tmp_path: Path) -> None:
     def fingerprint(name: str, rows: list[dict[str, Any]]) -> str:
-        return open_source(Place(str(form(tmp_path / name / "data", rows)))).fingerprint
+        return open_source(DataLocation(str(form(tmp_path / name / "data", rows)))).fingerprint
 
     rows = rows_with_pictures()
     if form is not as_saved:  # `datasets` gives each of its own a new one
@@ -66,7 +66,9 @@ def test_the_fingerprint_is_that_of_the_data(form: Form, tmp_path: Path) -> None
 
 
 def kinds(source: Source) -> dict[int, str]:
-    found = [row for chunk in Order(source.bounds).chunks(0, row_count(source)) for row in source.read(chunk, COLUMNS)]
+    found = [
+        row for chunk in RowOrder(source.bounds).chunks(0, row_count(source)) for row in source.read(chunk, COLUMNS)
+    ]
     return {number: row.kind for number, row in enumerate(found) if isinstance(row, BadRowError)}
 
 
@@ -75,9 +77,9 @@ def test_files_of_one_row_and_other_columns_are_read_together(tmp_path: Path) ->
     rows = [{"source": b"a", "edited": None}, {"source": b"b", "edited": b"c"}, {"id": "x"}]
     for number, row in enumerate(rows):
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{number}.parquet")
-    source = open_source(Place(str(tmp_path)))
+    source = open_source(DataLocation(str(tmp_path)))
     assert source.columns == {"source": "picture", "edited": "picture", "id": "unknown"}
-    (chunk,) = Order(source.bounds).chunks(0, 3)
+    (chunk,) = RowOrder(source.bounds).chunks(0, 3)
     assert [row.values for row in source.read(chunk, COLUMNS) if isinstance(row, Row)] == rows
 
 
@@ -86,14 +88,14 @@ def test_damaged_lines_are_rejects(tmp_path: Path) -> None:
     lines = (folder / "pairs.jsonl").read_bytes().splitlines()
     lines[0], lines[4], lines[6] = b"[1]", b'{"id": ', b"\xff\xfe"
     (folder / "pairs.jsonl").write_bytes(b"\n".join(lines))
-    assert kinds(open_source(Place(str(folder)))) == {0: "row", 2: "row", 3: "row"}
+    assert kinds(open_source(DataLocation(str(folder)))) == {0: "row", 2: "row", 3: "row"}
 
 
 def test_a_table_row_of_the_wrong_length_is_a_reject(tmp_path: Path) -> None:
     path = as_table(tmp_path / "table", rows_with_pictures())
     with path.open("a") as file:
         file.write('only,three,"fields"\n')
-    source = open_source(Place(str(path)))
+    source = open_source(DataLocation(str(path)))
     assert kinds(source) == {ROWS: "row"}
     (bad,) = source.read([ROWS], COLUMNS)
     assert isinstance(bad, BadRowError)
@@ -108,7 +110,7 @@ def test_a_damaged_row_group_costs_its_rows(tmp_path: Path) -> None:
     start = column.dictionary_page_offset or column.data_page_offset
     content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     file.write_bytes(content)
-    assert kinds(open_source(Place(str(folder)))) == {3: "data", 4: "data", 5: "data"}
+    assert kinds(open_source(DataLocation(str(folder)))) == {3: "data", 4: "data", 5: "data"}
 
 
 def test_a_damaged_sample_is_a_reject(tmp_path: Path) -> None:
@@ -116,21 +118,21 @@ def test_a_damaged_sample_is_a_reject(tmp_path: Path) -> None:
     file = folder / "shard-0.tar"
     content = file.read_bytes()
     file.write_bytes(content.replace(b'{"id": "p3"', b'{"id": "p3;'))
-    assert kinds(open_source(Place(str(folder)))) == {3: "data"}
+    assert kinds(open_source(DataLocation(str(folder)))) == {3: "data"}
 
 
 def test_of_files_those_of_the_split_are_read(tmp_path: Path) -> None:
     rows = rows_with_pictures()
     folder = as_parquet(tmp_path / "tables", rows)
     (folder / "train-1.parquet").rename(folder / "validation-0.parquet")
-    assert row_count(open_source(Place(str(folder), split="train"))) == 7
-    assert row_count(open_source(Place(str(folder), split="validation"))) == ROWS - 7
-    assert row_count(open_source(Place(str(folder), split="all"))) == ROWS
-    assert row_count(open_source(Place(str(folder), data_files=("train-*",)))) == 7
+    assert row_count(open_source(DataLocation(str(folder), split="train"))) == 7
+    assert row_count(open_source(DataLocation(str(folder), split="validation"))) == ROWS - 7
+    assert row_count(open_source(DataLocation(str(folder), split="all"))) == ROWS
+    assert row_count(open_source(DataLocation(str(folder), data_files=("train-*",)))) == 7
     with pytest.raises(UsageError, match=r"several splits: train, validation.*--split"):
-        open_source(Place(str(folder)))
+        open_source(DataLocation(str(folder)))
     with pytest.raises(UsageError, match=r"no split 'test'.*the splits are train, validation.*train-0\.parquet"):
-        open_source(Place(str(folder), split="test"))
+        open_source(DataLocation(str(folder), split="test"))
 
 
 def test_a_split_of_a_saved_data_set(tmp_path: Path) -> None:
@@ -139,10 +141,10 @@ def test_a_split_of_a_saved_data_set(tmp_path: Path) -> None:
     rows = rows_with_pictures()
     part = load_from_disk(str(as_saved(tmp_path / "part", rows)))
     DatasetDict({"train": part, "test": part.select([1, 2])}).save_to_disk(str(tmp_path / "both"))
-    assert values(open_source(Place(str(tmp_path / "both"), split="test")), [0, 1]) == rows[1:3]
+    assert values(open_source(DataLocation(str(tmp_path / "both"), split="test")), [0, 1]) == rows[1:3]
     for split in (None, "dev"):
         with pytest.raises(UsageError, match="--split is one of train, test"):
-            open_source(Place(str(tmp_path / "both"), split=split))
+            open_source(DataLocation(str(tmp_path / "both"), split=split))
 
 
 @pytest.mark.parametrize(
@@ -169,29 +171,29 @@ def test_what_is_no_data_says_so(name: str, content: bytes, message: str, tmp_pa
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     with pytest.raises(EarlError, match=message):
-        open_source(Place(str(tmp_path / "data")))
+        open_source(DataLocation(str(tmp_path / "data")))
 
 
 def test_places_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file or folder, and no Hub id"):
-        open_source(Place(str(tmp_path / "gone")))
+        open_source(DataLocation(str(tmp_path / "gone")))
     with pytest.raises(InputError, match="no data of a kind"):
-        open_source(Place(str(tmp_path)))
+        open_source(DataLocation(str(tmp_path)))
     for name in ("a.jsonl", "b.csv"):
         (tmp_path / name).write_text("{}")
     with pytest.raises(InputError, match=r"several lists of pairs: a\.jsonl, b\.csv"):
-        open_source(Place(str(tmp_path)))
+        open_source(DataLocation(str(tmp_path)))
     (tmp_path / "notes.pdf").write_text("")
     with pytest.raises(InputError, match="none of the kinds of data"):
-        open_source(Place(str(tmp_path / "notes.pdf")))
+        open_source(DataLocation(str(tmp_path / "notes.pdf")))
     with pytest.raises(UsageError, match="--streaming is for data on the Hub"):
-        open_source(Place(str(tmp_path), streaming=True))
+        open_source(DataLocation(str(tmp_path), streaming=True))
 
 
 def test_empty_tables_have_no_rows(tmp_path: Path) -> None:
     pq.write_table(pa.table({"source": pa.array([], pa.string())}), tmp_path / "train.parquet")
     with pytest.raises(InputError, match="have no rows"):
-        open_source(Place(str(tmp_path)))
+        open_source(DataLocation(str(tmp_path)))
 
 
 def test_tars_are_never_unpacked(tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_tars_are_never_unpacked(tmp_path: Path) -> None:
         link = tarfile.TarInfo("x.source.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
         tar.addfile(link)
-    source = open_source(Place(str(tmp_path / "a.tar")))
+    source = open_source(DataLocation(str(tmp_path / "a.tar")))
     (row,) = source.read([0], COLUMNS)
     assert isinstance(row, Row)
     assert row.values == {"id": "x"}

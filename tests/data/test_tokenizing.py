@@ -14,17 +14,17 @@ from transformers import Emu3VQVAE
 
 from earl_cli.data import tokenizing
 from earl_cli.data.batches import ExampleData, collate, load_rows
-from earl_cli.data.columns import Columns
+from earl_cli.data.columns import PairColumns
 from earl_cli.data.merging import merge
-from earl_cli.data.shard_plan import Share
-from earl_cli.data.sources.registry import Place, open_source
+from earl_cli.data.shard_plan import ShardShare
+from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.data.store import Store, open_store, shard_path
-from earl_cli.data.tokenizing import Tally, TokenizeSettings, tokenize
+from earl_cli.data.tokenizing import PassProgress, TokenizeSettings, tokenize
 from earl_cli.errors import InputError, OutputError, UsageError
 from earl_cli.files import alone_in
 from earl_cli.images.resize import resize_to_area
 from earl_cli.models.vision import encode, load_vision, pixels_of
-from earl_cli.tokens.layout import Layout
+from earl_cli.tokens.layout import SequenceLayout
 from earl_cli.tokens.text import load_text_tokenizer
 from earl_cli.tokens.vocabulary import Vocabulary
 
@@ -52,12 +52,12 @@ def pairs(tmp_path: Path) -> Path:
 
 def tokenized(pairs: Path, model: Path, output: Path, settings: TokenizeSettings = SETTINGS) -> Store:
     vision = load_vision(model / "vision")
-    return tokenize(open_source(Place(str(pairs))), vision, "vq", output, settings, "test")
+    return tokenize(open_source(DataLocation(str(pairs))), vision, "vq", output, settings, "test")
 
 
-def layout_of(model: Path) -> Layout:
+def layout_of(model: Path) -> SequenceLayout:
     described = json.loads((model / "earl.json").read_text())
-    return Layout(Vocabulary.from_dict(described["vocabulary"]), load_text_tokenizer(model))
+    return SequenceLayout(Vocabulary.from_dict(described["vocabulary"]), load_text_tokenizer(model))
 
 
 def files(store: Store) -> dict[str, bytes]:
@@ -81,14 +81,14 @@ def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
     pairs: Path, fine_vision: Emu3VQVAE, tmp_path: Path
 ) -> None:
     settings = replace(SETTINGS, image_area=36 * 36)
-    store = tokenize(open_source(Place(str(pairs))), fine_vision, "fine", tmp_path / "store", settings, "pairs")
+    store = tokenize(open_source(DataLocation(str(pairs))), fine_vision, "fine", tmp_path / "store", settings, "pairs")
     for index, row in enumerate(store.table().to_pylist()):
         image = resize_to_area(Image.open(pairs / f"t{index}.png"), 36 * 36, 4)
         assert (row["target_height"], row["target_width"]) == (image.height // 4, image.width // 4)
 
 
 def test_every_form_of_data_ends_in_the_same_rows(form: Form, tiny_model_dir: Path, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, columns=Columns(thoughts=("plan",)))
+    settings = replace(SETTINGS, columns=PairColumns(thoughts=("plan",)))
     rows = rows_with_pictures(6)
     found = tokenized(form(tmp_path / "this" / "data", rows), tiny_model_dir, tmp_path / "store", settings).table()
     lines = as_json_lines(tmp_path / "lines" / "data", rows)
@@ -111,13 +111,13 @@ def test_an_interrupted_pass_ends_in_the_same_store(pairs: Path, tiny_model_dir:
     class StoppedError(Exception):
         pass
 
-    def stop(tally: Tally) -> None:
+    def stop(tally: PassProgress) -> None:
         if tally.rows:
             raise StoppedError
 
     vision = load_vision(tiny_model_dir / "vision")
     with pytest.raises(StoppedError):
-        tokenize(open_source(Place(str(pairs))), vision, "vq", tmp_path / "torn", SETTINGS, "test", stop)
+        tokenize(open_source(DataLocation(str(pairs))), vision, "vq", tmp_path / "torn", SETTINGS, "test", stop)
     assert open_store(tmp_path / "torn").missing == [1, 2]
     (tmp_path / "torn/.shard-000001.parquet.0123.partial").write_bytes(b"half a shard")
     resumed = tokenized(pairs, tiny_model_dir, tmp_path / "torn")
@@ -128,12 +128,12 @@ def test_an_interrupted_pass_ends_in_the_same_store(pairs: Path, tiny_model_dir:
 def test_shares_together_are_the_whole(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     whole = tokenized(pairs, tiny_model_dir, tmp_path / "whole")
     for index in (1, 0):
-        share = tokenized(pairs, tiny_model_dir, tmp_path / "parts", replace(SETTINGS, share=Share(index, 2)))
+        share = tokenized(pairs, tiny_model_dir, tmp_path / "parts", replace(SETTINGS, share=ShardShare(index, 2)))
     assert files(whole) == files(share)
 
 
 def test_a_share_is_done_by_one_process_at_a_time(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    parts = [replace(SETTINGS, share=Share(index, 2)) for index in range(2)]
+    parts = [replace(SETTINGS, share=ShardShare(index, 2)) for index in range(2)]
     tokenized(pairs, tiny_model_dir, tmp_path / "store", parts[0])
     with alone_in(tmp_path / "store", "earl tokenize", "1/2"):
         for settings in (SETTINGS, parts[0]):
@@ -150,7 +150,7 @@ def test_bad_pictures_are_left_out_with_their_reason(pairs: Path, tiny_model_dir
     (pairs / "t7.png").unlink()
     heard: list[dict[str, int]] = []
     store = tokenize(
-        open_source(Place(str(pairs))),
+        open_source(DataLocation(str(pairs))),
         load_vision(tiny_model_dir / "vision"),
         "vq",
         tmp_path / "store",
@@ -183,7 +183,7 @@ def test_what_is_special_about_pictures_is_counted(
     counts: dict[str, int] = {}
     settings = replace(SETTINGS, workers=workers)
     store = tokenize(
-        open_source(Place(str(pairs))),
+        open_source(DataLocation(str(pairs))),
         load_vision(tiny_model_dir / "vision"),
         "vq",
         tmp_path / "store",
@@ -229,7 +229,7 @@ def test_a_store_of_another_seed_limit_or_data_is_refused(pairs: Path, tiny_mode
         ({"limit": 5}, "rows 10 there, 5 now"),
         ({"image_area": 4096}, "image_area 1024 there, 4096 now"),
         ({"grids": ((4, 4),)}, "shapes 'floored' there, '4x4' now"),
-        ({"columns": Columns(thoughts=("id",))}, "columns"),
+        ({"columns": PairColumns(thoughts=("id",))}, "columns"),
     ):
         with pytest.raises(UsageError, match=message):
             tokenized(pairs, tiny_model_dir, tmp_path / "store", replace(SETTINGS, **other))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from earl_cli.data.columns import Columns, find_columns
+from earl_cli.data.columns import PairColumns, find_columns
 from earl_cli.data.sources.base import BadRowError, Row, Source, row_count
-from earl_cli.data.sources.registry import Place, open_source
+from earl_cli.data.sources.registry import DataLocation, open_source
 
 GOOD = {"source.png": b"before", "edited.jpg": b"after", "json": json.dumps({"instruction": "snow"}).encode()}
 COLUMNS = ("source", "edited", "instruction", "__key__")
@@ -25,7 +25,7 @@ def tar(folder: Path, *samples: tuple[str, dict[str, bytes]]) -> Source:
                 member = tarfile.TarInfo(f"{key}.{suffix}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-    return open_source(Place(str(folder)))
+    return open_source(DataLocation(str(folder)))
 
 
 def read(source: Source) -> list[dict[str, object] | str]:
@@ -44,7 +44,7 @@ def read(source: Source) -> list[dict[str, object] | str]:
 )
 def test_a_first_sample_that_is_no_good_is_one_reject(first: dict[str, bytes], message: str, tmp_path: Path) -> None:
     source = tar(tmp_path, ("a", first), ("b", GOOD), ("c", GOOD))
-    assert find_columns(Columns(), source) == Columns("source", "edited", "instruction", "__key__")
+    assert find_columns(PairColumns(), source) == PairColumns("source", "edited", "instruction", "__key__")
     bad, *others = read(source)
     assert message in str(bad)
     assert [row["__key__"] for row in others if isinstance(row, dict)] == ["b", "c"]
@@ -77,7 +77,7 @@ def test_the_files_of_a_sample_belong_together_in_any_unicode_form(tmp_path: Pat
             member = tarfile.TarInfo(f"{form}.{suffix}")
             member.size = len(GOOD[suffix])
             archive.addfile(member, io.BytesIO(GOOD[suffix]))
-    assert [row for row in read(open_source(Place(str(tmp_path)))) if isinstance(row, dict)] == [
+    assert [row for row in read(open_source(DataLocation(str(tmp_path)))) if isinstance(row, dict)] == [
         {"source": b"before", "edited": b"after", "instruction": "snow", "__key__": "\u00e9"}
     ]
 
@@ -101,7 +101,7 @@ def damaged(folder: Path, change: Callable[[bytearray, int], None]) -> list[dict
     content[header + 148 : header + 156] = b" " * 8
     content[header + 148 : header + 156] = b"%06o\0 " % sum(content[header : header + 512])
     (folder / "data.tar").write_bytes(content)
-    return read(open_source(Place(str(folder))))
+    return read(open_source(DataLocation(str(folder))))
 
 
 def replaced(at: int, new: bytes) -> Callable[[bytearray, int], None]:
@@ -130,7 +130,7 @@ def test_a_header_that_is_none_does_not_end_the_tar_without_a_word(tmp_path: Pat
     header = content.index(b"b.source.png")
     content[header + 148 : header + 156] = b"\xff" * 8
     (tmp_path / "data.tar").write_bytes(content)
-    first, last = read(open_source(Place(str(tmp_path))))
+    first, last = read(open_source(DataLocation(str(tmp_path))))
     assert isinstance(first, dict)
     assert f"breaks off here, what follows is lost: there is no header at byte {header:,}" in str(last)
 

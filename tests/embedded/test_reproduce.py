@@ -24,7 +24,7 @@ from reproduce import Step, Trained, models, steps
 from earl_cli.config.loader import resolve
 from earl_cli.config.rl import RlConfig
 from earl_cli.config.sft import SftConfig
-from earl_cli.evaluation.results import Result, Run, Scored
+from earl_cli.evaluation.results import EditResult, EvalRun, ScoredResult
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
 
@@ -159,19 +159,19 @@ def test_the_makefile_runs_it() -> None:
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def evaluated(editor: str, gains: Mapping[str, float], pictures: int = 12) -> Run:
+def evaluated(editor: str, gains: Mapping[str, float], pictures: int = 12) -> EvalRun:
     """A run with an edit of each kind of every picture; pictures differ, and ``gains`` come on top by kind."""
     lines = []
     for number in range(pictures * len(table.KINDS)):
         kind = table.KINDS[number % len(table.KINDS)]
         place = number // len(table.KINDS)
         base = np.random.default_rng(place).normal(0.5, 0.1) + gains.get(kind, 0.0)
-        found = Result(number, 0, str(number), "", "o.png", "e.png", task=kind, picture=f"picture {place}")
-        lines.append(Scored(found, {"reference": base, "l1": 0.1, "psnr": 20.0, "ssim": 0.9}))
-    return Run(Path(), "test", editor, {}, {}, tuple(lines), ())
+        found = EditResult(number, 0, str(number), "", "o.png", "e.png", task=kind, picture=f"picture {place}")
+        lines.append(ScoredResult(found, {"reference": base, "l1": 0.1, "psnr": 20.0, "ssim": 0.9}))
+    return EvalRun(Path(), "test", editor, {}, {}, tuple(lines), ())
 
 
-def samples_of(runs: Mapping[Trained, Run]) -> table.Samples:
+def samples_of(runs: Mapping[Trained, EvalRun]) -> table.Samples:
     results = [line.result for line in next(iter(runs.values())).lines]
     return table.Samples({each.number: each.task for each in results}, {each.number: each.picture for each in results})
 
@@ -247,7 +247,9 @@ def test_where_no_picture_came_only_the_reference_counts() -> None:
     runs = {model: evaluated(model.name, {}) for model in models()}
     thinking = Trained("think", "", 1)
     first, *others = runs[thinking].lines
-    lost = Scored(replace(first.result, edited_image=None), {"reference": -1.0}, dict.fromkeys(table.METRICS, "none"))
+    lost = ScoredResult(
+        replace(first.result, edited_image=None), {"reference": -1.0}, dict.fromkeys(table.METRICS, "none")
+    )
     runs[thinking] = replace(runs[thinking], lines=(lost, *others))
     samples = samples_of(runs)
     assert table.values(runs, ("think", ""), "reference", (1,))[0] == -1.0

@@ -21,7 +21,7 @@ from judge_server import Faults, JudgeServer
 from trainings import Trainings, options, write_pairs
 
 from earl_cli.app import run as earl
-from earl_cli.openai_client.retry import Pacing
+from earl_cli.openai_client.retry import Backoff
 from earl_cli.rewards import registry as choosing
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
@@ -129,7 +129,7 @@ def test_a_judge_that_goes_down_is_waited_for(
 ) -> None:
     """In an iteration after which there is no checkpoint otherwise; the run says so, and saves what it has."""
     monkeypatch.setattr(rl, "WAITS", (0.2, 0.2))
-    monkeypatch.setattr(choosing, "Judge", partial(Judge, pacing=Pacing(tries=2, first=0.01)))
+    monkeypatch.setattr(choosing, "Judge", partial(Judge, pacing=Backoff(tries=2, first=0.01)))
     output = tmp_path / "run"
     while_down: list[list[str]] = []
 

@@ -18,7 +18,7 @@ from PIL import Image
 from earl_cli.errors import MissingExtraError, ModelError, UsageError
 from earl_cli.evaluation import baselines
 from earl_cli.evaluation.baselines import BASELINES, open_baseline
-from earl_cli.evaluation.editors import BenchmarkEditor, Drawn, Task
+from earl_cli.evaluation.editors import BenchmarkEditor, EditorOutput, EditTask
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.slow
@@ -122,12 +122,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "BASELINES", few)
 
 
-def task(seed: int = 0, instruction: str = "make it snowy", picture: int = 0, size: tuple[int, int] = (64, 64)) -> Task:
+def task(
+    seed: int = 0, instruction: str = "make it snowy", picture: int = 0, size: tuple[int, int] = (64, 64)
+) -> EditTask:
     noise = np.random.default_rng(picture).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    return Task("1", Image.fromarray(noise), instruction, seed)
+    return EditTask("1", Image.fromarray(noise), instruction, seed)
 
 
-def pixels(drawn: list[Drawn]) -> list[bytes]:
+def pixels(drawn: list[EditorOutput]) -> list[bytes]:
     assert all(each.image is not None and each.image.mode == "RGB" for each in drawn)
     return [each.image.tobytes() for each in drawn if each.image is not None]
 

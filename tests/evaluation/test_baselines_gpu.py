@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from earl_cli.evaluation.baselines import BASELINES, open_baseline
-from earl_cli.evaluation.editors import Task
+from earl_cli.evaluation.editors import EditTask
 
 PHOTO = Path(__file__).parents[2] / "docs" / "photos" / "palace.jpg"
 
@@ -20,7 +20,7 @@ PHOTO = Path(__file__).parents[2] / "docs" / "photos" / "palace.jpg"
 def test_a_published_baseline_edits_a_photo(name: str) -> None:
     photo = Image.open(PHOTO).convert("RGB")
     editor = open_baseline(name, device="cuda")
-    task = Task("palace", photo, "make it snowy", 7)
+    task = EditTask("palace", photo, "make it snowy", 7)
     first, second = (editor.edit([task])[0] for _ in range(2))
     assert first.image is not None and second.image is not None
     assert np.array_equal(np.asarray(first.image), np.asarray(second.image))

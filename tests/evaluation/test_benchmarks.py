@@ -19,7 +19,7 @@ from hub_server import Hub, Repository
 from earl_cli.data.sources.base import BadRowError
 from earl_cli.errors import EarlError, InputError, UsageError
 from earl_cli.evaluation.benchmarks import ENTRY_POINTS, Subset, benchmarks, find_benchmark
-from earl_cli.evaluation.samples import Opened, Sample, open_benchmark
+from earl_cli.evaluation.samples import BenchmarkSample, OpenedBenchmark, open_benchmark
 
 DECLARED = """
 [mine]
@@ -41,10 +41,10 @@ def table(path: Path, rows: list[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def all_samples(opened: Opened) -> list[Sample]:
+def all_samples(opened: OpenedBenchmark) -> list[BenchmarkSample]:
     found = list(opened.read(range(len(opened))))
-    assert all(isinstance(each, Sample) for each in found), found
-    return [each for each in found if isinstance(each, Sample)]
+    assert all(isinstance(each, BenchmarkSample) for each in found), found
+    return [each for each in found if isinstance(each, BenchmarkSample)]
 
 
 PUBLISHED: dict[str, tuple[str, dict[str, list[dict[str, Any]]]]] = {

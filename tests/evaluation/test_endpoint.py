@@ -16,12 +16,12 @@ from judge_server import Faults
 from PIL import Image
 
 from earl_cli.errors import EarlError, UsageError
-from earl_cli.evaluation.editors import BenchmarkEditor, Drawn, Task
+from earl_cli.evaluation.editors import BenchmarkEditor, EditorOutput, EditTask
 from earl_cli.evaluation.endpoint import open_endpoint
-from earl_cli.openai_client.retry import Pacing
+from earl_cli.openai_client.retry import Backoff
 
 KEY = "sk-very-secret"
-QUICK = Pacing(tries=4, limits=4, first=0.001)
+QUICK = Backoff(tries=4, limits=4, first=0.001)
 
 
 @pytest.fixture
@@ -44,21 +44,23 @@ def endpoint(images: ImagesServer) -> Open:
     return opened
 
 
-def some_tasks(count: int, instruction: str = "make it snowy") -> list[Task]:
+def some_tasks(count: int, instruction: str = "make it snowy") -> list[EditTask]:
     def noise(number: int) -> Image.Image:
         size = (8 + number, 16, 3)
         return Image.fromarray(np.random.default_rng(number).integers(0, 256, size, dtype=np.uint8))
 
-    return [Task(str(number), noise(number), f"{instruction} {number}", number) for number in range(count)]
+    return [EditTask(str(number), noise(number), f"{instruction} {number}", number) for number in range(count)]
 
 
-def pixels(drawn: list[Drawn]) -> list[tuple[tuple[int, int], bytes]]:
+def pixels(drawn: list[EditorOutput]) -> list[tuple[tuple[int, int], bytes]]:
     assert not any(each.problem for each in drawn), drawn
     return [(each.image.size, each.image.tobytes()) for each in drawn if each.image is not None]
 
 
-def expected(tasks: list[Task], seeds: bool = True) -> list[tuple[tuple[int, int], bytes]]:
-    return pixels([Drawn(negative(task.picture, task.instruction, task.seed if seeds else None)) for task in tasks])
+def expected(tasks: list[EditTask], seeds: bool = True) -> list[tuple[tuple[int, int], bytes]]:
+    return pixels(
+        [EditorOutput(negative(task.picture, task.instruction, task.seed if seeds else None)) for task in tasks]
+    )
 
 
 def test_what_the_server_gets(images: ImagesServer, endpoint: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +116,7 @@ def test_no_more_at_once_than_allowed(images: ImagesServer, endpoint: Open) -> N
 def test_it_works_within_a_loop(endpoint: Open) -> None:
     tasks = some_tasks(2)
 
-    async def notebook() -> list[Drawn]:
+    async def notebook() -> list[EditorOutput]:
         return endpoint().edit(tasks)
 
     assert pixels(asyncio.run(notebook())) == expected(tasks)
@@ -167,7 +169,7 @@ def test_one_picture_that_breaks_the_server_costs_only_itself(images: ImagesServ
 def test_a_server_that_only_fails_is_down(kind: str, images: ImagesServer, endpoint: Open) -> None:
     images.faults = Faults(share=1, kinds=(kind,), at_most=1000, slow=0.3)
     with pytest.raises(EarlError, match="the server doesn't draw") as caught:
-        endpoint(timeout=0.1, pacing=Pacing(tries=2, limits=2, first=0.001)).edit(some_tasks(2))
+        endpoint(timeout=0.1, pacing=Backoff(tries=2, limits=2, first=0.001)).edit(some_tasks(2))
     assert caught.value.where == images.api_base
 
 
@@ -186,7 +188,7 @@ def test_a_server_that_comes_back_while_it_is_tried_draws_everything(images: Ima
         images.is_down = len(waits) < 2
 
     tasks = some_tasks(1)
-    drawn = endpoint(pacing=Pacing(tries=2, first=0.001, sleep=sleep)).edit(tasks)
+    drawn = endpoint(pacing=Backoff(tries=2, first=0.001, sleep=sleep)).edit(tasks)
     assert pixels(drawn) == expected(tasks)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from earl_cli.errors import InputError
 from earl_cli.evaluation import editors
-from earl_cli.evaluation.editors import Drawn, Task, copy_editor, open_finished
+from earl_cli.evaluation.editors import EditorOutput, EditTask, copy_editor, open_finished
 
 SOURCE = Image.new("RGB", (16, 8), "white")
 
@@ -20,15 +20,15 @@ def colour(name: str, size: tuple[int, int] = (8, 8)) -> Image.Image:
     return Image.new("RGB", size, name)
 
 
-def task(id: str, seed: int = 0) -> Task:
-    return Task(id, SOURCE, "make it red", seed)
+def task(id: str, seed: int = 0) -> EditTask:
+    return EditTask(id, SOURCE, "make it red", seed)
 
 
-def drawn(folder: Path, *tasks: Task) -> list[Drawn]:
+def drawn(folder: Path, *tasks: EditTask) -> list[EditorOutput]:
     return open_finished(folder).edit(tasks)
 
 
-def colours(found: list[Drawn]) -> list[tuple[int, ...]]:
+def colours(found: list[EditorOutput]) -> list[tuple[int, ...]]:
     assert all(each.image is not None and not each.problem for each in found), found
     return [tuple(np.asarray(each.image)[0, 0]) for each in found if each.image is not None]
 

@@ -11,26 +11,26 @@ import pytest
 from evaluations import Inverting, inverted, pairs, picture
 from PIL import Image
 
-from earl_cli.data.shard_plan import Share
+from earl_cli.data.shard_plan import ShardShare
 from earl_cli.errors import UsageError
 from earl_cli.evaluation.benchmarks import find_benchmark
-from earl_cli.evaluation.generating import LINES, Wanted, folder_of, generate, keys, missing, plain, start_run
-from earl_cli.evaluation.results import Run, load_run
-from earl_cli.evaluation.samples import Opened, open_benchmark
+from earl_cli.evaluation.generating import LINES, Selection, folder_of, generate, keys, missing, plain, start_run
+from earl_cli.evaluation.results import EvalRun, load_run
+from earl_cli.evaluation.samples import OpenedBenchmark, open_benchmark
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Opened:
+def opened(tmp_path: Path) -> OpenedBenchmark:
     return open_benchmark(find_benchmark(str(pairs(tmp_path / "pairs"))))
 
 
-def drawn(folder: Path, opened: Opened, editor: Inverting, wanted: Wanted = Wanted()) -> Run:  # noqa: B008
+def drawn(folder: Path, opened: OpenedBenchmark, editor: Inverting, wanted: Selection = Selection()) -> EvalRun:  # noqa: B008
     start_run(folder, opened, editor, {})
     generate(folder, opened, editor, wanted)
     return load_run(folder)
 
 
-def content(run: Run) -> list[tuple[object, ...]]:
+def content(run: EvalRun) -> list[tuple[object, ...]]:
     """All that a run says and shows, but times."""
     found = []
     for line in run.lines:
@@ -44,7 +44,7 @@ def content(run: Run) -> list[tuple[object, ...]]:
     return found
 
 
-def test_a_line_names_pictures_that_are_there(tmp_path: Path, opened: Opened) -> None:
+def test_a_line_names_pictures_that_are_there(tmp_path: Path, opened: OpenedBenchmark) -> None:
     editor = Inverting(reasoning="a roof [2, 2, 8, 6]")
     run = drawn(tmp_path / "r" / "b" / "e", opened, editor)
     assert [line.result.number for line in run.lines] == list(range(6))
@@ -61,37 +61,37 @@ def test_a_line_names_pictures_that_are_there(tmp_path: Path, opened: Opened) ->
     assert shown["overview"].width > 3 * 16
 
 
-def test_samples_of_one_picture_share_its_file_and_its_cluster(tmp_path: Path, opened: Opened) -> None:
+def test_samples_of_one_picture_share_its_file_and_its_cluster(tmp_path: Path, opened: OpenedBenchmark) -> None:
     run = drawn(tmp_path / "r" / "b" / "e", opened, Inverting())
     assert len({line.result.picture for line in run.lines}) == 3
     other = drawn(tmp_path / "r" / "b" / "f", opened, Inverting("other"))
     assert other.lines[0].result.original_image == run.lines[0].result.original_image
 
 
-def test_the_seed_of_an_edit_is_its_own(tmp_path: Path, opened: Opened) -> None:
+def test_the_seed_of_an_edit_is_its_own(tmp_path: Path, opened: OpenedBenchmark) -> None:
     editor = Inverting()
-    drawn(tmp_path / "r", opened, editor, Wanted(seeds=(0, 1)))
+    drawn(tmp_path / "r", opened, editor, Selection(seeds=(0, 1)))
     assert len({task.seed for task in editor.tasks}) == 12
     assert all(0 <= task.seed < 2**31 for task in editor.tasks)
 
 
-def test_what_has_a_line_isnt_drawn_again(tmp_path: Path, opened: Opened) -> None:
-    drawn(tmp_path / "r", opened, Inverting(), Wanted(limit=2))
+def test_what_has_a_line_isnt_drawn_again(tmp_path: Path, opened: OpenedBenchmark) -> None:
+    drawn(tmp_path / "r", opened, Inverting(), Selection(limit=2))
     again = Inverting()
-    drawn(tmp_path / "r", opened, again, Wanted(seeds=(0, 1)))
+    drawn(tmp_path / "r", opened, again, Selection(seeds=(0, 1)))
     assert len(again.tasks) == 12 - 2
     last = Inverting()
-    drawn(tmp_path / "r", opened, last, Wanted(seeds=(0, 1)))
+    drawn(tmp_path / "r", opened, last, Selection(seeds=(0, 1)))
     assert last.tasks == []
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 4, 5])
-def test_an_interruption_changes_nothing(tmp_path: Path, opened: Opened, stop: int) -> None:
+def test_an_interruption_changes_nothing(tmp_path: Path, opened: OpenedBenchmark, stop: int) -> None:
     at_once = drawn(tmp_path / "whole" / "e", opened, Inverting())
     folder = tmp_path / "parts" / "e"
     start_run(folder, opened, Inverting(), {})
     with pytest.raises(KeyboardInterrupt):
-        generate(folder, opened, Inverting(stops_after=stop), Wanted())
+        generate(folder, opened, Inverting(stops_after=stop), Selection())
     (torn,) = (folder / LINES).glob("*.jsonl") if stop > 1 else [folder / LINES / "0-of-1.jsonl"]
     with torn.open("a") as file:
         file.write('{"number": 5, "seed"')
@@ -102,42 +102,42 @@ def test_an_interruption_changes_nothing(tmp_path: Path, opened: Opened, stop: i
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
-def test_parts_add_up_to_the_whole(tmp_path: Path, opened: Opened, count: int) -> None:
-    whole = drawn(tmp_path / "whole" / "e", opened, Inverting(), Wanted(seeds=(3, 4)))
+def test_parts_add_up_to_the_whole(tmp_path: Path, opened: OpenedBenchmark, count: int) -> None:
+    whole = drawn(tmp_path / "whole" / "e", opened, Inverting(), Selection(seeds=(3, 4)))
     folder, asked = tmp_path / "parts" / "e", 0
     for index in range(count):
         editor = Inverting()
         start_run(folder, opened, editor, {})
-        generate(folder, opened, editor, Wanted(seeds=(3, 4), share=Share(index, count)))
+        generate(folder, opened, editor, Selection(seeds=(3, 4), share=ShardShare(index, count)))
         asked += len(editor.tasks)
     assert asked == 12
     assert content(load_run(folder)) == content(whole)
-    assert missing(folder, opened, Wanted(seeds=(3, 4))) == []
+    assert missing(folder, opened, Selection(seeds=(3, 4))) == []
 
 
-def test_keys_of_all_shares_are_all_keys(opened: Opened) -> None:
-    wanted = Wanted(limit=5, seeds=(0, 1))
-    parts = [keys(opened, replace(wanted, share=Share(index, 3))) for index in range(3)]
+def test_keys_of_all_shares_are_all_keys(opened: OpenedBenchmark) -> None:
+    wanted = Selection(limit=5, seeds=(0, 1))
+    parts = [keys(opened, replace(wanted, share=ShardShare(index, 3))) for index in range(3)]
     assert sorted(key for part in parts for key in part) == sorted(keys(opened, wanted))
 
 
-def test_an_edit_that_isnt_drawn_is_noted_with_its_reason(tmp_path: Path, opened: Opened) -> None:
+def test_an_edit_that_isnt_drawn_is_noted_with_its_reason(tmp_path: Path, opened: OpenedBenchmark) -> None:
     run = drawn(tmp_path / "r", opened, Inverting(refuses="invert 4"))
     assert run.lines[4].result.edited_image is None
     assert run.lines[4].result.problem == "it didn't want to"
     assert run.lines[4].result.overview is not None
 
 
-def test_a_row_that_cant_be_read_costs_only_itself(tmp_path: Path, opened: Opened) -> None:
+def test_a_row_that_cant_be_read_costs_only_itself(tmp_path: Path, opened: OpenedBenchmark) -> None:
     (tmp_path / "pairs" / "1.png").write_bytes(b"no picture")
     run = drawn(tmp_path / "r", opened, Inverting())
     assert [line.result.number for line in run.lines] == [0, 1, 4, 5]
     assert [each.number for each in run.unreadable] == [2, 3]
     assert "1.png" in run.unreadable[0].problem or "line 3" in run.unreadable[0].problem
-    assert missing(tmp_path / "r", opened, Wanted()) == []
+    assert missing(tmp_path / "r", opened, Selection()) == []
 
 
-def test_results_of_another_model_or_other_data_are_never_mixed(tmp_path: Path, opened: Opened) -> None:
+def test_results_of_another_model_or_other_data_are_never_mixed(tmp_path: Path, opened: OpenedBenchmark) -> None:
     drawn(tmp_path / "r", opened, Inverting())
     with pytest.raises(UsageError, match="editor name 'inverting' there, 'other' now"):
         start_run(tmp_path / "r", opened, Inverting("other"), {})
@@ -155,7 +155,7 @@ def test_folders_differ_where_edits_do() -> None:
     assert plain("…") == "_"
 
 
-def test_lines_have_the_published_names(tmp_path: Path, opened: Opened) -> None:
+def test_lines_have_the_published_names(tmp_path: Path, opened: OpenedBenchmark) -> None:
     drawn(tmp_path / "r", opened, Inverting())
     line = json.loads((tmp_path / "r" / LINES / "0-of-1.jsonl").read_text().splitlines()[0])
     published = {"original_image", "edited_image", "gt_edited_image", "overview", "grounding_image"}

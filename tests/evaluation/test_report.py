@@ -21,7 +21,7 @@ from earl_cli.errors import OutputError
 from earl_cli.evaluation import statistics
 from earl_cli.evaluation.gallery import SIDE, shrunk, spread
 from earl_cli.evaluation.report import report, write_report
-from earl_cli.evaluation.results import Result, Run, Scored
+from earl_cli.evaluation.results import EditResult, EvalRun, ScoredResult
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -67,7 +67,7 @@ def run(
     benchmark: str = "edits",
     judge: str = "judge-7b",
     change: Callable[[int, dict[str, Any]], None] | None = None,
-) -> Run:
+) -> EvalRun:
     """Twelve edits of three photos; sample n has a VIEScore of n / 2, and ``change`` may change what a line is of."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
@@ -94,12 +94,12 @@ def run(
         if change:
             change(n, line)
         figures = [line.pop(name) for name in ("scores", "missing", "explanations")]
-        lines.append(Scored(Result(**line), *figures))
+        lines.append(ScoredResult(EditResult(**line), *figures))
     about = {
         "benchmark": {"name": benchmark, "title": f"The {benchmark}", "fingerprint": "f00d"},
         "versions": {"x": "1"},
     }
-    return Run(folder, benchmark, editor, about, {"judge": {"model": judge}, "area": 1024}, tuple(lines))
+    return EvalRun(folder, benchmark, editor, about, {"judge": {"model": judge}, "area": 1024}, tuple(lines))
 
 
 def odd(n: int, line: dict[str, Any]) -> None:
@@ -126,7 +126,7 @@ def both(n: int, line: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[EvalRun]:
     """Three editors on one benchmark, two on another that two judges scored."""
     folder = tmp_path_factory.mktemp("runs")
     return [
@@ -139,7 +139,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 @pytest.fixture(scope="module")
-def html(runs: list[Run]) -> str:
+def html(runs: list[EvalRun]) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "FEWEST", 2)  # so that a task of so few samples has an interval to draw
         return report(runs, "Editors & others")
@@ -194,8 +194,8 @@ def test_nothing_on_the_page_points_elsewhere_or_may_run_but_its_own_script(html
 
 @given(st.text(max_size=40))
 def test_every_text_of_a_sample_comes_out_as_it_went_in(tmp_path_factory: pytest.TempPathFactory, said: str) -> None:
-    line = Scored(Result(0, 0, "x", said, "a.png", None, task=said), {}, {}, {"sc": said})
-    read = Read(report([Run(Path("nowhere"), said, "a", {}, {}, (line,))], "x"))
+    line = ScoredResult(EditResult(0, 0, "x", said, "a.png", None, task=said), {}, {}, {"sc": said})
+    read = Read(report([EvalRun(Path("nowhere"), said, "a", {}, {}, (line,))], "x"))
     (sample,) = read.all("article", "sample")
     for shown, given_ in zip(str(sample["data-task"]), said.replace("\r\n", "\n").replace("\r", "\n"), strict=True):
         assert shown == given_ or (shown == "\ufffd" and not given_.isprintable())
@@ -225,16 +225,16 @@ def test_pictures_are_made_small_and_upright(tmp_path: Path) -> None:
     assert shrunk(tmp_path / "broken.png") is shrunk(tmp_path / "gone.png") is shrunk(tmp_path) is None
 
 
-def test_a_large_benchmark_is_shown_in_an_even_spread_that_the_page_tells(runs: list[Run], tmp_path: Path) -> None:
+def test_a_large_benchmark_is_shown_in_an_even_spread_that_the_page_tells(runs: list[EvalRun], tmp_path: Path) -> None:
     content = report(runs[:3], "x", entries_per_run=5)
     assert len(Read(content).all("article", "sample")) == 5
     assert "The edits: 5 of 12 samples, spread evenly" in content
 
-    def line(number: int, seed: int) -> Scored:
+    def line(number: int, seed: int) -> ScoredResult:
         task = TASKS[number % 3]
-        return Scored(Result(number, seed, "x", "x", "a.png", None, task=task))
+        return ScoredResult(EditResult(number, seed, "x", "x", "a.png", None, task=task))
 
-    several = Run(tmp_path, "x", "x", {}, {}, tuple(line(number, seed) for number in range(300) for seed in (0, 1)))
+    several = EvalRun(tmp_path, "x", "x", {}, {}, tuple(line(number, seed) for number in range(300) for seed in (0, 1)))
     keys = spread([several], 60)
     assert len(keys) == 60
     assert keys == sorted(keys)
@@ -247,9 +247,9 @@ def test_a_large_benchmark_is_shown_in_an_even_spread_that_the_page_tells(runs: 
 
 
 def test_results_without_scores_or_without_lines_have_a_page(tmp_path: Path) -> None:
-    bare = Scored(Result(0, 0, "x", "edit", "a.png", None))
+    bare = ScoredResult(EditResult(0, 0, "x", "edit", "a.png", None))
     for lines in ((), (bare,)):
-        Read(report([Run(tmp_path, "", "", {}, {}, lines)], "x"))
+        Read(report([EvalRun(tmp_path, "", "", {}, {}, lines)], "x"))
     Read(report([], "x"))
 
 

@@ -12,8 +12,8 @@ from earl_cli.errors import InputError
 from earl_cli.evaluation.results import (
     LINES,
     RUN,
-    Result,
-    Scored,
+    EditResult,
+    ScoredResult,
     adopt,
     find_results,
     lines_of,
@@ -71,8 +71,8 @@ def test_published_results_load_with_and_without_scores(tmp_path: Path, end: str
 
 
 def test_a_scored_line_has_the_published_names_and_comes_back(tmp_path: Path) -> None:
-    result = Result(3, 1, "x", "go", "o.png", "e.png", task="t", picture="p", seconds=0.5)
-    line = Scored(result, {"vie_sc": 4.0}, {"vie_pq": "no answer"}, {"sc": "half of it"})
+    result = EditResult(3, 1, "x", "go", "o.png", "e.png", task="t", picture="p", seconds=0.5)
+    line = ScoredResult(result, {"vie_sc": 4.0}, {"vie_pq": "no answer"}, {"sc": "half of it"})
     written = to_line(line)
     assert written["vie_sc"] == 4.0
     assert written["vie_pq"] is None

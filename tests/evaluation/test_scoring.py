@@ -14,25 +14,25 @@ from PIL import Image
 
 from earl_cli.evaluation.benchmarks import find_benchmark
 from earl_cli.evaluation.editors import copy_editor
-from earl_cli.evaluation.generating import Wanted, generate, start_run
-from earl_cli.evaluation.results import PUBLISHED, Run, load_run
+from earl_cli.evaluation.generating import Selection, generate, start_run
+from earl_cli.evaluation.results import PUBLISHED, EvalRun, load_run
 from earl_cli.evaluation.samples import open_benchmark
 from earl_cli.evaluation.scoring import NO_EDIT, Scoring, pairs_of, score, shared_keys
 from earl_cli.evaluation.statistics import summarize, summary_document
-from earl_cli.openai_client.retry import Pacing
+from earl_cli.openai_client.retry import Backoff
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.rewards.judge.declarations import load_declaration, load_rubrics
 from earl_cli.rewards.reward import JudgeDownError
 
 OFFLINE = ("l1", "l2", "psnr", "ssim")
-QUICK = Pacing(tries=3, first=0.01, most=0.02)
+QUICK = Backoff(tries=3, first=0.01, most=0.02)
 
 
-def results(folder: Path, editor: Inverting | None = None, *, targets: bool = True, count: int = 6) -> Run:
+def results(folder: Path, editor: Inverting | None = None, *, targets: bool = True, count: int = 6) -> EvalRun:
     opened = open_benchmark(find_benchmark(str(pairs(folder / "pairs", count, targets=targets))))
     chosen = editor or Inverting()
     start_run(folder / "run", opened, chosen, {})
-    generate(folder / "run", opened, chosen, Wanted())
+    generate(folder / "run", opened, chosen, Selection())
     return load_run(folder / "run")
 
 
@@ -158,7 +158,7 @@ def test_copying_the_source_is_the_floor(tmp_path: Path) -> None:
     run = results(tmp_path)
     opened = open_benchmark(find_benchmark(str(tmp_path / "pairs")))
     start_run(tmp_path / "copy", opened, copy_editor(), {})
-    generate(tmp_path / "copy", opened, copy_editor(), Wanted())
+    generate(tmp_path / "copy", opened, copy_editor(), Selection())
     floor = score(load_run(tmp_path / "copy"), scoring())
     assert all(line.scores["reference"] == pytest.approx(0.0) for line in floor)
     better = score(run, scoring())

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earl_cli.evaluation.results import Result, Run, Scored
+from earl_cli.evaluation.results import EditResult, EvalRun, ScoredResult
 from earl_cli.evaluation.statistics import _tail, columns_of, compare, estimate, sign_flip_p, summarize
 
 
-def run_of(values: list[float | None], column: str = "vie_all", *, seeds: int = 1, **more: list[str]) -> Run:
+def run_of(values: list[float | None], column: str = "vie_all", *, seeds: int = 1, **more: list[str]) -> EvalRun:
     """A run with these values, two samples a picture; with several seeds a sample has that many values in a row."""
     from pathlib import Path
 
@@ -24,12 +24,12 @@ def run_of(values: list[float | None], column: str = "vie_all", *, seeds: int = 
     for index, value in enumerate(values):
         number = index // seeds
         fields = {name: column[number] for name, column in more.items()}
-        result = Result(
+        result = EditResult(
             number, index % seeds, f"s{number}", "go", "a.png", "b.png", picture=f"p{number // 2}", **fields
         )
         scores, missing = ({column: value}, {}) if value is not None else ({}, {column: "no answer"})
-        lines.append(Scored(result, scores, missing))
-    return Run(Path(), "b", "e", {}, {}, tuple(lines))
+        lines.append(ScoredResult(result, scores, missing))
+    return EvalRun(Path(), "b", "e", {}, {}, tuple(lines))
 
 
 def test_a_mean_has_the_published_deviation_and_counts_what_is_missing() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from earl_cli.evaluation import statistics
 from earl_cli.evaluation.comparing import comparability
-from earl_cli.evaluation.results import Result, Run, Scored
+from earl_cli.evaluation.results import EditResult, EvalRun, ScoredResult
 from earl_cli.evaluation.tables import latex, markdown, tables_of
 
 SCORING: Mapping[str, Any] = {
@@ -34,12 +34,12 @@ def run(
     fingerprint: str = "f00d",
     tasks: Sequence[str] = ("color",),
     sources: Sequence[str] = ("photos",),
-    lines: Sequence[Scored] | None = None,
-) -> Run:
+    lines: Sequence[ScoredResult] | None = None,
+) -> EvalRun:
     """Line n has ``scores[n]``, and a source picture of its own."""
     made = [
-        Scored(
-            Result(
+        ScoredResult(
+            EditResult(
                 number=n,
                 seed=seed,
                 id=f"e{n}",
@@ -56,7 +56,7 @@ def run(
         for seed in seeds
     ]
     about = {"benchmark": {"name": benchmark, "title": f"The {benchmark}", "fingerprint": fingerprint}}
-    return Run(Path(), benchmark, editor, about, scoring, tuple(made if lines is None else lines))
+    return EvalRun(Path(), benchmark, editor, about, scoring, tuple(made if lines is None else lines))
 
 
 def vie(*values: float) -> list[dict[str, float]]:
@@ -90,10 +90,10 @@ def test_the_best_mean_is_bold_by_the_direction_of_its_column_and_never_the_floo
 
 
 def test_what_is_missing_or_was_not_drawn_is_counted_only_if_there_is_any() -> None:
-    result = Result(0, 0, "e", "edit", "a.png", None, problem="cut off")
+    result = EditResult(0, 0, "e", "edit", "a.png", None, problem="cut off")
     lines = [
-        Scored(result, {"vie_all": 0.0, "vie_sc": 0.0}),
-        Scored(Result(1, 0, "f", "edit", "a.png", "b.png"), {"vie_sc": 1.0}, {"vie_all": "no reply"}),
+        ScoredResult(result, {"vie_all": 0.0, "vie_sc": 0.0}),
+        ScoredResult(EditResult(1, 0, "f", "edit", "a.png", "b.png"), {"vie_sc": 1.0}, {"vie_all": "no reply"}),
     ]
     text = markdown([run("a", [], lines=lines), run("b", [{"vie_all": 1, "vie_sc": 1}] * 2)])
     head, _, first, second = rows_of(text)
@@ -185,13 +185,15 @@ def test_other_samples_or_instructions_are_other_samples() -> None:
     a, b = run("a", vie(1, 2, 3)), run("b", vie(1, 2))
     (reason,) = comparability([a, b])
     assert "not the same samples were edited: 3 samples (a), 2 samples (b); 2 are in all." in reason
-    other = run("c", [], lines=[Scored(Result(0, 0, "e0", "something else", "a.png", "b.png"), {"vie_all": 1.0})])
+    other = run(
+        "c", [], lines=[ScoredResult(EditResult(0, 0, "e0", "something else", "a.png", "b.png"), {"vie_all": 1.0})]
+    )
     assert "the instruction of 1 of 1 shared samples isn't the same for a and c." in " ".join(comparability([a, other]))
 
 
 def test_published_results_that_say_nothing_of_themselves_have_tables_too() -> None:
-    lines = [Scored(Result(0, 0, "0", "edit", "a.png", "b.png"), {"vie_all": 1.0})]
-    bare = [Run(Path(), "folder", name, {}, {}, tuple(lines)) for name in ("x", "x")]
+    lines = [ScoredResult(EditResult(0, 0, "0", "edit", "a.png", "b.png"), {"vie_all": 1.0})]
+    bare = [EvalRun(Path(), "folder", name, {}, {}, tuple(lines)) for name in ("x", "x")]
     assert [row[0] for row in rows_of(markdown(bare))[2:]] == ["x", "x (2)"]
     assert comparability(bare) == []
 

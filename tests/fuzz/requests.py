@@ -12,9 +12,9 @@ from PIL import Image
 
 from earl_cli.errors import EarlError
 from earl_cli.images.image_file import open_picture
-from earl_cli.serving.errors import RefusedError
-from earl_cli.serving.http1 import Wire
-from earl_cli.serving.limits import Limits
+from earl_cli.serving.errors import HttpError
+from earl_cli.serving.http1 import HttpConnection
+from earl_cli.serving.limits import ServerLimits
 from earl_cli.serving.request import asked, read_form
 
 PICTURE = file_of(Image.new("RGB", (8, 8), "red"))
@@ -40,7 +40,7 @@ SNIPPETS = (
     b'--b\r\nContent-Disposition: form-data; name="size"\r\n\r\n999999999x999999999\r\n',
     b'--b\r\nContent-Disposition: form-data; name="top_p"\r\n\r\nnan\r\n',
 )  # fmt: skip
-LIMITS = Limits(upload=100_000)
+LIMITS = ServerLimits(upload=100_000)
 
 
 def read(_name: str, content: bytes, _folder: Path) -> str:
@@ -48,7 +48,7 @@ def read(_name: str, content: bytes, _folder: Path) -> str:
     sender = threading.Thread(target=_send, args=(theirs, content))
     sender.start()
     try:
-        wire = Wire(ours, 1.0)
+        wire = HttpConnection(ours, 1.0)
         heard = "nothing"
         while (request := wire.request(5.0)) is not None:
             heard = "request"
@@ -78,4 +78,4 @@ def _send(theirs: socket.socket, content: bytes) -> None:
             pass
 
 
-ROOM = Room("requests", GOOD, read, (RefusedError, ConnectionError, EarlError), SNIPPETS, (), 400)
+ROOM = Room("requests", GOOD, read, (HttpError, ConnectionError, EarlError), SNIPPETS, (), 400)

@@ -9,7 +9,7 @@ from datasets import Dataset, disable_progress_bars
 from fuzz.tables import PICTURE, prepared
 from fuzzing import Room
 
-from earl_cli.data.sources.registry import Place, open_source
+from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.errors import EarlError
 
 disable_progress_bars()
@@ -33,7 +33,7 @@ SNIPPETS = (
 def read(name: str, content: bytes, folder: Path) -> str:
     for file, good in GOOD.items():
         (folder / file).write_bytes(content if file == name else good)
-    return prepared(open_source(Place(str(folder))), folder)
+    return prepared(open_source(DataLocation(str(folder))), folder)
 
 
 ROOM = Room("saved", GOOD, read, (EarlError,), SNIPPETS, [("state.json", b"[" * 1_000_000)], 150)

@@ -12,11 +12,11 @@ from fuzzing import Room
 from picture_files import file_of
 from PIL import Image
 
-from earl_cli.data.columns import Columns, find_columns
+from earl_cli.data.columns import PairColumns, find_columns
 from earl_cli.data.preprocess import Recipe, prepare
-from earl_cli.data.shard_plan import Order
+from earl_cli.data.shard_plan import RowOrder
 from earl_cli.data.sources.base import Source
-from earl_cli.data.sources.registry import Place, open_source
+from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.data.store import Reject, write_shard
 from earl_cli.errors import EarlError
 
@@ -75,15 +75,15 @@ HOSTILE = [
 def read(name: str, content: bytes, folder: Path) -> str:
     (folder / name).write_bytes(content)
     (folder / "a.png").write_bytes(PICTURE)
-    return prepared(open_source(Place(str(folder / name))), folder)
+    return prepared(open_source(DataLocation(str(folder / name))), folder)
 
 
 def prepared(source: Source, folder: Path) -> str:
     """What becomes of the rows of a source."""
     recipe = Recipe(
-        source, find_columns(Columns(thoughts=("plan",) if "plan" in source.columns else ()), source), 64, 8
+        source, find_columns(PairColumns(thoughts=("plan",) if "plan" in source.columns else ()), source), 64, 8
     )
-    order = Order(source.bounds, None, 50)
+    order = RowOrder(source.bounds, None, 50)
     rows = [row for chunk in order.chunks(0, len(order)) for row in prepare(recipe, chunk)]
     rejects = [row for row in rows if isinstance(row, Reject)]
     write_shard(folder, 0, [], rejects)

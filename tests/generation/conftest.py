@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from earl_cli.generation.engine import Request
+from earl_cli.generation.engine import SamplingRequest
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.tokens.layout import Grid, Mode
 
-MakeRequest = Callable[..., Request]
+MakeRequest = Callable[..., SamplingRequest]
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +36,10 @@ def request_for(tiny: EarlModel) -> MakeRequest:
         mode: Mode = "edit",
         seeds: tuple[int, ...] = (0,),
         source: int = 0,
-    ) -> Request:
+    ) -> SamplingRequest:
         codes = np.random.default_rng(source).integers(0, tiny.layout.vocabulary.codes, grid)
         prompt = tiny.layout.prompt(codes, instruction, mode)
-        return Request(tuple(prompt.tolist()), mode, Grid(*grid), seeds)
+        return SamplingRequest(tuple(prompt.tolist()), mode, Grid(*grid), seeds)
 
     return make
 

@@ -13,16 +13,16 @@ from PIL import Image
 from transformers import Emu3VQVAE
 
 from earl_cli.errors import InputError, ModelError
-from earl_cli.evaluation.editors import EarlEditor, Task
-from earl_cli.generation.editing import SHEET_SIDE, Draft, EditSettings, Job, decoded, draft, encoded, render, sheet
+from earl_cli.evaluation.editors import EarlEditor, EditTask
+from earl_cli.generation.editing import SHEET_SIDE, Draft, EditJob, EditSettings, decoded, draft, encoded, render, sheet
 from earl_cli.generation.editor import Editor, load_editor
-from earl_cli.generation.engine import Sampling
+from earl_cli.generation.engine import SamplingParams
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.color import on_white
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.tokens.layout import Parsed
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_edit_has_the_photos_size_and_its_grid_the_models_area(
     model: EarlModel, engine: TransformersEngine, width: int, height: int
 ) -> None:
     photo = picture(width, height)
-    ((variant,),) = draft(model, engine, [Job(photo, "make it snowy", (1,))], EditSettings(GREEDY))
+    ((variant,),) = draft(model, engine, [EditJob(photo, "make it snowy", (1,))], EditSettings(GREEDY))
     assert variant.answer.problem is None
     assert variant.answer.codes is not None
     assert variant.answer.codes.shape == variant.source.shape
@@ -77,13 +77,13 @@ def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
 ) -> None:
     fine, photo = replace(model, vision=fine_vision), picture(72, 72)
     assert encoded(fine, photo, 36 * 36).shape == (9, 9)
-    ((variant,),) = draft(fine, engine, [Job(photo, "x", (1,))], EditSettings(GREEDY, image_area=36 * 36))
+    ((variant,),) = draft(fine, engine, [EditJob(photo, "x", (1,))], EditSettings(GREEDY, image_area=36 * 36))
     before = decoded(fine, variant.source)
     assert before.shape == (36, 36, 3)
     assert render(fine, photo, before, variant, "model").image.size == (36, 36)
     assert render(fine, photo, before, variant, "source").image.size == photo.size
     loaded = Editor(fine, engine, EditSettings(GREEDY, image_area=36 * 36))
-    (drawn,) = EarlEditor("fine", None, "model", lambda: loaded).edit([Task("a", photo, "x", 1)])
+    (drawn,) = EarlEditor("fine", None, "model", lambda: loaded).edit([EditTask("a", photo, "x", 1)])
     assert drawn.seen == (36, 36)
 
 
@@ -94,23 +94,23 @@ def test_a_larger_area_gives_more_codes(model: EarlModel) -> None:
 
 def test_a_draft_depends_on_its_photo_and_seed_alone(model: EarlModel, engine: TransformersEngine) -> None:
     first, second = picture(60, 40, 1), picture(40, 60, 2)
-    jobs = [Job(first, "turn it into night", (1, 2)), Job(second, "make it snowy", (1, 2, 3))]
-    together = draft(model, engine, jobs, EditSettings(Sampling()))
-    (alone,) = draft(model, engine, [Job(second, "make it snowy", (3,))], EditSettings(Sampling()))
+    jobs = [EditJob(first, "turn it into night", (1, 2)), EditJob(second, "make it snowy", (1, 2, 3))]
+    together = draft(model, engine, jobs, EditSettings(SamplingParams()))
+    (alone,) = draft(model, engine, [EditJob(second, "make it snowy", (3,))], EditSettings(SamplingParams()))
     assert np.array_equal(together[1][2].answer.codes, alone[0].answer.codes)
     assert not np.array_equal(together[1][1].answer.codes, alone[0].answer.codes)
 
 
 def test_a_jobs_drafts_are_given_out_as_soon_as_all_are_there(model: EarlModel) -> None:
     engine = TransformersEngine(model.language, model.layout, max_batch_tokens=200)  # some batches
-    jobs = [Job(picture(60, 40, number), "make it snowy", (1, 2)) for number in range(4)]
+    jobs = [EditJob(picture(60, 40, number), "make it snowy", (1, 2)) for number in range(4)]
     given: list[tuple[int, list[Draft]]] = []
     counts: list[int] = []
     drafts = draft(
         model,
         engine,
         jobs,
-        EditSettings(Sampling()),
+        EditSettings(SamplingParams()),
         lambda *_: counts.append(len(given)),
         lambda *it: given.append(it),
     )

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from earl_cli.errors import InputError
-from earl_cli.generation.engine import Sampling
+from earl_cli.generation.engine import SamplingParams
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.generation.vllm.row_sampler import Lane, Order, draw_rows
+from earl_cli.generation.vllm.row_sampler import RowSpec, RowState, draw_rows
 
 if TYPE_CHECKING:
     from conftest import MakeRequest
@@ -23,28 +23,30 @@ if TYPE_CHECKING:
 POSITIONS = 1024
 
 
-def an_order(mode: Mode = "edit", seed: int = 0, sampling: Sampling | None = None, grammar: bool = True) -> Order:
-    chosen = sampling or Sampling()
+def an_order(
+    mode: Mode = "edit", seed: int = 0, sampling: SamplingParams | None = None, grammar: bool = True
+) -> RowSpec:
+    chosen = sampling or SamplingParams()
     own = chosen.temperature, chosen.top_k, chosen.top_p
-    return Order(mode, 3, 4, grammar, seed, POSITIONS, 60, 5, 24, *own)
+    return RowSpec(mode, 3, 4, grammar, seed, POSITIONS, 60, 5, 24, *own)
 
 
 def test_an_order_crosses_as_json() -> None:
-    order = an_order("mixed", 7, Sampling(0.7, 12, 0.9))
-    assert Order.from_dict(json.loads(json.dumps(order.to_dict()))) == order
+    order = an_order("mixed", 7, SamplingParams(0.7, 12, 0.9))
+    assert RowSpec.from_dict(json.loads(json.dumps(order.to_dict()))) == order
     with pytest.raises(InputError, match="how to draw"):
-        Order.from_dict({"mode": "edit"})
+        RowSpec.from_dict({"mode": "edit"})
 
 
 @pytest.mark.parametrize("mode", ["edit", "mixed"])
-@pytest.mark.parametrize("sampling", [Sampling(0), Sampling(), Sampling(1.3, 50, 0.8)])
+@pytest.mark.parametrize("sampling", [SamplingParams(0), SamplingParams(), SamplingParams(1.3, 50, 0.8)])
 def test_rows_give_what_the_transformers_engine_draws(
-    tiny: EarlModel, request_for: MakeRequest, mode: Mode, sampling: Sampling
+    tiny: EarlModel, request_for: MakeRequest, mode: Mode, sampling: SamplingParams
 ) -> None:
     request = request_for(grid=(3, 4), mode=mode, seeds=(5,))
     engine = TransformersEngine(tiny.language, tiny.layout, max_text_tokens=5, max_positions=POSITIONS)
     expected = engine.generate([request], sampling)[0][0]
-    lane = Lane(an_order(mode, 5, sampling), tiny.layout)
+    lane = RowState(an_order(mode, 5, sampling), tiny.layout)
     ids: list[int] = []
     with torch.inference_mode():
         while not lane.state.done:
@@ -67,10 +69,10 @@ def test_a_lane_that_begins_late_is_where_the_old_one_was(
     """As after a preemption, when all that was written comes at once."""
     request = request_for(grid=(3, 4), mode=mode, seeds=(5,))
     engine = TransformersEngine(tiny.language, tiny.layout, max_text_tokens=5, max_positions=POSITIONS)
-    ids = engine.generate([request], Sampling())[0][0].ids.tolist()
-    steady = Lane(an_order(mode, 5), tiny.layout)
+    ids = engine.generate([request], SamplingParams())[0][0].ids.tolist()
+    steady = RowState(an_order(mode, 5), tiny.layout)
     for place in range(len(ids)):
-        late = Lane(an_order(mode, 5), tiny.layout)
+        late = RowState(an_order(mode, 5), tiny.layout)
         late.catch_up(ids[:place])
         steady.catch_up(ids[:place])
         assert (late.state, late.uniform) == (steady.state, steady.uniform)
@@ -81,11 +83,11 @@ def test_lanes_of_every_kind_share_a_batch(tiny: EarlModel) -> None:
     torch.manual_seed(0)
     vocabulary = tiny.layout.vocabulary
     lanes = [
-        Lane(an_order("edit", 1), tiny.layout),
-        Lane(an_order("edit", 2, Sampling(0)), tiny.layout),
-        Lane(an_order("mixed", 3), tiny.layout),
-        Lane(an_order("edit", 4, grammar=False), tiny.layout),
-        Lane(an_order("edit", 5), tiny.layout),
+        RowState(an_order("edit", 1), tiny.layout),
+        RowState(an_order("edit", 2, SamplingParams(0)), tiny.layout),
+        RowState(an_order("mixed", 3), tiny.layout),
+        RowState(an_order("edit", 4, grammar=False), tiny.layout),
+        RowState(an_order("edit", 5), tiny.layout),
     ]
     lanes[4].catch_up([vocabulary.visual_start] * 4)  # a row of codes is full
     logits = torch.randn(5, vocabulary.size)
@@ -100,5 +102,5 @@ def test_lanes_of_every_kind_share_a_batch(tiny: EarlModel) -> None:
 
 def test_logits_that_are_no_numbers_stay_so(tiny: EarlModel) -> None:
     logits = torch.full((1, tiny.layout.vocabulary.size), torch.nan)
-    draw_rows(logits, [(0, Lane(an_order(), tiny.layout))])
+    draw_rows(logits, [(0, RowState(an_order(), tiny.layout))])
     assert np.isnan(logits[0].numpy()).sum() == 1

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earl_cli.errors import UsageError
-from earl_cli.generation.engine import Sampling, draw, uniforms
+from earl_cli.generation.engine import SamplingParams, draw, uniforms
 
 
-def allowed(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+def allowed(logits: np.ndarray, sampling: SamplingParams) -> np.ndarray:
     """Probabilities of one row by the definition: temperature, then the k best, then the mass p of them."""
     scaled = logits.astype(np.float64) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")
@@ -37,7 +37,7 @@ def allowed(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
 def test_every_share_of_the_unit_interval_goes_to_the_right_column(
     seed: int, columns: int, temperature: float, top_k: int, top_p: float
 ) -> None:
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling = SamplingParams(temperature, top_k, top_p)
     logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 2, columns).astype(np.float32))
     points = 4000
     chosen, logprobs = draw(logits.expand(points, -1), (torch.arange(points) + 0.5) / points, sampling)
@@ -49,13 +49,13 @@ def test_every_share_of_the_unit_interval_goes_to_the_right_column(
 
 def test_greedy_takes_the_best_and_says_its_probability() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 0.0]])
-    columns, logprobs = draw(logits, torch.tensor([0.999, 0.999]), Sampling(temperature=0))
+    columns, logprobs = draw(logits, torch.tensor([0.999, 0.999]), SamplingParams(temperature=0))
     assert columns.tolist() == [1, 0]
     assert torch.allclose(logprobs, logits.log_softmax(-1).amax(-1))
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_k=5), Sampling(top_p=0.5)])
-def test_the_ends_of_the_interval_stay_inside(sampling: Sampling) -> None:
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(top_k=5), SamplingParams(top_p=0.5)])
+def test_the_ends_of_the_interval_stay_inside(sampling: SamplingParams) -> None:
     logits = torch.full((2, 50), -1e4)
     logits[:, 7] = 0
     columns, _ = draw(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), sampling)
@@ -65,7 +65,7 @@ def test_the_ends_of_the_interval_stay_inside(sampling: Sampling) -> None:
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     torch.manual_seed(0)
     logits, uniform = torch.randn(9, 300) * 3, torch.rand(9, dtype=torch.float64)
-    for sampling in (Sampling(), Sampling(top_k=20), Sampling(0.5, 50, 0.8)):
+    for sampling in (SamplingParams(), SamplingParams(top_k=20), SamplingParams(0.5, 50, 0.8)):
         together, _ = draw(logits, uniform, sampling)
         alone = [draw(logits[i : i + 1], uniform[i : i + 1], sampling)[0].item() for i in range(9)]
         assert together.tolist() == alone
@@ -84,4 +84,4 @@ def test_the_numbers_of_a_seed_are_always_the_same() -> None:
 )
 def test_values_outside_their_range_are_named(values: dict) -> None:
     with pytest.raises(UsageError, match=next(iter(values)).replace("_", "-")):
-        Sampling(**values)
+        SamplingParams(**values)

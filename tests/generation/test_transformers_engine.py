@@ -12,10 +12,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from earl_cli.errors import InputError, ModelError
 from earl_cli.generation.decoder import Decoder
-from earl_cli.generation.engine import Completion, Request, Sampling
+from earl_cli.generation.engine import Completion, SamplingParams, SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.tokens.grammar import start_state
-from earl_cli.tokens.layout import Grid, Layout
+from earl_cli.tokens.layout import Grid, SequenceLayout
 from earl_cli.tokens.vocabulary import small_vocabulary
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
     from earl_cli.models.bundle import EarlModel
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
 class GrammarMask(LogitsProcessor):
     """What users of transformers write: everything but the allowed ids to -inf, from the whole sequence each step."""
 
-    def __init__(self, layout: Layout, request: Request, prompt_length: int) -> None:
+    def __init__(self, layout: SequenceLayout, request: SamplingRequest, prompt_length: int) -> None:
         self.layout, self.request, self.prompt_length = layout, request, prompt_length
 
     def __call__(self, ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -43,7 +43,7 @@ class GrammarMask(LogitsProcessor):
         return masked
 
 
-def transformers_ids(tiny: EarlModel, requests: list[Request]) -> list[list[int]]:
+def transformers_ids(tiny: EarlModel, requests: list[SamplingRequest]) -> list[list[int]]:
     """Greedy completions of one transformers batch, prompts padded on the left."""
     vocabulary = tiny.layout.vocabulary
     longest = max(len(request.prompt) for request in requests)
@@ -71,7 +71,7 @@ def test_greedy_ids_are_those_of_transformers(tiny: EarlModel, request_for: Make
 
 def test_every_completion_is_a_picture(tiny: EarlModel, request_for: MakeRequest) -> None:
     requests = [request_for(grid=grid, seeds=(1, 2, 3), source=i) for i, grid in enumerate([(4, 4), (3, 5), (1, 1)])]
-    found = TransformersEngine(tiny.language, tiny.layout).generate(requests, Sampling())
+    found = TransformersEngine(tiny.language, tiny.layout).generate(requests, SamplingParams())
     for request, group in zip(requests, found, strict=True):
         assert len(group) == 3
         for completion in group:
@@ -83,9 +83,11 @@ def test_every_completion_is_a_picture(tiny: EarlModel, request_for: MakeRequest
             assert completion.sampled.sum() == request.grid.codes
 
 
-@pytest.mark.parametrize("sampling", [Sampling(0.7, 50), Sampling(1.0, -1), Sampling(1.3, 0, 0.9), GREEDY])
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(0.7, 50), SamplingParams(1.0, -1), SamplingParams(1.3, 0, 0.9), GREEDY]
+)
 def test_logprobs_are_those_of_a_full_forward_pass(
-    tiny: EarlModel, request_for: MakeRequest, sampling: Sampling
+    tiny: EarlModel, request_for: MakeRequest, sampling: SamplingParams
 ) -> None:
     request = request_for(seeds=(3, 4))
     start = tiny.layout.vocabulary.visual_start
@@ -120,7 +122,7 @@ def identical(one: Completion, other: Completion) -> bool:
 
 
 def test_a_seed_means_the_same_in_any_company(tiny: EarlModel, request_for: MakeRequest) -> None:
-    engine, sampling = TransformersEngine(tiny.language, tiny.layout), Sampling(1.0, 64)
+    engine, sampling = TransformersEngine(tiny.language, tiny.layout), SamplingParams(1.0, 64)
     requests = [
         request_for("make it snowy", (4, 4), seeds=(11, 12, 11), source=1),
         request_for("turn it into night", (3, 6), seeds=(11,), source=2),
@@ -130,7 +132,9 @@ def test_a_seed_means_the_same_in_any_company(tiny: EarlModel, request_for: Make
     together = engine.generate(requests, sampling)
     for request, group in zip(requests, together, strict=True):
         for seed, completion in zip(request.seeds, group, strict=True):
-            alone = engine.generate([Request(request.prompt, request.mode, request.grid, (seed,))], sampling)[0][0]
+            alone = engine.generate([SamplingRequest(request.prompt, request.mode, request.grid, (seed,))], sampling)[
+                0
+            ][0]
             assert identical(completion, alone)
     assert identical(together[0][0], together[0][2])
     assert not np.array_equal(together[0][0].ids, together[0][1].ids)
@@ -139,19 +143,23 @@ def test_a_seed_means_the_same_in_any_company(tiny: EarlModel, request_for: Make
 def test_lanes_of_one_grid_agree_bit_for_bit(tiny: EarlModel, request_for: MakeRequest) -> None:
     engine = TransformersEngine(tiny.language, tiny.layout)
     requests = [request_for(seeds=(7, 8, 9), source=source) for source in (1, 2, 3)]
-    together = engine.generate(requests, Sampling())
+    together = engine.generate(requests, SamplingParams())
     for request, group in zip(requests, together, strict=True):
         for seed, completion in zip(request.seeds, group, strict=True):
-            alone = engine.generate([Request(request.prompt, "edit", request.grid, (seed,))], Sampling())[0][0]
+            alone = engine.generate([SamplingRequest(request.prompt, "edit", request.grid, (seed,))], SamplingParams())[
+                0
+            ][0]
             assert np.array_equal(completion.ids, alone.ids)
             assert np.array_equal(completion.logprobs, alone.logprobs)
 
 
 def test_a_small_budget_splits_batches_and_changes_nothing(tiny: EarlModel, request_for: MakeRequest) -> None:
     requests = [request_for(seeds=(1, 2, 3), source=i, grid=(3, 3 + i)) for i in range(3)]
-    whole = TransformersEngine(tiny.language, tiny.layout).generate(requests, Sampling())
+    whole = TransformersEngine(tiny.language, tiny.layout).generate(requests, SamplingParams())
     for budget in (1, 120, 200):
-        split = TransformersEngine(tiny.language, tiny.layout, max_batch_tokens=budget).generate(requests, Sampling())
+        split = TransformersEngine(tiny.language, tiny.layout, max_batch_tokens=budget).generate(
+            requests, SamplingParams()
+        )
         for group, other in zip(whole, split, strict=True):
             assert all(identical(a, b) for a, b in zip(group, other, strict=True))
 
@@ -167,7 +175,7 @@ def test_forced_tokens_cost_no_step_of_their_own(
         return step(self, tokens, starts)
 
     monkeypatch.setattr(Decoder, "step", counted)
-    TransformersEngine(tiny.language, tiny.layout).generate([request_for(grid=(3, 4))], Sampling())
+    TransformersEngine(tiny.language, tiny.layout).generate([request_for(grid=(3, 4))], SamplingParams())
     assert len(fed) == 3 * 4 - 1
     assert [counts[0] for counts in fed] == [1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1]
 
@@ -184,7 +192,7 @@ def test_a_prompt_runs_once_for_all_its_seeds(
 
     monkeypatch.setattr(Decoder, "prefill", counted)
     request = request_for(seeds=tuple(range(9)))
-    TransformersEngine(tiny.language, tiny.layout).generate([request], Sampling())
+    TransformersEngine(tiny.language, tiny.layout).generate([request], SamplingParams())
     assert runs == [len(request.prompt)]
 
 
@@ -192,7 +200,7 @@ def test_a_prompt_runs_once_for_all_its_seeds(
 def test_thinking_ends_in_a_picture(tiny: EarlModel, request_for: MakeRequest, mode: str) -> None:
     request = request_for(mode=mode, seeds=tuple(range(16)))
     engine = TransformersEngine(tiny.language, tiny.layout, max_text_tokens=40)
-    completions = engine.generate([request], Sampling())[0]
+    completions = engine.generate([request], SamplingParams())[0]
     assert len({len(completion.ids) for completion in completions}) > 1
     for completion in completions:
         assert completion.finished
@@ -215,35 +223,35 @@ def test_the_picture_can_come_at_once(tiny: EarlModel, request_for: MakeRequest)
 def test_without_a_grid_the_sources_own_holds(tiny: EarlModel, request_for: MakeRequest) -> None:
     given = request_for(grid=(2, 5), seeds=(4,))
     engine = TransformersEngine(tiny.language, tiny.layout)
-    found = engine.generate([Request(given.prompt, "edit", None, (4,))], Sampling())[0][0]
-    assert identical(found, engine.generate([given], Sampling())[0][0])
+    found = engine.generate([SamplingRequest(given.prompt, "edit", None, (4,))], SamplingParams())[0][0]
+    assert identical(found, engine.generate([given], SamplingParams())[0][0])
 
 
 def test_progress_rises_to_the_end(tiny: EarlModel, request_for: MakeRequest) -> None:
     seen: list[tuple[int, int]] = []
     requests = [request_for(seeds=(1, 2)), request_for(mode="reasoning", seeds=(3,)), request_for(grid=(2, 3))]
     engine = TransformersEngine(tiny.language, tiny.layout, max_batch_tokens=300, max_text_tokens=20)
-    found = engine.generate(requests, Sampling(), lambda done, total: seen.append((done, total)))
+    found = engine.generate(requests, SamplingParams(), lambda done, total: seen.append((done, total)))
     done = [each[0] for each in seen]
     assert done == sorted(done)
     assert all(now <= total for now, total in seen)
     assert seen[-1] == (sum(len(c.ids) for group in found for c in group),) * 2
     edit_only: list[int] = []
-    engine.generate(requests[:1], Sampling(), lambda _, total: edit_only.append(total))
+    engine.generate(requests[:1], SamplingParams(), lambda _, total: edit_only.append(total))
     assert len(set(edit_only)) == 1
 
 
 def test_an_interrupt_leaves_the_engine_usable(tiny: EarlModel, request_for: MakeRequest) -> None:
     engine, request = TransformersEngine(tiny.language, tiny.layout), request_for(seeds=(1,))
-    expected = engine.generate([request], Sampling())[0][0]
+    expected = engine.generate([request], SamplingParams())[0][0]
 
     def interrupt(done: int, _: int) -> None:
         if done > 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine.generate([request], Sampling(), interrupt)
-    assert identical(engine.generate([request], Sampling())[0][0], expected)
+        engine.generate([request], SamplingParams(), interrupt)
+    assert identical(engine.generate([request], SamplingParams())[0][0], expected)
     assert not torch.is_inference_mode_enabled()
 
 
@@ -263,24 +271,24 @@ def test_positions_that_run_out(tiny: EarlModel, request_for: MakeRequest) -> No
     request = request_for(mode="mixed", seeds=(0, 1, 2))
     engine = TransformersEngine(tiny.language, tiny.layout, max_text_tokens=60)
     engine.positions = len(request.prompt) + 30
-    completions = engine.generate([request], Sampling())[0]
+    completions = engine.generate([request], SamplingParams())[0]
     assert any(not completion.finished for completion in completions)
     assert all(len(completion.ids) <= 31 for completion in completions)
     engine.positions = len(request.prompt) + 10
     with pytest.raises(InputError, match=r"more than the model's \d+ positions"):
-        engine.generate([request], Sampling())
+        engine.generate([request], SamplingParams())
 
 
 def test_prompts_that_are_none_are_named(tiny: EarlModel, request_for: MakeRequest) -> None:
     engine = TransformersEngine(tiny.language, tiny.layout)
     with pytest.raises(InputError, match="request 2: the prompt holds ids outside"):
-        engine.generate([request_for(), Request((1, 10**6), "edit", Grid(1, 1), (0,))], GREEDY)
+        engine.generate([request_for(), SamplingRequest((1, 10**6), "edit", Grid(1, 1), (0,))], GREEDY)
     with pytest.raises(InputError, match="begins with bos and a picture"):
-        engine.generate([Request((1, 2), "edit", None, (0,))], GREEDY)
+        engine.generate([SamplingRequest((1, 2), "edit", None, (0,))], GREEDY)
     with pytest.raises(InputError, match="empty prompt"):
-        engine.generate([Request((), "edit", Grid(1, 1), (0,))], GREEDY)
+        engine.generate([SamplingRequest((), "edit", Grid(1, 1), (0,))], GREEDY)
     assert engine.generate([], GREEDY) == []
-    assert engine.generate([Request(request_for().prompt, "edit", Grid(1, 1), ())], GREEDY) == [[]]
+    assert engine.generate([SamplingRequest(request_for().prompt, "edit", Grid(1, 1), ())], GREEDY) == [[]]
 
 
 @pytest.mark.gpu
@@ -302,4 +310,4 @@ def test_a_gpu_draws_whole_pictures(tiny: EarlModel, request_for: MakeRequest, d
 
 def test_a_layout_of_another_model_is_refused(tiny: EarlModel) -> None:
     with pytest.raises(ModelError, match="778 ids"):
-        TransformersEngine(tiny.language, Layout(small_vocabulary(tiny.layout.text.size, 99), tiny.layout.text))
+        TransformersEngine(tiny.language, SequenceLayout(small_vocabulary(tiny.layout.text.size, 99), tiny.layout.text))

@@ -14,23 +14,23 @@ from needs_vllm import need_vllm
 from safetensors.torch import load_file, save_file
 
 from earl_cli.errors import InputError, ModelError, UsageError
-from earl_cli.generation.engine import Completion, Request, Sampling
+from earl_cli.generation.engine import Completion, SamplingParams, SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.generation.vllm.engine import Patience, VllmEngine
+from earl_cli.generation.vllm.engine import Timeouts, VllmEngine
 from earl_cli.generation.vllm.environment import engine_arguments
 from earl_cli.generation.vllm.watchdog import EngineError
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.models.checkpoint import save_language
 from earl_cli.models.weights import read_json, write_json
-from earl_cli.tokens.layout import Grid, Layout, Mode
+from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 from earl_cli.tokens.vocabulary import small_vocabulary
-from earl_cli.training.rl.policy import Policy, Sampled, pack
+from earl_cli.training.rl.policy import Policy, SampledGroup, pack
 from earl_cli.training.sft.loss import separate_heads
 
 need_vllm()
 pytestmark = pytest.mark.vllm
 
-GREEDY = Sampling(0)
+GREEDY = SamplingParams(0)
 INSTRUCTIONS = ("make it snowy", "turn it into night", "make it brighter", "add a red circle in the top left")
 
 
@@ -52,7 +52,7 @@ def an_engine(model: EarlModel, folder: Path | None = None, **options: object) -
 
 def prompts(
     model: EarlModel, count: int, mode: Mode = "edit", seeds: tuple[int, ...] = (1,), grid: Grid | None = None
-) -> list[Request]:
+) -> list[SamplingRequest]:
     """Prompts with random pictures, of grids of 3 to 12 codes a side unless one is given."""
     numbers = np.random.default_rng(count)
     found = []
@@ -60,7 +60,7 @@ def prompts(
         shape = grid or Grid(*map(int, numbers.integers(3, 13, 2)))
         codes = numbers.integers(0, model.layout.vocabulary.codes, (shape.height, shape.width))
         ids = model.layout.prompt(codes, INSTRUCTIONS[place % len(INSTRUCTIONS)], mode, shape)
-        found.append(Request(tuple(ids.tolist()), mode, shape, seeds))
+        found.append(SamplingRequest(tuple(ids.tolist()), mode, shape, seeds))
     return found
 
 
@@ -69,7 +69,11 @@ def flat(groups: Sequence[Sequence[Completion]]) -> list[Completion]:
 
 
 def assert_same(
-    model: EarlModel, engine: VllmEngine, requests: Sequence[Request], sampling: Sampling, language: object = None
+    model: EarlModel,
+    engine: VllmEngine,
+    requests: Sequence[SamplingRequest],
+    sampling: SamplingParams,
+    language: object = None,
 ) -> list[Completion]:
     """Every completion is the transformers engine's, and so is what is said of it.
 
@@ -104,9 +108,9 @@ def test_greedy_ids_of_60_prompts_are_those_of_transformers(embedded: EarlModel,
         assert parsed.finished and parsed.problem is None
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.3, 0), Sampling(0.7, 100, 0.8)])
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(1.3, 0), SamplingParams(0.7, 100, 0.8)])
 def test_a_seed_means_the_same_picture_in_both_engines(
-    embedded: EarlModel, engine: VllmEngine, sampling: Sampling
+    embedded: EarlModel, engine: VllmEngine, sampling: SamplingParams
 ) -> None:
     found = assert_same(embedded, engine, prompts(embedded, 8, seeds=(1, 2, 3)), sampling)
     assert len({tuple(completion.ids) for completion in found}) == 24
@@ -122,7 +126,7 @@ def test_text_before_the_picture_is_the_same_too(embedded: EarlModel, engine: Vl
         language.lm_head.weight[embedded.layout.vocabulary.eos] = 0
     try:
         engine.update_weights(language.state_dict().items())
-        found = assert_same(embedded, engine, prompts(embedded, 5, mode, (1, 2)), Sampling(), language)
+        found = assert_same(embedded, engine, prompts(embedded, 5, mode, (1, 2)), SamplingParams(), language)
     finally:
         engine.update_weights(embedded.language.state_dict().items())
     parsed = [embedded.layout.parse_completion(completion.ids, mode) for completion in found]
@@ -131,8 +135,10 @@ def test_text_before_the_picture_is_the_same_too(embedded: EarlModel, engine: Vl
 
 
 def test_without_a_grammar_any_id_may_come(embedded: EarlModel, engine: VllmEngine) -> None:
-    requests = [Request(r.prompt, r.mode, r.grid, (1, 2, 3), grammar=False) for r in prompts(embedded, 3)]
-    assert all(completion.sampled.all() for completion in assert_same(embedded, engine, requests, Sampling(1.2, 0)))
+    requests = [SamplingRequest(r.prompt, r.mode, r.grid, (1, 2, 3), grammar=False) for r in prompts(embedded, 3)]
+    assert all(
+        completion.sampled.all() for completion in assert_same(embedded, engine, requests, SamplingParams(1.2, 0))
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.8])
@@ -140,11 +146,11 @@ def test_log_probabilities_are_those_that_training_sees(
     embedded: EarlModel, engine: VllmEngine, temperature: float
 ) -> None:
     requests = prompts(embedded, 4, seeds=(1, 2)) + prompts(embedded, 2, "mixed", (1, 2))
-    drawn = engine.generate(requests, Sampling(temperature, 0))
+    drawn = engine.generate(requests, SamplingParams(temperature, 0))
     policy = Policy(embedded.language, separate_heads(embedded.layout.vocabulary), temperature)
     for request, group in zip(requests, drawn, strict=True):
         ids, sampled = tuple(each.ids for each in group), tuple(each.sampled for each in group)
-        batch = pack([Sampled(np.array(request.prompt), ids, sampled)], torch.device("cpu"))
+        batch = pack([SampledGroup(np.array(request.prompt), ids, sampled)], torch.device("cpu"))
         assert batch is not None
         with torch.no_grad():
             trained = policy(batch)[0].numpy()
@@ -162,7 +168,7 @@ def test_progress_comes_by_tokens_and_in_large_batches_by_finished_pictures(
     for seeds, jumps in (((1, 2), 1), (tuple(range(40)), 18)):
         told: list[tuple[int, int]] = []
         request = prompts(embedded, 1, seeds=seeds, grid=Grid(3, 4))[0]
-        engine.generate([request], Sampling(), lambda done, expected, told=told: told.append((done, expected)))
+        engine.generate([request], SamplingParams(), lambda done, expected, told=told: told.append((done, expected)))
         assert [done for done, _ in told] == sorted(done for done, _ in told)
         assert told[-1] == (18 * len(seeds), 18 * len(seeds))
         assert all(done % jumps == 0 and expected == 18 * len(seeds) for done, expected in told)
@@ -180,9 +186,9 @@ def test_a_completion_is_given_out_while_others_are_drawn(embedded: EarlModel, e
 
 def test_bad_requests_are_refused_before_anything_is_drawn(embedded: EarlModel, engine: VllmEngine) -> None:
     with pytest.raises(InputError, match="are more than the model's 2048 positions"):
-        engine.generate([Request((1, 2), "edit", Grid(60, 60), (0,))], GREEDY)
+        engine.generate([SamplingRequest((1, 2), "edit", Grid(60, 60), (0,))], GREEDY)
     with pytest.raises(InputError, match="outside the vocabulary"):
-        engine.generate([Request((1, 99_999), "edit", Grid(2, 2), (0,))], GREEDY)
+        engine.generate([SamplingRequest((1, 99_999), "edit", Grid(2, 2), (0,))], GREEDY)
 
 
 def test_an_interrupted_batch_leaves_nothing_behind(embedded: EarlModel, engine: VllmEngine) -> None:
@@ -190,7 +196,7 @@ def test_an_interrupted_batch_leaves_nothing_behind(embedded: EarlModel, engine:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine.generate(prompts(embedded, 3), Sampling(), interrupt)
+        engine.generate(prompts(embedded, 3), SamplingParams(), interrupt)
     assert_same(embedded, engine, prompts(embedded, 2), GREEDY)
     assert not engine._llm.llm_engine.has_unfinished_requests()
 
@@ -218,7 +224,7 @@ def test_weights_that_are_no_numbers_are_an_error(embedded: EarlModel, engine: V
     try:
         engine.update_weights(damaged.items())
         with pytest.raises(ModelError, match="no numbers"):
-            engine.generate(prompts(embedded, 1), Sampling())
+            engine.generate(prompts(embedded, 1), SamplingParams())
     finally:
         engine.update_weights(embedded.language.state_dict().items())
     assert_same(embedded, engine, prompts(embedded, 2), GREEDY)
@@ -230,8 +236,8 @@ def test_the_original_layout_in_too_little_memory_gives_the_same(embedded: EarlM
     assert read_json(tmp_path / "config.json")["model_type"] == "Emu3"
     engine = an_engine(embedded, tmp_path, max_positions=640, engine_args={"num_gpu_blocks_override": 24})
     try:
-        assert_same(embedded, engine, prompts(embedded, 4, seeds=(1, 2), grid=Grid(12, 12)), Sampling())
-        assert_same(embedded, engine, prompts(embedded, 6, "mixed", grid=Grid(8, 8)), Sampling())
+        assert_same(embedded, engine, prompts(embedded, 4, seeds=(1, 2), grid=Grid(12, 12)), SamplingParams())
+        assert_same(embedded, engine, prompts(embedded, 6, "mixed", grid=Grid(8, 8)), SamplingParams())
     finally:
         engine.close()
 
@@ -273,20 +279,20 @@ def test_arguments_are_checked(embedded: EarlModel) -> None:
         with pytest.raises(UsageError, match="vLLM"):
             VllmEngine(embedded.folder, embedded.layout, device=torch.device(name), dtype=embedded.dtype)
     with pytest.raises(ModelError, match="model and tokenizer belong to different models"):
-        layout = Layout(small_vocabulary(embedded.layout.text.size, 99), embedded.layout.text)
+        layout = SequenceLayout(small_vocabulary(embedded.layout.text.size, 99), embedded.layout.text)
         VllmEngine(embedded.folder, layout, device=embedded.device, dtype=embedded.dtype)
 
 
 def test_a_start_that_takes_too_long_is_an_error_that_says_so(embedded: EarlModel) -> None:
     with pytest.raises(EngineError, match=r"the start by the vLLM engine took longer than 0\.01 s"):
-        an_engine(embedded, patience=Patience(start=0.01))
+        an_engine(embedded, patience=Timeouts(start=0.01))
 
 
 def test_two_processes_give_the_same_and_their_death_is_an_error(embedded: EarlModel) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    engine = an_engine(embedded, engine_args={"tensor_parallel_size": 2}, patience=Patience(step=60))
+    engine = an_engine(embedded, engine_args={"tensor_parallel_size": 2}, patience=Timeouts(step=60))
     try:
-        assert_same(embedded, engine, prompts(embedded, 4, grid=Grid(4, 4)), Sampling())
+        assert_same(embedded, engine, prompts(embedded, 4, grid=Grid(4, 4)), SamplingParams())
         children = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
         workers = [child for child in children if "Worker" in " ".join(child.cmdline())]
         assert len(workers) == 2
@@ -295,7 +301,7 @@ def test_two_processes_give_the_same_and_their_death_is_an_error(embedded: EarlM
             workers[1].kill()
 
         with pytest.raises(EngineError, match="a sampling step by the vLLM engine failed") as caught:
-            engine.generate(prompts(embedded, 2, grid=Grid(12, 12)), Sampling(), kill)
+            engine.generate(prompts(embedded, 2, grid=Grid(12, 12)), SamplingParams(), kill)
         assert "the end of its log" in str(caught.value)
         with pytest.raises(EngineError, match="which is dead"):
             engine.generate(prompts(embedded, 1), GREEDY)

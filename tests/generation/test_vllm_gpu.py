@@ -13,7 +13,7 @@ import pytest
 import torch
 from needs_vllm import need_vllm
 
-from earl_cli.generation.engine import Request, Sampling
+from earl_cli.generation.engine import SamplingParams, SamplingRequest
 from earl_cli.generation.vllm.engine import VllmEngine
 from earl_cli.models.bundle import load_model
 from earl_cli.tokens.layout import Grid
@@ -27,7 +27,7 @@ def test_an_engine_that_slept_draws_with_the_weights_it_is_given() -> None:
     model = load_model(None, device="cuda")
     codes = torch.arange(12 * 12).reshape(12, 12).numpy() % model.layout.vocabulary.codes
     prompt = model.layout.prompt(codes, "make it snowy", "edit", Grid(12, 12))
-    requests = [Request(tuple(prompt.tolist()), "edit", Grid(12, 12), (1, 2))]
+    requests = [SamplingRequest(tuple(prompt.tolist()), "edit", Grid(12, 12), (1, 2))]
     engine = VllmEngine(
         model.folder,
         model.layout,
@@ -37,12 +37,12 @@ def test_an_engine_that_slept_draws_with_the_weights_it_is_given() -> None:
         sleeping=True,
     )
     try:
-        before = engine.generate(requests, Sampling(0))
+        before = engine.generate(requests, SamplingParams(0))
         awake = torch.cuda.mem_get_info()[0]
         engine.sleep()
         assert torch.cuda.mem_get_info()[0] > awake + 1_000_000_000
         engine.update_weights(model.language.state_dict().items())
-        after = engine.generate(requests, Sampling(0))
+        after = engine.generate(requests, SamplingParams(0))
         assert [each.ids.tolist() for each in after[0]] == [each.ids.tolist() for each in before[0]]
         assert all(each.finished for each in after[0])
     finally:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from earl_cli.errors import UsageError
-from earl_cli.generation.vllm.watchdog import Caller, EngineError
+from earl_cli.generation.vllm.watchdog import EngineError, EngineThread
 
 
 def test_all_calls_are_made_in_one_thread_and_give_their_results() -> None:
-    caller = Caller("the engine", None)
+    caller = EngineThread("the engine", None)
     names = {caller.call("a step", 5, lambda: threading.current_thread().name) for _ in range(3)}
     assert names == {"the engine"}
     ended: list[str] = []
@@ -26,7 +26,7 @@ def test_all_calls_are_made_in_one_thread_and_give_their_results() -> None:
 def test_a_call_that_hangs_ends_in_an_error_that_names_it(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     log.write_text("".join(f"line {number}\n" for number in range(40)) + "x" * 999)
-    caller, over = Caller("the engine", log), threading.Event()
+    caller, over = EngineThread("the engine", log), threading.Event()
     started = time.monotonic()
     with pytest.raises(EngineError, match=r"a step by the engine took longer than 0\.2 s") as caught:
         caller.call("a step", 0.2, over.wait)
@@ -44,7 +44,7 @@ def test_a_call_that_hangs_ends_in_an_error_that_names_it(tmp_path: Path) -> Non
 def test_a_failure_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     log.write_text("ERROR the card fell off the bus\n")
-    caller = Caller("the engine", log)
+    caller = EngineThread("the engine", log)
     with pytest.raises(EngineError, match="a step by the engine failed: division by zero") as caught:
         caller.call("a step", 5, lambda: 1 / 0)
     assert "fell off the bus" in str(caught.value)
@@ -53,7 +53,7 @@ def test_a_failure_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
 
 def test_a_process_that_has_ended_is_an_error_although_the_call_hangs() -> None:
     over, reasons = threading.Event(), iter([None, "its process ended with -9"])
-    caller = Caller("the engine", None, lambda: next(reasons))
+    caller = EngineThread("the engine", None, lambda: next(reasons))
     started = time.monotonic()
     with pytest.raises(EngineError, match="a step by the engine failed: its process ended with -9"):
         caller.call("a step", 60, over.wait)
@@ -68,7 +68,7 @@ def test_an_error_for_the_person_stays_what_it_is() -> None:
         raise UsageError("no such argument")
 
     with pytest.raises(UsageError, match="no such argument"):
-        Caller("the engine", None).call("the start", 5, refuse)
+        EngineThread("the engine", None).call("the start", 5, refuse)
 
 
 def test_a_program_ends_although_its_engine_hangs() -> None:

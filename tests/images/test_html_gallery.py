@@ -18,7 +18,7 @@ from earl_cli.images.html_gallery import (
     PNG_PIXELS,
     SMALL_SIDE,
     Entry,
-    Figure,
+    ImageFigure,
     check_page_name,
     data_uri,
     page,
@@ -72,7 +72,9 @@ def picture_in(uri: str | None) -> Image.Image:
 def test_pictures_captions_and_texts_are_there_in_order() -> None:
     entries = [
         Entry(
-            f"edit {i}", [Figure(noise(8, 12 + i, 3), f"{name} {i}") for name in ("source", "target")], [("id", str(i))]
+            f"edit {i}",
+            [ImageFigure(noise(8, 12 + i, 3), f"{name} {i}") for name in ("source", "target")],
+            [("id", str(i))],
         )
         for i in range(3)
     ]
@@ -90,7 +92,7 @@ def test_pictures_captions_and_texts_are_there_in_order() -> None:
 
 
 def test_nothing_on_a_page_points_elsewhere_or_runs() -> None:
-    content = page(ATTACK, [ATTACK], [Entry(ATTACK, [Figure(noise(4, 4, 3), ATTACK)], [(ATTACK, ATTACK)])])
+    content = page(ATTACK, [ATTACK], [Entry(ATTACK, [ImageFigure(noise(4, 4, 3), ATTACK)], [(ATTACK, ATTACK)])])
     read = Read(content)
     assert not read.open
     assert {tag for tag, _ in read.tags}.isdisjoint({"script", "link", "iframe", "object", "base", "form"})
@@ -134,7 +136,7 @@ def test_small_pictures_are_exact_and_large_ones_small() -> None:
 
 
 def test_only_small_pictures_are_enlarged_with_sharp_pixels() -> None:
-    figures = [Figure(Image.new("RGB", size), str(size)) for size in [(96, 64), (256, 256), (257, 8), (900, 600)]]
+    figures = [ImageFigure(Image.new("RGB", size), str(size)) for size in [(96, 64), (256, 256), (257, 8), (900, 600)]]
     read = Read(page("x", [], [Entry("x", figures)]))
     assert ["small" in str(image.get("class")) for image in read.all("img")] == [True, True, False, False]
     assert "img.small { image-rendering: pixelated; }" in read.texts["style"][0]
@@ -152,7 +154,7 @@ def test_every_kind_of_picture_is_shown(mode: str, side: int) -> None:
 
 
 def test_a_page_is_readable_in_the_dark_on_a_phone_and_by_keyboard() -> None:
-    read = Read(page("x", [], [Entry("", [Figure(noise(2, 2, 3), "a")])]))
+    read = Read(page("x", [], [Entry("", [ImageFigure(noise(2, 2, 3), "a")])]))
     metas = {str(meta["name"]): meta["content"] for meta in read.all("meta") if "name" in meta}
     assert metas["viewport"] == "width=device-width, initial-scale=1"
     assert metas["color-scheme"] == "light dark"

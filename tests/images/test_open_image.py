@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from earl_cli.errors import InputError
-from earl_cli.images.image_file import Picture, open_picture
+from earl_cli.images.image_file import ImageFile, open_picture
 
 RAMP = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
 COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
@@ -28,7 +28,7 @@ def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return stream.getvalue()
 
 
-def pixels(picture: Picture) -> NDArray[np.int64]:
+def pixels(picture: ImageFile) -> NDArray[np.int64]:
     assert picture.rgb.mode == "RGB"
     return np.asarray(picture.rgb).astype(np.int64)
 

@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from earl_cli.errors import OutputError, UsageError
-from earl_cli.images.image_file import Picture, open_picture, save_picture
+from earl_cli.images.image_file import ImageFile, open_picture, save_picture
 from earl_cli.images.sidedata import SideData
 
 COLORS = np.arange(12 * 16 * 3, dtype=np.uint32).reshape(12, 16, 3).astype(np.uint8)
 RGB = Image.fromarray(COLORS)
 
 
-def like(format: str = "JPEG", **changes: object) -> Picture:
+def like(format: str = "JPEG", **changes: object) -> ImageFile:
     exif = Image.Exif()
     exif[0x010F] = "a camera"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     side = SideData(**({"icc": profile, "exif": exif.tobytes()} | changes))  # type: ignore[arg-type]
-    return Picture(RGB, side, format, ())
+    return ImageFile(RGB, side, format, ())
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.JPG", "a.webp"])

@@ -11,7 +11,7 @@ from picture_files import file_of
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from earl_cli.images.image_file import Picture, open_picture, save_picture
+from earl_cli.images.image_file import ImageFile, open_picture, save_picture
 from earl_cli.images.sidedata import SideData
 
 RGB = Image.fromarray(np.arange(12 * 16 * 3, dtype=np.uint32).reshape(12, 16, 3).astype(np.uint8))
@@ -29,7 +29,7 @@ STALE = XMP.replace(
 DEEP = b"<Orientation>" * 2000 + b"</Orientation>" * 2000
 
 
-def saved(picture: Picture, kind: str, **metadata: str) -> tuple[Picture, tuple[str, ...]]:
+def saved(picture: ImageFile, kind: str, **metadata: str) -> tuple[ImageFile, tuple[str, ...]]:
     stream = io.BytesIO()
     lost = save_picture(picture.pixels, stream, like=picture, format=kind, metadata=metadata)
     return open_picture(stream.getvalue()), lost

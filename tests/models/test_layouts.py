@@ -67,7 +67,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 @pytest.mark.parametrize("layout", ["native", "original"])
 @pytest.mark.parametrize("shard", [5_000_000_000, 20_000])
-def test_language_model_survives_a_round_trip(tmp_path: Path, layout: names.Layout, shard: int) -> None:
+def test_language_model_survives_a_round_trip(tmp_path: Path, layout: names.CheckpointFormat, shard: int) -> None:
     model = language_model()
     save_language(model, tmp_path, layout, max_shard_bytes=shard)
     loaded = load_language(tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from judge_server import MODEL, JudgeServer
 
-from earl_cli.openai_client.retry import Pacing
+from earl_cli.openai_client.retry import Backoff
 from earl_cli.rewards.judge.client import Judge
 
 
@@ -18,7 +18,7 @@ def ask(judge: JudgeServer) -> Callable[..., Judge]:
     """Makes a client of ``judge`` that backs off for milliseconds; settings of `Judge` may be given."""
 
     def make(cache: Path | None = None, **settings: Any) -> Judge:
-        hurried = {"timeout": 5.0, "pacing": Pacing(first=0.002), **settings}
+        hurried = {"timeout": 5.0, "pacing": Backoff(first=0.002), **settings}
         return Judge(judge.api_base, MODEL, cache, **hurried)
 
     return make

@@ -18,7 +18,7 @@ import pytest
 from judge_server import KINDS, MODEL, Faults, JudgeServer, picture
 
 from earl_cli.errors import UsageError
-from earl_cli.openai_client.retry import Pacing
+from earl_cli.openai_client.retry import Backoff
 from earl_cli.rewards.judge.client import ROUNDS, Answer, Judge, Question
 from earl_cli.rewards.judge.completion import data_url
 from earl_cli.rewards.judge.declarations import load_declaration
@@ -129,7 +129,7 @@ def test_an_unreadable_reply_is_asked_again_otherwise(judge: JudgeServer, ask: A
 @pytest.mark.parametrize("kind", ["dropped", "error", "no json", "partial", "limited", "slow"])
 def test_a_server_that_only_fails_is_down(kind: str, judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
     patience = 0.5 if kind == "slow" else 10.0
-    client = ask(tmp_path / "cache", timeout=patience, pacing=Pacing(tries=2, limits=2, first=0.001))
+    client = ask(tmp_path / "cache", timeout=patience, pacing=Backoff(tries=2, limits=2, first=0.001))
     before = client.ask_all(questions(3))
     judge.faults = Faults(1.0, (kind,), at_most=float("inf"), slow=2 * patience)
     with pytest.raises(JudgeDownError) as caught:
@@ -151,7 +151,7 @@ def settle(judge: JudgeServer) -> None:
 
 
 def test_what_was_answered_before_it_went_down_is_kept(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
-    client = ask(tmp_path / "cache", at_once=1, pacing=Pacing(tries=2, first=0.001))
+    client = ask(tmp_path / "cache", at_once=1, pacing=Backoff(tries=2, first=0.001))
     judge.calls = _Stopping(judge, 4)
     with pytest.raises(JudgeDownError):
         client.ask_all(questions(8))
@@ -276,7 +276,7 @@ def test_a_model_that_is_not_there(judge: JudgeServer, ask: Ask) -> None:
 def test_a_password_in_the_address_is_not_shown(judge: JudgeServer) -> None:
     judge.is_down = True
     with pytest.raises(JudgeDownError) as caught:
-        Judge(judge.api_base.replace("//", "//me:word@"), MODEL, pacing=Pacing(first=0.001)).models()
+        Judge(judge.api_base.replace("//", "//me:word@"), MODEL, pacing=Backoff(first=0.001)).models()
     assert caught.value.where == judge.api_base
     assert "word" not in str(caught.value)
 
@@ -295,13 +295,13 @@ def test_the_server_says_when_to_come_back(judge: JudgeServer, ask: Ask, said: f
         waits.append(seconds)
 
     judge.faults = Faults(1.0, ("limited",), at_most=2, retry_after=said)
-    (answer,) = ask(pacing=Pacing(sleep=sleep, draw=lambda: 0.0)).ask_all(questions(1))
+    (answer,) = ask(pacing=Backoff(sleep=sleep, draw=lambda: 0.0)).ask_all(questions(1))
     assert answer.numbers is not None
     assert waits == [waited, waited]
     judge.faults = Faults(1.0, ("limited",), retry_after=3600)
     judge.forget()
     with pytest.raises(JudgeDownError, match="429"):
-        ask(pacing=Pacing(sleep=sleep)).ask_all(questions(1))
+        ask(pacing=Backoff(sleep=sleep)).ask_all(questions(1))
 
 
 def test_a_date_to_come_back_at(judge: JudgeServer, ask: Ask) -> None:
@@ -312,7 +312,7 @@ def test_a_date_to_come_back_at(judge: JudgeServer, ask: Ask) -> None:
 
     at = 1_800_000_000
     judge.faults = Faults(1.0, ("limited",), at_most=1, retry_after=formatdate(at + 30, usegmt=True))  # type: ignore[arg-type]
-    ask(pacing=Pacing(sleep=sleep, draw=lambda: 0.0, now=lambda: at)).ask_all(questions(1))
+    ask(pacing=Backoff(sleep=sleep, draw=lambda: 0.0, now=lambda: at)).ask_all(questions(1))
     assert waits == [30]
 
 
@@ -323,7 +323,7 @@ def test_back_off_doubles_with_full_jitter(judge: JudgeServer, ask: Ask) -> None
         waits.append(seconds)
 
     judge.faults = Faults(1.0, ("error",), at_most=5)
-    ask(pacing=Pacing(first=1, most=10, sleep=sleep, draw=lambda: 0.5)).ask_all(questions(1))
+    ask(pacing=Backoff(first=1, most=10, sleep=sleep, draw=lambda: 0.5)).ask_all(questions(1))
     assert waits == [1, 2, 4, 5, 5]
 
 
@@ -337,7 +337,7 @@ def test_a_server_that_comes_back_while_it_is_tried_answers_everything(judge: Ju
         judge.is_down = pauses < 2  # the first pause is the question's, the second the easy one's
 
     judge.is_down = True
-    (answer,) = ask(pacing=Pacing(tries=2, sleep=sleep)).ask_all(questions(1))
+    (answer,) = ask(pacing=Backoff(tries=2, sleep=sleep)).ask_all(questions(1))
     assert answer.numbers is not None
     judge.forget()
     assert [answer] == ask().ask_all(questions(1))

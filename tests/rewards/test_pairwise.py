@@ -14,18 +14,28 @@ from judge_server import Faults, JudgeServer, picture
 
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.rewards.judge.declarations import load_rubrics
-from earl_cli.rewards.judge.pairwise import Pair, Preference, Tally, first_rate, prefer, sign_test_p, tally
+from earl_cli.rewards.judge.pairwise import (
+    EditPair,
+    Preference,
+    PreferenceCounts,
+    first_rate,
+    prefer,
+    sign_test_p,
+    tally,
+)
 from earl_cli.rewards.reward import JudgeDownError
 
 Ask = Callable[..., Judge]
 WORDS = "Both have the snow, one has more."
 
 
-def some_pairs(count: int) -> list[Pair]:
-    return [Pair(f"row-{n}", "make it snowy", picture(n), picture(n + 1000), picture(n + 2000)) for n in range(count)]
+def some_pairs(count: int) -> list[EditPair]:
+    return [
+        EditPair(f"row-{n}", "make it snowy", picture(n), picture(n + 1000), picture(n + 2000)) for n in range(count)
+    ]
 
 
-def swapped(pair: Pair) -> Pair:
+def swapped(pair: EditPair) -> EditPair:
     return replace(pair, a=pair.b, b=pair.a)
 
 
@@ -59,14 +69,14 @@ def test_the_same_winner_whoever_is_called_a(judge: JudgeServer, ask: Ask) -> No
 def test_a_judge_that_goes_by_position_decides_nothing(favours: str, rate: float, judge: JudgeServer, ask: Ask) -> None:
     judge.favours = favours
     preferences = prefer(ask(), load_rubrics(), some_pairs(5))
-    assert tally(preferences) == Tally(a=0, b=0, ties=5, inconsistent=5, missing=0)
+    assert tally(preferences) == PreferenceCounts(a=0, b=0, ties=5, inconsistent=5, missing=0)
     assert first_rate(preferences) == rate
 
 
 def test_two_ties_agree(judge: JudgeServer, ask: Ask) -> None:
     judge.favours = "tie"
     preferences = prefer(ask(), load_rubrics(), some_pairs(3))
-    assert tally(preferences) == Tally(a=0, b=0, ties=3, inconsistent=0, missing=0)
+    assert tally(preferences) == PreferenceCounts(a=0, b=0, ties=3, inconsistent=0, missing=0)
     assert math.isnan(first_rate(preferences))
 
 

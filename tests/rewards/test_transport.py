@@ -15,13 +15,13 @@ from answering_server import Answering
 from judge_server import MODEL, JudgeServer, picture
 
 from earl_cli.errors import EarlError, UsageError
-from earl_cli.openai_client.retry import Pacing
+from earl_cli.openai_client.retry import Backoff
 from earl_cli.rewards.judge.client import Judge, Question
 from earl_cli.rewards.reward import JudgeDownError
 
 Ask = Callable[..., Judge]
 QUESTION = Question("Grade this.", (picture(1),))
-HURRIED = Pacing(tries=2, limits=2, first=0.001)
+HURRIED = Backoff(tries=2, limits=2, first=0.001)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import openai
 import pytest
 from serving_servers import Running, error_of, png, running
 
-from earl_cli.serving.limits import Limits, Places, Rate
+from earl_cli.serving.limits import ConcurrencyLimit, Rate, ServerLimits
 from earl_cli.serving.site import Site, public_url, trusted_proxies
 
 SECRET = "the key of this server"
@@ -62,7 +62,7 @@ def test_the_page_itself_can(server: Running) -> None:
 
 
 def test_a_key_is_asked_for() -> None:
-    with running(key=SECRET, limits=Limits(rate=1)) as server:
+    with running(key=SECRET, limits=ServerLimits(rate=1)) as server:
         for _ in range(3):  # a wrong key uses up nothing
             with pytest.raises(openai.AuthenticationError) as caught:
                 server.client(api_key="wrong").images.edit(image=png(1), prompt="x")
@@ -133,7 +133,7 @@ def test_the_prefix_without_its_slash_leads_to_the_page(proxied: Running) -> Non
 
 
 def test_clients_of_a_trusted_proxy_are_counted_apart() -> None:
-    with running(limits=Limits(rate=1), site=PROXIED) as server:
+    with running(limits=ServerLimits(rate=1), site=PROXIED) as server:
         for forwarded, status in [
             ("192.0.2.1", 200),
             ("192.0.2.2", 200),
@@ -144,7 +144,7 @@ def test_clients_of_a_trusted_proxy_are_counted_apart() -> None:
 
 
 def test_a_client_that_makes_itself_a_proxy_is_not_believed_and_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    with running(limits=Limits(rate=1)) as server:
+    with running(limits=ServerLimits(rate=1)) as server:
         answers = [server.post(headers={"X-Forwarded-For": f"192.0.2.{n}"}).status_code for n in range(3)]
     assert answers == [200, 429, 429]
     assert capsys.readouterr().err.count("--trusted-proxy 127.0.0.1") == 1
@@ -154,7 +154,7 @@ def test_a_client_that_makes_itself_a_proxy_is_not_believed_and_it_is_said(capsy
 
 
 def test_wrong_keys_come_to_an_end() -> None:
-    with running(key=SECRET, limits=Limits(wrong_keys=3)) as server:
+    with running(key=SECRET, limits=ServerLimits(wrong_keys=3)) as server:
         for _ in range(5):
             assert httpx.get(f"{server.address}v1/models").status_code == 401  # no key is no wrong one
         answers = [server.post(headers={"Authorization": f"Bearer {n}"}) for n in range(5)]
@@ -166,7 +166,7 @@ def test_wrong_keys_come_to_an_end() -> None:
 
 
 def test_one_address_has_its_share_of_places() -> None:
-    places = Places(3, 2)
+    places = ConcurrencyLimit(3, 2)
     with places.hold("10.0.0.1") as first, places.hold("10.0.0.1") as second, places.hold("10.0.0.1") as third:
         assert (first, second, third) == (True, True, False)
         with places.hold("10.0.0.2") as other, places.hold("10.0.0.3") as last:
@@ -176,7 +176,7 @@ def test_one_address_has_its_share_of_places() -> None:
 
 
 def test_a_minute_has_so_many_edits() -> None:
-    with running(limits=Limits(rate=2)) as server:
+    with running(limits=ServerLimits(rate=2)) as server:
         assert [server.post().status_code for _ in range(3)] == [200, 200, 429]
         refused = server.post()
         assert error_of(refused, 429)["type"] == "rate_limit_error"

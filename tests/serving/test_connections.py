@@ -11,13 +11,13 @@ import pytest
 from serving_servers import Gate, eventually, png, running
 
 from earl_cli.serving.connections import Server, is_gone
-from earl_cli.serving.limits import Limits
+from earl_cli.serving.limits import ServerLimits
 
 HEALTH = b"GET /health HTTP/1.0\r\n\r\n"
 
 
 def test_connections_that_do_nothing_make_room() -> None:
-    with running(limits=Limits(rate=0, connections=2)) as server:
+    with running(limits=ServerLimits(rate=0, connections=2)) as server:
         held = [socket.create_connection(server.place) for _ in range(6)]
         for connection in held:
             connection.sendall(b"GET ")
@@ -44,7 +44,7 @@ def test_the_address_with_most_idle_connections_makes_room() -> None:
 
 def test_health_answers_while_one_address_asks_for_all_it_can_get() -> None:
     gate = Gate()
-    with running(gate, Limits(rate=0, requests=4, share=3, connections=6)) as server:
+    with running(gate, ServerLimits(rate=0, requests=4, share=3, connections=6)) as server:
         slow = [socket.create_connection(server.place) for _ in range(8)]
         for connection in slow:
             connection.sendall(
@@ -62,7 +62,7 @@ def test_health_answers_while_one_address_asks_for_all_it_can_get() -> None:
 
 def test_no_connection_is_there_for_whoever_comes_while_all_are_answered() -> None:
     gate = Gate()
-    with running(gate, Limits(rate=0, connections=1)) as server:
+    with running(gate, ServerLimits(rate=0, connections=1)) as server:
         thread = threading.Thread(target=server.post)
         thread.start()
         assert gate.reached.acquire(timeout=10)

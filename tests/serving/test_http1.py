@@ -13,7 +13,7 @@ import openai
 import pytest
 from serving_servers import FORM, Running, eventually, png, running
 
-from earl_cli.serving.limits import Limits
+from earl_cli.serving.limits import ServerLimits
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 PICTURE = png(1)
@@ -25,7 +25,7 @@ BODY = (
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with running(limits=Limits(rate=0, upload=1_000_000)) as server:
+    with running(limits=ServerLimits(rate=0, upload=1_000_000)) as server:
         yield server
 
 
@@ -116,7 +116,7 @@ def test_a_real_client_sends_chunks(server: Running) -> None:
 
 def test_chunks_have_the_same_limits_as_other_bodies() -> None:
     head = FORM + b"Transfer-Encoding: chunked\r\n\r\n"
-    with running(limits=Limits(rate=0, upload=100_000, uploads=150_000, body_seconds=1)) as server:
+    with running(limits=ServerLimits(rate=0, upload=100_000, uploads=150_000, body_seconds=1)) as server:
         assert statuses(server.raw(head + chunks(bytes(200_000), 10_000))) == [413]
         assert statuses(server.raw(head + chunks(bytes(90_000), 1))) == [413]  # 6 bytes for one
         assert statuses(server.raw(head + b"5\r\nhel")) == [408]
@@ -144,7 +144,7 @@ def test_a_client_that_asks_first_sends_nothing_in_vain(server: Running) -> None
 
 
 def test_a_huge_body_is_refused_and_the_client_hears_it() -> None:
-    with running(limits=Limits(rate=0, upload=100_000)) as server:
+    with running(limits=ServerLimits(rate=0, upload=100_000)) as server:
         with pytest.raises(openai.APIStatusError, match="limit") as caught:
             server.client().images.edit(image=bytes(300_000), prompt="x")
         assert (caught.value.status_code, caught.value.code) == (413, "too_large")
@@ -238,7 +238,7 @@ def test_options_say_what_may_be_done_and_let_no_other_site_do_it(server: Runnin
 
 
 def test_slow_clients_are_let_go() -> None:
-    with running(limits=Limits(rate=0, head_seconds=0.3, body_seconds=0.3)) as server:
+    with running(limits=ServerLimits(rate=0, head_seconds=0.3, body_seconds=0.3)) as server:
         started = time.monotonic()
         assert server.raw(b"GET / HT") == b""
         assert b" 408 " in server.raw(FORM + b"Content-Length: 5000\r\n\r\n--b")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from serving_servers import eventually, running, saved
 
-from earl_cli.serving.limits import Limits
+from earl_cli.serving.limits import ServerLimits
 
 MIB = 1 << 20
 
@@ -22,7 +22,7 @@ def resident() -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and other C libraries keep less")
 def test_a_large_picture_leaves_nothing_behind() -> None:
     large = saved(Image.new("RGB", (6000, 4000), "teal"), "JPEG")  # 96 MB in Pillow, before and after
-    with running(limits=Limits(rate=0)) as server:
+    with running(limits=ServerLimits(rate=0)) as server:
         server.post()
         before = resident()
         assert server.post(image=large, output_format="jpeg").status_code == 200

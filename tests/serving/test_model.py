@@ -18,7 +18,7 @@ from earl_cli.app import run
 from earl_cli.generation.editing import Draft
 from earl_cli.generation.editor import load_editor
 from earl_cli.serving import queue
-from earl_cli.serving.limits import Limits
+from earl_cli.serving.limits import ServerLimits
 from earl_cli.serving.service import service_of
 from earl_cli.serving.site import Site
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def server(tiny_model_dir: Path) -> Iterator[Running]:
     editor = load_editor(str(tiny_model_dir), device="cpu", engine="transformers")
-    with running(service=service_of(editor, Limits(rate=0), None, Site(is_local=True))) as server:
+    with running(service=service_of(editor, ServerLimits(rate=0), None, Site(is_local=True))) as server:
         yield server
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from earl_cli.serving.errors import RefusedError
+from earl_cli.serving.errors import HttpError
 from earl_cli.serving.request import MAX_PARTS, MAX_TEXT, Field, read_form, text
 
 TYPE = "multipart/form-data; boundary=b"
@@ -44,7 +44,7 @@ def test_what_a_client_writes_is_read_back(fields: dict[str, str], file: bytes, 
 def test_anything_is_a_form_or_refused(body: bytes) -> None:
     try:
         read_form(TYPE, body)
-    except RefusedError as refused:
+    except HttpError as refused:
         assert refused.status == 400
 
 
@@ -63,14 +63,14 @@ def test_anything_is_a_form_or_refused(body: bytes) -> None:
     ],
 )
 def test_broken_forms(body: bytes) -> None:
-    with pytest.raises(RefusedError, match="can't be read") as caught:
+    with pytest.raises(HttpError, match="can't be read") as caught:
         read_form(TYPE, body)
     assert caught.value.status == 400
 
 
 @pytest.mark.parametrize("kind", ["", "application/json", "multipart/form-data", "multipart/mixed; boundary=b"])
 def test_other_types_are_named(kind: str) -> None:
-    with pytest.raises(RefusedError, match="multipart/form-data") as caught:
+    with pytest.raises(HttpError, match="multipart/form-data") as caught:
         read_form(kind, b"{}")
     assert caught.value.status == 415
 
@@ -90,6 +90,6 @@ def test_heads_in_other_spellings(head: str, wanted: bool) -> None:
 
 def test_texts_have_a_length_and_an_encoding() -> None:
     for content, said in ((b"x" * (MAX_TEXT + 1), "longer"), (b"\xff", "UTF-8")):
-        with pytest.raises(RefusedError, match=said) as caught:
+        with pytest.raises(HttpError, match=said) as caught:
             text(Field("prompt", content, is_file=False))
         assert caught.value.param == "prompt"

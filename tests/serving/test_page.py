@@ -14,7 +14,7 @@ from serving_servers import Gate, Running, png, running, saved
 
 from earl_cli.errors import InputError
 from earl_cli.generation.editor import load_editor
-from earl_cli.serving.limits import Limits
+from earl_cli.serving.limits import ServerLimits
 from earl_cli.serving.service import service_of
 from earl_cli.serving.site import Site
 
@@ -31,7 +31,9 @@ DROP = """([name, content]) => {
 @pytest.fixture(scope="module")
 def server(tiny_model_dir: Path) -> Iterator[Running]:
     editor = load_editor(str(tiny_model_dir), device="cpu", engine="transformers")
-    with running(service=service_of(editor, Limits(rate=0, upload=1_000_000), None, Site(is_local=True))) as server:
+    with running(
+        service=service_of(editor, ServerLimits(rate=0, upload=1_000_000), None, Site(is_local=True))
+    ) as server:
         yield server
 
 
@@ -148,7 +150,7 @@ def test_progress_waiting_and_stopping(browser: Browser, gate: Gate) -> None:
 def test_mistakes_are_explained(browser: Browser, gate: Gate) -> None:
     gate.open.set()
     gate.breaks = lambda order: InputError("the model minds this") if "bad" in order.instruction else None
-    with running(gate, Limits(rate=0, upload=1 << 20)) as server, opened(browser, server.address) as page:
+    with running(gate, ServerLimits(rate=0, upload=1 << 20)) as server, opened(browser, server.address) as page:
         error = page.locator("#error")
         page.wait_for_function("document.querySelector('#model').textContent !== ''")
         page.click("#go")

@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 from serving_servers import Gate, png, running, saved
 
-from earl_cli.serving.limits import Limits
+from earl_cli.serving.limits import ServerLimits
 from earl_cli.serving.queue import Work
 from earl_cli.serving.site import Site, public_url, trusted_proxies
 
@@ -38,7 +38,7 @@ def proxied(tmp_path: Path) -> Proxied:
         port = free_port()
         public = public_url(f"https://localhost:{port}/earl")
         site = Site(is_local=True, public=public, proxies=trusted_proxies(["127.0.0.1"]))
-        with running(work, Limits(rate=rate), site=site) as server:
+        with running(work, ServerLimits(rate=rate), site=site) as server:
             for said, meant in {
                 **(changes or {}),
                 "listen 443": f"listen 127.0.0.1:{port}",

@@ -10,15 +10,15 @@ import pytest
 from serving_servers import Gate, eventually, png
 
 from earl_cli.errors import InputError
-from earl_cli.generation.engine import Sampling
+from earl_cli.generation.engine import SamplingParams
 from earl_cli.generation.vllm.watchdog import EngineError
 from earl_cli.images.image_file import open_picture
 from earl_cli.serving import queue as queues
-from earl_cli.serving.errors import RefusedError, refusal
-from earl_cli.serving.limits import Limits
-from earl_cli.serving.queue import EditQueue, Order, Ticket, View
+from earl_cli.serving.errors import HttpError, refusal
+from earl_cli.serving.limits import ServerLimits
+from earl_cli.serving.queue import EditQueue, QueuedEdit, QueueStatus, Ticket
 
-LIMITS = Limits(max_queue=4, max_pixels=10_000)
+LIMITS = ServerLimits(max_queue=4, max_pixels=10_000)
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def line(gate: Gate) -> Iterator[EditQueue]:
     line.close()
 
 
-def order(name: str, seeds: int = 1, temperature: float = 1.0, size: tuple[int, int] = (8, 8)) -> Order:
-    return Order(open_picture(png(0, size)), name, tuple(range(seeds)), Sampling(temperature))
+def order(name: str, seeds: int = 1, temperature: float = 1.0, size: tuple[int, int] = (8, 8)) -> QueuedEdit:
+    return QueuedEdit(open_picture(png(0, size)), name, tuple(range(seeds)), SamplingParams(temperature))
 
 
 def first(line: EditQueue, gate: Gate) -> Ticket:
@@ -45,7 +45,7 @@ def first(line: EditQueue, gate: Gate) -> Ticket:
     return ticket
 
 
-def ended(line: EditQueue, ticket: Ticket) -> View:
+def ended(line: EditQueue, ticket: Ticket) -> QueueStatus:
     view = ticket.view
     assert eventually(lambda: ticket.view.is_over), view
     return line.watch(ticket, None, 0)
@@ -93,7 +93,7 @@ def test_a_full_line_says_when_to_come_again(line: EditQueue, gate: Gate) -> Non
         line.check_room()
         line.submit(order("more"))
     for refused in (line.check_room, lambda: line.submit(order("too many"))):
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(HttpError) as caught:
             refused()
         assert (caught.value.status, caught.value.code) == (429, "queue_full")
         assert caught.value.retry_after
@@ -103,7 +103,7 @@ def test_large_pictures_fill_the_line_sooner(line: EditQueue, gate: Gate) -> Non
     first(line, gate)
     line.submit(order("a", size=(95, 95)))
     line.submit(order("b", size=(95, 95)))
-    with pytest.raises(RefusedError, match="waiting"):
+    with pytest.raises(HttpError, match="waiting"):
         line.submit(order("c", size=(95, 95)))
 
 
@@ -172,11 +172,11 @@ def test_when_the_thread_ends_everybody_is_told(line: EditQueue, gate: Gate) -> 
     gate.open.set()
     for ticket in tickets:
         failure = ended(line, ticket).failure
-        assert isinstance(failure, RefusedError)
+        assert isinstance(failure, HttpError)
         assert (failure.status, failure.code) == (503, "unavailable")
     assert line.state == "dead"
     for refused in (line.check_room, lambda: line.submit(order("late"))):
-        with pytest.raises(RefusedError, match="stopped working"):
+        with pytest.raises(HttpError, match="stopped working"):
             refused()
 
 

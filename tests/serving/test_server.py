@@ -21,12 +21,12 @@ from PIL import Image
 from serving_servers import FORM, Gate, Running, error_of, eventually, inverting, pixels, png, running, saved
 
 from earl_cli.errors import DeviceError, ModelError
-from earl_cli.serving.limits import Budget, Limits
+from earl_cli.serving.limits import ByteBudget, ServerLimits
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with running(limits=Limits(rate=0, max_pixels=100_000, max_variants=4)) as server:
+    with running(limits=ServerLimits(rate=0, max_pixels=100_000, max_variants=4)) as server:
         yield server
 
 
@@ -293,7 +293,7 @@ def test_the_page_is_guarded(server: Running) -> None:
 
 
 def test_a_full_line_is_429_with_a_time(gate: Gate) -> None:
-    with running(gate, Limits(rate=0, max_queue=1)) as server, ThreadPoolExecutor(2) as pool:
+    with running(gate, ServerLimits(rate=0, max_queue=1)) as server, ThreadPoolExecutor(2) as pool:
         first = pool.submit(server.post)
         assert gate.reached.acquire(timeout=10)
         second = pool.submit(server.post)
@@ -309,11 +309,11 @@ def test_a_full_line_is_429_with_a_time(gate: Gate) -> None:
 
 
 def test_uploads_share_a_budget() -> None:
-    budget = Budget(10)
+    budget = ByteBudget(10)
     with budget.hold() as first, budget.hold() as second:
         assert (first(6), second(6), second(3), first(1), first(1)) == (True, False, True, True, False)
     assert budget.left == 10
-    with running(limits=Limits(rate=0, uploads=100)) as server:
+    with running(limits=ServerLimits(rate=0, uploads=100)) as server:
         refused = server.post()
         assert error_of(refused, 503)
         assert refused.headers["Retry-After"]
@@ -366,7 +366,7 @@ def test_failures_are_told_without_their_insides(gate: Gate, failure: Exception,
 
 
 def test_patience_has_an_end(gate: Gate) -> None:
-    with running(gate, replace(Limits(rate=0), patience=0.3)) as server:
+    with running(gate, replace(ServerLimits(rate=0), patience=0.3)) as server:
         assert error_of(server.post(), 504)["code"] == "timeout"
 
 
@@ -383,7 +383,7 @@ def test_slow_readers_do_not_hold_others_up() -> None:
     image = saved(Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8)))
     body = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n'
     body += b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + image + b"\r\n--b--\r\n"
-    with running(limits=Limits(rate=0, body_seconds=1)) as server, socket.socket() as connection:
+    with running(limits=ServerLimits(rate=0, body_seconds=1)) as server, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(server.place)
         connection.sendall(FORM + b"Content-Length: %d\r\n\r\n" % len(body) + body)

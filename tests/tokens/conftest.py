@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from earl_cli.tokens.layout import THINKING_END, THINKING_PREFIX, Layout
+from earl_cli.tokens.layout import THINKING_END, THINKING_PREFIX, SequenceLayout
 from earl_cli.tokens.text import JsonTokenizer, TextTokenizer, train_byte_bpe
 from earl_cli.tokens.vocabulary import small_vocabulary
 
@@ -32,8 +32,8 @@ def tokenizer() -> TextTokenizer:
 
 
 @pytest.fixture(scope="session")
-def layout(tokenizer: TextTokenizer) -> Layout:
-    return Layout(small_vocabulary(TEXT_IDS, CODES), tokenizer)
+def layout(tokenizer: TextTokenizer) -> SequenceLayout:
+    return SequenceLayout(small_vocabulary(TEXT_IDS, CODES), tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from earl_cli.errors import InputError
 from earl_cli.tokens.grammar import Choices, GrammarState, ImageGrammar, start_state
-from earl_cli.tokens.layout import THINKING_END, Grid, Layout, Mode
+from earl_cli.tokens.layout import THINKING_END, Grid, Mode, SequenceLayout
 from earl_cli.tokens.vocabulary import EMU3
 
 Codes = NDArray[np.int64]
@@ -41,7 +41,7 @@ def body(state: GrammarState) -> list[int]:
 
 
 @given(codes=tables)
-def test_the_grammar_is_the_layout_of_an_image(layout: Layout, codes: Codes) -> None:
+def test_the_grammar_is_the_layout_of_an_image(layout: SequenceLayout, codes: Codes) -> None:
     vocabulary = layout.vocabulary
     ids = [*layout.image(codes).tolist(), vocabulary.eos, vocabulary.pad, vocabulary.pad]
     after = ids[ids.index(vocabulary.img) + 1 :]
@@ -63,7 +63,7 @@ def test_the_grammar_of_a_large_picture_depends_on_the_position_alone() -> None:
 
 @given(target=tables, thoughts=st.none() | st.text(max_size=40), mode=modes)
 def test_whatever_training_shows_may_be_sampled(
-    layout: Layout, target: Codes, thoughts: str | None, mode: Mode
+    layout: SequenceLayout, target: Codes, thoughts: str | None, mode: Mode
 ) -> None:
     grid = Grid(*target.shape)
     thoughts = None if mode == "edit" else "" if thoughts is None and mode == "reasoning" else thoughts
@@ -81,7 +81,7 @@ def test_whatever_training_shows_may_be_sampled(
 @settings(max_examples=200)
 @given(mode=modes, grid=grids, limit=st.integers(0, 8), codes=st.integers(1, 30), data=st.data())
 def test_whatever_may_be_sampled_is_read_back(
-    layout: Layout, *, mode: Mode, grid: Grid, limit: int, codes: int, data: st.DataObject
+    layout: SequenceLayout, *, mode: Mode, grid: Grid, limit: int, codes: int, data: st.DataObject
 ) -> None:
     vocabulary = layout.vocabulary
     likely = [vocabulary.boi, vocabulary.img, vocabulary.eol, *layout.text.encode("123*")]
@@ -110,7 +110,7 @@ def test_whatever_may_be_sampled_is_read_back(
 
 
 @given(mode=modes, grid=grids)
-def test_choices_are_one_id_or_the_visual_or_the_other_ones(layout: Layout, mode: Mode, grid: Grid) -> None:
+def test_choices_are_one_id_or_the_visual_or_the_other_ones(layout: SequenceLayout, mode: Mode, grid: Grid) -> None:
     vocabulary = layout.vocabulary
     visual, other = (vocabulary.visual_start, vocabulary.size), (0, vocabulary.visual_start)
     state = start_state(layout, mode, grid, 3)
@@ -124,7 +124,7 @@ def test_choices_are_one_id_or_the_visual_or_the_other_ones(layout: Layout, mode
 
 
 @given(mode=thinking)
-def test_the_model_may_choose_its_own_grid(layout: Layout, mode: Mode) -> None:
+def test_the_model_may_choose_its_own_grid(layout: SequenceLayout, mode: Mode) -> None:
     vocabulary = layout.vocabulary
     start = start_state(layout, mode, Grid(2, 2), 20, 12)
     state = follow(start, [*layout.text.encode(f" a{THINKING_END}"), vocabulary.boi, *layout.text.encode("3*4")])
@@ -133,7 +133,7 @@ def test_the_model_may_choose_its_own_grid(layout: Layout, mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("header", ["3*5", "9999*1", "4*4", "2", "2*", ""])
-def test_a_grid_too_large_or_incomplete_is_replaced_at_img(layout: Layout, header: str) -> None:
+def test_a_grid_too_large_or_incomplete_is_replaced_at_img(layout: SequenceLayout, header: str) -> None:
     vocabulary = layout.vocabulary
     start = start_state(layout, "mixed", Grid(2, 2), 20, 12)
     state = follow(start, [vocabulary.boi, *layout.text.encode(header), vocabulary.img])
@@ -143,7 +143,7 @@ def test_a_grid_too_large_or_incomplete_is_replaced_at_img(layout: Layout, heade
 
 
 @pytest.mark.parametrize("header", ["x", "*", "0", "2**", "2*0", "12345", " ", "2*3*"])
-def test_a_header_gone_wrong_is_replaced_at_once(layout: Layout, header: str) -> None:
+def test_a_header_gone_wrong_is_replaced_at_once(layout: SequenceLayout, header: str) -> None:
     state = start_state(layout, "reasoning", Grid(2, 2), 20, 12).advance(layout.vocabulary.boi)
     for token in layout.text.encode(header):
         assert state.choices().forced is None
@@ -152,18 +152,18 @@ def test_a_header_gone_wrong_is_replaced_at_once(layout: Layout, header: str) ->
 
 
 @pytest.mark.parametrize("control", ["pad", "eol", "eof", "bos", "boi", "eoi"])
-def test_a_control_id_in_the_header_is_replaced_at_once(layout: Layout, control: str) -> None:
+def test_a_control_id_in_the_header_is_replaced_at_once(layout: SequenceLayout, control: str) -> None:
     state = start_state(layout, "reasoning", Grid(2, 2)).advance(layout.vocabulary.boi)
     assert state.advance(getattr(layout.vocabulary, control)).choices().forced == layout.vocabulary.boi
 
 
-def test_img_without_boi_gets_the_default_opening(layout: Layout) -> None:
+def test_img_without_boi_gets_the_default_opening(layout: SequenceLayout) -> None:
     state = start_state(layout, "mixed", Grid(2, 2)).advance(layout.vocabulary.img)
     assert state.choices().forced == layout.vocabulary.boi
 
 
 @pytest.mark.parametrize("limit", [0, 1, 5])
-def test_text_ends_at_its_limit(layout: Layout, limit: int) -> None:
+def test_text_ends_at_its_limit(layout: SequenceLayout, limit: int) -> None:
     ids = body(start_state(layout, "reasoning", Grid(2, 2), limit))
     opening = layout.opening(Grid(2, 2)).tolist()
     assert ids[: limit + len(opening)] == [0] * limit + opening
@@ -172,7 +172,7 @@ def test_text_ends_at_its_limit(layout: Layout, limit: int) -> None:
 
 @pytest.mark.parametrize("limit", [1, 5])
 @pytest.mark.parametrize("mode", ["reasoning", "mixed"])
-def test_as_published_overlong_text_gets_no_picture(layout: Layout, mode: Mode, limit: int) -> None:
+def test_as_published_overlong_text_gets_no_picture(layout: SequenceLayout, mode: Mode, limit: int) -> None:
     grid = Grid(2, 2)
     ids = body(start_state(layout, mode, grid, limit, overlong="zero"))
     assert len(ids) == limit + 1
@@ -183,7 +183,7 @@ def test_as_published_overlong_text_gets_no_picture(layout: Layout, mode: Mode, 
 
 
 @pytest.mark.parametrize("mode", ["reasoning", "mixed"])
-def test_as_published_a_picture_after_text_has_the_source_s_grid(layout: Layout, mode: Mode) -> None:
+def test_as_published_a_picture_after_text_has_the_source_s_grid(layout: SequenceLayout, mode: Mode) -> None:
     grid = Grid(3, 4)
     state = start_state(layout, mode, grid, 5, overlong="zero")
     assert state.longest >= 5 + len(layout.opening(grid)) + grid.tokens + 1
@@ -197,7 +197,7 @@ def test_as_published_a_picture_after_text_has_the_source_s_grid(layout: Layout,
 
 
 @pytest.mark.parametrize("begun", [[], ["boi"]])
-def test_eos_before_the_picture_ends_without_one(layout: Layout, begun: list[str]) -> None:
+def test_eos_before_the_picture_ends_without_one(layout: SequenceLayout, begun: list[str]) -> None:
     vocabulary = layout.vocabulary
     state = follow(start_state(layout, "mixed", Grid(2, 2)), [getattr(vocabulary, name) for name in begun])
     state = state.advance(vocabulary.eos)
@@ -207,7 +207,7 @@ def test_eos_before_the_picture_ends_without_one(layout: Layout, begun: list[str
     assert state.advance(vocabulary.pad) == state
 
 
-def test_an_id_that_is_not_allowed_is_refused_and_named(layout: Layout) -> None:
+def test_an_id_that_is_not_allowed_is_refused_and_named(layout: SequenceLayout) -> None:
     vocabulary = layout.vocabulary
     with pytest.raises(InputError, match="eos can't come at this position"):
         start_state(layout, "edit", Grid(2, 2)).advance(vocabulary.eos)
@@ -217,18 +217,18 @@ def test_an_id_that_is_not_allowed_is_refused_and_named(layout: Layout) -> None:
         start_state(layout, "mixed", Grid(2, 2)).advance(-1)
 
 
-def test_ids_from_numpy_are_ids(layout: Layout) -> None:
+def test_ids_from_numpy_are_ids(layout: SequenceLayout) -> None:
     assert start_state(layout, "edit", Grid(2, 2)).advance(np.int64(layout.vocabulary.visual_start)).offset == 1  # type: ignore[arg-type]
 
 
-def test_a_state_stays_what_it_is(layout: Layout) -> None:
+def test_a_state_stays_what_it_is(layout: SequenceLayout) -> None:
     state = start_state(layout, "edit", Grid(1, 2))
     one, two = state.advance(layout.vocabulary.visual_start), state.advance(layout.vocabulary.visual_start + 1)
     assert one == two
     assert state.offset == 0
 
 
-def test_a_start_needs_a_mode_and_a_grid(layout: Layout) -> None:
+def test_a_start_needs_a_mode_and_a_grid(layout: SequenceLayout) -> None:
     wrong: Literal["edit"] = "draw"  # type: ignore[assignment]
     with pytest.raises(InputError, match="none of edit, reasoning and mixed"):
         start_state(layout, wrong, Grid(2, 2))
@@ -237,7 +237,7 @@ def test_a_start_needs_a_mode_and_a_grid(layout: Layout) -> None:
             start_state(layout, mode, None)
 
 
-def test_a_step_costs_the_same_at_the_end_of_a_picture_as_at_its_start(layout: Layout) -> None:
+def test_a_step_costs_the_same_at_the_end_of_a_picture_as_at_its_start(layout: SequenceLayout) -> None:
     state = start_state(layout, "edit", Grid(900, 900))
     late = GrammarState(state.rules, state.image, offset=900 * 901 - 2)
     token = layout.vocabulary.visual_start

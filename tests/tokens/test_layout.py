@@ -18,8 +18,8 @@ from earl_cli.tokens.layout import (
     THINKING_PREFIX,
     THINKING_START,
     Grid,
-    Layout,
     Mode,
+    SequenceLayout,
     thoughts_text,
 )
 from earl_cli.tokens.text import TextTokenizer, train_byte_bpe
@@ -49,7 +49,7 @@ def mode_thoughts(mode: Mode, thoughts: str) -> str | None:
 
 
 def test_an_example_is_the_published_sequence(tokenizer: TextTokenizer) -> None:
-    layout, text = Layout(EMU3, tokenizer), tokenizer.encode
+    layout, text = SequenceLayout(EMU3, tokenizer), tokenizer.encode
     source = [151849, 151852, *text("1*2"), 151851, 151854, 151855, 151846, 151847, 151853]
     target = [151852, *text("2*1"), 151851, 184621, 151846, 151856, 151846, 151847, 151853, 151850]
     thinking = [*text(" Let's think step by step. <|start thinking|>"), *text(" add: snow<|end thinking|>")]
@@ -64,7 +64,7 @@ def test_an_example_is_the_published_sequence(tokenizer: TextTokenizer) -> None:
 
 
 def test_prompts_end_where_the_model_takes_over(tokenizer: TextTokenizer) -> None:
-    layout, text = Layout(EMU3, tokenizer), tokenizer.encode
+    layout, text = SequenceLayout(EMU3, tokenizer), tokenizer.encode
     mixed = layout.prompt([[0, 1]], "make it snowy", "mixed").tolist()
     assert mixed[-len(text("make it snowy")) :] == text("make it snowy")
     assert layout.prompt([[0, 1]], "make it snowy").tolist() == [*mixed, 151852, *text("1*2"), 151851]
@@ -75,7 +75,7 @@ def test_prompts_end_where_the_model_takes_over(tokenizer: TextTokenizer) -> Non
 
 
 @given(codes=tables)
-def test_an_image_is_its_rows_between_its_marks(layout: Layout, codes: Codes) -> None:
+def test_an_image_is_its_rows_between_its_marks(layout: SequenceLayout, codes: Codes) -> None:
     vocabulary, (height, width) = layout.vocabulary, codes.shape
     rows = [[*(vocabulary.visual_start + row).tolist(), vocabulary.eol] for row in codes]
     head = [vocabulary.boi, *layout.text.encode(f"{height}*{width}"), vocabulary.img]
@@ -85,7 +85,7 @@ def test_an_image_is_its_rows_between_its_marks(layout: Layout, codes: Codes) ->
 
 @given(source=tables, instruction=texts, target=tables, thoughts=texts, mode=modes)
 def test_a_prompt_is_a_strict_prefix_of_the_example(
-    layout: Layout, *, source: Codes, instruction: str, target: Codes, thoughts: str, mode: Mode
+    layout: SequenceLayout, *, source: Codes, instruction: str, target: Codes, thoughts: str, mode: Mode
 ) -> None:
     example = layout.example(source, instruction, target, mode_thoughts(mode, thoughts))
     prompt = layout.prompt(source, instruction, mode, Grid(*target.shape))
@@ -98,7 +98,7 @@ def test_a_prompt_is_a_strict_prefix_of_the_example(
 
 @given(source=tables, instruction=texts, target=tables, thoughts=st.none() | texts)
 def test_text_never_adds_a_control_or_visual_id(
-    layout: Layout, source: Codes, instruction: str, target: Codes, thoughts: str | None
+    layout: SequenceLayout, source: Codes, instruction: str, target: Codes, thoughts: str | None
 ) -> None:
     hostile = layout.example(source, instruction, target, thoughts).ids
     plain = layout.example(source, "", target).ids
@@ -109,13 +109,13 @@ def test_text_never_adds_a_control_or_visual_id(
 @pytest.mark.parametrize(
     "codes", [np.zeros(3, int), np.zeros((0, 3), int), np.zeros((2, 0), int), [[1.5]], [[64]], [[-1]]]
 )
-def test_what_is_no_table_of_codes_is_refused(layout: Layout, codes: ArrayLike) -> None:
+def test_what_is_no_table_of_codes_is_refused(layout: SequenceLayout, codes: ArrayLike) -> None:
     for build in (layout.image, lambda c: layout.prompt(c, "x"), lambda c: layout.example([[1]], "x", c)):
         with pytest.raises(InputError):
             build(codes)
 
 
-def test_unknown_modes_and_missing_grids_are_refused(layout: Layout) -> None:
+def test_unknown_modes_and_missing_grids_are_refused(layout: SequenceLayout) -> None:
     wrong: Literal["edit"] = "draw"  # type: ignore[assignment]
     with pytest.raises(InputError, match="none of edit, reasoning and mixed"):
         layout.prompt(SOURCE, "x", wrong)
@@ -126,7 +126,7 @@ def test_unknown_modes_and_missing_grids_are_refused(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("ids", [[[1]], [1.0], ["x"], 3])
-def test_what_is_no_row_of_ids_is_refused(layout: Layout, ids: ArrayLike) -> None:
+def test_what_is_no_row_of_ids_is_refused(layout: SequenceLayout, ids: ArrayLike) -> None:
     with pytest.raises(InputError, match="row of integer ids"):
         layout.parse(ids)
     with pytest.raises(InputError, match="row of integer ids"):
@@ -134,11 +134,11 @@ def test_what_is_no_row_of_ids_is_refused(layout: Layout, ids: ArrayLike) -> Non
 
 
 def test_the_tokenizer_must_fit_the_vocabulary(tokenizer: TextTokenizer) -> None:
-    assert Layout(small_vocabulary(tokenizer.size, 64), tokenizer).text is tokenizer
+    assert SequenceLayout(small_vocabulary(tokenizer.size, 64), tokenizer).text is tokenizer
     with pytest.raises(
         ModelError, match=f"{tokenizer.size} tokens, but the model has only {tokenizer.size - 1} text ids"
     ):
-        Layout(small_vocabulary(tokenizer.size - 1, 64), tokenizer)
+        SequenceLayout(small_vocabulary(tokenizer.size - 1, 64), tokenizer)
 
 
 @given(height=st.integers(1, 9999), width=st.integers(1, 9999))
@@ -174,7 +174,7 @@ def test_thoughts_are_the_chosen_keys_in_order_cut_to_the_published_length() -> 
     assert thoughts_text({"plan": "x" * 3000}, ["plan"]) == "plan: " + "x" * 1744
 
 
-def test_a_layout_goes_to_worker_processes(layout: Layout) -> None:
+def test_a_layout_goes_to_worker_processes(layout: SequenceLayout) -> None:
     again = pickle.loads(pickle.dumps(layout))
     assert again == layout
     assert (
@@ -182,7 +182,7 @@ def test_a_layout_goes_to_worker_processes(layout: Layout) -> None:
     ).all()
 
 
-def test_an_example_of_a_training_pair_takes_well_under_a_millisecond(layout: Layout) -> None:
+def test_an_example_of_a_training_pair_takes_well_under_a_millisecond(layout: SequenceLayout) -> None:
     codes = np.random.default_rng(0).integers(0, 64, (32, 32))
 
     def seconds() -> float:
@@ -198,7 +198,7 @@ def test_an_example_of_a_training_pair_takes_well_under_a_millisecond(layout: La
 
 @given(source=tables, instruction=texts, target=tables, thoughts=texts, mode=modes)
 def test_a_completion_is_read_back(
-    layout: Layout, *, source: Codes, instruction: str, target: Codes, thoughts: str, mode: Mode
+    layout: SequenceLayout, *, source: Codes, instruction: str, target: Codes, thoughts: str, mode: Mode
 ) -> None:
     grid = Grid(*target.shape)
     example = layout.example(source, instruction, target, mode_thoughts(mode, thoughts))
@@ -212,7 +212,7 @@ def test_a_completion_is_read_back(
 
 @given(source=tables, instruction=texts, target=tables, thoughts=st.none() | texts)
 def test_an_example_is_read_back_whatever_its_texts_spell(
-    layout: Layout, source: Codes, instruction: str, target: Codes, thoughts: str | None
+    layout: SequenceLayout, source: Codes, instruction: str, target: Codes, thoughts: str | None
 ) -> None:
     example = layout.example(source, instruction, target, thoughts)
     found = layout.parse(example.ids, example.loss_from)
@@ -226,7 +226,7 @@ def test_an_example_is_read_back_whatever_its_texts_spell(
 
 @given(instruction=texts.filter(lambda text: THINKING_PREFIX not in text), thoughts=st.none() | texts)
 def test_the_ids_alone_tell_instruction_and_thoughts_apart(
-    layout: Layout, instruction: str, thoughts: str | None
+    layout: SequenceLayout, instruction: str, thoughts: str | None
 ) -> None:
     found = layout.parse(layout.example(SOURCE, instruction, TARGET, thoughts).ids)
     assert (found.instruction, found.thoughts, found.problem) == (instruction, thoughts, None)
@@ -234,13 +234,13 @@ def test_the_ids_alone_tell_instruction_and_thoughts_apart(
 
 @given(instruction=texts, thoughts=texts)
 def test_round_trips_hold_for_a_tokenizer_of_bare_bytes(instruction: str, thoughts: str) -> None:
-    layout = Layout(small_vocabulary(256, 64), train_byte_bpe([], 256))
+    layout = SequenceLayout(small_vocabulary(256, 64), train_byte_bpe([], 256))
     example = layout.example(SOURCE, instruction, TARGET, thoughts)
     found = layout.parse(example.ids, example.loss_from)
     assert (found.instruction, found.thoughts, found.problem) == (instruction, thoughts, None)
 
 
-def test_a_mixed_completion_may_think_or_not(layout: Layout) -> None:
+def test_a_mixed_completion_may_think_or_not(layout: SequenceLayout) -> None:
     prompt = len(layout.prompt(SOURCE, "make it snowy", "mixed"))
     silent = layout.parse_completion(layout.example(SOURCE, "make it snowy", TARGET).ids[prompt:], "mixed")
     loud = layout.parse_completion(layout.example(SOURCE, "make it snowy", TARGET, "hm").ids[prompt:], "mixed")
@@ -248,7 +248,7 @@ def test_a_mixed_completion_may_think_or_not(layout: Layout) -> None:
     assert (loud.thoughts, loud.problem) == ("hm", None)
 
 
-def test_padding_after_eos_is_no_problem(layout: Layout) -> None:
+def test_padding_after_eos_is_no_problem(layout: SequenceLayout) -> None:
     ids = layout.example(SOURCE, "make it snowy", TARGET).ids
     padded = np.append(ids, [layout.vocabulary.pad] * 5)
     assert layout.parse(padded).problem is None

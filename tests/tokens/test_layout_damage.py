@@ -12,9 +12,9 @@ from earl_cli.tokens.layout import (
     THINKING_PREFIX,
     THINKING_START,
     Grid,
-    Layout,
     Mode,
     Parsed,
+    SequenceLayout,
 )
 
 Codes = NDArray[np.int64]
@@ -33,7 +33,7 @@ modes: st.SearchStrategy[Mode] = st.sampled_from(["edit", "reasoning", "mixed"])
 SOURCE, TARGET = np.arange(6).reshape(2, 3), np.arange(12).reshape(3, 4)
 
 
-def edited(layout: Layout, ids: list[int | str]) -> Parsed:
+def edited(layout: SequenceLayout, ids: list[int | str]) -> Parsed:
     """Parse an edit completion of a 3*4 picture; names stand for control ids, integers for codes."""
     vocabulary = layout.vocabulary
     resolved = [getattr(vocabulary, i) if isinstance(i, str) else vocabulary.visual_start + i for i in ids]
@@ -62,7 +62,7 @@ ROW: list[int | str] = [0, 1, 2, 3, "eol"]
         ([*ROW, 0, 1, 2, 3, "img"], "img stands in row 2 after 4 codes"),
     ],
 )
-def test_damaged_rows_are_named(layout: Layout, ids: list[int | str], problem: str) -> None:
+def test_damaged_rows_are_named(layout: SequenceLayout, ids: list[int | str], problem: str) -> None:
     found = edited(layout, ids)
     assert (found.codes, found.finished, found.problem) == (None, False, problem)
 
@@ -80,7 +80,7 @@ def test_damaged_rows_are_named(layout: Layout, ids: list[int | str], problem: s
     ],
 )
 def test_a_picture_with_all_its_codes_is_kept_and_the_rest_named(
-    layout: Layout, tail: list[int | str], problem: str
+    layout: SequenceLayout, tail: list[int | str], problem: str
 ) -> None:
     found = edited(layout, [*ROW, *ROW, *ROW, *tail])
     assert (found.finished, found.problem) == (False, problem)
@@ -88,12 +88,12 @@ def test_a_picture_with_all_its_codes_is_kept_and_the_rest_named(
     assert found.codes.tolist() == [[0, 1, 2, 3]] * 3
 
 
-def test_what_follows_the_end_is_named(layout: Layout) -> None:
+def test_what_follows_the_end_is_named(layout: SequenceLayout) -> None:
     found = edited(layout, [*ROW, *ROW, *ROW, "eof", "eoi", "eos", "pad", 5])
     assert (found.finished, found.problem) == (True, "code 5 follows eos")
 
 
-def answer(layout: Layout, *parts: str | int | list[int], mode: Mode = "reasoning") -> Parsed:
+def answer(layout: SequenceLayout, *parts: str | int | list[int], mode: Mode = "reasoning") -> Parsed:
     """Parse a completion of text and control ids; a string is text unless it names a control id as ``:name``."""
     ids: list[int] = []
     for part in parts:
@@ -104,7 +104,7 @@ def answer(layout: Layout, *parts: str | int | list[int], mode: Mode = "reasonin
     return layout.parse_completion(np.array(ids, dtype=np.int64), mode)
 
 
-def rows(layout: Layout, codes: Codes = TARGET) -> list[int]:
+def rows(layout: SequenceLayout, codes: Codes = TARGET) -> list[int]:
     """All of an image after img, and eos."""
     ids = [*layout.image(codes).tolist(), layout.vocabulary.eos]
     return ids[ids.index(layout.vocabulary.img) + 1 :]
@@ -125,7 +125,7 @@ def rows(layout: Layout, codes: Codes = TARGET) -> list[int]:
     ],
 )
 def test_an_answer_without_picture_says_why(
-    layout: Layout, parts: list[str | int], thoughts: str, problem: str
+    layout: SequenceLayout, parts: list[str | int], thoughts: str, problem: str
 ) -> None:
     found = answer(layout, *parts)
     assert (found.codes, found.finished, found.thoughts, found.problem) == (None, False, thoughts, problem)
@@ -142,7 +142,7 @@ def test_an_answer_without_picture_says_why(
     ],
 )
 def test_odd_thinking_is_named_and_the_picture_kept(
-    layout: Layout, text: str, mode: Mode, thoughts: str, problem: str | None
+    layout: SequenceLayout, text: str, mode: Mode, thoughts: str, problem: str | None
 ) -> None:
     found = answer(layout, text, ":boi", "3*4", ":img", rows(layout), mode=mode)
     assert (found.thoughts, found.problem, found.finished) == (thoughts, problem, True)
@@ -150,7 +150,7 @@ def test_odd_thinking_is_named_and_the_picture_kept(
     assert (found.codes == TARGET).all()
 
 
-def test_the_picture_opens_at_the_last_boi_before_its_codes(layout: Layout) -> None:
+def test_the_picture_opens_at_the_last_boi_before_its_codes(layout: SequenceLayout) -> None:
     found = answer(layout, f" a{THINKING_END}", ":boi", "0*0", ":img", ":boi", "3*4", ":img", rows(layout))
     assert found.codes is not None
     assert (found.codes == TARGET).all()
@@ -169,13 +169,13 @@ def test_the_picture_opens_at_the_last_boi_before_its_codes(layout: Layout) -> N
         (17, "nothing after the instruction"),
     ],
 )
-def test_a_sequence_cut_short_says_where(layout: Layout, cut: int, problem: str) -> None:
+def test_a_sequence_cut_short_says_where(layout: SequenceLayout, cut: int, problem: str) -> None:
     ids = layout.example(SOURCE, "make it", TARGET).ids
     assert len(layout.image(SOURCE)) == 15
     assert layout.parse(ids[:cut]).problem == problem
 
 
-def test_a_sequence_that_begins_or_reads_wrong_is_named(layout: Layout) -> None:
+def test_a_sequence_that_begins_or_reads_wrong_is_named(layout: SequenceLayout) -> None:
     example = layout.example(SOURCE, "make it", TARGET)
     ids, vocabulary = example.ids, layout.vocabulary
     assert layout.parse(ids[1:]).problem == "starts with boi instead of bos"
@@ -189,7 +189,7 @@ def test_a_sequence_that_begins_or_reads_wrong_is_named(layout: Layout) -> None:
 
 
 @given(thoughts=st.none() | texts, data=st.data())
-def test_every_cut_sequence_has_a_problem(layout: Layout, thoughts: str | None, data: st.DataObject) -> None:
+def test_every_cut_sequence_has_a_problem(layout: SequenceLayout, thoughts: str | None, data: st.DataObject) -> None:
     example = layout.example(SOURCE, "make it snowy", TARGET, thoughts)
     cut = data.draw(st.integers(0, len(example.ids) - 1))
     found = layout.parse(example.ids[:cut], example.loss_from)
@@ -199,7 +199,7 @@ def test_every_cut_sequence_has_a_problem(layout: Layout, thoughts: str | None, 
 
 
 @given(ids=st.lists(st.integers(0, 471) | st.sampled_from(range(400, 412)), max_size=60), mode=modes)
-def test_no_ids_whatever_make_the_reader_fail(layout: Layout, ids: list[int], mode: Mode) -> None:
+def test_no_ids_whatever_make_the_reader_fail(layout: SequenceLayout, ids: list[int], mode: Mode) -> None:
     array = np.array(ids, dtype=np.int64)
     found = layout.parse_completion(array, mode, Grid(2, 2))
     assert found.codes is not None or found.problem
@@ -210,7 +210,7 @@ def test_no_ids_whatever_make_the_reader_fail(layout: Layout, ids: list[int], mo
 
 @given(source=tables, target=tables, thoughts=st.none() | texts, data=st.data())
 def test_a_changed_id_is_never_taken_for_a_flawless_sequence_with_other_codes(
-    layout: Layout, source: Codes, target: Codes, thoughts: str | None, data: st.DataObject
+    layout: SequenceLayout, source: Codes, target: Codes, thoughts: str | None, data: st.DataObject
 ) -> None:
     """Whatever single control id is overwritten, either a problem is named or the pictures stay what they are."""
     ids = layout.example(source, "make it snowy", target, thoughts).ids

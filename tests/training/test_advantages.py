@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from earl_cli.errors import UsageError
-from earl_cli.generation.engine import Completion, Request
+from earl_cli.generation.engine import Completion, SamplingRequest
 from earl_cli.rewards.reward import Score
-from earl_cli.tokens.layout import Grid, Layout
+from earl_cli.tokens.layout import Grid, SequenceLayout
 from earl_cli.tokens.text import train_byte_bpe
 from earl_cli.tokens.vocabulary import small_vocabulary
 from earl_cli.training.rl.advantages import place_advantages, resized, token_advantages
@@ -20,7 +20,7 @@ ADVANTAGES = np.array([1.0, -1.0])
 PLACES = (np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[0.0, 0.0], [1.0, 1.0]]))
 
 
-def rollout(layout: Layout, codes: list[np.ndarray], finished: bool = True) -> Rollout:
+def rollout(layout: SequenceLayout, codes: list[np.ndarray], finished: bool = True) -> Rollout:
     """A group of completions that write these codes after an image's opening."""
     grid = Grid(*codes[0].shape)
     completions = []
@@ -29,26 +29,26 @@ def rollout(layout: Layout, codes: list[np.ndarray], finished: bool = True) -> R
         ids = np.append(ids, layout.vocabulary.eos) if finished else ids[:2]
         completions.append(Completion(ids, np.zeros(len(ids), np.float32), np.ones(len(ids), np.bool_), finished))
     answers = tuple(layout.parse_completion(each.ids, "edit", grid) for each in completions)
-    return Rollout(0, Request((0,), "edit", grid, (1, 2)), tuple(completions), answers)
+    return Rollout(0, SamplingRequest((0,), "edit", grid, (1, 2)), tuple(completions), answers)
 
 
 @pytest.fixture(scope="module")
-def layout() -> Layout:
-    return Layout(small_vocabulary(256, 64), train_byte_bpe([], 256))
+def layout() -> SequenceLayout:
+    return SequenceLayout(small_vocabulary(256, 64), train_byte_bpe([], 256))
 
 
 @pytest.fixture
-def group(layout: Layout) -> Rollout:
+def group(layout: SequenceLayout) -> Rollout:
     return rollout(layout, [np.array([[1, 2], [3, 4]]), np.array([[5, 6], [7, 8]])])
 
 
-def test_without_it_every_token_has_its_pictures_advantage(layout: Layout, group: Rollout) -> None:
+def test_without_it_every_token_has_its_pictures_advantage(layout: SequenceLayout, group: Rollout) -> None:
     found = token_advantages(layout, group, [Score(0.5), Score(0.1)], ADVANTAGES, 0.0)
     assert [set(each.tolist()) for each in found] == [{1.0}, {-1.0}]
     assert [len(each) for each in found] == [len(each.ids) for each in group.completions]
 
 
-def test_a_code_hears_of_its_own_place(layout: Layout, group: Rollout) -> None:
+def test_a_code_hears_of_its_own_place(layout: SequenceLayout, group: Rollout) -> None:
     scores = [Score(0.5, places=PLACES[0]), Score(0.1, places=PLACES[1])]
     found = token_advantages(layout, group, scores, ADVANTAGES, 0.75)
     visual = layout.vocabulary.is_visual(group.completions[0].ids)
@@ -59,7 +59,7 @@ def test_a_code_hears_of_its_own_place(layout: Layout, group: Rollout) -> None:
     np.testing.assert_allclose(found[1][visual], -0.25 - at_places, rtol=1e-3)
 
 
-def test_what_cannot_be_taken_apart_keeps_its_advantage(layout: Layout, group: Rollout) -> None:
+def test_what_cannot_be_taken_apart_keeps_its_advantage(layout: SequenceLayout, group: Rollout) -> None:
     scores = [Score(0.5, places=PLACES[0]), Score(-1.0)]
     found = token_advantages(layout, group, scores, ADVANTAGES, 1.0)
     assert set(found[1].tolist()) == {-1.0}
@@ -67,18 +67,18 @@ def test_what_cannot_be_taken_apart_keeps_its_advantage(layout: Layout, group: R
     np.testing.assert_allclose(found[0][visual], 0, atol=1e-6)  # nobody to be compared with at its places
 
 
-def test_a_group_without_a_picture_needs_no_places(layout: Layout) -> None:
+def test_a_group_without_a_picture_needs_no_places(layout: SequenceLayout) -> None:
     torn = rollout(layout, [np.array([[1, 2], [3, 4]])] * 2, finished=False)
     found = token_advantages(layout, torn, [Score(-1.0)] * 2, ADVANTAGES, 1.0)
     assert [set(each.tolist()) for each in found] == [{1.0}, {-1.0}]
 
 
-def test_a_reward_of_one_number_is_refused(layout: Layout, group: Rollout) -> None:
+def test_a_reward_of_one_number_is_refused(layout: SequenceLayout, group: Rollout) -> None:
     with pytest.raises(UsageError, match="which part of a picture"):
         token_advantages(layout, group, [Score(0.5), Score(0.1)], ADVANTAGES, 0.5)
 
 
-def test_a_picture_of_another_grid_than_the_rewards(layout: Layout, group: Rollout) -> None:
+def test_a_picture_of_another_grid_than_the_rewards(layout: SequenceLayout, group: Rollout) -> None:
     large = [np.kron(places, np.ones((2, 3))) for places in PLACES]
     scores = [Score(0.5, places=places) for places in large]
     small = [Score(0.5, places=places) for places in PLACES]
@@ -104,7 +104,9 @@ def test_resized_takes_the_place_that_a_place_lies_in() -> None:
     assert resized(np.arange(4.0).reshape(1, 4), 1, 2).tolist() == [[0, 2]]
 
 
-def test_the_share_changes_nothing_where_places_say_what_the_picture_says(layout: Layout, group: Rollout) -> None:
+def test_the_share_changes_nothing_where_places_say_what_the_picture_says(
+    layout: SequenceLayout, group: Rollout
+) -> None:
     alike = [Score(value, places=np.full((2, 2), value)) for value in (0.5, 0.1)]
     for each, advantage in zip(token_advantages(layout, group, alike, ADVANTAGES, 0.5), ADVANTAGES, strict=True):
         np.testing.assert_allclose(each, advantage, rtol=1e-3)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from logs import write_log
 
 from earl_cli.errors import InputError
-from earl_cli.training.common.curves import LOG, Run, Series, read_run, read_runs, smooth, thin, window
+from earl_cli.training.common.curves import LOG, RunCurves, Series, read_run, read_runs, smooth, thin, window
 
 
-def points(run: Run, key: str) -> dict[int, float]:
+def points(run: RunCurves, key: str) -> dict[int, float]:
     series = run.figures[key]
     return dict(zip(series.steps.tolist(), series.values.tolist(), strict=True))
 

@@ -16,7 +16,7 @@ from transformers import Emu3ForCausalLM
 from earl_cli.app import run
 from earl_cli.config.loader import load_config
 from earl_cli.config.sft import SftConfig
-from earl_cli.generation.engine import Sampling
+from earl_cli.generation.engine import SamplingParams
 from earl_cli.models.bundle import Base, load_model, load_vision_of, open_base
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.sft.model import load_trainee, merged_weights, plain
@@ -141,7 +141,7 @@ def test_drawing_leaves_every_bit_as_it_was(store: Path, tiny_model_dir: Path, t
     held = load_data(load_config(SftConfig, None, given={"data": [store], "output": "o"}), base.layout, 4096).train
     vision = load_vision_of(str(tiny_model_dir), device="cpu").model
     state = torch.random.get_rng_state()
-    draw_gallery(adapted, vision, base.layout, held, 2, Sampling(), tmp_path / "page.html", "adapters")
+    draw_gallery(adapted, vision, base.layout, held, 2, SamplingParams(), tmp_path / "page.html", "adapters")
     assert torch.equal(torch.random.get_rng_state(), state)
     assert [module.training for module in adapted.modules()] == modes
     for (name, one), other in zip(before.items(), weights(adapted).values(), strict=True):

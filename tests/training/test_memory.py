@@ -15,11 +15,11 @@ from earl_cli.config.loader import load_config
 from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import collate, load_rows
 from earl_cli.models.bundle import open_base
-from earl_cli.training.common.memory import Memory, Shape, estimate
+from earl_cli.training.common.memory import Memory, ModelShape, estimate
 from earl_cli.training.sft.loss import whole_head
 from earl_cli.training.sft.model import load_trainee, with_adapters
 
-EMU3 = Shape(parameters=8_492_011_520, hidden=4096, layers=32, mlp=14336, kv_width=8 * 128, vocabulary=184622)
+EMU3 = ModelShape(parameters=8_492_011_520, hidden=4096, layers=32, mlp=14336, kv_width=8 * 128, vocabulary=184622)
 GB = 1_000_000_000
 
 
@@ -48,7 +48,7 @@ def test_weights_gradients_and_optimizer_are_what_is_allocated(
     optimizer = torch.optim.AdamW(model.parameters())
     model(batch["input_ids"], batch["labels"])["loss"].backward()
     optimizer.step()
-    shape = Shape.of(base.parameters, base.config)
+    shape = ModelShape.of(base.parameters, base.config)
     needed = estimate(shape, settings, processes=1, bfloat16=False, longest=100)
     assert needed.weights == size(model.parameters())
     assert needed.gradients == size(weight.grad for weight in model.parameters())
@@ -63,7 +63,7 @@ def test_adapters_are_as_many_weights_as_peft_trains(rank: int, tiny_model_dir: 
     settings = config(precision="float32", device="cpu", lora_rank=rank)
     model, _ = load_trainee(base, settings, 100)
     trained, whole = model.get_nb_trainable_parameters()
-    shape = Shape.of(base.parameters, base.config)
+    shape = ModelShape.of(base.parameters, base.config)
     assert shape.adapters(rank) == trained
     layers = [each for each in model.get_base_model().model.layers.modules() if isinstance(each, BaseTunerLayer)]
     assert shape.linear == sum(each.base_layer.weight.numel() for each in layers)
@@ -89,7 +89,7 @@ def test_adapters_of_another_shape(tiny_model_dir: Path) -> None:
     language = Emu3ForCausalLM(Emu3TextConfig(**fields))
     adapted = with_adapters(language, 5, 32, 0.0, 42)
     trained, _ = adapted.get_nb_trainable_parameters()
-    assert Shape.of(1, fields).adapters(5) == trained
+    assert ModelShape.of(1, fields).adapters(5) == trained
 
 
 @pytest.mark.parametrize("processes", [2, 4, 8])

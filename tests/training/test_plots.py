@@ -12,10 +12,10 @@ from PIL import Image
 
 from earl_cli.errors import UsageError
 from earl_cli.training.common.curves import read_runs
-from earl_cli.training.common.plots import COLORS, DASHES, RL, SFT, Sheet, choose_panels, draw, number, write_curves
+from earl_cli.training.common.plots import COLORS, DASHES, RL, SFT, PlotSheet, choose_panels, draw, number, write_curves
 
 
-def keys(sheet: Sheet) -> list[str]:
+def keys(sheet: PlotSheet) -> list[str]:
     return [panel.key for panel in sheet.panels]
 
 

@@ -21,7 +21,7 @@ from earl_cli.rewards.reward import Edit, JudgeDownError, Reward, Score
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.common.trackers import is_logged, write_line
 from earl_cli.training.optimizer_backends import make_learner
-from earl_cli.training.rl.run import Judged, Run
+from earl_cli.training.rl.run import RlRun, ScoredGroup
 from earl_cli.training.rl.setup import (
     WithoutAdapters,
     load_policy,
@@ -77,7 +77,7 @@ class Watcher:
         self.save, self.stop_after = save, stop_after
         self.figures: list[dict[str, float]] = []
         self.validations: list[dict[str, float]] = []
-        self.groups: list[Judged] = []
+        self.groups: list[ScoredGroup] = []
         self.waits: list[tuple[int, str]] = []
 
     def phase(self, *_: object) -> None:
@@ -86,13 +86,13 @@ class Watcher:
     def sampling(self, _: int, done: int, expected: int) -> None:
         assert 0 < done <= expected
 
-    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
+    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
         self.figures.append(dict(figures))
         self.groups += groups
         if step == self.stop_after:
             raise KeyboardInterrupt
 
-    def validation(self, _step: int, figures: Mapping[str, float], _groups: Sequence[Judged]) -> None:
+    def validation(self, _step: int, figures: Mapping[str, float], _groups: Sequence[ScoredGroup]) -> None:
         self.validations.append(dict(figures))
 
     def is_best(self, _validation: float) -> bool:
@@ -115,7 +115,7 @@ def train(
     start = resume(config, learner)
     watcher = Watcher(partial(save_checkpoint, config, base, learner), stop_after)
     without = WithoutAdapters(learner) if policy.adapted else None
-    run = Run(
+    run = RlRun(
         config,
         base.layout,
         data.rows,

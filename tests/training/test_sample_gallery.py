@@ -15,7 +15,7 @@ from trainings import options, write_pairs
 
 from earl_cli.app import run
 from earl_cli.data.batches import ExampleData, load_rows
-from earl_cli.generation.engine import Sampling
+from earl_cli.generation.engine import SamplingParams
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.models.vision import decode, images_of
 from earl_cli.training.sft.run import draw_gallery
@@ -54,7 +54,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw(model: EarlModel, data: ExampleData, count: int, path: Path) -> Page:
-    draw_gallery(model.language, model.vision, model.layout, data, count, Sampling(), path, "my <run>, step 7")
+    draw_gallery(model.language, model.vision, model.layout, data, count, SamplingParams(), path, "my <run>, step 7")
     return Page(path)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from earl_cli.training.rl.policy import token_entropies, token_logprobs
-from earl_cli.training.rl.shared_prompt import Group, completion_states, fused, products
+from earl_cli.training.rl.shared_prompt import PromptGroup, completion_states, fused, products
 
 VOCABULARY = 60
 
@@ -32,11 +32,11 @@ def model(request: pytest.FixtureRequest) -> Emu3ForCausalLM:
     return Emu3ForCausalLM(config).eval()
 
 
-def groups() -> list[Group]:
+def groups() -> list[PromptGroup]:
     generator = torch.Generator().manual_seed(1)
     shapes = [(7, 3, 5), (1, 1, 4), (0, 2, 6), (12, 4, 1)]
     return [
-        Group(
+        PromptGroup(
             torch.randint(VOCABULARY, (prompt,), generator=generator),
             torch.randint(VOCABULARY, (count, length), generator=generator),
         )
@@ -44,7 +44,7 @@ def groups() -> list[Group]:
     ]
 
 
-def apart(model: Emu3ForCausalLM, group: Group) -> Tensor:
+def apart(model: Emu3ForCausalLM, group: PromptGroup) -> Tensor:
     """The same states from transformers' own forward pass, every completion behind a prompt of its own."""
     sequences = torch.cat((group.prompt.expand(len(group.inputs), -1), group.inputs), dim=1)
     return model.model(input_ids=sequences, use_cache=False).last_hidden_state[:, len(group.prompt) :].flatten(0, 1)

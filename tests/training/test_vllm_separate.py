@@ -23,13 +23,13 @@ from trainings import CPU
 
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import DeviceError, InputError, UsageError
-from earl_cli.generation.engine import Completion, Request, Sampling
-from earl_cli.generation.vllm.engine import Patience, VllmEngine
+from earl_cli.generation.engine import Completion, SamplingParams, SamplingRequest
+from earl_cli.generation.vllm.engine import Timeouts, VllmEngine
 from earl_cli.generation.vllm.process import HOST, ProcessEngine, variables
 from earl_cli.generation.vllm.watchdog import EngineError
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.tokens.layout import Grid
-from earl_cli.training.rl.policy import Policy, Sampled, pack
+from earl_cli.training.rl.policy import Policy, SampledGroup, pack
 from earl_cli.training.rl.rollout_engines import check_gpus
 from earl_cli.training.sft.loss import separate_heads
 
@@ -65,12 +65,12 @@ def a_process(model: EarlModel, **how: object) -> ProcessEngine:
     return ProcessEngine(model.folder, model.layout, device=model.device, dtype=model.dtype, **how)
 
 
-def prompts(model: EarlModel, count: int, side: int = 6, seeds: tuple[int, ...] = (1, 2)) -> list[Request]:
+def prompts(model: EarlModel, count: int, side: int = 6, seeds: tuple[int, ...] = (1, 2)) -> list[SamplingRequest]:
     numbers, grid, found = np.random.default_rng(count), Grid(side, side), []
     for _ in range(count):
         codes = numbers.integers(0, model.layout.vocabulary.codes, (side, side))
         ids = model.layout.prompt(codes, "make it snowy", "edit", grid)
-        found.append(Request(tuple(ids.tolist()), "edit", grid, seeds))
+        found.append(SamplingRequest(tuple(ids.tolist()), "edit", grid, seeds))
     return found
 
 
@@ -79,12 +79,12 @@ def ids(groups: Sequence[Sequence[Completion]]) -> list[list[int]]:
 
 
 def assert_logprobs(
-    language: torch.nn.Module, model: EarlModel, drawn: Sequence[Sequence[Completion]], asked: Sequence[Request]
+    language: torch.nn.Module, model: EarlModel, drawn: Sequence[Sequence[Completion]], asked: Sequence[SamplingRequest]
 ) -> None:
     """The engine's are those that training computes."""
     policy = Policy(language, separate_heads(model.layout.vocabulary), 1.0)
     for request, group in zip(asked, drawn, strict=True):
-        sampled = Sampled(np.array(request.prompt), tuple(e.ids for e in group), tuple(e.sampled for e in group))
+        sampled = SampledGroup(np.array(request.prompt), tuple(e.ids for e in group), tuple(e.sampled for e in group))
         batch = pack([sampled], torch.device("cpu"))
         assert batch is not None
         with torch.no_grad():
@@ -104,7 +104,7 @@ def test_it_draws_what_the_engine_in_this_process_draws_after_new_weights_too(
         for language in (embedded.language, changed, embedded.language):
             for engine in (colocated, separate):
                 engine.update_weights(language.state_dict().items())
-            ours, theirs = (engine.generate(asked, Sampling(1.0, 0)) for engine in (separate, colocated))
+            ours, theirs = (engine.generate(asked, SamplingParams(1.0, 0)) for engine in (separate, colocated))
             assert ids(ours) == ids(theirs)
             for one, other in zip(ours, theirs, strict=True):
                 for a, b in zip(one, other, strict=True):
@@ -123,35 +123,35 @@ def test_progress_and_completions_are_told_and_bad_requests_refused(
     told: list[tuple[int, int]] = []
     given: list[tuple[int, int, Completion]] = []
     drawn = separate.generate(
-        prompts(embedded, 2, 3), Sampling(), lambda *it: told.append(it), lambda *it: given.append(it)
+        prompts(embedded, 2, 3), SamplingParams(), lambda *it: told.append(it), lambda *it: given.append(it)
     )
     assert told[-1][0] == told[-1][1] == sum(map(len, ids(drawn)))
     assert len(told) > 10
     assert sorted((request, index) for request, index, _ in given) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert all(drawn[request][index].ids.tolist() == each.ids.tolist() for request, index, each in given)
     with pytest.raises(InputError, match="outside the vocabulary"):
-        separate.generate([Request((1, 99_999), "edit", Grid(2, 2), (0,))], Sampling())
-    assert len(separate.generate(prompts(embedded, 1), Sampling())[0]) == 2
+        separate.generate([SamplingRequest((1, 99_999), "edit", Grid(2, 2), (0,))], SamplingParams())
+    assert len(separate.generate(prompts(embedded, 1), SamplingParams())[0]) == 2
 
 
 def test_several_workers_get_the_weights(
     embedded: EarlModel, changed: torch.nn.Module, separate: ProcessEngine
 ) -> None:
     asked = prompts(embedded, 2)
-    engine = a_process(embedded, engine_args={"tensor_parallel_size": 2}, patience=Patience(step=60))
+    engine = a_process(embedded, engine_args={"tensor_parallel_size": 2}, patience=Timeouts(step=60))
     try:
         assert engine.workers == 2
-        drawn = engine.generate(asked, Sampling(0))
+        drawn = engine.generate(asked, SamplingParams(0))
         engine.update_weights(changed.state_dict().items())
-        again = engine.generate(asked, Sampling(0))
-        assert_logprobs(changed, embedded, engine.generate(asked, Sampling(1.0, 0)), asked)
+        again = engine.generate(asked, SamplingParams(0))
+        assert_logprobs(changed, embedded, engine.generate(asked, SamplingParams(1.0, 0)), asked)
         assert ids(drawn) != ids(again)
         processes = family(engine)
         assert len(processes) > 2
         engine._process.kill()
         engine._process.wait()
         with pytest.raises(EngineError, match="taking prompts by the vLLM engine failed: its process ended with -9"):
-            engine.generate(asked, Sampling(0))
+            engine.generate(asked, SamplingParams(0))
     finally:
         engine.close()
     assert not psutil.wait_procs(processes, timeout=30)[1]
@@ -179,7 +179,7 @@ def test_a_process_that_is_killed_is_an_error_with_the_end_of_its_log(embedded: 
         with pytest.raises(
             EngineError, match="a sampling step by the vLLM engine failed: its process ended with -9"
         ) as caught:
-            engine.generate(prompts(embedded, 4, 12), Sampling(), kill)
+            engine.generate(prompts(embedded, 4, 12), SamplingParams(), kill)
         assert time.monotonic() - killed < 5
         assert "the end of its log:\n" in str(caught.value)
         with pytest.raises(EngineError, match="an update of the weights was asked of the vLLM engine, which is dead"):
@@ -189,11 +189,11 @@ def test_a_process_that_is_killed_is_an_error_with_the_end_of_its_log(embedded: 
 
 
 def test_a_process_that_hangs_is_an_error_that_names_what_was_waited_for(embedded: EarlModel) -> None:
-    engine = a_process(embedded, patience=Patience(step=3))
+    engine = a_process(embedded, patience=Timeouts(step=3))
     engine._process.send_signal(signal.SIGSTOP)
     try:
         with pytest.raises(EngineError, match="a sampling step by the vLLM engine took longer than 3 s"):
-            engine.generate(prompts(embedded, 1), Sampling())
+            engine.generate(prompts(embedded, 1), SamplingParams())
     finally:
         engine.close()
     assert engine._process.returncode == -signal.SIGKILL
@@ -204,7 +204,7 @@ def test_what_is_wrong_at_the_start_is_told_and_leaves_no_process(embedded: Earl
     with pytest.raises(UsageError, match=r"takes no such argument.*speed"):
         a_process(embedded, engine_args={"speed": 3})
     with pytest.raises(EngineError, match=r"the start by the vLLM engine took longer than 0\.1 s"):
-        a_process(embedded, patience=Patience(start=0.1))
+        a_process(embedded, patience=Timeouts(start=0.1))
     assert set(psutil.Process().children()) <= before
 
 
@@ -283,11 +283,11 @@ def test_weights_come_by_nccl_to_another_gpu(changed: torch.nn.Module) -> None:
     engine = a_process(model, gpus=(1,))
     try:
         asked = prompts(model, 4)
-        before = engine.generate(asked, Sampling(0))
+        before = engine.generate(asked, SamplingParams(0))
         engine.update_weights(language.state_dict().items())
-        after = engine.generate(asked, Sampling(0))
+        after = engine.generate(asked, SamplingParams(0))
         engine.update_weights(model.language.state_dict().items())
-        assert ids(engine.generate(asked, Sampling(0))) == ids(before) != ids(after)
+        assert ids(engine.generate(asked, SamplingParams(0))) == ids(before) != ids(after)
     finally:
         engine.close()
 

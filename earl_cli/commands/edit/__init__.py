@@ -14,7 +14,7 @@ import typer
 from earl_cli import version
 from earl_cli.commands._options import EngineArgOption, EngineOption
 from earl_cli.commands.edit.files import find_sources, split_words
-from earl_cli.commands.edit.run import Kind, Order, Outcome, edit_all
+from earl_cli.commands.edit.run import EditRequest, EditSummary, ResultKind, edit_all
 from earl_cli.commands.edit.targets import Targets
 from earl_cli.console import console, error_document, listed, one_line
 from earl_cli.errors import PartialFailureError, UsageError
@@ -87,7 +87,7 @@ def edit(
     if found.earlier:
         console.note(f"left out, as earlier runs wrote them: {listed(found.earlier)}")
     targets = Targets(output, force, several=named > 1)
-    chosen: list[tuple[Kind, bool]] = [("grid", grid), ("compare", compare)]
+    chosen: list[tuple[ResultKind, bool]] = [("grid", grid), ("compare", compare)]
     sheets = tuple(kind for kind, wanted in chosen if wanted)
     piped = bool(sources) and targets.to_stdout(sources, len(sheets) or variants)
     if piped and console.json:
@@ -95,7 +95,7 @@ def edit(
     console.stdout_is_data = piped
     first = secrets.randbelow(SEEDS) if seed is None else seed
     said = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    order = Order(
+    order = EditRequest(
         instruction=instruction,
         seeds=tuple((first + index) % SEEDS for index in range(variants)),
         sampling={key: value for key, value in said.items() if value is not None},
@@ -115,7 +115,7 @@ def edit(
     _report(order, outcome, named, time.monotonic() - started)
 
 
-def _report(order: Order, outcome: Outcome, named: int, seconds: float) -> None:
+def _report(order: EditRequest, outcome: EditSummary, named: int, seconds: float) -> None:
     """The end of the run: what the model can't do, the JSON document, the summary of failures and their exit code."""
     if outcome.failed and not outcome.results and named == 1:
         raise outcome.failed[0].error

@@ -18,7 +18,7 @@ from earl_cli.console import console, listed, shortened
 from earl_cli.errors import EarlError, InputError, UsageError
 
 if TYPE_CHECKING:
-    from earl_cli.images.kinds import Kind
+    from earl_cli.images.kinds import FileKind
 
 EXAMPLE = 'earl edit photo.jpg "make it snowy"'
 STREAM = "-"
@@ -34,7 +34,7 @@ _RESULT = re.compile(rf"(?P<photo>.+){re.escape(MARK)}(?:-\d+)?(?:\.(?:grid|comp
 
 
 @dataclass(frozen=True)
-class Source:
+class InputFile:
     """A picture to edit: a file, or the standard input where ``path`` is None."""
 
     path: Path | None
@@ -59,13 +59,13 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Found:
+class ExpandedLine:
     """What the words of a line stand for: pictures, each once, in order, and words without any.
 
     ``earlier`` are results of earlier runs that were left out.
     """
 
-    sources: list[Source]
+    sources: list[InputFile]
     failed: list[Failed]
     earlier: list[Path]
 
@@ -111,7 +111,7 @@ def _check_words(pictures: Sequence[str], instruction: str) -> None:
     raise UsageError("the instruction is several words", where=whole, hint=hint)
 
 
-def find_sources(names: Sequence[str]) -> Found:
+def find_sources(names: Sequence[str]) -> ExpandedLine:
     """The pictures that files, folders, globs and ``-`` stand for.
 
     Results of earlier runs are left out of folders and globs, and where their photo is named as well: a shell writes
@@ -119,23 +119,23 @@ def find_sources(names: Sequence[str]) -> Found:
     """
     if list(names).count(STREAM) > 1:
         raise UsageError("the standard input can be edited only once", where=STREAM)
-    sources: dict[Path | None, Source] = {}
+    sources: dict[Path | None, InputFile] = {}
     failed: list[Failed] = []
     earlier: list[Path] = []
     for name in names:
         if name == STREAM:
-            sources[None] = Source(None)
+            sources[None] = InputFile(None)
             continue
         try:
             for path in _expand(name, earlier):
-                sources.setdefault(path.absolute(), Source(path))
+                sources.setdefault(path.absolute(), InputFile(path))
         except EarlError as error:
             failed.append(Failed(name, error))
     photos = {path.with_suffix("") for path in sources if path}
     for path in [path for path in sources if path]:
         if (result := _RESULT.fullmatch(path.name)) and path.with_name(result["photo"]) in photos:
             earlier.append(Path(sources.pop(path).name))
-    return Found(list(sources.values()), failed, list(dict.fromkeys(earlier)))
+    return ExpandedLine(list(sources.values()), failed, list(dict.fromkeys(earlier)))
 
 
 def _expand(name: str, earlier: list[Path]) -> list[Path]:
@@ -189,7 +189,7 @@ def _photos(name: str, entries: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _foreign_kind(path: Path) -> Kind | None:
+def _foreign_kind(path: Path) -> FileKind | None:
     from earl_cli.images.kinds import foreign_kind
 
     try:

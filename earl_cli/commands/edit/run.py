@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from earl_cli.commands._options import without_collector
-from earl_cli.commands.edit.files import Failed, Source
+from earl_cli.commands.edit.files import Failed, InputFile
 from earl_cli.commands.edit.targets import EXTENSIONS, Targets
 from earl_cli.console import console
 from earl_cli.errors import InputError, OutputError, explain
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from earl_cli.generation.editing import Draft
     from earl_cli.generation.editor import Editor, EngineName
     from earl_cli.generation.engine import OnProgress
-    from earl_cli.images.image_file import Picture
+    from earl_cli.images.image_file import ImageFile
 
-Kind = Literal["edit", "grid", "compare"]
+ResultKind = Literal["edit", "grid", "compare"]
 VARIANTS_AT_ONCE, VLLM_AT_ONCE = 8, 64
 
 
 @dataclass(frozen=True)
-class Order:
+class EditRequest:
     """What the person asked for. ``sampling`` has only what was said; ``sheets`` are "grid" and "compare"."""
 
     instruction: str
@@ -42,7 +42,7 @@ class Order:
     sampling: Mapping[str, float]
     mode: Literal["edit", "reasoning"]
     size: Literal["source", "model"]
-    sheets: tuple[Kind, ...]
+    sheets: tuple[ResultKind, ...]
     model: str | None
     device: str
     engine: EngineName
@@ -52,10 +52,10 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Result:
+class EditOutput:
     """One picture that was written; ``output`` is None for stdout. A grid or a comparison shows several edits."""
 
-    kind: Kind
+    kind: ResultKind
     source: str
     output: str | None
     seeds: tuple[int, ...]
@@ -66,10 +66,10 @@ class Result:
 
 
 @dataclass
-class Made:
+class EditRecord:
     """What came of one picture; only one thread works on a picture at a time."""
 
-    results: list[Result] = field(default_factory=list)
+    results: list[EditOutput] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
     said: set[str] = field(default_factory=set)
 
@@ -98,48 +98,48 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EditSummary:
     """What came of an order, in the order of its pictures; ``editor`` is None where none of them could be opened."""
 
     failed: list[Failed]
-    results: list[Result]
+    results: list[EditOutput]
     editor: Editor | None
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedInput:
     """A picture that is ready to be edited.
 
     ``paths`` and ``sheets`` are the names that ``targets`` gave its results; none where they go to stdout.
     """
 
-    source: Source
-    picture: Picture
+    source: InputFile
+    picture: ImageFile
     paths: tuple[Path, ...]
     sheets: tuple[Path, ...]
     targets: Targets
-    made: Made
+    made: EditRecord
 
 
 def edit_all(
-    order: Order, sources: Sequence[Source], targets: Targets, failed: Sequence[Failed], piped: bool
-) -> Outcome:
+    order: EditRequest, sources: Sequence[InputFile], targets: Targets, failed: Sequence[Failed], piped: bool
+) -> EditSummary:
     """Edit every source; one that fails is noted and the others go on. The model is loaded when the first is open."""
-    made = [Made() for _ in sources]
+    made = [EditRecord() for _ in sources]
     pictures = _openable(order, sources, made, targets, piped)
     editor = None
     if first := next(pictures, None):
         with without_collector():
             editor = _load(order)
         _edit(order, editor, chain([first], pictures), len(sources))
-    return Outcome(
+    return EditSummary(
         [*failed, *(failure for each in made for failure in each.failed)],
         [result for each in made for result in each.results],
         editor,
     )
 
 
-def _edit(order: Order, editor: Editor, pictures: Iterator[Opened], total: int) -> None:
+def _edit(order: EditRequest, editor: Editor, pictures: Iterator[OpenedInput], total: int) -> None:
     """Sample batch after batch; what is drawn is finished beside that. No more than two batches are open at a time."""
     from earl_cli.generation.editing import PostprocessThread
 
@@ -151,7 +151,7 @@ def _edit(order: Order, editor: Editor, pictures: Iterator[Opened], total: int) 
         PostprocessThread() as beside,
     ):
 
-        def take(opened: Opened, drafts: Sequence[Draft]) -> None:
+        def take(opened: OpenedInput, drafts: Sequence[Draft]) -> None:
             waiting.append(beside.submit(_finish, order, opened, drafts, editor, beside.ending))
 
         def settle(most: int) -> None:
@@ -177,16 +177,16 @@ def _edit(order: Order, editor: Editor, pictures: Iterator[Opened], total: int) 
 
 
 def _draw(
-    order: Order,
+    order: EditRequest,
     editor: Editor,
-    batch: Sequence[Opened],
-    take: Callable[[Opened, Sequence[Draft]], None],
+    batch: Sequence[OpenedInput],
+    take: Callable[[OpenedInput, Sequence[Draft]], None],
     on_progress: OnProgress,
 ) -> None:
     """Sample a batch; ``take`` gets each picture with its drafts. If that fails, each of the rest is tried alone."""
-    from earl_cli.generation.editing import Job, draft
+    from earl_cli.generation.editing import EditJob, draft
 
-    jobs = [Job(opened.picture.rgb, order.instruction, order.seeds) for opened in batch]
+    jobs = [EditJob(opened.picture.rgb, order.instruction, order.seeds) for opened in batch]
     left = dict(enumerate(batch))
     try:
         draft(
@@ -208,15 +208,15 @@ def _draw(
 
 
 def _openable(
-    order: Order, sources: Sequence[Source], made: Sequence[Made], targets: Targets, piped: bool
-) -> Iterator[Opened]:
+    order: EditRequest, sources: Sequence[InputFile], made: Sequence[EditRecord], targets: Targets, piped: bool
+) -> Iterator[OpenedInput]:
     """Those pictures that can be opened, each when it is asked for."""
     for source, own in zip(sources, made, strict=True):
         with own.going_on(source.name):
             yield _open(source, order, targets, piped, own)
 
 
-def _open(source: Source, order: Order, targets: Targets, piped: bool, made: Made) -> Opened:
+def _open(source: InputFile, order: EditRequest, targets: Targets, piped: bool, made: EditRecord) -> OpenedInput:
     from earl_cli.images.image_file import open_picture
 
     if source.path is None and sys.stdin.isatty():
@@ -225,10 +225,10 @@ def _open(source: Source, order: Order, targets: Targets, piped: bool, made: Mad
     made.tell(source.name, picture.notes)
     paths = () if piped else tuple(targets.path(source, picture.format) for _ in order.seeds)
     sheets = () if piped else tuple(targets.beside(paths[0], kind, source) for kind in order.sheets)
-    return Opened(source, picture, paths, sheets, targets, made)
+    return OpenedInput(source, picture, paths, sheets, targets, made)
 
 
-def _load(order: Order) -> Editor:
+def _load(order: EditRequest) -> Editor:
     from earl_cli.generation.editor import load_editor
 
     editor = load_editor(
@@ -244,7 +244,7 @@ def _load(order: Order) -> Editor:
     return editor
 
 
-def _finish(order: Order, opened: Opened, drafts: Sequence[Draft], editor: Editor, ending: Event) -> None:
+def _finish(order: EditRequest, opened: OpenedInput, drafts: Sequence[Draft], editor: Editor, ending: Event) -> None:
     """Decode, compose and save all variants of one picture, and the sheets that show several; less at the run's end."""
     from earl_cli.generation.editing import decoded, render, sheet
 
@@ -278,15 +278,15 @@ def _finish(order: Order, opened: Opened, drafts: Sequence[Draft], editor: Edito
 
 
 def _save(
-    order: Order,
-    kind: Kind,
+    order: EditRequest,
+    kind: ResultKind,
     image: Image,
     path: Path | None,
     drafts: Sequence[Draft],
-    opened: Opened,
+    opened: OpenedInput,
     editor: Editor,
     problem: str | None = None,
-) -> Result:
+) -> EditOutput:
     """Write one picture, to stdout where it has no path, with what is needed to make it again."""
     from earl_cli.generation.editing import provenance
     from earl_cli.images.image_file import save_picture
@@ -312,10 +312,10 @@ def _save(
     output = str(path) if path else None
     console.say(f"{name} -> {output or 'stdout'}  ({image.width} x {image.height}, seed {shown})")
     if kind != "edit":
-        return Result(kind, name, output, seeds, image.width, image.height)
+        return EditOutput(kind, name, output, seeds, image.width, image.height)
     if problem:
         console.warn(f"{name}: {problem}; try another --seed than {shown}")
-    return Result(kind, name, output, seeds, image.width, image.height, drafts[0].answer.thoughts, problem)
+    return EditOutput(kind, name, output, seeds, image.width, image.height, drafts[0].answer.thoughts, problem)
 
 
 def _to_stdout(data: memoryview) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from earl_cli.commands.edit.files import MARK, PICTURE_SUFFIXES, STREAM, WRITABLE, Source, kind_of
+from earl_cli.commands.edit.files import MARK, PICTURE_SUFFIXES, STREAM, WRITABLE, InputFile, kind_of
 from earl_cli.console import is_closed
 from earl_cli.errors import OutputError, UsageError
 
@@ -62,7 +62,7 @@ class Targets:
         no_picture = Path(self.output).suffix.lower() not in PICTURE_SUFFIXES
         return kind_of(self.output) == "folder" or self.output.endswith("/") or (self.several and no_picture)
 
-    def to_stdout(self, sources: Sequence[Source], pictures: int) -> bool:
+    def to_stdout(self, sources: Sequence[InputFile], pictures: int) -> bool:
         """Whether the one result goes to stdout. UsageError where there is more than one, or stdout is a terminal."""
         piped = self.output is None and len(sources) == 1 and sources[0].path is None
         if not piped and self.output != STREAM:
@@ -77,7 +77,7 @@ class Targets:
             raise OutputError("it is closed", where="stdout", hint="-o FILE")
         return True
 
-    def path(self, source: Source, kind: str) -> Path:
+    def path(self, source: InputFile, kind: str) -> Path:
         """Where the next result of ``source`` goes. ``kind`` is its format where the name is chosen here.
 
         OutputError where nothing can be written.
@@ -96,11 +96,11 @@ class Targets:
             suffix = EXTENSIONS.get(kind, ".png")
         return self._give(folder / f"{stem}{MARK}{suffix}", source)
 
-    def beside(self, result: Path, mark: str, source: Source) -> Path:
+    def beside(self, result: Path, mark: str, source: InputFile) -> Path:
         """Where a further picture about ``result`` goes: photo.edited.compare.jpg for photo.edited.jpg."""
         return self._give(result.with_name(f"{result.stem}.{mark}{result.suffix}"), source)
 
-    def still(self, path: Path, source: Source) -> Path:
+    def still(self, path: Path, source: InputFile) -> Path:
         """``path``, or the next free name where somebody has written to ``path`` since it was given out."""
         if path not in self._held or self._holds(path):
             return path
@@ -111,7 +111,7 @@ class Targets:
         """The file that the person named, if they named one."""
         return None if self.output is None or self.output == STREAM or self.is_folder else Path(self.output)
 
-    def _give(self, wanted: Path, source: Source) -> Path:
+    def _give(self, wanted: Path, source: InputFile) -> Path:
         if self.chosen is None:
             return self._next(wanted, source)
         path = next(self._unused(wanted))
@@ -119,7 +119,7 @@ class Targets:
             raise _exists(path)
         return path
 
-    def _next(self, wanted: Path, source: Source) -> Path:
+    def _next(self, wanted: Path, source: InputFile) -> Path:
         return next(each for each in self._unused(wanted) if self._take(each, source))
 
     def _unused(self, path: Path) -> Iterator[Path]:
@@ -127,7 +127,7 @@ class Targets:
         names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
         return (each for each in itertools.chain([path], names) if each not in self.given)
 
-    def _take(self, path: Path, source: Source) -> bool:
+    def _take(self, path: Path, source: InputFile) -> bool:
         """Whether the name is this run's now. OutputError if nothing can be written there."""
         try:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _permissions(source))
@@ -189,7 +189,7 @@ def _check_folder(folder: Path) -> None:
         raise OutputError("there is no permission to write into this folder", where=str(there))
 
 
-def _permissions(source: Source) -> int:
+def _permissions(source: InputFile) -> int:
     """Those of a new file, as far as the photo has them."""
     usual = 0o666
     try:

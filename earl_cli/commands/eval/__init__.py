@@ -17,7 +17,6 @@ from earl_cli.commands._options import (
 )
 from earl_cli.commands.eval.options import (
     AreaOption,
-    Asked,
     GroundOption,
     JudgeAddressOption,
     JudgeDeclarationOption,
@@ -25,6 +24,7 @@ from earl_cli.commands.eval.options import (
     LpipsOption,
     ProtocolOption,
     RubricsOption,
+    ScoringRequest,
 )
 from earl_cli.console import console
 
@@ -100,7 +100,7 @@ def eval(
 
     Stopped or killed, the same call goes on where it was. With several processes the last one scores.
     """
-    from earl_cli.commands.eval.run import Order, evaluate
+    from earl_cli.commands.eval.run import EvalRequest, evaluate
     from earl_cli.data.shard_plan import read_share
     from earl_cli.evaluation.editor_registry import Options
     from earl_cli.generation.vllm.environment import engine_arguments
@@ -117,7 +117,7 @@ def eval(
         endpoint_key_variable=endpoint_key_variable,
         endpoint_seed=endpoint_seed,
     )
-    order = Order(
+    order = EvalRequest(
         benchmarks=tuple(dict.fromkeys(benchmark or ["embedded"])),
         models=tuple(dict.fromkeys([*(model or ["embedded"]), *(["copy"] if floor else [])])),
         options=options,
@@ -125,7 +125,7 @@ def eval(
         limit=limit,
         seeds=tuple(range(seed, seed + seeds)),
         share=read_share(shard),
-        asked=Asked(
+        asked=ScoringRequest(
             judge,
             judge_model,
             api_key_variable,

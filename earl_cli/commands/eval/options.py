@@ -14,7 +14,7 @@ from earl_cli.console import console
 from earl_cli.errors import EarlError, InputError, PartialFailureError, UsageError
 
 if TYPE_CHECKING:
-    from earl_cli.evaluation.results import Run
+    from earl_cli.evaluation.results import EvalRun
     from earl_cli.evaluation.scoring import Scoring
     from earl_cli.evaluation.statistics import Estimate
 
@@ -63,7 +63,7 @@ SCORING_LOCK = ".scoring.lock"
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoringRequest:
     """What a person said about scoring: the judge, how it is asked, what else is measured."""
 
     judge: str | None = None
@@ -78,7 +78,7 @@ class Asked:
     lpips: bool = False
 
 
-def scoring_of(asked: Asked) -> Scoring:
+def scoring_of(asked: ScoringRequest) -> Scoring:
     """How edits are to be scored, by a judge that answers and has the model, if an address is given.
 
     Raises UsageError, MissingExtraError or JudgeDownError before anything is drawn.
@@ -105,7 +105,7 @@ def scoring_of(asked: Asked) -> Scoring:
     return Scoring(judge, rubrics, metrics, asked.ground_score, area, asked.protocol)
 
 
-def finish(runs: Sequence[Run], scoring: Scoring, document: Mapping[str, Any]) -> None:
+def finish(runs: Sequence[EvalRun], scoring: Scoring, document: Mapping[str, Any]) -> None:
     """The end of a command that scores: its document, and an error where not one edit could be scored."""
     undrawn = [run for run in runs if run.lines and not any(line.result.edited_image for line in run.lines)]
     if undrawn:
@@ -118,7 +118,7 @@ def finish(runs: Sequence[Run], scoring: Scoring, document: Mapping[str, Any]) -
     raise typer.Exit(failure.exit_code)
 
 
-def _failure(runs: Sequence[Run], scoring: Scoring) -> EarlError | None:
+def _failure(runs: Sequence[EvalRun], scoring: Scoring) -> EarlError | None:
     """What to say of runs in which nothing was scored; None if there are none."""
     if empty := [run for run in runs if not run.lines and run.unreadable]:
         return InputError(f"no row of {empty[0].benchmark} can be used: {empty[0].unreadable[0].problem}")
@@ -132,13 +132,13 @@ def _failure(runs: Sequence[Run], scoring: Scoring) -> EarlError | None:
     return kind(what, where=scoring.judge.address, hint="earl judge check looks at it; earl eval score asks again")
 
 
-def _names(runs: Sequence[Run]) -> str:
+def _names(runs: Sequence[EvalRun]) -> str:
     from earl_cli.evaluation.comparing import joined
 
     return joined([f"{run.editor} on {run.benchmark}" for run in runs])
 
 
-def score_folder(run: Run, scoring: Scoring, keys: Sequence[tuple[int, int]] | None = None) -> Run:
+def score_folder(run: EvalRun, scoring: Scoring, keys: Sequence[tuple[int, int]] | None = None) -> EvalRun:
     """Score a run's lines, or those of ``keys``, with progress; write what came of it into its folder.
 
     The judge's answers are kept there. Of several processes that come here one works, the others wait.
@@ -149,12 +149,12 @@ def score_folder(run: Run, scoring: Scoring, keys: Sequence[tuple[int, int]] | N
     from earl_cli.evaluation.scoring import score
     from earl_cli.evaluation.statistics import summary_document
     from earl_cli.files import exclusive
-    from earl_cli.openai_client.retry import Pacing
+    from earl_cli.openai_client.retry import Backoff
 
     wanted = None if keys is None else set(keys)
     chosen = replace(run, lines=tuple(each for each in run.lines if wanted is None or each.result.key in wanted))
     if scoring.judge is not None:
-        judge = replace(scoring.judge, cache=run.folder / CACHE, pacing=Pacing())
+        judge = replace(scoring.judge, cache=run.folder / CACHE, pacing=Backoff())
         scoring = replace(scoring, judge=judge)
     with exclusive(run.folder / SCORING_LOCK):
         with console.progress(f"scoring {run.editor} on {run.benchmark}", len(chosen.lines), unit="edits") as progress:
@@ -165,7 +165,7 @@ def score_folder(run: Run, scoring: Scoring, keys: Sequence[tuple[int, int]] | N
     return scored
 
 
-def show_runs(runs: Sequence[Run]) -> None:
+def show_runs(runs: Sequence[EvalRun]) -> None:
     """A table for each benchmark: editors, their figures with 95 % intervals, what is missing."""
     from earl_cli.evaluation.comparing import comparability
     from earl_cli.evaluation.results import COLUMNS
@@ -211,7 +211,7 @@ def cell(estimate: Estimate | None, digits: int) -> str:
     return f"{estimate.mean:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
 
 
-def run_document(run: Run) -> dict[str, Any]:
+def run_document(run: EvalRun) -> dict[str, Any]:
     """A run for ``--json``: where it is, and its figures."""
     from earl_cli.evaluation.statistics import group_document, summarize
 
@@ -224,7 +224,7 @@ def run_document(run: Run) -> dict[str, Any]:
     }
 
 
-def write_tables(output: Path, runs: Sequence[Run], pages: bool) -> dict[str, str]:
+def write_tables(output: Path, runs: Sequence[EvalRun], pages: bool) -> dict[str, str]:
     """tables.md, tables.tex and, with ``pages``, report.html in ``output``; their paths by kind."""
     from earl_cli.evaluation import tables
     from earl_cli.files import whole_file

@@ -26,18 +26,18 @@ from earl_cli.console import console
 from earl_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from earl_cli.evaluation.results import Run
+    from earl_cli.evaluation.results import EvalRun
     from earl_cli.evaluation.statistics import Difference
     from earl_cli.rewards.judge.pairwise import Preference
 
 
 from earl_cli.commands.eval.options import (
     AreaOption,
-    Asked,
     GroundOption,
     JudgeDeclarationOption,
     LpipsOption,
     ProtocolOption,
+    ScoringRequest,
     finish,
     run_document,
     score_folder,
@@ -99,7 +99,7 @@ def eval_compare(
     console.document(document)
 
 
-def _only(place: Path) -> Run:
+def _only(place: Path) -> EvalRun:
     from earl_cli.evaluation.results import find_results, load_run
 
     found = find_results([place])
@@ -133,15 +133,15 @@ def _show(differences: dict[str, Difference]) -> None:
         console.note(f"intervals and p are over {pictures} source pictures; seeds of a sample are averaged")
 
 
-def _pairwise(first: Run, second: Run, judge: Any, rubrics: Path | None) -> dict[str, Any]:
+def _pairwise(first: EvalRun, second: EvalRun, judge: Any, rubrics: Path | None) -> dict[str, Any]:
     from dataclasses import asdict, replace
 
     from earl_cli.evaluation.scoring import pairs_of, shared_keys
-    from earl_cli.openai_client.retry import Pacing
+    from earl_cli.openai_client.retry import Backoff
     from earl_cli.rewards.judge.declarations import load_rubrics
     from earl_cli.rewards.judge.pairwise import first_rate, prefer, sign_test_p, tally
 
-    judge = replace(judge, cache=second.folder / CACHE, pacing=Pacing())
+    judge = replace(judge, cache=second.folder / CACHE, pacing=Backoff())
     wording = load_rubrics(rubrics)
     keys = shared_keys(first, second)
     if not keys:
@@ -233,7 +233,7 @@ def eval_score(
     from earl_cli.evaluation.generating import keys_of_subset
     from earl_cli.evaluation.results import adopt, find_results, load_run
 
-    asked = Asked(
+    asked = ScoringRequest(
         judge, judge_model, api_key_variable, timeout, protocol, declaration, judge_area, rubrics, ground_score, lpips
     )
     folders = [adopt(place) if place.is_file() else place for place in find_results(results)]

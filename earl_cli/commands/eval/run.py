@@ -12,7 +12,7 @@ from typing import Any
 from earl_cli import version
 from earl_cli.commands._options import without_collector
 from earl_cli.commands.eval.options import (
-    Asked,
+    ScoringRequest,
     finish,
     run_document,
     score_folder,
@@ -21,14 +21,14 @@ from earl_cli.commands.eval.options import (
     write_tables,
 )
 from earl_cli.console import console
-from earl_cli.data.shard_plan import Share
+from earl_cli.data.shard_plan import ShardShare
 from earl_cli.errors import OutputError, UsageError
 from earl_cli.evaluation.benchmarks import find_benchmark
 from earl_cli.evaluation.editor_registry import COPY, Options, choose, is_endpoint
 from earl_cli.evaluation.editors import BenchmarkEditor
-from earl_cli.evaluation.generating import WHOLE, Wanted, folder_of, generate, keys, missing, start_run
-from earl_cli.evaluation.results import Run, load_run
-from earl_cli.evaluation.samples import Opened, open_benchmark
+from earl_cli.evaluation.generating import WHOLE, Selection, folder_of, generate, keys, missing, start_run
+from earl_cli.evaluation.results import EvalRun, load_run
+from earl_cli.evaluation.samples import OpenedBenchmark, open_benchmark
 from earl_cli.evaluation.scoring import PROTOCOLS, Scoring
 from earl_cli.files import alone_in
 from earl_cli.openai_client.client import check_keys
@@ -38,7 +38,7 @@ NOTES_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Order:
+class EvalRequest:
     """What the person asked for."""
 
     benchmarks: tuple[str, ...]
@@ -47,22 +47,22 @@ class Order:
     output: Path
     limit: int | None
     seeds: tuple[int, ...]
-    share: Share
-    asked: Asked
+    share: ShardShare
+    asked: ScoringRequest
     page: bool
 
 
 @dataclass(frozen=True)
-class Job:
+class EvalJob:
     """One editor on one benchmark, and the folder of its results."""
 
-    opened: Opened
+    opened: OpenedBenchmark
     editor: BenchmarkEditor
-    wanted: Wanted
+    wanted: Selection
     folder: Path
 
 
-def evaluate(order: Order) -> None:
+def evaluate(order: EvalRequest) -> None:
     """Everything that ``earl eval`` does. Whatever can be wrong with the order is found before the first edit."""
     if order.output.exists() and not order.output.is_dir():
         raise OutputError("this is a file, not a folder for results", where=str(order.output))
@@ -93,14 +93,14 @@ def evaluate(order: Order) -> None:
         console.document({"results": [str(folder) for folder, *_ in places], "complete": False})
 
 
-def _key_variables(order: Order) -> list[str]:
+def _key_variables(order: EvalRequest) -> list[str]:
     """The environment variables whose keys this evaluation needs."""
     judge = [order.asked.key_variable] if order.asked.judge else []
     endpoints = any(is_endpoint(spec) for spec in order.models)
     return [*judge, *([order.options.endpoint_key_variable] if endpoints else [])]
 
 
-def _say_what_is_missing(jobs: Sequence[Job]) -> None:
+def _say_what_is_missing(jobs: Sequence[EvalJob]) -> None:
     """What there will be no figures of without a judge."""
     console.note("no judge is named (--judge), so there is no VIEScore; figures come from true edits only")
     alone = dict.fromkeys(
@@ -120,10 +120,10 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _jobs(order: Order) -> list[Job]:
+def _jobs(order: EvalRequest) -> list[EvalJob]:
     """Every editor on every benchmark, an editor's together. Raises UsageError if two would share a folder."""
     opened = [open_benchmark(find_benchmark(name)) for name in order.benchmarks]
-    jobs: list[Job] = []
+    jobs: list[EvalJob] = []
     for spec in order.models:
         with without_collector():  # its imports; models come later, and leave the memory again
             pick = choose(spec, replace(order.options, on_load=console.note))
@@ -132,9 +132,9 @@ def _jobs(order: Order) -> list[Job]:
             about = editor.describe()
             seeds = order.seeds[:1] if about["kind"] == COPY else order.seeds  # the source is the same for all of them
             subset = each.benchmark.paper if PROTOCOLS[order.asked.protocol].subset else None
-            wanted = Wanted(order.limit, seeds, order.share, subset)
+            wanted = Selection(order.limit, seeds, order.share, subset)
             folder = folder_of(order.output, each.benchmark.name, about)
-            jobs.append(Job(each, editor, wanted, folder))
+            jobs.append(EvalJob(each, editor, wanted, folder))
     folders = [job.folder for job in jobs]
     twice = next((job for job in jobs if folders.count(job.folder) > 1), None)
     if twice is not None:
@@ -143,7 +143,7 @@ def _jobs(order: Order) -> list[Job]:
     return jobs
 
 
-def _draw(job: Job) -> None:
+def _draw(job: EvalJob) -> None:
     label = f"{job.editor.name} on {job.opened.benchmark.name}"
     part = f" ({job.wanted.share})" if job.wanted.share.count > 1 else ""
     with (
@@ -153,7 +153,7 @@ def _draw(job: Job) -> None:
         generate(job.folder, job.opened, job.editor, job.wanted, lambda done, of: progress.update(round(done, 1), of))
 
 
-def _report(order: Order, runs: Sequence[Run], scoring: Scoring) -> None:
+def _report(order: EvalRequest, runs: Sequence[EvalRun], scoring: Scoring) -> None:
     show_runs(runs)
     files = write_tables(order.output, runs, order.page)
     for path in files.values():

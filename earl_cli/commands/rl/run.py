@@ -26,8 +26,8 @@ from earl_cli.commands._training import (
 from earl_cli.config.loader import Resolved, read_paths
 from earl_cli.config.rl import RlConfig
 from earl_cli.console import console
-from earl_cli.dashboard import Board, Figure, dashboard, gigabytes, scientific, whole
-from earl_cli.data.batches import Rows
+from earl_cli.dashboard import LiveTask, MetricPanel, dashboard, gigabytes, scientific, whole
+from earl_cli.data.batches import DatasetRows
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.files import alone_in, cut_torn_line, is_aside
 from earl_cli.generation.editor import takes_vllm
@@ -67,7 +67,7 @@ from earl_cli.training.common.trackers import LOG, is_logged, peak_memory, start
 from earl_cli.training.optimizer_backends import Learner, make_learner
 from earl_cli.training.rl.rollout_log import write_episodes, write_gallery
 from earl_cli.training.rl.rollouts import lengths
-from earl_cli.training.rl.run import Judged, Run
+from earl_cli.training.rl.run import RlRun, ScoredGroup
 from earl_cli.training.rl.setup import (
     GOAL,
     MODEL,
@@ -208,7 +208,7 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
     ):
         board.update(start, config.num_iterations, {}, "starting")
         noted, watcher = _Noted(reward), _Watcher(config, base, learner, data, vision, board, start)
-        run = Run(
+        run = RlRun(
             config=config,
             layout=base.layout,
             rows=data.rows,
@@ -308,7 +308,7 @@ class _Watcher:
     """Shows the run, logs it, and writes its checkpoints, episodes and galleries."""
 
     def __init__(
-        self, config: RlConfig, base: Base, learner: Learner, data: RlData, vision: Any, board: Board, start: int
+        self, config: RlConfig, base: Base, learner: Learner, data: RlData, vision: Any, board: LiveTask, start: int
     ) -> None:
         self.config, self.base, self.learner, self.data, self.vision = config, base, learner, data, vision
         self.board = board
@@ -323,7 +323,7 @@ class _Watcher:
     def sampling(self, iteration: int, done: int, expected: int) -> None:
         self.phase(iteration, f"sampling {done / expected:.0%}")
 
-    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
+    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
         self.had_reward |= figures["missing_rewards"] < 1
         self.had_signal |= figures["no_signal"] < 1
         self._log(step, {**figures, **self._memory()})
@@ -331,7 +331,7 @@ class _Watcher:
             write_episodes(self.folder / EPISODES / f"step-{step:06d}.parquet", step, self.data.rows, groups)
             self._draw(f"step-{step:06d}", f"iteration {step}", self.data.rows, groups)
 
-    def validation(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
+    def validation(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
         if rank() == 0 and self.data.held is not None:
             self._draw(f"validation-{step:06d}", f"validation after {step} iterations", self.data.held, groups)
         self._log(step, figures)  # last: what is logged isn't done again when the run goes on
@@ -364,7 +364,7 @@ class _Watcher:
             track(step, figures)
         self.board.update(step, self.config.num_iterations, figures)
 
-    def _draw(self, name: str, title: str, rows: Rows, groups: Sequence[Judged]) -> None:
+    def _draw(self, name: str, title: str, rows: DatasetRows, groups: Sequence[ScoredGroup]) -> None:
         notes = [f"temperature {self.config.temperature:g}", "the best, median and worst by reward"]
         path = self.folder / GALLERIES / f"{name}.html"
         title = f"{self.folder.name}, {title}"
@@ -386,30 +386,30 @@ def share(value: float) -> str:
 
 
 FIGURES = (
-    Figure("reward", drawn=True),
-    Figure("validation_reward", "validation reward", drawn=True),
-    Figure("kl", "KL", drawn=True),
-    Figure("entropy", drawn=True),
-    Figure("reward_p10", "reward 10 %"),
-    Figure("reward_p50", "50 %"),
-    Figure("reward_p90", "90 %"),
-    Figure("group_std", "spread in a group"),
-    Figure("no_signal", "without signal", share),
-    Figure("finished", "finished", share),
-    Figure("missing_rewards", "missing rewards", share),
-    Figure("completion_tokens", "tokens", whole),
-    Figure("part_semantic_consistency", "SC"),
-    Figure("part_perceptual_quality", "PQ"),
-    Figure("part_ground_score", "ground score"),
-    Figure("grad_norm", "gradient norm"),
-    Figure("learning_rate", "learning rate", scientific),
-    Figure("mismatch", "sampler mismatch", scientific),
-    Figure("seconds", "iteration", seconds),
-    Figure("seconds_sampling", "sampling", seconds),
-    Figure("seconds_reward", "reward", seconds),
-    Figure("seconds_reference", "reference", seconds),
-    Figure("seconds_update", "update", seconds),
-    Figure("memory", form=gigabytes),
+    MetricPanel("reward", drawn=True),
+    MetricPanel("validation_reward", "validation reward", drawn=True),
+    MetricPanel("kl", "KL", drawn=True),
+    MetricPanel("entropy", drawn=True),
+    MetricPanel("reward_p10", "reward 10 %"),
+    MetricPanel("reward_p50", "50 %"),
+    MetricPanel("reward_p90", "90 %"),
+    MetricPanel("group_std", "spread in a group"),
+    MetricPanel("no_signal", "without signal", share),
+    MetricPanel("finished", "finished", share),
+    MetricPanel("missing_rewards", "missing rewards", share),
+    MetricPanel("completion_tokens", "tokens", whole),
+    MetricPanel("part_semantic_consistency", "SC"),
+    MetricPanel("part_perceptual_quality", "PQ"),
+    MetricPanel("part_ground_score", "ground score"),
+    MetricPanel("grad_norm", "gradient norm"),
+    MetricPanel("learning_rate", "learning rate", scientific),
+    MetricPanel("mismatch", "sampler mismatch", scientific),
+    MetricPanel("seconds", "iteration", seconds),
+    MetricPanel("seconds_sampling", "sampling", seconds),
+    MetricPanel("seconds_reward", "reward", seconds),
+    MetricPanel("seconds_reference", "reference", seconds),
+    MetricPanel("seconds_update", "update", seconds),
+    MetricPanel("memory", form=gigabytes),
 )
 
 

@@ -21,10 +21,10 @@ from earl_cli.commands._training import (
 from earl_cli.config.loader import Resolved
 from earl_cli.config.sft import SftConfig
 from earl_cli.console import console
-from earl_cli.dashboard import Figure, dashboard, gigabytes, scientific, whole
+from earl_cli.dashboard import MetricPanel, dashboard, gigabytes, scientific, whole
 from earl_cli.data.batches import ExampleData
 from earl_cli.files import alone_in, is_aside
-from earl_cli.generation.engine import Sampling
+from earl_cli.generation.engine import SamplingParams
 from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.training.common.checkpoints import (
     CHECKPOINTS,
@@ -38,7 +38,7 @@ from earl_cli.training.common.checkpoints import (
     written,
 )
 from earl_cli.training.common.distributed import adopt_slurm, first_speaks, rank, stand_alone, uses_bfloat16, world_size
-from earl_cli.training.common.memory import Disk, Shape, check_room, estimate, sft_disk
+from earl_cli.training.common.memory import Disk, ModelShape, check_room, estimate, sft_disk
 from earl_cli.training.sft.model import load_trainee, place_trainee, save_trainee
 from earl_cli.training.sft.run import SftData, draw_gallery, fine_tune, load_data, steps_of
 
@@ -74,7 +74,7 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
         + (f"; {rows.thinking} of {len(rows)} rows have a chain of thought" if config.cot_keys else "")
     )
     memory = estimate(
-        Shape.of(base.parameters, base.config),
+        ModelShape.of(base.parameters, base.config),
         config,
         processes=processes,
         bfloat16=uses_bfloat16(config),
@@ -161,7 +161,7 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
             left.unlink()
         note_beginning(config.output, beginning("sft", config.model, config.data))
     vision = load_vision_of(config.model, device=config.device) if _draws(config) else None
-    sampling = Sampling(**dict(base.description.content.get("sampling") or {}))
+    sampling = SamplingParams(**dict(base.description.content.get("sampling") or {}))
 
     with (
         stopped("step", config.output),
@@ -199,12 +199,12 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
 
 
 FIGURES = (
-    Figure("loss", drawn=True),
-    Figure("eval_loss", "validation loss", drawn=True),
-    Figure("learning_rate", form=scientific, drawn=True),
-    Figure("grad_norm", "gradient norm", drawn=True),
-    Figure("tokens_per_second", "tokens/s", whole),
-    Figure("memory", form=gigabytes),
+    MetricPanel("loss", drawn=True),
+    MetricPanel("eval_loss", "validation loss", drawn=True),
+    MetricPanel("learning_rate", form=scientific, drawn=True),
+    MetricPanel("grad_norm", "gradient norm", drawn=True),
+    MetricPanel("tokens_per_second", "tokens/s", whole),
+    MetricPanel("memory", form=gigabytes),
 )
 
 

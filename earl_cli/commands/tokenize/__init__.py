@@ -97,26 +97,26 @@ def tokenize(
     ] = "auto",
 ) -> None:
     """Turn pairs of pictures and instructions into a token store: earl tokenize pairs/ -o store/"""
-    from earl_cli.data.columns import Columns, find_columns, find_preset
+    from earl_cli.data.columns import PairColumns, find_columns, find_preset
     from earl_cli.data.shard_plan import read_share
     from earl_cli.data.sources.base import row_count
-    from earl_cli.data.sources.registry import Place, open_source
+    from earl_cli.data.sources.registry import DataLocation, open_source
 
     chosen = find_preset(preset) if preset else None
     where = data or (chosen.place if chosen else None)
     if where is None:
         what = f"the set {preset} isn't on the Hub as pairs" if chosen else "no data"
         raise UsageError(what, hint="name a folder, a file or a Hub id: earl tokenize pairs/ -o store/")
-    base = chosen.columns if chosen else Columns()
+    base = chosen.columns if chosen else PairColumns()
     thoughts = tuple(key.strip() for keys in thought_columns or () for key in keys.split(",") if key.strip())
-    columns = Columns(
+    columns = PairColumns(
         source_column or base.source,
         target_column or base.target,
         instruction_column or base.instruction,
         id_column or base.id,
         thoughts or base.thoughts,
     )
-    place = Place(
+    place = DataLocation(
         where,
         _kind(source),
         subset,
@@ -137,7 +137,7 @@ def tokenize(
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes large pages: a CPU encodes up to a third faster
     with without_collector():
         from earl_cli import version
-        from earl_cli.data.tokenizing import Tally, TokenizeSettings, tokenize
+        from earl_cli.data.tokenizing import PassProgress, TokenizeSettings, tokenize
         from earl_cli.models.bundle import load_vision_of
 
         vision = load_vision_of(model, device=device)
@@ -159,7 +159,7 @@ def tokenize(
     with console.progress(label, unit="pairs") as progress:
         total = min(row_count(found), limit or row_count(found)) / part.count
 
-        def on_rows(tally: Tally) -> None:
+        def on_rows(tally: PassProgress) -> None:
             nonlocal notes
             notes = tally.notes
             kinds = ", ".join(f"{count} {kind}" for kind, count in tally.rejected.most_common())

@@ -13,7 +13,7 @@ from earl_cli.console import console
 from earl_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from earl_cli.data.inspecting import Spread, Summary
+    from earl_cli.data.inspecting import Distribution, Summary
     from earl_cli.data.store import Manifest, TokenizedPair
     from earl_cli.images.html_gallery import Entry
     from earl_cli.models.bundle import VisionModel
@@ -111,13 +111,13 @@ def _entry(pair: TokenizedPair, vision: VisionModel) -> Entry:
     import numpy as np
     import torch
 
-    from earl_cli.images.html_gallery import Entry, Figure
+    from earl_cli.images.html_gallery import Entry, ImageFigure
     from earl_cli.models.vision import decode, images_of
 
     figures = []
     for name, codes in (("source", pair.source), ("target", pair.target)):
         pixels = decode(vision.model, torch.from_numpy(codes.astype(np.int64))[None])
-        figures.append(Figure(images_of(pixels)[0], f"{name}, {codes.shape[0]} × {codes.shape[1]}"))
+        figures.append(ImageFigure(images_of(pixels)[0], f"{name}, {codes.shape[0]} × {codes.shape[1]}"))
     texts = [
         *pair.thoughts.items(),
         ("id", pair.id),
@@ -175,7 +175,7 @@ def _grids(sources: Mapping[str, int], targets: Mapping[str, int], shown: int = 
         yield f"{len(rest)} others", *counts
 
 
-def _spread_row(name: str, spread: Spread) -> Sequence[str]:
+def _spread_row(name: str, spread: Distribution) -> Sequence[str]:
     figures = (f"{value:,.0f}" for value in (spread.minimum, spread.median))
     return name, f"{spread.count:,}", *figures, f"{spread.mean:,.1f}", f"{spread.maximum:,}"
 
@@ -188,7 +188,7 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-class Format(StrEnum):
+class ExportFormat(StrEnum):
     """What can be written."""
 
     PTH = "pth"
@@ -200,7 +200,7 @@ def tokenize_export(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A token store.")],
     *,
     format: Annotated[
-        Format, typer.Option("--format", help="pth: a folder as the published data; parquet, jsonl: one file.")
+        ExportFormat, typer.Option("--format", help="pth: a folder as the published data; parquet, jsonl: one file.")
     ],
     output: Annotated[Path, typer.Option("--output-path", "--output", "-o", help="The file to write, or the folder.")],
     force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
@@ -229,22 +229,22 @@ def tokenize_export(
     console.document({"store": str(store), "format": format.value, "output": str(output), "pairs": pairs})
 
 
-def _writer(format: Format) -> Callable[[Store, Path, Callable[[int], None]], object]:
-    if format is Format.PTH:
+def _writer(format: ExportFormat) -> Callable[[Store, Path, Callable[[int], None]], object]:
+    if format is ExportFormat.PTH:
         from earl_cli.data.published.store import export_published
 
         return export_published
     from earl_cli.data.merging import export_jsonl, export_parquet
 
-    return export_parquet if format is Format.PARQUET else export_jsonl
+    return export_parquet if format is ExportFormat.PARQUET else export_jsonl
 
 
-def _check_free(output: Path, format: Format, force: bool) -> None:
+def _check_free(output: Path, format: ExportFormat, force: bool) -> None:
     """Raise UsageError for a name of the wrong kind, OutputError for one that is taken.
 
     A folder of .pth files that is not finished is free: the export goes on there.
     """
-    if format is not Format.PTH:
+    if format is not ExportFormat.PTH:
         if output.is_dir():
             what = f"this is a folder, and --format {format.value} writes a file"
             raise UsageError(what, where=str(output), hint="choose another --output-path")

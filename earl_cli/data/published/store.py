@@ -39,7 +39,7 @@ from earl_cli.files import alone_in, is_aside, remove_asides, whole_file
 CODES, AREA, FINGERPRINT = 32768, 65536, "published"
 """What published data were made with, where no model says otherwise."""
 
-Rows = Generator[TokenizedPair | Reject, None, None]
+PublishedRows = Generator[TokenizedPair | Reject, None, None]
 
 ROWS_AT_ONCE = 512
 BYTES_PER_SHARD = 2**28
@@ -63,7 +63,7 @@ class Published:
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, start: int = 0, stop: int | None = None, *, codes: int = CODES) -> Rows:
+    def read(self, start: int = 0, stop: int | None = None, *, codes: int = CODES) -> PublishedRows:
         """Rows ``start`` to ``stop``, every one a pair or a reject; ``codes`` is the size of the codebook.
 
         Raises InputError if an archive is damaged, ModelError for a codebook that is too large.

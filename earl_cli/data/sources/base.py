@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from earl_cli.console import listed
 from earl_cli.errors import EarlError, InputError, UsageError
 
-Content = Literal["picture", "text", "other", "unknown"]
+CellKind = Literal["picture", "text", "other", "unknown"]
 """What a column holds, by its type; a string may be a text as well as a picture's path: unknown."""
 
 
@@ -59,7 +59,7 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...
 
     @property
-    def columns(self) -> Mapping[str, Content]: ...
+    def columns(self) -> Mapping[str, CellKind]: ...
 
     @property
     def bounds(self) -> NDArray[np.int64]: ...

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from earl_cli.data.sources.base import ALL, BadRowError, Content, Row, choose_split
+from earl_cli.data.sources.base import ALL, BadRowError, CellKind, Row, choose_split
 from earl_cli.data.sources.parquet import columns_of, outermost, row_of
 from earl_cli.errors import InputError, UsageError
 from earl_cli.files import loads
@@ -30,7 +30,7 @@ class SavedSource:
     base: str | None
 
     @property
-    def columns(self) -> Mapping[str, Content]:
+    def columns(self) -> Mapping[str, CellKind]:
         return columns_of(self.dataset.features.arrow_schema)
 
     @property

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.data.sources.base import BadRowError, Content, Row, check_fetched, picked
+from earl_cli.data.sources.base import BadRowError, CellKind, Row, check_fetched, picked
 from earl_cli.errors import InputError
 from earl_cli.files import end_of_value, first_value, loads
 
@@ -56,7 +56,7 @@ class ListingSource:
     name: str
     path: Path
     form: Form
-    columns: Mapping[str, Content]
+    columns: Mapping[str, CellKind]
     fingerprint: str
     starts: NDArray[np.int64]
     lines: NDArray[np.int64]
@@ -106,7 +106,7 @@ class ListingsSource:
     parts: tuple[ListingSource, ...]
 
     @property
-    def columns(self) -> Mapping[str, Content]:
+    def columns(self) -> Mapping[str, CellKind]:
         return {name: content for part in self.parts for name, content in part.columns.items()}
 
     @property
@@ -166,7 +166,7 @@ def open_listing(path: Path, name: str) -> ListingSource:
     if repeated:
         what = f"several columns have the same name: {', '.join(repeated)}"
         raise InputError(what, where=str(path), hint="rename or delete all but one")
-    contents: dict[str, Content] = dict.fromkeys(columns, "unknown")
+    contents: dict[str, CellKind] = dict.fromkeys(columns, "unknown")
     return ListingSource(name, path, form, contents, digest.hexdigest()[:16], np.array(starts), np.array(lines))
 
 

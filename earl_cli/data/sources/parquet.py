@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from earl_cli.data.sources.base import BadRowError, Content, Row, check_fetched, names_apart, picked
+from earl_cli.data.sources.base import BadRowError, CellKind, Row, check_fetched, names_apart, picked
 from earl_cli.data.sources.hub_files import HUB, fetch, hub_errors, open_in_place
 from earl_cli.errors import InputError, first_line
 
 BATCH = 64
 FOOTERS_AT_ONCE = 16
-CERTAINTY: Sequence[Content] = ("other", "unknown", "text", "picture")
+CERTAINTY: Sequence[CellKind] = ("other", "unknown", "text", "picture")
 """What a column holds if the files of a source disagree: the last of these. In one it may be empty."""
 
 
@@ -39,7 +39,7 @@ class ParquetSource:
 
     name: str
     files: tuple[str, ...]
-    columns: Mapping[str, Content]
+    columns: Mapping[str, CellKind]
     fingerprint: str
     bounds: NDArray[np.int64]
     groups: NDArray[np.int64]
@@ -100,7 +100,7 @@ def open_parquet(name: str, files: Sequence[str], base: str | None, *, streaming
     digest = hashlib.sha256()
     sizes: list[int] = []
     groups: list[tuple[int, int]] = []
-    columns: dict[str, Content] = {}
+    columns: dict[str, CellKind] = {}
     for index, (file, footer) in enumerate(zip(names_apart(files), footers, strict=True)):
         for column, content in columns_of(footer.schema.to_arrow_schema()).items():
             columns[column] = max(content, columns.get(column, "other"), key=CERTAINTY.index)
@@ -119,9 +119,9 @@ def open_parquet(name: str, files: Sequence[str], base: str | None, *, streaming
     )
 
 
-def columns_of(fields: Iterable[pa.Field], outer: str = "") -> dict[str, Content]:
+def columns_of(fields: Iterable[pa.Field], outer: str = "") -> dict[str, CellKind]:
     """The columns of an Arrow schema, also those within others, and what they hold by their types."""
-    found: dict[str, Content] = {}
+    found: dict[str, CellKind] = {}
     for field in fields:
         name = f"{outer}{field.name}"
         found[name] = _content(field.type)
@@ -130,7 +130,7 @@ def columns_of(fields: Iterable[pa.Field], outer: str = "") -> dict[str, Content
     return found
 
 
-def _content(kind: pa.DataType) -> Content:
+def _content(kind: pa.DataType) -> CellKind:
     if isinstance(kind, pa.BaseExtensionType):
         return _content(kind.storage_type)
     if pa.types.is_dictionary(kind) or hasattr(kind, "value_field"):  # a list, of any sort

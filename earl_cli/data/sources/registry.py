@@ -33,7 +33,7 @@ _OF_DATA = (*SUFFIXES, ".parquet", ".tar", *_PACKED)
 
 
 @dataclass(frozen=True)
-class Place:
+class DataLocation:
     """Where the data are, as the command line says it; the ``split`` `ALL` means every file."""
 
     path: str
@@ -45,7 +45,7 @@ class Place:
     streaming: bool = False
 
 
-def open_source(place: Place) -> Source:
+def open_source(place: DataLocation) -> Source:
     """Raises InputError or UsageError, saying what was looked for and what is there instead."""
     path = Path(place.path).expanduser()
     if place.kind == "hf" or (place.kind == "auto" and not path.exists() and is_hub_id(place.path)):
@@ -65,7 +65,7 @@ def open_source(place: Place) -> Source:
     return _open_folder(path, place) if path.is_dir() else _open_file(path, place)
 
 
-def _open_file(path: Path, place: Place) -> Source:
+def _open_file(path: Path, place: DataLocation) -> Source:
     of_split = place.split in (None, ALL) or same_split(str(place.split), split_of(Path(path.name)) or "")
     split = None if of_split else place.split
     for flag, value in (("--split", split), ("--subset", place.subset), ("--data-files", place.data_files)):
@@ -83,7 +83,7 @@ def _open_file(path: Path, place: Place) -> Source:
     raise InputError("this is none of the kinds of data that can be read", where=str(path), hint=f"give {_KINDS}")
 
 
-def _open_folder(folder: Path, place: Place) -> Source:
+def _open_folder(folder: Path, place: DataLocation) -> Source:
     if saved := saved_splits(folder):
         return _open_saved(folder, saved, place)
     if is_store(folder):
@@ -112,7 +112,7 @@ def _open_folder(folder: Path, place: Place) -> Source:
     return open_listings([folder / file for file in chosen], name)
 
 
-def _open_saved(folder: Path, splits: Mapping[str, Path], place: Place) -> Source:
+def _open_saved(folder: Path, splits: Mapping[str, Path], place: DataLocation) -> Source:
     for flag, value in (("--subset", place.subset), ("--data-files", place.data_files)):
         if value:
             raise UsageError(f"{flag} is for files, and `datasets` saved this data set", where=str(folder))
@@ -166,7 +166,7 @@ def _by_kind(folder: Path, files: Sequence[Path], *, chosen: bool) -> dict[str, 
     return there or ({"lists": others} if others else {})
 
 
-def _nothing(folder: Path, files: Sequence[Path], place: Place) -> InputError:
+def _nothing(folder: Path, files: Sequence[Path], place: DataLocation) -> InputError:
     if any(file.name == "tokenized_datalist.json" for file in files):
         return InputError("this data is tokenized already", where=str(folder), hint="use earl tokenize import")
     matching = f" that matches {', '.join(place.data_files)}" if place.data_files else ""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earl_cli.data.image_cells import SUFFIXES
-from earl_cli.data.sources.base import BadRowError, Content, Row, check_fetched, names_apart, picked
+from earl_cli.data.sources.base import BadRowError, CellKind, Row, check_fetched, names_apart, picked
 from earl_cli.errors import InputError
 from earl_cli.files import loads
 
@@ -94,7 +94,7 @@ class TarSource:
 
     name: str
     files: tuple[Path, ...]
-    columns: Mapping[str, Content]
+    columns: Mapping[str, CellKind]
     fingerprint: str
     places: NDArray[np.int64]
     base: None = None
@@ -122,7 +122,7 @@ class TarSource:
 def open_tars(name: str, files: Sequence[Path]) -> TarSource:
     """Raises InputError, naming the file, if one is no plain tar or there is no sample in any."""
     places: list[tuple[int, int, int]] = []
-    columns: dict[str, Content] = {KEY: "other"}
+    columns: dict[str, CellKind] = {KEY: "other"}
     digest = hashlib.sha256()
     for index, (file, apart) in enumerate(zip(files, names_apart([file.as_posix() for file in files]), strict=True)):
         digest.update(repr((apart, file.stat().st_size)).encode())
@@ -138,7 +138,7 @@ def open_tars(name: str, files: Sequence[Path]) -> TarSource:
     return TarSource(name, tuple(files), columns, digest.hexdigest()[:16], np.array(places, dtype=np.int64))
 
 
-def _samples(stream: IO[bytes], columns: dict[str, Content]) -> Iterator[tuple[int, int]]:
+def _samples(stream: IO[bytes], columns: dict[str, CellKind]) -> Iterator[tuple[int, int]]:
     """Where the first and the last file of each sample begin; ``columns`` gets those that it has.
 
     Where a tar breaks off after its first sample, that place is the last one: a row that is a reject.
@@ -208,7 +208,7 @@ def _key(name: str) -> tuple[str, str]:
     return f"{folder}/{stem}" if folder else stem, suffix.lower()
 
 
-def _column(suffix: str) -> tuple[str, Content]:
+def _column(suffix: str) -> tuple[str, CellKind]:
     """The column of a file, and what that holds; no name for the object whose fields are columns themselves."""
     stem, _, kind = suffix.rpartition(".")
     if kind == "json":

@@ -23,23 +23,23 @@ from earl_cli.errors import ModelError, UsageError
 from earl_cli.generation.engine import (
     MAX_TEXT_TOKENS,
     Completion,
-    Limits,
     OnCompletion,
     OnProgress,
-    Request,
-    Sampling,
+    SamplingParams,
+    SamplingRequest,
+    SequenceLimits,
     Start,
     grid_of_request,
     start_of,
 )
 from earl_cli.generation.vllm.environment import check_device, checked_arguments, environment, log_file, need_vllm
-from earl_cli.generation.vllm.row_sampler import KEY, Order
-from earl_cli.generation.vllm.watchdog import Caller
+from earl_cli.generation.vllm.row_sampler import KEY, RowSpec
+from earl_cli.generation.vllm.watchdog import EngineThread
 from earl_cli.models import names
 from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, part_config
 from earl_cli.models.weights import open_weights, write_json
 from earl_cli.tokens.grammar import FreeState, GrammarState
-from earl_cli.tokens.layout import Layout
+from earl_cli.tokens.layout import SequenceLayout
 
 PROCESSOR = "earl_cli.generation.vllm.logits_processor:DrawingProcessor"
 WATCHED = 32
@@ -47,7 +47,7 @@ WATCHED = 32
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """Seconds that an answer of the engine may take, by what it is asked for."""
 
     start: float = 1800
@@ -83,7 +83,7 @@ class VllmEngine:
     def __init__(
         self,
         folder: Path,
-        layout: Layout,
+        layout: SequenceLayout,
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -92,7 +92,7 @@ class VllmEngine:
         engine_args: Mapping[str, Any] | None = None,
         sleeping: bool = False,
         transport: str | None = None,
-        patience: Patience | None = None,
+        patience: Timeouts | None = None,
     ) -> None:
         need_vllm()
         check_device(device)
@@ -101,9 +101,9 @@ class VllmEngine:
         if config["vocab_size"] != layout.vocabulary.size:
             what = f"the model has {config['vocab_size']} ids, the layout's vocabulary {layout.vocabulary.size}"
             raise ModelError(what, hint="model and tokenizer belong to different models")
-        self.layout, self.patience = layout, patience or Patience()
+        self.layout, self.patience = layout, patience or Timeouts()
         positions = min(int(config["max_position_embeddings"]), max_positions or 1 << 62)
-        self.limits = Limits(max_text_tokens, positions)
+        self.limits = SequenceLimits(max_text_tokens, positions)
         self._numbers = itertools.count()
         self._sleeping, self._asleep = sleeping and device.type == "cuda", False
         self._folder = tempfile.TemporaryDirectory(prefix="earl-vllm-")
@@ -131,15 +131,15 @@ class VllmEngine:
             arguments["load_format"] = "dummy"
         self._eager = bool(arguments.get("enforce_eager"))
         environment(device, eager=self._eager)
-        self._caller = Caller("the vLLM engine", log_file())
+        self._caller = EngineThread("the vLLM engine", log_file())
         self._llm = self._caller.call("the start", self.patience.start, lambda: _start(arguments))
         if checkpoint.combined:
             self.update_weights(_stored(checkpoint))
 
     def generate(
         self,
-        requests: Sequence[Request],
-        sampling: Sampling,
+        requests: Sequence[SamplingRequest],
+        sampling: SamplingParams,
         on_progress: OnProgress | None = None,
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
@@ -213,9 +213,9 @@ class VllmEngine:
     def _call(self, what: str, seconds: float, function: Any) -> Any:
         return self._caller.call(what, seconds, function)
 
-    def _order(self, request: Request, start: Start, seed: int, sampling: Sampling) -> Order:
+    def _order(self, request: SamplingRequest, start: Start, seed: int, sampling: SamplingParams) -> RowSpec:
         grid = grid_of_request(request, self.layout)
-        return Order(
+        return RowSpec(
             request.mode,
             grid.height,
             grid.width,
@@ -231,7 +231,7 @@ class VllmEngine:
             request.overlong,
         )
 
-    def _add(self, name: str, request: Request, start: Start, order: Order, *, watched: bool) -> None:
+    def _add(self, name: str, request: SamplingRequest, start: Start, order: RowSpec, *, watched: bool) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from earl_cli.errors import EarlError
-from earl_cli.generation.engine import Request, Sampling
+from earl_cli.generation.engine import SamplingParams, SamplingRequest
 from earl_cli.generation.vllm.engine import VllmEngine
 
 PULSE, GRACE = 1.0, 10.0
@@ -57,7 +57,11 @@ def _answer(engine: VllmEngine, connection: Connection, what: str, *given: Any) 
 
 
 def _generated(
-    engine: VllmEngine, connection: Connection, requests: list[Request], sampling: Sampling, wanted: list[str]
+    engine: VllmEngine,
+    connection: Connection,
+    requests: list[SamplingRequest],
+    sampling: SamplingParams,
+    wanted: list[str],
 ) -> Any:
     """The completions; what is ``wanted`` meanwhile is told by its name."""
 

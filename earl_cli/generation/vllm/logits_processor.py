@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor, MoveDirectionality
 
-from earl_cli.generation.vllm.row_sampler import KEY, Lane, Order, draw_rows
-from earl_cli.tokens.layout import Layout
+from earl_cli.generation.vllm.row_sampler import KEY, RowSpec, RowState, draw_rows
+from earl_cli.tokens.layout import SequenceLayout
 from earl_cli.tokens.text import load_text_tokenizer
 from earl_cli.tokens.vocabulary import Vocabulary
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def layout_of(config: Mapping[str, Any]) -> Layout:
+def layout_of(config: Mapping[str, Any]) -> SequenceLayout:
     """The layout that an engine's `additional_config` describes: a vocabulary, and a folder with the text tokenizer."""
     vocabulary = Vocabulary.from_dict(config["vocabulary"])
-    return Layout(vocabulary, load_text_tokenizer(Path(config["text"])))
+    return SequenceLayout(vocabulary, load_text_tokenizer(Path(config["text"])))
 
 
-class DrawingProcessor(LogitsProcessor):
-    """Draws for every request that has an `Order` in its `extra_args`, and leaves the others alone."""
+class SamplingProcessor(LogitsProcessor):
+    """Draws for every request that has an `RowSpec` in its `extra_args`, and leaves the others alone."""
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
         """Raises ValueError for an order that can't be met."""
         if order := (sampling_params.extra_args or {}).get(KEY):
-            Order.from_dict(order)
+            RowSpec.from_dict(order)
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:  # noqa: ARG002 - vLLM's signature
         self.layout = layout_of(vllm_config.additional_config[KEY])
-        self.lanes: dict[int, tuple[Lane, list[int]]] = {}
+        self.lanes: dict[int, tuple[RowState, list[int]]] = {}
 
     def is_argmax_invariant(self) -> bool:
         """No: it decides."""
@@ -54,7 +54,7 @@ class DrawingProcessor(LogitsProcessor):
         for row, params, _, written in batch_update.added:
             self.lanes.pop(row, None)
             if order := (params.extra_args or {}).get(KEY):
-                self.lanes[row] = Lane(Order.from_dict(order), self.layout), written
+                self.lanes[row] = RowState(RowSpec.from_dict(order), self.layout), written
         for source, target, direction in batch_update.moved:
             moved, replaced = self.lanes.pop(source, None), self.lanes.pop(target, None)
             if moved is not None:

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from earl_cli.errors import EarlError
-from earl_cli.generation.engine import Completion, OnCompletion, OnProgress, Request, Sampling
-from earl_cli.generation.vllm.engine import Patience
+from earl_cli.generation.engine import Completion, OnCompletion, OnProgress, SamplingParams, SamplingRequest
+from earl_cli.generation.vllm.engine import Timeouts
 from earl_cli.generation.vllm.environment import check_device, environment, log_file, need_vllm
 from earl_cli.generation.vllm.plugin import MEMORY, NCCL
-from earl_cli.generation.vllm.watchdog import Caller, EngineError
-from earl_cli.tokens.layout import Layout
+from earl_cli.generation.vllm.watchdog import EngineError, EngineThread
+from earl_cli.tokens.layout import SequenceLayout
 
 if TYPE_CHECKING:
     from earl_cli.generation.vllm.weight_transfer import Weights
@@ -44,19 +44,19 @@ class ProcessEngine:
     def __init__(
         self,
         folder: Path,
-        layout: Layout,
+        layout: SequenceLayout,
         *,
         device: torch.device,
         dtype: torch.dtype,
         gpus: Sequence[int] = (),
-        patience: Patience | None = None,
+        patience: Timeouts | None = None,
         **options: Any,
     ) -> None:
         need_vllm()
         check_device(torch.device(device.type))
         environment(device, eager=False)
         log = log_file()
-        self.device, self.dtype, self.patience = device, dtype, patience or Patience()
+        self.device, self.dtype, self.patience = device, dtype, patience or Timeouts()
         self._transport = NCCL if device.type == "cuda" else MEMORY
         self._source: Weights | None = None
         self._sender: Any = None
@@ -73,7 +73,7 @@ class ProcessEngine:
                 start_new_session=True,
             )
         theirs.close()
-        self._caller = Caller("the vLLM engine", log, self._ended)
+        self._caller = EngineThread("the vLLM engine", log, self._ended)
         settings = {
             "folder": folder,
             "layout": layout,
@@ -91,8 +91,8 @@ class ProcessEngine:
 
     def generate(
         self,
-        requests: Sequence[Request],
-        sampling: Sampling,
+        requests: Sequence[SamplingRequest],
+        sampling: SamplingParams,
         on_progress: OnProgress | None = None,
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from earl_cli.errors import InputError
-from earl_cli.generation.engine import Sampling, draw, uniforms
+from earl_cli.generation.engine import SamplingParams, draw, uniforms
 from earl_cli.tokens.grammar import FreeState, GrammarState, Overlong, start_state
-from earl_cli.tokens.layout import Grid, Layout, Mode
+from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 
 KEY = "earl"
 """Where a request's extra arguments hold its order, and an engine's configuration the layout."""
 
 
 @dataclass(frozen=True)
-class Order:
+class RowSpec:
     """How one completion is to be drawn, in plain numbers that cross the border between processes.
 
     ``longest`` bounds a completion without grammar, ``positions`` is how many random numbers its seed gives.
@@ -48,7 +48,7 @@ class Order:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Order:
+    def from_dict(cls, values: Mapping[str, Any]) -> RowSpec:
         """The inverse of `to_dict`. Raises InputError for anything else."""
         try:
             return cls(**values)
@@ -56,21 +56,21 @@ class Order:
             raise InputError(f"this says not how to draw: {error}", where="extra_args") from None
 
     @property
-    def sampling(self) -> Sampling:
+    def sampling(self) -> SamplingParams:
         """How one of the allowed tokens is drawn."""
-        return Sampling(self.temperature, self.top_k, self.top_p)
+        return SamplingParams(self.temperature, self.top_k, self.top_p)
 
-    def start(self, layout: Layout) -> GrammarState | FreeState:
+    def start(self, layout: SequenceLayout) -> GrammarState | FreeState:
         """Where the completion begins. Raises InputError for a mode or grid that can't be."""
         grid = Grid(self.height, self.width)
         state = start_state(layout, self.mode, grid, self.max_text_tokens, self.max_grid_codes, self.overlong)
         return state if self.grammar else FreeState(layout.vocabulary, self.longest)
 
 
-class Lane:
+class RowState:
     """A completion under way in an engine that keeps its tokens; what is known here follows from these alone."""
 
-    def __init__(self, order: Order, layout: Layout) -> None:
+    def __init__(self, order: RowSpec, layout: SequenceLayout) -> None:
         self.state = order.start(layout)
         self.sampling = order.sampling
         self.uniforms = uniforms(order.seed, order.positions)
@@ -95,14 +95,14 @@ class Lane:
         return float(self.uniforms[min(self.seen, len(self.uniforms) - 1)])
 
 
-def draw_rows(logits: Tensor, lanes: Iterable[tuple[int, Lane]]) -> None:
+def draw_rows(logits: Tensor, lanes: Iterable[tuple[int, RowState]]) -> None:
     """Draws one token for each (row, lane); in place, on ``logits`` Float32[rows, vocabulary].
 
     Afterwards the token's own logit is its log-probability as `Completion` has it, 0 if it was forced, and every other
     is -inf: the greedy choice is the token, and what an engine reports as its logit is the log-probability.
     """
     forced: list[tuple[int, int]] = []
-    groups: dict[tuple[int, int, Sampling], list[tuple[int, float]]] = {}
+    groups: dict[tuple[int, int, SamplingParams], list[tuple[int, float]]] = {}
     for row, lane in lanes:
         choices = lane.state.choices()
         if choices.forced is not None:

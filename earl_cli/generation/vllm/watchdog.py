@@ -22,7 +22,7 @@ class EngineError(EarlError):
     """An engine that died or gave no answer in time; the message ends with the last lines of its log."""
 
 
-class Caller:
+class EngineThread:
     """The thread that an engine lives in; ``name`` and ``log`` are the engine's.
 
     Of an engine in another process ``ended`` says how it has ended, None while it runs. Being no part of what Python

@@ -24,7 +24,7 @@ AT_ONCE = 500
 VERSION = 1
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 _TABLE = "create table if not exists answers (key text primary key, raw text, numbers text, reasoning text, at real)"
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
 
 class AnswerCache:
@@ -100,7 +100,7 @@ class AnswerCache:
         self._inode = path.stat().st_ino
         return connection
 
-    def _mended(self, work: Callable[[], Result]) -> Result:
+    def _mended(self, work: Callable[[], ResultT]) -> ResultT:
         """``work``'s result; if the file turns out to be damaged, that of ``work`` on a new one."""
         with _explained(self._path):
             try:

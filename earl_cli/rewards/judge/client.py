@@ -28,15 +28,15 @@ from earl_cli.openai_client.client import (
     without_secrets,
 )
 from earl_cli.openai_client.retry import (
+    ApiRefusedError,
+    Backoff,
     OutOfTriesError,
-    Pacing,
-    RefusedError,
     TooLargeError,
     judge_refusal,
     persistently,
 )
 from earl_cli.rewards.judge.cache import AnswerCache
-from earl_cli.rewards.judge.completion import Saying, complete, messages_of
+from earl_cli.rewards.judge.completion import ModelReply, complete, messages_of
 from earl_cli.rewards.judge.declarations import Declaration, load_declaration
 from earl_cli.rewards.judge.replies import Reply, UnreadableError, is_all_thoughts, read_choice, read_scores, read_tag
 from earl_cli.rewards.reward import JudgeDownError, Pixels
@@ -47,7 +47,7 @@ USUAL_MANNER = ("before", "4:4:4", "user")
 """What isn't part of keys: answers were kept before there were declarations."""
 EASY = "Which colour is this? Say one word."
 READERS: Mapping[str, Callable[[str], Reply]] = {"scores": read_scores, "tag": read_tag, "choice": read_choice}
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ class Judge:
     at_once: int = 64
     timeout: float = 120.0
     declaration: Declaration = field(default_factory=load_declaration)
-    pacing: Pacing = field(default_factory=Pacing)
+    pacing: Backoff = field(default_factory=Backoff)
     _has_answered: bool = False
 
     def __post_init__(self) -> None:
@@ -147,7 +147,7 @@ class Judge:
             async with turn:
                 try:
                     answers[key] = await self._answer(client, key, question, cache)
-                except RefusedError as error:
+                except ApiRefusedError as error:
                     refusals[key] = str(error)
 
         async with self._client() as client:
@@ -171,7 +171,7 @@ class Judge:
         for turn in range(ROUNDS):
             settings = self._settings(question, turn)
 
-            async def asked(settings: Mapping[str, Any] = settings) -> Saying:
+            async def asked(settings: Mapping[str, Any] = settings) -> ModelReply:
                 return await complete(client, self.model, messages, settings)
 
             try:
@@ -179,7 +179,7 @@ class Judge:
             except OutOfTriesError as error:
                 return Answer(None, self._clean(f"the judge fails at this question alone: {error}"))
             except TooLargeError as error:
-                raise RefusedError(f"{error}: {_sizes(question, messages)}") from None
+                raise ApiRefusedError(f"{error}: {_sizes(question, messages)}") from None
             raw = self._clean(saying.text)
             try:
                 if saying.lacking and is_all_thoughts(raw):
@@ -205,7 +205,9 @@ class Judge:
         role = question.role_for(self.declaration)
         return messages_of(question.text, question.pictures, self.declaration, role)
 
-    async def _reply(self, client: openai.AsyncOpenAI, asked: Callable[[], Coroutine[Any, Any, Saying]]) -> Saying:
+    async def _reply(
+        self, client: openai.AsyncOpenAI, asked: Callable[[], Coroutine[Any, Any, ModelReply]]
+    ) -> ModelReply:
         """What the judge says. Raises OutOfTriesError if it fails at this question alone, JudgeDownError if at any.
 
         Which of the two it is shows an easy question; if that is answered, the other one is asked again, since the
@@ -222,7 +224,7 @@ class Judge:
         easy = Question(EASY, (np.full((32, 32, 3), 128, np.uint8),), max_tokens=4)
         messages = self._messages(easy)
 
-        async def asked() -> Saying:
+        async def asked() -> ModelReply:
             return await complete(client, self.model, messages, self._settings(easy, 0))
 
         try:
@@ -233,7 +235,7 @@ class Judge:
                 where=self.address,
                 hint="earl judge check looks at it",
             ) from None
-        except RefusedError:  # it is there, and answers
+        except ApiRefusedError:  # it is there, and answers
             pass
 
     # -- the connection ------------------------------------------------------------------------------------------
@@ -246,14 +248,14 @@ class Judge:
     def _client(self) -> openai.AsyncOpenAI:
         return connect(self.api_base, self.api_key_variable, self.timeout)
 
-    async def _persistently(self, work: Callable[[], Coroutine[Any, Any, Result]], pacing: Pacing) -> Result:
+    async def _persistently(self, work: Callable[[], Coroutine[Any, Any, ResultT]], pacing: Backoff) -> ResultT:
         has_key = key_of(self.api_key_variable) is not None
         refusal = partial(judge_refusal, api_key_variable=self.api_key_variable, has_key=has_key)
         return await persistently(work, pacing, self.timeout, refusal)
 
     async def _connected(
-        self, work: Callable[[openai.AsyncOpenAI], Coroutine[Any, Any, Result]], pacing: Pacing
-    ) -> Result:
+        self, work: Callable[[openai.AsyncOpenAI], Coroutine[Any, Any, ResultT]], pacing: Backoff
+    ) -> ResultT:
         try:
             async with self._client() as client:
                 return await self._persistently(lambda: work(client), pacing)
@@ -262,7 +264,7 @@ class Judge:
             raise JudgeDownError(
                 what, where=self.address, hint="is this its address? earl judge serve starts one"
             ) from None
-        except RefusedError as error:
+        except ApiRefusedError as error:
             what = self._clean(f"the judge's server refuses what it is asked: {error}")
             raise UsageError(what, where=self.address) from None
         except EarlError as error:

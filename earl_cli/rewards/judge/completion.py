@@ -35,7 +35,7 @@ _refused: dict[tuple[str, str], set[str]] = {}
 
 
 @dataclass(frozen=True)
-class Saying:
+class ModelReply:
     """What a model answered: its text, and where there is none or not all of it, ``lacking`` says why."""
 
     text: str
@@ -44,7 +44,7 @@ class Saying:
 
 async def complete(
     client: openai.AsyncOpenAI, model: str, messages: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
-) -> Saying:
+) -> ModelReply:
     """The model's answer. Raises what openai raises, and ValueError for an answer that is no chat completion."""
     refused = _refused.setdefault((str(client.base_url), model), set())
     while True:
@@ -117,7 +117,7 @@ def _parts(content: Any) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _saying(completion: Any) -> Saying:
+def _saying(completion: Any) -> ModelReply:
     try:
         choice = completion.choices[0]
         message = choice.message
@@ -129,14 +129,16 @@ def _saying(completion: Any) -> Saying:
     text = _text(content)
     refusal = getattr(message, "refusal", None) or _text(content, "refusal")
     if not text.strip() and isinstance(refusal, str) and refusal.strip():
-        return Saying("", f"it refuses: {' '.join(refusal.split())[:200]}")
+        return ModelReply("", f"it refuses: {' '.join(refusal.split())[:200]}")
     thoughts = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     finish = getattr(choice, "finish_reason", None)
     if finish == "length":
-        return Saying(text, "all its tokens were used up" + (" for thoughts" if thoughts and not text.strip() else ""))
+        return ModelReply(
+            text, "all its tokens were used up" + (" for thoughts" if thoughts and not text.strip() else "")
+        )
     if finish == "content_filter":
-        return Saying(text, "its server's filter stopped it")
-    return Saying(text, "it only thought" if thoughts and not text.strip() else "")
+        return ModelReply(text, "its server's filter stopped it")
+    return ModelReply(text, "it only thought" if thoughts and not text.strip() else "")
 
 
 def _text(content: Any, kind: str = "text") -> str:

@@ -18,7 +18,7 @@ Verdict: TypeAlias = Literal["a", "b", "tie"]
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class EditPair:
     """Two edits ``a`` and ``b`` of one source, uint8[h, w, 3] of any sizes, None where nothing was drawn."""
 
     id: str
@@ -45,7 +45,7 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class Tally:
+class PreferenceCounts:
     """Pairs that ``a`` won, that ``b`` won, ``ties`` (``inconsistent`` of them by contradiction), and ``missing``."""
 
     a: int
@@ -55,7 +55,7 @@ class Tally:
     missing: int
 
 
-def prefer(judge: Judge, rubrics: Rubrics, pairs: Sequence[Pair]) -> list[Preference]:
+def prefer(judge: Judge, rubrics: Rubrics, pairs: Sequence[EditPair]) -> list[Preference]:
     """One preference for each pair, in order.
 
     The winner is who wins in both orders; whatever else two answers are is a tie. Nothing is asked where one edit or
@@ -68,10 +68,10 @@ def prefer(judge: Judge, rubrics: Rubrics, pairs: Sequence[Pair]) -> list[Prefer
     return [preference or _preference(next(answers), next(answers)) for preference in known]
 
 
-def tally(preferences: Sequence[Preference]) -> Tally:
+def tally(preferences: Sequence[Preference]) -> PreferenceCounts:
     """How often each verdict came."""
     verdicts = [each.verdict for each in preferences]
-    return Tally(
+    return PreferenceCounts(
         a=verdicts.count("a"),
         b=verdicts.count("b"),
         ties=verdicts.count("tie"),
@@ -102,13 +102,13 @@ def sign_test_p(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / (1 << count))
 
 
-def _without_judge(pair: Pair) -> Preference | None:
+def _without_judge(pair: EditPair) -> Preference | None:
     if pair.a is None or pair.b is None:
         return Preference("a" if pair.a is not None else "b" if pair.b is not None else "tie")
     return Preference("tie") if np.array_equal(pair.a, pair.b) else None
 
 
-def _both_orders(rubrics: Rubrics, pair: Pair) -> tuple[Question, Question]:
+def _both_orders(rubrics: Rubrics, pair: EditPair) -> tuple[Question, Question]:
     assert pair.a is not None and pair.b is not None
     text = asked(rubrics.pairwise, pair.instruction)
     orders = (pair.source, pair.a, pair.b), (pair.source, pair.b, pair.a)

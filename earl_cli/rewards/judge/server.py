@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from earl_cli.errors import UsageError
 from earl_cli.openai_client.client import check_keys
-from earl_cli.openai_client.retry import NotThereError, Pacing
+from earl_cli.openai_client.retry import Backoff, NotThereError
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.rewards.judge.declarations import Declaration
 
@@ -40,7 +40,7 @@ def reach(
     served or a variable without a key, JudgeDownError if nobody answers.
     """
     check_keys([key_variable])
-    pacing = Pacing(tries=3, limits=6)
+    pacing = Backoff(tries=3, limits=6)
     judge = Judge(api_base, model or MODEL, None, key_variable, timeout=timeout, declaration=declaration, pacing=pacing)
     try:
         served = judge.models()

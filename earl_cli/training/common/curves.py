@@ -29,7 +29,7 @@ class Series:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RunCurves:
     """A run's log: its file, the last step, and every figure in it."""
 
     name: str
@@ -62,13 +62,13 @@ class Run:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path]) -> list[RunCurves]:
     """The runs in these output folders or log files, each with a name of its own; InputError as `read_run`."""
     logs = [_log_of(path) for path in paths]
     return [read_run(log, name) for log, name in zip(logs, _names(logs), strict=True)]
 
 
-def read_run(log: Path, name: str) -> Run:
+def read_run(log: Path, name: str) -> RunCurves:
     """One log, with the lines that a resumed run wrote in place of those it wrote before from that step on.
 
     Raises InputError for a log without a figure and, with its number, for a damaged line. The last line may be torn:
@@ -91,7 +91,7 @@ def read_run(log: Path, name: str) -> Run:
     if not keys:
         raise InputError("nothing is logged yet", where=str(log), hint="wait for the first steps of the run")
     series = {key: [(step, found[key]) for step, found in by_step.items() if key in found] for key in keys}
-    return Run(name, log, newest, {key: _series(points) for key, points in series.items()})
+    return RunCurves(name, log, newest, {key: _series(points) for key, points in series.items()})
 
 
 def _series(points: Sequence[tuple[int, float]]) -> Series:

@@ -20,7 +20,7 @@ from earl_cli.config.rl import RlConfig
 from earl_cli.config.sft import SftConfig
 from earl_cli.errors import EarlError, MissingExtraError, UsageError
 
-Value = TypeVar("Value")
+SharedT = TypeVar("SharedT")
 Sharding = Literal["none", "zero2", "zero3", "zero3-offload"]
 PATIENCE = 10.0
 """Seconds that a failed process gives the first one to say the same."""
@@ -181,7 +181,7 @@ def join(*, cpu: bool, patience: float) -> None:
         dist.init_process_group("gloo" if cpu else "nccl", timeout=timedelta(seconds=patience))
 
 
-def gathered(value: Value) -> list[Value]:
+def gathered(value: SharedT) -> list[SharedT]:
     """The values of all processes, in order of rank, in every one of them. They are pickled."""
     import torch.distributed as dist
 
@@ -192,9 +192,9 @@ def gathered(value: Value) -> list[Value]:
     return values
 
 
-def by_first(work: Callable[[], Value]) -> Value:
+def by_first(work: Callable[[], SharedT]) -> SharedT:
     """What ``work`` gives in the first process, in every one of them. Its EarlError is raised in all."""
-    outcome: Value | EarlError | None = None
+    outcome: SharedT | EarlError | None = None
     if rank() == 0:
         try:
             outcome = work()
@@ -205,11 +205,11 @@ def by_first(work: Callable[[], Value]) -> Value:
     found: Any = gathered(outcome)[0]
     if isinstance(found, EarlError):
         raise found
-    given: Value = found
+    given: SharedT = found
     return given
 
 
-class Place(Protocol):
+class DeviceConfig(Protocol):
     """What a training's config says of where it runs."""
 
     @property
@@ -219,14 +219,14 @@ class Place(Protocol):
     def precision(self) -> str: ...
 
 
-def uses_cpu(config: Place) -> bool:
+def uses_cpu(config: DeviceConfig) -> bool:
     """Whether the run is on processors alone."""
     return config.device == "cpu" or (
         config.device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available())
     )
 
 
-def uses_bfloat16(config: Place) -> bool:
+def uses_bfloat16(config: DeviceConfig) -> bool:
     """Whether matrix products run in bfloat16: where it was asked for, or where the device is fast at it."""
     if config.precision != "auto":
         return config.precision == "bfloat16"

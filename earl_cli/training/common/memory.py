@@ -24,7 +24,7 @@ ADAM = 8
 """Bytes a weight: two moments in float32."""
 
 
-class Settings(Protocol):
+class MemorySettings(Protocol):
     """What a training's config says of memory."""
 
     @property
@@ -40,7 +40,7 @@ class Settings(Protocol):
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """The sizes of a decoder, as in its config."""
 
     parameters: int
@@ -51,11 +51,11 @@ class Shape:
     vocabulary: int
 
     @staticmethod
-    def of(parameters: int, config: Mapping[str, int]) -> Shape:
+    def of(parameters: int, config: Mapping[str, int]) -> ModelShape:
         """From a language model's config.json and its number of weights."""
         heads = config["num_attention_heads"]
         width = config["hidden_size"] // heads * config.get("num_key_value_heads", heads)
-        return Shape(
+        return ModelShape(
             parameters,
             config["hidden_size"],
             config["num_hidden_layers"],
@@ -111,7 +111,7 @@ class SamplerMemory:
         return self.weights if self.gpu is None else int(self.share * self.gpu)
 
 
-def estimate(shape: Shape, config: Settings, *, processes: int, bfloat16: bool, longest: int) -> Memory:
+def estimate(shape: ModelShape, config: MemorySettings, *, processes: int, bfloat16: bool, longest: int) -> Memory:
     """What a step needs on each of ``processes`` devices, with sequences of ``longest`` tokens."""
     trained = shape.adapters(config.lora_rank) if config.lora_rank else shape.parameters
     frozen = shape.parameters if config.lora_rank else 0
@@ -231,7 +231,7 @@ def _state(config: SftConfig | RlConfig, base: Base) -> int:
 
 
 def _trained(config: SftConfig | RlConfig, base: Base) -> int:
-    shape = Shape.of(base.parameters, base.config)
+    shape = ModelShape.of(base.parameters, base.config)
     return shape.adapters(config.lora_rank) if config.lora_rank else shape.parameters
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from earl_cli.errors import UsageError
 from earl_cli.files import whole_file
-from earl_cli.training.common.curves import Goal, Run, Series, smooth, thin, window
+from earl_cli.training.common.curves import Goal, RunCurves, Series, smooth, thin, window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ STEEP = 20  # from this ratio of the highest to the middle value on, a panel has
 
 
 @dataclass(frozen=True)
-class Panel:
+class MetricPlot:
     """How a figure of the log is drawn: its name, its axis with the unit, whether it is smoothed, and from zero on.
 
     ``band`` are two figures, a lower and an upper one, between which the panel is shaded.
@@ -50,7 +50,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class PlotSheet:
     """What is drawn of a kind of run: its panels, and others for those who ask for them; what a step is.
 
     ``measure`` is what a run is measured by, ``validation`` the figure that says it of a validation, and ``goal`` its
@@ -58,21 +58,21 @@ class Sheet:
     """
 
     command: str
-    panels: tuple[Panel, ...]
-    others: tuple[Panel, ...]
+    panels: tuple[MetricPlot, ...]
+    others: tuple[MetricPlot, ...]
     step: str
     measure: str
     validation: str
     goal: Goal
 
 
-SFT = Sheet(
+SFT = PlotSheet(
     command="sft",
     panels=(
-        Panel("loss", "Training loss", "nats per token", smoothed=True),
-        Panel("eval_loss", "Validation loss", "nats per token"),
-        Panel("learning_rate", "Learning rate", "size of a step", from_zero=True),
-        Panel("grad_norm", "Gradient norm", "L2 norm, before clipping", smoothed=True),
+        MetricPlot("loss", "Training loss", "nats per token", smoothed=True),
+        MetricPlot("eval_loss", "Validation loss", "nats per token"),
+        MetricPlot("learning_rate", "Learning rate", "size of a step", from_zero=True),
+        MetricPlot("grad_norm", "Gradient norm", "L2 norm, before clipping", smoothed=True),
     ),
     others=(),
     step="optimizer step",
@@ -81,35 +81,37 @@ SFT = Sheet(
     goal="lowest",
 )
 
-RL = Sheet(
+RL = PlotSheet(
     command="rl",
     panels=(
-        Panel("reward", "Reward", "mean", smoothed=True, band=("reward_p10", "reward_p90")),
-        Panel("validation_reward", "Validation reward", "mean"),
-        Panel("group_std", "Spread within a group", "standard deviation", smoothed=True, from_zero=True),
-        Panel("kl", "KL from the reference", "nats per token", smoothed=True, from_zero=True),
-        Panel("entropy", "Entropy", "nats per token", smoothed=True),
-        Panel("no_signal", "Groups without signal", "share", smoothed=True, from_zero=True),
-        Panel("finished", "Finished edits", "share", smoothed=True),
-        Panel("completion_tokens", "Length of an edit", "tokens", smoothed=True),
-        Panel("missing_rewards", "Missing rewards", "share", smoothed=True, from_zero=True),
-        Panel("grad_norm", "Gradient norm", "L2 norm, before clipping", smoothed=True),
-        Panel("mismatch", "Sampler against policy", "difference of log p, nats", smoothed=True),
-        Panel("seconds", "Time", "seconds an iteration", smoothed=True, from_zero=True),
+        MetricPlot("reward", "Reward", "mean", smoothed=True, band=("reward_p10", "reward_p90")),
+        MetricPlot("validation_reward", "Validation reward", "mean"),
+        MetricPlot("group_std", "Spread within a group", "standard deviation", smoothed=True, from_zero=True),
+        MetricPlot("kl", "KL from the reference", "nats per token", smoothed=True, from_zero=True),
+        MetricPlot("entropy", "Entropy", "nats per token", smoothed=True),
+        MetricPlot("no_signal", "Groups without signal", "share", smoothed=True, from_zero=True),
+        MetricPlot("finished", "Finished edits", "share", smoothed=True),
+        MetricPlot("completion_tokens", "Length of an edit", "tokens", smoothed=True),
+        MetricPlot("missing_rewards", "Missing rewards", "share", smoothed=True, from_zero=True),
+        MetricPlot("grad_norm", "Gradient norm", "L2 norm, before clipping", smoothed=True),
+        MetricPlot("mismatch", "Sampler against policy", "difference of log p, nats", smoothed=True),
+        MetricPlot("seconds", "Time", "seconds an iteration", smoothed=True, from_zero=True),
     ),
     others=(
-        Panel("loss", "Loss", "nats per token", smoothed=True),
-        Panel("learning_rate", "Learning rate", "size of a step", from_zero=True),
-        Panel("reward_std", "Spread of all rewards", "standard deviation", smoothed=True, from_zero=True),
-        Panel("reward_p10", "Reward of the worst tenth", "10 % are below", smoothed=True),
-        Panel("reward_p50", "Median reward", "half are below", smoothed=True),
-        Panel("reward_p90", "Reward of the best tenth", "90 % are below", smoothed=True),
-        Panel("validation_missing", "Missing validation rewards", "share", from_zero=True),
-        Panel("seconds_sampling", "Time for sampling", "seconds an iteration", smoothed=True, from_zero=True),
-        Panel("seconds_reward", "Time for rewards", "seconds an iteration", smoothed=True, from_zero=True),
-        Panel("seconds_reference", "Time for the reference", "seconds an iteration", smoothed=True, from_zero=True),
-        Panel("seconds_update", "Time for the update", "seconds an iteration", smoothed=True, from_zero=True),
-        Panel("memory", "Memory", "bytes at most", from_zero=True),
+        MetricPlot("loss", "Loss", "nats per token", smoothed=True),
+        MetricPlot("learning_rate", "Learning rate", "size of a step", from_zero=True),
+        MetricPlot("reward_std", "Spread of all rewards", "standard deviation", smoothed=True, from_zero=True),
+        MetricPlot("reward_p10", "Reward of the worst tenth", "10 % are below", smoothed=True),
+        MetricPlot("reward_p50", "Median reward", "half are below", smoothed=True),
+        MetricPlot("reward_p90", "Reward of the best tenth", "90 % are below", smoothed=True),
+        MetricPlot("validation_missing", "Missing validation rewards", "share", from_zero=True),
+        MetricPlot("seconds_sampling", "Time for sampling", "seconds an iteration", smoothed=True, from_zero=True),
+        MetricPlot("seconds_reward", "Time for rewards", "seconds an iteration", smoothed=True, from_zero=True),
+        MetricPlot(
+            "seconds_reference", "Time for the reference", "seconds an iteration", smoothed=True, from_zero=True
+        ),
+        MetricPlot("seconds_update", "Time for the update", "seconds an iteration", smoothed=True, from_zero=True),
+        MetricPlot("memory", "Memory", "bytes at most", from_zero=True),
     ),
     step="iteration",
     measure="reward",
@@ -118,7 +120,7 @@ RL = Sheet(
 )
 
 
-def choose_panels(sheet: Sheet, runs: Sequence[Run], keys: Sequence[str]) -> Sheet:
+def choose_panels(sheet: PlotSheet, runs: Sequence[RunCurves], keys: Sequence[str]) -> PlotSheet:
     """The sheet with the panels of these figures, or with those of its own that some run has.
 
     Raises UsageError for a figure that no run has.
@@ -133,11 +135,13 @@ def choose_panels(sheet: Sheet, runs: Sequence[Run], keys: Sequence[str]) -> She
     chosen = dict.fromkeys(keys) or own or there
     return replace(
         sheet,
-        panels=tuple(known.get(key) or Panel(key, key.replace("_", " "), "as logged", smoothed=True) for key in chosen),
+        panels=tuple(
+            known.get(key) or MetricPlot(key, key.replace("_", " "), "as logged", smoothed=True) for key in chosen
+        ),
     )
 
 
-def write_curves(path: Path, runs: Sequence[Run], sheet: Sheet, smoothing: int | None = None) -> None:
+def write_curves(path: Path, runs: Sequence[RunCurves], sheet: PlotSheet, smoothing: int | None = None) -> None:
     """Draw the runs, a panel for each figure, as PNG or SVG by the suffix, whole or not at all.
 
     ``smoothing`` is a number of logged values; None: `window`, 1: none. The same logs give the same bytes.
@@ -191,7 +195,7 @@ STYLE = {
 }
 
 
-def draw(runs: Sequence[Run], sheet: Sheet, smoothing: int | None) -> Figure:
+def draw(runs: Sequence[RunCurves], sheet: PlotSheet, smoothing: int | None) -> Figure:
     """The matplotlib figure: panels in two or three columns, and below them which line is which run."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -218,7 +222,7 @@ def draw(runs: Sequence[Run], sheet: Sheet, smoothing: int | None) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel, smoothing: int | None) -> None:
+def _draw_panel(axes: Axes, runs: Sequence[RunCurves], panel: MetricPlot, smoothing: int | None) -> None:
     drawn = [(i, run) for i, run in enumerate(runs) if panel.key in run.figures]
     faint = 0.22 * min(1, 3 / len(runs))
     said = ""
@@ -269,7 +273,7 @@ def number(value: float) -> str:
     return f"{value:,.6g}"
 
 
-def _draw_names(figure: Figure, runs: Sequence[Run], abreast: int) -> None:
+def _draw_names(figure: Figure, runs: Sequence[RunCurves], abreast: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **_look(i)) for i in range(len(runs))]

@@ -16,7 +16,7 @@ from earl_cli.files import whole_file
 from earl_cli.training.common.checkpoints import written
 
 LOG, RUNS = "log.jsonl", "trackers.json"
-Track = Callable[[int, Mapping[str, float]], None]
+LogMetrics = Callable[[int, Mapping[str, float]], None]
 
 
 def write_line(log: Path, step: int, figures: Mapping[str, float]) -> None:
@@ -44,7 +44,7 @@ def check_trackers(trackers: Sequence[str]) -> None:
             raise MissingExtraError(f"the tracker {tracker} isn't installed", hint='pip install "earl-cli[trackers]"')
 
 
-def start_trackers(trackers: Sequence[str], folder: Path, config: Mapping[str, Any], done: int) -> list[Track]:
+def start_trackers(trackers: Sequence[str], folder: Path, config: Mapping[str, Any], done: int) -> list[LogMetrics]:
     """Each tracker as a function of step and figures.
 
     A run that goes on behind ``done`` steps goes on there as well: which run it is stands in `RUNS` in its folder.
@@ -52,7 +52,7 @@ def start_trackers(trackers: Sequence[str], folder: Path, config: Mapping[str, A
     return [_STARTS[name](folder, config, done) for name in trackers]
 
 
-def _tensorboard(folder: Path, _config: Mapping[str, Any], done: int) -> Track:
+def _tensorboard(folder: Path, _config: Mapping[str, Any], done: int) -> LogMetrics:
     from torch.utils.tensorboard import SummaryWriter
 
     writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
@@ -65,7 +65,7 @@ def _tensorboard(folder: Path, _config: Mapping[str, Any], done: int) -> Track:
     return track
 
 
-def _wandb(folder: Path, config: Mapping[str, Any], _done: int) -> Track:
+def _wandb(folder: Path, config: Mapping[str, Any], _done: int) -> LogMetrics:
     import wandb
 
     wandb.init(
@@ -80,7 +80,7 @@ def _wandb(folder: Path, config: Mapping[str, Any], _done: int) -> Track:
     return lambda step, figures: wandb.log(dict(figures), step=step)
 
 
-def _trackio(folder: Path, config: Mapping[str, Any], _done: int) -> Track:
+def _trackio(folder: Path, config: Mapping[str, Any], _done: int) -> LogMetrics:
     import trackio
 
     run = f"{folder.resolve().name}-{_run_of(folder, 'trackio')}"  # a name is all that trackio knows a run by

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from earl_cli.errors import UsageError
 from earl_cli.rewards.reward import Score
-from earl_cli.tokens.layout import Layout
+from earl_cli.tokens.layout import SequenceLayout
 from earl_cli.training.rl.loss import STD_FLOOR
 from earl_cli.training.rl.rollouts import Rollout
 
@@ -22,7 +22,7 @@ Plane = NDArray[np.float64]
 
 
 def token_advantages(
-    layout: Layout, rollout: Rollout, scores: Sequence[Score], advantages: Plane, local: float
+    layout: SequenceLayout, rollout: Rollout, scores: Sequence[Score], advantages: Plane, local: float
 ) -> tuple[Plane, ...]:
     """For each completion what each of its tokens is credited with, float64[tokens]: its advantage, as in GRPO.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from earl_cli.config.rl import RlConfig
 
-Kind = Literal["all", "text", "visual"]
+TokenKind = Literal["all", "text", "visual"]
 STD_FLOOR = 1e-4
 
 
@@ -88,7 +88,7 @@ def token_losses(
     return loss
 
 
-def trained_kind(config: RlConfig, iteration: int) -> Kind:
+def trained_kind(config: RlConfig, iteration: int) -> TokenKind:
     """Which tokens an iteration trains on, counted from 0.
 
     With ``train_text_tokens_only`` the first ``text_only_steps`` iterations of each cycle train on what is no visual

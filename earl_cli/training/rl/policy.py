@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from earl_cli.training.rl.shared_prompt import Group, completion_states
-from earl_cli.training.sft.loss import LOGITS_AT_ONCE, Part, head_loss
+from earl_cli.training.rl.shared_prompt import PromptGroup, completion_states
+from earl_cli.training.sft.loss import LOGITS_AT_ONCE, HeadPart, head_loss
 
 
 def token_logprobs(
-    hidden: Tensor, head: Tensor, ids: Tensor, parts: Sequence[Part], temperature: float = 1.0
+    hidden: Tensor, head: Tensor, ids: Tensor, parts: Sequence[HeadPart], temperature: float = 1.0
 ) -> Tensor:
     """log p of ``ids`` Int64[N] at the temperature, Float32[N].
 
@@ -37,7 +37,7 @@ def token_logprobs(
 
 
 def token_entropies(
-    hidden: Tensor, head: Tensor, ids: Tensor, parts: Sequence[Part], temperature: float = 1.0
+    hidden: Tensor, head: Tensor, ids: Tensor, parts: Sequence[HeadPart], temperature: float = 1.0
 ) -> Tensor:
     """The entropy in nats of the distribution that each of ``ids`` was drawn from, Float32[N]; as `token_logprobs`."""
 
@@ -60,7 +60,7 @@ def _by_part(
     hidden: Tensor,
     head: Tensor,
     ids: Tensor,
-    parts: Sequence[Part],
+    parts: Sequence[HeadPart],
     measure: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """``measure(states, rows of the head, columns)`` of the tokens of each part, put back into their order."""
@@ -75,13 +75,13 @@ def _by_part(
     return found
 
 
-def _pieces(head: Tensor, parts: Sequence[Part]) -> Iterator[tuple[Part, Tensor]]:
+def _pieces(head: Tensor, parts: Sequence[HeadPart]) -> Iterator[tuple[HeadPart, Tensor]]:
     """The head's rows of each part; gradients of pieces are put together once, those of slices added at full size."""
     return zip(parts, torch.split(head, [stop - start for start, stop in parts]), strict=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Sampled:
+class SampledGroup:
     """A prompt and completions of it, as ids int64; ``trained`` bool[n] says for each which of its tokens count."""
 
     prompt: NDArray[np.int64]
@@ -96,14 +96,14 @@ class Batch:
     The tokens stand in the order of the groups, of their completions, and of the sequence.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[PromptGroup, ...]
     places: Tensor
     ids: Tensor
 
 
-def pack(pieces: Sequence[Sampled], device: torch.device) -> Batch | None:
+def pack(pieces: Sequence[SampledGroup], device: torch.device) -> Batch | None:
     """The batch of these completions; what follows a completion's last trained token isn't run. None if none is."""
-    groups: list[Group] = []
+    groups: list[PromptGroup] = []
     places: list[NDArray[np.int64]] = []
     ids: list[NDArray[np.int64]] = []
     start = 0
@@ -119,7 +119,7 @@ def pack(pieces: Sequence[Sampled], device: torch.device) -> Batch | None:
             inputs[row, 1 : 1 + len(before)] = before
             places.append(start + row * longest + trained)
             ids.append(tokens[trained])
-        groups.append(Group(torch.from_numpy(piece.prompt[:-1]).to(device), torch.from_numpy(inputs).to(device)))
+        groups.append(PromptGroup(torch.from_numpy(piece.prompt[:-1]).to(device), torch.from_numpy(inputs).to(device)))
         start += inputs.size
     if not groups:
         return None
@@ -133,7 +133,7 @@ class ScoringHead(nn.Linear):
     A module of its own, because sharded training (ZeRO-3) brings a module's weight together while it runs.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[HeadPart, ...]
     temperature: float
 
     def forward(self, hidden: Tensor, ids: Tensor, entropies: bool) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
@@ -145,7 +145,9 @@ class ScoringHead(nn.Linear):
 class Policy(nn.Module):
     """A language model, plain or with adapters, that is sampled from and trained: one set of weights for both."""
 
-    def __init__(self, language: Any, parts: Sequence[Part], temperature: float, *, recompute: bool = False) -> None:
+    def __init__(
+        self, language: Any, parts: Sequence[HeadPart], temperature: float, *, recompute: bool = False
+    ) -> None:
         super().__init__()
         self.language = language
         self.recompute = recompute

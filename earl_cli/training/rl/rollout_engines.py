@@ -14,7 +14,7 @@ import torch
 
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import DeviceError, UsageError
-from earl_cli.generation.engine import Completion, Engine, OnCompletion, OnProgress, Request, Sampling
+from earl_cli.generation.engine import Completion, Engine, OnCompletion, OnProgress, SamplingParams, SamplingRequest
 from earl_cli.generation.vllm.engine import VllmEngine
 from earl_cli.generation.vllm.process import ProcessEngine
 from earl_cli.models.bundle import Base
@@ -26,7 +26,7 @@ from earl_cli.training.sft.model import merged_weights
 
 
 class VllmSampler:
-    """Lends the engine, as `Run.engine` does. Raises what `VllmEngine` raises, at the first loan."""
+    """Lends the engine, as `RlRun.engine` does. Raises what `VllmEngine` raises, at the first loan."""
 
     def __init__(self, config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device) -> None:
         self.config, self.base, self.data, self.learner, self.device = config, base, data, learner, device
@@ -86,8 +86,8 @@ class SharedEngine:
 
     def generate(
         self,
-        requests: Sequence[Request],
-        sampling: Sampling,
+        requests: Sequence[SamplingRequest],
+        sampling: SamplingParams,
         on_progress: OnProgress | None = None,
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
@@ -105,7 +105,7 @@ class SharedEngine:
 
 
 class SeparateSampler:
-    """Lends the engine, as `Run.engine` does. Raises what `ProcessEngine` raises, at the first loan."""
+    """Lends the engine, as `RlRun.engine` does. Raises what `ProcessEngine` raises, at the first loan."""
 
     def __init__(self, config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device) -> None:
         self.config, self.base, self.data, self.learner, self.device = config, base, data, learner, device
@@ -145,8 +145,8 @@ class GatheringEngine:
 
     def generate(
         self,
-        requests: Sequence[Request],
-        sampling: Sampling,
+        requests: Sequence[SamplingRequest],
+        sampling: SamplingParams,
         on_progress: OnProgress | None = None,
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:

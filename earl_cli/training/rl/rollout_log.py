@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from earl_cli.data.batches import Rows
+from earl_cli.data.batches import DatasetRows
 from earl_cli.files import whole_file
-from earl_cli.images.html_gallery import Entry, Figure, page, write_page
+from earl_cli.images.html_gallery import Entry, ImageFigure, page, write_page
 from earl_cli.training.common.checkpoints import written
 from earl_cli.training.rl.rollouts import draw
-from earl_cli.training.rl.run import Judged
+from earl_cli.training.rl.run import ScoredGroup
 
 if TYPE_CHECKING:
     from transformers import Emu3VQVAE
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
 )
 
 
-def write_episodes(path: Path, step: int, rows: Rows, groups: Sequence[Judged]) -> None:
+def write_episodes(path: Path, step: int, rows: DatasetRows, groups: Sequence[ScoredGroup]) -> None:
     """All episodes of an iteration as Parquet, a row each. Raises OutputError if the disk doesn't take them."""
     found = [
         {
@@ -78,7 +78,13 @@ def write_episodes(path: Path, step: int, rows: Rows, groups: Sequence[Judged]) 
 
 
 def write_gallery(
-    path: Path, title: str, vision: Emu3VQVAE, rows: Rows, groups: Sequence[Judged], count: int, notes: Sequence[str]
+    path: Path,
+    title: str,
+    vision: Emu3VQVAE,
+    rows: DatasetRows,
+    groups: Sequence[ScoredGroup],
+    count: int,
+    notes: Sequence[str],
 ) -> None:
     """A page of the best, the middle and the worst edits by reward, about ``count`` in all; OutputError as above."""
     places = [
@@ -97,7 +103,7 @@ def write_gallery(
             rows.target(rollout.row),
         ]
         pictures = zip(draw(vision, codes), ("source", "drawn", "target"), strict=True)
-        figures = [Figure(picture, caption) for picture, caption in pictures if picture is not None]
+        figures = [ImageFigure(picture, caption) for picture, caption in pictures if picture is not None]
         advantage = group.advantages[place]
         texts = [("instruction", rows.instruction(rollout.row)), ("reward", f"{score.value:.3f}")]
         texts += [("advantage", f"{advantage:+.2f}")] if not math.isnan(advantage) and len(group.scores) > 1 else []
@@ -111,7 +117,9 @@ def write_gallery(
         write_page(path, page(title, list(notes), entries))
 
 
-def _chosen(places: Sequence[tuple[float, Judged, int]], count: int) -> list[tuple[str, tuple[float, Judged, int]]]:
+def _chosen(
+    places: Sequence[tuple[float, ScoredGroup, int]], count: int
+) -> list[tuple[str, tuple[float, ScoredGroup, int]]]:
     """Of places from the best to the worst: a third from each end, a third from the middle; none twice."""
     if len(places) <= count:
         return [("edit", place) for place in places]

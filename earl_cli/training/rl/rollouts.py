@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from earl_cli.data.batches import Rows
-from earl_cli.generation.engine import Completion, Engine, OnProgress, Request, Sampling
+from earl_cli.data.batches import DatasetRows
+from earl_cli.generation.engine import Completion, Engine, OnProgress, SamplingParams, SamplingRequest
 from earl_cli.models.vision import decode, images_of, spatial_factor
 from earl_cli.rewards.reward import Edit, Pixels
 from earl_cli.tokens.grammar import Overlong
-from earl_cli.tokens.layout import Grid, Layout, Mode, Parsed
+from earl_cli.tokens.layout import Grid, Mode, Parsed, SequenceLayout
 
 if TYPE_CHECKING:
     from transformers import Emu3VQVAE
@@ -28,7 +28,7 @@ PIXELS_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 20}
 
 
 @dataclass(frozen=True)
-class Prompt:
+class RolloutPrompt:
     """A row to be edited, with a seed for each of its generations."""
 
     row: int
@@ -40,7 +40,7 @@ class Rollout:
     """A prompt with its group of completions, and what these say."""
 
     row: int
-    request: Request
+    request: SamplingRequest
     completions: tuple[Completion, ...]
     answers: tuple[Parsed, ...]
 
@@ -50,11 +50,14 @@ class Rollout:
         return tuple(answer.finished and answer.codes is not None for answer in self.answers)
 
 
-def draw_prompts(rows: NDArray[np.int64], prompts: int, generations: int, seed: int, iteration: int) -> list[Prompt]:
+def draw_prompts(
+    rows: NDArray[np.int64], prompts: int, generations: int, seed: int, iteration: int
+) -> list[RolloutPrompt]:
     """The prompts of an iteration, drawn from ``rows``, which aren't fewer, without replacement."""
     places = np.random.default_rng((seed, iteration)).choice(len(rows), prompts, replace=False)
     return [
-        Prompt(int(rows[place]), seeds(generations, seed, iteration, number)) for number, place in enumerate(places)
+        RolloutPrompt(int(rows[place]), seeds(generations, seed, iteration, number))
+        for number, place in enumerate(places)
     ]
 
 
@@ -64,7 +67,7 @@ def seeds(count: int, *origin: int) -> tuple[int, ...]:
     return tuple(int(seed >> np.uint64(1)) for seed in drawn)
 
 
-def lengths(rows: Rows, mode: Mode) -> NDArray[np.int64]:
+def lengths(rows: DatasetRows, mode: Mode) -> NDArray[np.int64]:
     """The tokens of each row's prompt with a picture of the source's size after it, int64[n]; thinking comes on top."""
     layout = rows.layout
     texts: dict[str, int] = {}
@@ -83,11 +86,11 @@ def lengths(rows: Rows, mode: Mode) -> NDArray[np.int64]:
 
 def sample(
     engine: Engine,
-    layout: Layout,
-    rows: Rows,
-    prompts: Sequence[Prompt],
+    layout: SequenceLayout,
+    rows: DatasetRows,
+    prompts: Sequence[RolloutPrompt],
     mode: Mode,
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     grammar: bool = True,
     overlong: Overlong = "force",
@@ -102,7 +105,7 @@ def sample(
         source = rows.source(prompt.row)
         grid = Grid(*source.shape)
         ids = layout.prompt(source, rows.instruction(prompt.row), mode, grid)
-        requests.append(Request(tuple(ids.tolist()), mode, grid, prompt.seeds, grammar, overlong))
+        requests.append(SamplingRequest(tuple(ids.tolist()), mode, grid, prompt.seeds, grammar, overlong))
     drawn = engine.generate(requests, sampling, on_progress)
     return [
         Rollout(
@@ -115,7 +118,7 @@ def sample(
     ]
 
 
-def edits(vision: Emu3VQVAE, rows: Rows, rollouts: Sequence[Rollout]) -> list[Edit]:
+def edits(vision: Emu3VQVAE, rows: DatasetRows, rollouts: Sequence[Rollout]) -> list[Edit]:
     """Every completion of every group as an edit to be judged, all pictures as the vision tokenizer draws them."""
     known = [codes for rollout in rollouts for codes in (rows.source(rollout.row), rows.target(rollout.row))]
     drawn = [

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from earl_cli.config.rl import RlConfig
-from earl_cli.data.batches import Rows
+from earl_cli.data.batches import DatasetRows
 from earl_cli.errors import EarlError
 from earl_cli.generation.engine import Engine
 from earl_cli.rewards.reward import Reward, Score
-from earl_cli.tokens.layout import Layout
+from earl_cli.tokens.layout import SequenceLayout
 from earl_cli.training.common.stopping import Stopping
 from earl_cli.training.optimizer_backends import Learner
 from earl_cli.training.rl.policy import Batch
@@ -25,7 +25,7 @@ from earl_cli.training.rl.rollouts import Rollout
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class ScoredGroup:
     """A group with its scores, and what each of them is above the group's mean; NaN where it could not be had.
 
     ``credits`` says for each completion what of that each of its tokens is credited with.
@@ -58,10 +58,10 @@ class Watcher(Protocol):
     def sampling(self, iteration: int, done: int, expected: int) -> None:
         """So many tokens of an iteration are drawn."""
 
-    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
+    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
         """``step`` iterations are done; the groups are those of all processes, on those that are logged, else none."""
 
-    def validation(self, step: int, figures: Mapping[str, float], groups: Sequence[Judged]) -> None:
+    def validation(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
         """After ``step`` iterations the policy does so well on prompts that it isn't trained on."""
 
     def is_best(self, validation: float) -> bool:
@@ -75,17 +75,17 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RlRun:
     """What a run works with: ``prompts`` and ``validation`` are rows of ``rows`` and of ``held``.
 
     ``engine`` lends what samples from a language model as it is; between two loans its memory is free.
     """
 
     config: RlConfig
-    layout: Layout
-    rows: Rows
+    layout: SequenceLayout
+    rows: DatasetRows
     prompts: NDArray[np.int64]
-    held: Rows | None
+    held: DatasetRows | None
     validation: NDArray[np.int64]
     vision: Any
     learner: Learner

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from earl_cli.config.loader import read_paths
 from earl_cli.config.rl import RlConfig
-from earl_cli.data.batches import Mixture, Rows, load_rows, mix, sample_rows
+from earl_cli.data.batches import DatasetRows, Mixture, load_rows, mix, sample_rows
 from earl_cli.errors import InputError, UsageError
 from earl_cli.files import whole_file
 from earl_cli.generation.editor import takes_vllm
@@ -26,7 +26,7 @@ from earl_cli.generation.vllm.environment import checked_arguments
 from earl_cli.models.bundle import Base, save_trained
 from earl_cli.models.checkpoint import load_language
 from earl_cli.models.device import DevicePlan, choose_device, plan
-from earl_cli.tokens.layout import Grid, Layout
+from earl_cli.tokens.layout import Grid, SequenceLayout
 from earl_cli.training.common.checkpoints import (
     CHECKPOINTS,
     MARK,
@@ -40,7 +40,7 @@ from earl_cli.training.common.checkpoints import (
     written,
 )
 from earl_cli.training.common.distributed import gathered, need_deepspeed, rank, uses_bfloat16, world_size
-from earl_cli.training.common.memory import Memory, SamplerMemory, Shape, estimate
+from earl_cli.training.common.memory import Memory, ModelShape, SamplerMemory, estimate
 from earl_cli.training.optimizer_backends import Learner
 from earl_cli.training.rl.policy import Batch, Policy
 from earl_cli.training.rl.rollouts import lengths
@@ -61,16 +61,16 @@ class RlData:
     ``skipped`` rows of the mixture and ``unheld`` ones to validate on are too long for the context, and left out.
     """
 
-    rows: Rows
+    rows: DatasetRows
     mixture: Mixture
     prompts: NDArray[np.int64]
-    held: Rows | None
+    held: DatasetRows | None
     validation: NDArray[np.int64]
     skipped: int
     unheld: int
 
 
-def load_prompts(config: RlConfig, layout: Layout, positions: int) -> RlData:
+def load_prompts(config: RlConfig, layout: SequenceLayout, positions: int) -> RlData:
     """The data sets of a run, mixed and checked; ``positions`` is how many the model has.
 
     Raises InputError for data that can't be used, and UsageError for a picture beyond ``max_response_tokens``
@@ -122,7 +122,7 @@ def _coefficients(coefficients: tuple[float, ...] | None, places: tuple[Path, ..
     return coefficients
 
 
-def _largest_picture(rows: Rows) -> int:
+def _largest_picture(rows: DatasetRows) -> int:
     """The tokens of the largest picture to be drawn, with what opens and what ends it."""
     sides = zip(*(rows.table.column(f"source_{side}").to_pylist() for side in ("height", "width")), strict=True)
     grids = [Grid(*each) for each in set(sides)]
@@ -134,7 +134,7 @@ def _largest_picture(rows: Rows) -> int:
 
 def memory_of(config: RlConfig, base: Base, processes: int, longest: int) -> Memory:
     """What a run needs on each device, by calculation."""
-    shape, bfloat16 = Shape.of(base.parameters, base.config), uses_bfloat16(config)
+    shape, bfloat16 = ModelShape.of(base.parameters, base.config), uses_bfloat16(config)
     needed = estimate(shape, config, processes=processes, bfloat16=bfloat16, longest=longest)
     if not _has_reference(config) or config.lora_rank is not None:
         return needed
@@ -248,7 +248,7 @@ class WithoutAdapters:
 
 
 @contextmanager
-def make_engine(config: RlConfig, layout: Layout, data: RlData, language: Any) -> Iterator[Engine]:
+def make_engine(config: RlConfig, layout: SequenceLayout, data: RlData, language: Any) -> Iterator[Engine]:
     """The engine that samples from the policy where it is, within the limits of the config."""
     yield TransformersEngine(
         language, layout, max_text_tokens=text_limit(config, data), max_positions=config.model_context_size

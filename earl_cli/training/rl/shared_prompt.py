@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class PromptGroup:
     """``prompt`` Int64[P] without its last id, and ``inputs`` Int64[n, L]: that id, then a completion, padded right."""
 
     prompt: Tensor
@@ -42,7 +42,7 @@ class _Span:
         return slice(begin, begin + self.count * self.length)
 
 
-def completion_states(model: Any, groups: Sequence[Group], *, recompute: bool = False) -> Tensor:
+def completion_states(model: Any, groups: Sequence[PromptGroup], *, recompute: bool = False) -> Tensor:
     """The last hidden states Float[tokens, D] of all inputs of all groups, one completion after another.
 
     ``model`` is an `Emu3TextModel` (the decoder without its head). ``recompute`` keeps only the layers' inputs for the

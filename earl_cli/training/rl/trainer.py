@@ -15,24 +15,24 @@ import torch
 from torch import Tensor
 
 from earl_cli.config.rl import RlConfig
-from earl_cli.data.batches import Rows
+from earl_cli.data.batches import DatasetRows
 from earl_cli.errors import EarlError
-from earl_cli.generation.engine import OnProgress, Sampling
+from earl_cli.generation.engine import OnProgress, SamplingParams
 from earl_cli.rewards.reward import Edit, JudgeDownError, Score
-from earl_cli.tokens.layout import Layout
+from earl_cli.tokens.layout import SequenceLayout
 from earl_cli.training.common.distributed import gathered, rank, world_size
 from earl_cli.training.common.stopping import Stopped
 from earl_cli.training.rl.advantages import token_advantages
 from earl_cli.training.rl.loss import advantages, has_signal
-from earl_cli.training.rl.rollouts import Prompt, Rollout, draw_prompts, edits, sample, seeds
-from earl_cli.training.rl.run import Judged, Run
+from earl_cli.training.rl.rollouts import Rollout, RolloutPrompt, draw_prompts, edits, sample, seeds
+from earl_cli.training.rl.run import RlRun, ScoredGroup
 from earl_cli.training.rl.update import Clock, figures_of, update
 
 VALIDATION = 1 << 32  # in place of an iteration's number: validation has its own seeds, the same every time
 WAITS = (5.0, 60.0)  # seconds between two looks at a judge that is down: the first, the longest
 
 
-def reinforce(run: Run, start: int = 0, *, validated: bool = False) -> None:
+def reinforce(run: RlRun, start: int = 0, *, validated: bool = False) -> None:
     """Train from iteration ``start`` to the last; ``validated`` says that the validation due there has been done.
 
     Raises EarlError if loss or gradients stop being numbers, and `Stopped` once the checkpoint is written that a signal
@@ -72,7 +72,7 @@ def reinforce(run: Run, start: int = 0, *, validated: bool = False) -> None:
             watcher.checkpoint(iteration, found)
 
 
-def stop_if_asked(run: Run, done: int) -> None:
+def stop_if_asked(run: RlRun, done: int) -> None:
     """Raises `Stopped` after a checkpoint if any process was sent a signal; ``done`` iterations are."""
     number = run.stopping.agreed()
     if number is not None:
@@ -84,18 +84,18 @@ def stop_if_asked(run: Run, done: int) -> None:
 # -- sampling and judging ----------------------------------------------------------------------------------------------
 
 
-def of_this_process(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+def of_this_process(prompts: Sequence[RolloutPrompt]) -> Sequence[RolloutPrompt]:
     """This process's share: equal parts, one after another."""
     each = math.ceil(len(prompts) / world_size())
     return prompts[rank() * each : (rank() + 1) * each]
 
 
 def roll_out(
-    run: Run, rows: Rows, prompts: Sequence[Prompt], on_progress: OnProgress | None = None
+    run: RlRun, rows: DatasetRows, prompts: Sequence[RolloutPrompt], on_progress: OnProgress | None = None
 ) -> list[Rollout] | None:
     """Sample from the policy as it is; None if a signal asked this process to stop meanwhile."""
     config = run.config
-    sampling = Sampling(config.temperature, config.top_k, config.top_p)
+    sampling = SamplingParams(config.temperature, config.top_k, config.top_p)
     with run.learner.whole() as language, run.engine(language) as engine:
         return run.stopping.unless_asked(
             lambda: sample(
@@ -112,7 +112,7 @@ def roll_out(
         )
 
 
-def score(run: Run, iteration: int, drawn: Sequence[Edit]) -> list[Score]:
+def score(run: RlRun, iteration: int, drawn: Sequence[Edit]) -> list[Score]:
     """Scores of edits. While the judge of any process is down all wait, after a checkpoint, and ask again.
 
     ``iteration`` are done. Raises `Stopped` as `stop_if_asked`.
@@ -140,7 +140,9 @@ def score(run: Run, iteration: int, drawn: Sequence[Edit]) -> list[Score]:
         waited += pause
 
 
-def compare(config: RlConfig, layout: Layout, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> list[Judged]:
+def compare(
+    config: RlConfig, layout: SequenceLayout, rollouts: Sequence[Rollout], scores: Sequence[Score]
+) -> list[ScoredGroup]:
     """Every group with its scores and advantages; ``scores`` are those of all completions, group after group."""
     groups = []
     left = iter(scores)
@@ -149,7 +151,7 @@ def compare(config: RlConfig, layout: Layout, rollouts: Sequence[Rollout], score
         rewards = rewards_of(own)
         found = advantages(rewards, over_std=config.advantage_over_std).numpy()
         credits = token_advantages(layout, rollout, own, found, config.local_credit)
-        groups.append(Judged(rollout, own, found, credits, has_signal(rewards)))
+        groups.append(ScoredGroup(rollout, own, found, credits, has_signal(rewards)))
     return groups
 
 
@@ -159,14 +161,14 @@ def rewards_of(scores: Sequence[Score]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def validate(run: Run, step: int) -> float | None:
+def validate(run: RlRun, step: int) -> float | None:
     """The policy's reward on prompts that it isn't trained on, one sample each, with the same seeds every time.
 
     None if not a single one could be had. Raises `Stopped` as `stop_if_asked`; the validation is made up for later.
     """
     assert run.held is not None
     prompts = [
-        Prompt(int(row), seeds(1, run.config.random_seed, VALIDATION, number))
+        RolloutPrompt(int(row), seeds(1, run.config.random_seed, VALIDATION, number))
         for number, row in enumerate(run.validation)
     ]
     run.watcher.phase(step, "validation")

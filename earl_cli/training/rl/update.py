@@ -16,12 +16,12 @@ from torch import Tensor
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import EarlError
 from earl_cli.training.common.distributed import gathered
-from earl_cli.training.rl.loss import Kind, Objective, k3, token_losses, trained_kind
-from earl_cli.training.rl.policy import Batch, Sampled, pack
-from earl_cli.training.rl.run import Judged, Run
+from earl_cli.training.rl.loss import Objective, TokenKind, k3, token_losses, trained_kind
+from earl_cli.training.rl.policy import Batch, SampledGroup, pack
+from earl_cli.training.rl.run import RlRun, ScoredGroup
 
 
-def figures_of(groups: Sequence[Judged]) -> dict[str, float]:
+def figures_of(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Rewards, lengths and signal of an iteration, over all processes."""
     own = [
         (
@@ -86,7 +86,7 @@ class _Work:
     old: Tensor | None = None
 
 
-def update(run: Run, iteration: int, groups: Sequence[Judged], clock: Clock) -> dict[str, float]:
+def update(run: RlRun, iteration: int, groups: Sequence[ScoredGroup], clock: Clock) -> dict[str, float]:
     """Move the policy: loss = Σ over tokens / their number, both over all processes, and one optimizer step for it.
 
     Returns what is to be seen of it. Raises EarlError for a gradient that is no number.
@@ -132,7 +132,7 @@ def update(run: Run, iteration: int, groups: Sequence[Judged], clock: Clock) -> 
     return {**sums.figures(total), "grad_norm": norm, "learning_rate": rate}
 
 
-def trained_tokens(run: Run, group: Judged, kind: Kind) -> list[NDArray[np.bool_]]:
+def trained_tokens(run: RlRun, group: ScoredGroup, kind: TokenKind) -> list[NDArray[np.bool_]]:
     """For each completion which of its tokens count, bool[n].
 
     Those the sampler had a choice about (all with ``train_forced_tokens``), of the kind that is trained; none of a
@@ -153,12 +153,14 @@ def trained_tokens(run: Run, group: Judged, kind: Kind) -> list[NDArray[np.bool_
 class _Piece:
     """Some completions of a group, and which of their tokens count."""
 
-    group: Judged
+    group: ScoredGroup
     masks: Sequence[NDArray[np.bool_]]
     which: slice
 
 
-def _parts(groups: Sequence[Judged], masks: Sequence[Sequence[NDArray[np.bool_]]], size: int) -> list[list[_Piece]]:
+def _parts(
+    groups: Sequence[ScoredGroup], masks: Sequence[Sequence[NDArray[np.bool_]]], size: int
+) -> list[list[_Piece]]:
     """Batches of ``size`` completions: whole groups together, or a group in pieces."""
     pieces = [
         _Piece(group, chosen[start : start + size], slice(start, start + size))
@@ -169,7 +171,7 @@ def _parts(groups: Sequence[Judged], masks: Sequence[Sequence[NDArray[np.bool_]]
     return [pieces[start : start + together] for start in range(0, len(pieces), together)]
 
 
-def _work(run: Run, part: Sequence[_Piece], device: torch.device) -> _Work | None:
+def _work(run: RlRun, part: Sequence[_Piece], device: torch.device) -> _Work | None:
     """A batch of these completions, None if nothing is to be learned from them."""
     learns = bool(run.config.kl_coeff or run.config.entropy_coeff)
     masks = [
@@ -191,9 +193,9 @@ def _work(run: Run, part: Sequence[_Piece], device: torch.device) -> _Work | Non
     return _Work(batch, torch.from_numpy(advantage).float().to(device), torch.from_numpy(sampled).to(device), weight)
 
 
-def _sampled(part: Sequence[_Piece], masks: Sequence[Sequence[NDArray[np.bool_]]]) -> list[Sampled]:
+def _sampled(part: Sequence[_Piece], masks: Sequence[Sequence[NDArray[np.bool_]]]) -> list[SampledGroup]:
     return [
-        Sampled(
+        SampledGroup(
             np.asarray(piece.group.rollout.request.prompt, dtype=np.int64),
             tuple(each.ids for each in piece.group.rollout.completions[piece.which]),
             tuple(chosen),

@@ -16,20 +16,20 @@ from earl_cli.tokens.vocabulary import Vocabulary
 IGNORED = -100
 LOGITS_AT_ONCE = 1 << 26
 """How many logits are held at a time: 0.25 GB in float32."""
-Part = tuple[int, int]
+HeadPart = tuple[int, int]
 
 
-def whole_head(vocabulary: Vocabulary) -> tuple[Part, ...]:
+def whole_head(vocabulary: Vocabulary) -> tuple[HeadPart, ...]:
     """Every token is normalised over the whole vocabulary, as the published training does."""
     return ((0, vocabulary.size),)
 
 
-def separate_heads(vocabulary: Vocabulary) -> tuple[Part, ...]:
+def separate_heads(vocabulary: Vocabulary) -> tuple[HeadPart, ...]:
     """A visual token is normalised over the visual ids, any other over the ids below: as sampling does it."""
     return ((0, vocabulary.text_end), (vocabulary.visual_start, vocabulary.size))
 
 
-def summed_loss(hidden: Tensor, head: Tensor, labels: Tensor, parts: Sequence[Part]) -> Tensor:
+def summed_loss(hidden: Tensor, head: Tensor, labels: Tensor, parts: Sequence[HeadPart]) -> Tensor:
     """Σ −log p over the labelled tokens, a scalar.
 
     ``hidden`` Float[B, L, D] are the last hidden states, ``head`` Float[V, D] the rows of the output head, ``labels``

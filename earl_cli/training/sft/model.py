@@ -20,8 +20,8 @@ from earl_cli.models.bundle import Base, save_trained
 from earl_cli.models.checkpoint import load_language
 from earl_cli.models.device import DevicePlan, plan
 from earl_cli.training.common.distributed import need_deepspeed, uses_bfloat16, uses_cpu, world_size
-from earl_cli.training.common.memory import Shape, estimate
-from earl_cli.training.sft.loss import Part, labelled, summed_loss
+from earl_cli.training.common.memory import ModelShape, estimate
+from earl_cli.training.sft.loss import HeadPart, labelled, summed_loss
 
 ADAPTER = "adapter"
 
@@ -32,7 +32,7 @@ class LossHead(nn.Linear):
     It is a module of its own because sharded training (ZeRO-3) brings a module's weight together while it runs.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[HeadPart, ...]
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
         """`losses.summed_loss` of Float[B, L, D] and Int[B, L]."""
@@ -54,7 +54,7 @@ class TrainedEmu3(Emu3ForCausalLM):
             layer.self_attn.attention_dropout = share
             layer.dropout.p = share
 
-    def lose_over(self, parts: Sequence[Part]) -> None:
+    def lose_over(self, parts: Sequence[HeadPart]) -> None:
         """Make the head give the loss over these parts of the vocabulary."""
         self.lm_head.__class__ = LossHead
         self.lm_head.parts = tuple(parts)
@@ -86,7 +86,7 @@ def place_trainee(base: Base, config: SftConfig, longest: int) -> DevicePlan:
     bfloat16 = uses_bfloat16(config)
     need_deepspeed(config.sharding)
     needed = estimate(
-        Shape.of(base.parameters, base.config), config, processes=world_size(), bfloat16=bfloat16, longest=longest
+        ModelShape.of(base.parameters, base.config), config, processes=world_size(), bfloat16=bfloat16, longest=longest
     )
     attention = config.attention
     if attention == "auto" and uses_cpu(config):
@@ -173,7 +173,7 @@ def _quantize(language: Any, device: torch.device) -> None:
 
 
 def save_trainee(
-    base: Base, model: Any, output: Path, layout: names.Layout, state: Mapping[str, Tensor] | None
+    base: Base, model: Any, output: Path, layout: names.CheckpointFormat, state: Mapping[str, Tensor] | None
 ) -> None:
     """Write a folder that edits, and with adapters these alone in `ADAPTER` as well.
 

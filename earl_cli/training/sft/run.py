@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from earl_cli.config.sft import SftConfig
-from earl_cli.data.batches import ExampleData, Mixture, Rows, collate, load_rows, mix, sample_rows
+from earl_cli.data.batches import DatasetRows, ExampleData, Mixture, collate, load_rows, mix, sample_rows
 from earl_cli.errors import InputError, UsageError
 from earl_cli.files import cut_torn_line
-from earl_cli.generation.engine import Request, Sampling
+from earl_cli.generation.engine import SamplingParams, SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.images.html_gallery import Entry, Figure, page, write_page
+from earl_cli.images.html_gallery import Entry, ImageFigure, page, write_page
 from earl_cli.models.bundle import Base
 from earl_cli.models.vision import decode, images_of
-from earl_cli.tokens.layout import Grid, Layout, Mode
+from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 from earl_cli.training.common.checkpoints import CHECKPOINTS, best, drop_old, drop_torn, link_best, newest, number_of
 from earl_cli.training.common.distributed import quiet_libraries, rank, uses_cpu
 from earl_cli.training.common.stopping import Stopping
@@ -76,7 +76,7 @@ class SftResult:
     best: tuple[int, float] | None = None
 
 
-def load_data(config: SftConfig, layout: Layout, positions: int) -> SftData:
+def load_data(config: SftConfig, layout: SequenceLayout, positions: int) -> SftData:
     """The data sets of a run, mixed and checked. ``positions`` is how many the model has.
 
     Raises InputError for data that can't be trained on, and UsageError for lengths beyond the model's.
@@ -104,7 +104,7 @@ def load_data(config: SftConfig, layout: Layout, positions: int) -> SftData:
     return SftData(ExampleData(rows, order), mixture, validation, int((~short).sum()), unheld, found)
 
 
-def _too_long(rows: Rows, most: int, positions: int, where: str) -> InputError:
+def _too_long(rows: DatasetRows, most: int, positions: int, where: str) -> InputError:
     """What is wrong with rows of more than ``most`` tokens, with the first one's id."""
     long = (rows.lengths > most).nonzero()[0]
     limit = f"the model's {most} positions" if most == positions else f"{most} tokens"
@@ -182,7 +182,14 @@ def steps_of(config: SftConfig, pairs: int, processes: int) -> int:
 
 
 def draw_gallery(
-    model: Any, vision: Any, layout: Layout, data: ExampleData, count: int, sampling: Sampling, path: Path, title: str
+    model: Any,
+    vision: Any,
+    layout: SequenceLayout,
+    data: ExampleData,
+    count: int,
+    sampling: SamplingParams,
+    path: Path,
+    title: str,
 ) -> None:
     """Write a page with the first ``count`` rows of ``data``: source, what the model draws with seed 0, and target.
 
@@ -194,16 +201,16 @@ def draw_gallery(
     for row in rows:
         grid = Grid(*data.rows.target(row).shape)
         prompt = layout.prompt(data.rows.source(row), data.rows.instruction(row), mode, grid)
-        requests.append(Request(tuple(prompt.tolist()), mode, grid, (0,)))
+        requests.append(SamplingRequest(tuple(prompt.tolist()), mode, grid, (0,)))
     with plain(model) as language:
         drawn = TransformersEngine(language, layout).generate(requests, sampling)
     entries = []
     for row, request, (completion,) in zip(rows, requests, drawn, strict=True):
         answer = layout.parse_completion(completion.ids, mode, request.grid)
-        figures = [Figure(_picture(vision, data.rows.source(row)), "source")]
+        figures = [ImageFigure(_picture(vision, data.rows.source(row)), "source")]
         if answer.codes is not None:
-            figures.append(Figure(_picture(vision, answer.codes), "drawn"))
-        figures.append(Figure(_picture(vision, data.rows.target(row)), "target"))
+            figures.append(ImageFigure(_picture(vision, answer.codes), "drawn"))
+        figures.append(ImageFigure(_picture(vision, data.rows.target(row)), "target"))
         texts = [("instruction", data.rows.instruction(row))]
         texts += [("thinking", answer.thoughts)] if answer.thoughts else []
         texts += [("problem", answer.problem)] if answer.problem else []

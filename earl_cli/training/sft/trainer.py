@@ -35,7 +35,7 @@ from earl_cli.training.common.checkpoints import (
 )
 from earl_cli.training.common.distributed import by_first, deepspeed_config, uses_bfloat16, uses_cpu, world_size
 from earl_cli.training.common.stopping import Stopped, Stopping
-from earl_cli.training.common.trackers import LOG, Track, peak_memory, start_trackers, write_line
+from earl_cli.training.common.trackers import LOG, LogMetrics, peak_memory, start_trackers, write_line
 from earl_cli.training.sft.loss import labelled
 from earl_cli.training.sft.model import ADAPTER, save_trainee
 
@@ -236,7 +236,7 @@ class Reporter(TrainerCallback):
         self.stopping, self.resumed = stopping, resumed
         self.folder = config.output / CHECKPOINTS
         self.trainer: SftTrainer
-        self.trackers: list[Track] = []
+        self.trackers: list[LogMetrics] = []
         self.last: tuple[float, int] | None = None
         self.parent = os.getppid()
 
