@@ -33,8 +33,7 @@ from earl_cli.tokens.vocabulary import CONTROLS, small_vocabulary
 from earl_cli.training.optimizer_backends import PlainLearner
 from earl_cli.training.rl.policy import Policy
 from earl_cli.training.rl.rollouts import draw_prompts
-from earl_cli.training.rl.run import RlRun
-from earl_cli.training.rl.setup import FrozenReference
+from earl_cli.training.rl.setup import FrozenReference, RlRun
 from earl_cli.training.rl.trainer import compare, roll_out
 from earl_cli.training.rl.update import Clock, update
 from earl_cli.training.sft.loss import separate_heads

@@ -13,7 +13,7 @@ from earl_cli.rewards.reward import Score
 from earl_cli.tokens.layout import Grid, SequenceLayout
 from earl_cli.tokens.text import train_byte_bpe
 from earl_cli.tokens.vocabulary import small_vocabulary
-from earl_cli.training.rl.advantages import place_advantages, resized, token_advantages
+from earl_cli.training.rl.loss import place_advantages, resized, token_advantages
 from earl_cli.training.rl.rollouts import Rollout
 
 ADVANTAGES = np.array([1.0, -1.0])

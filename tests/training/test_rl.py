@@ -21,8 +21,9 @@ from earl_cli.rewards.reward import Edit, JudgeDownError, Reward, Score
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.common.trackers import is_logged, write_line
 from earl_cli.training.optimizer_backends import make_learner
-from earl_cli.training.rl.run import RlRun, ScoredGroup
+from earl_cli.training.rl.rollouts import ScoredGroup
 from earl_cli.training.rl.setup import (
+    RlRun,
     WithoutAdapters,
     load_policy,
     load_prompts,

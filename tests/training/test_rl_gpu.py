@@ -11,7 +11,7 @@ import pytest
 import torch
 from trainings import options, write_pairs
 
-from earl_cli.training.rl.shared_prompt import fused, products
+from earl_cli.training.rl.policy import fused, products
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 SMALL = {"episodes_per_iteration": 16, "generations_per_sample": 4, "learning_rate": 1e-3, "max_response_tokens": 64}

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
-from earl_cli.training.rl.policy import token_entropies, token_logprobs
-from earl_cli.training.rl.shared_prompt import PromptGroup, completion_states, fused, products
+from earl_cli.training.rl.policy import PromptGroup, completion_states, fused, products, token_entropies, token_logprobs
 
 VOCABULARY = 60
 

@@ -61,23 +61,22 @@ from earl_cli.training.common.distributed import (
     uses_cpu,
     world_size,
 )
-from earl_cli.training.common.memory import check_room, rl_disk
+from earl_cli.training.common.memory import check_room, rl_disk, rl_memory
 from earl_cli.training.common.stopping import Stopping
 from earl_cli.training.common.trackers import LOG, is_logged, peak_memory, start_trackers, write_line
 from earl_cli.training.optimizer_backends import Learner, make_learner
 from earl_cli.training.rl.rollout_log import write_episodes, write_gallery
-from earl_cli.training.rl.rollouts import lengths
-from earl_cli.training.rl.run import RlRun, ScoredGroup
+from earl_cli.training.rl.rollouts import ScoredGroup, lengths
 from earl_cli.training.rl.setup import (
     GOAL,
     MODEL,
     RlData,
+    RlRun,
     WithoutAdapters,
     check_way,
     load_policy,
     load_prompts,
     make_engine,
-    memory_of,
     place_policy,
     resume,
     sampler_memory_of,
@@ -116,7 +115,7 @@ def show_plan(resolved: Resolved[RlConfig]) -> None:
         f"{prompts // processes} prompts in each of {processes} processes: "
         f"{config.num_iterations * prompts / len(data.prompts):.3g} times each of {len(data.prompts)} prompts"
     )
-    memory = memory_of(config, base, processes, _longest(config, data))
+    memory = rl_memory(config, base, processes, _longest(config, data))
     parts = show_memory(memory, base, processes, sampler_memory_of(config, base))
     disk = show_disk(rl_disk(config, base))
     _warn(resolved, data)

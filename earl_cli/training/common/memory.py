@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -145,6 +145,15 @@ def estimate(shape: ModelShape, config: MemorySettings, *, processes: int, bfloa
     rows = shape.vocabulary
     logits = 3 * 4 * min(LOGITS_AT_ONCE, tokens * rows) + (4 * rows * shape.hidden if not config.lora_rank else 0)
     return Memory(weights, gradients, optimizer, activations, logits, host)
+
+
+def rl_memory(config: RlConfig, base: Base, processes: int, longest: int) -> Memory:
+    """What a step of reinforcement learning needs on each device: as `estimate`, and the reference model."""
+    shape, bfloat16 = ModelShape.of(base.parameters, base.config), uses_bfloat16(config)
+    needed = estimate(shape, config, processes=processes, bfloat16=bfloat16, longest=longest)
+    if config.kl_coeff == 0 or config.lora_rank is not None:
+        return needed
+    return replace(needed, reference=base.parameters * (2 if bfloat16 else 4))
 
 
 @dataclass(frozen=True)

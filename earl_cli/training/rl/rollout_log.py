@@ -16,8 +16,7 @@ from earl_cli.data.batches import DatasetRows
 from earl_cli.files import whole_file
 from earl_cli.images.html_gallery import Entry, ImageFigure, page, write_page
 from earl_cli.training.common.checkpoints import written
-from earl_cli.training.rl.rollouts import draw
-from earl_cli.training.rl.run import ScoredGroup
+from earl_cli.training.rl.rollouts import ScoredGroup, draw
 
 if TYPE_CHECKING:
     from transformers import Emu3VQVAE

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from earl_cli.data.batches import DatasetRows
 from earl_cli.generation.engine import Completion, Engine, OnProgress, SamplingParams, SamplingRequest
 from earl_cli.models.vision import decode, images_of, spatial_factor
-from earl_cli.rewards.reward import Edit, Pixels
+from earl_cli.rewards.reward import Edit, Pixels, Score
 from earl_cli.tokens.grammar import Overlong
 from earl_cli.tokens.layout import Grid, Mode, Parsed, SequenceLayout
 
@@ -48,6 +48,20 @@ class Rollout:
     def finished(self) -> tuple[bool, ...]:
         """Which completions are pictures, closed as they should be."""
         return tuple(answer.finished and answer.codes is not None for answer in self.answers)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredGroup:
+    """A group with its scores, and what each of them is above the group's mean; NaN where it could not be had.
+
+    ``credits`` says for each completion what of that each of its tokens is credited with.
+    """
+
+    rollout: Rollout
+    scores: tuple[Score, ...]
+    advantages: NDArray[np.float64]
+    credits: tuple[NDArray[np.float64], ...]
+    signal: bool
 
 
 def draw_prompts(

@@ -1,13 +1,14 @@
-"""A run put together from its config: data, policy, reference, learner, reward, engine; and its checkpoints."""
+"""What a run of reinforcement learning works with, built from its config, and its checkpoints."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from earl_cli.config.loader import read_paths
 from earl_cli.config.rl import RlConfig
 from earl_cli.data.batches import DatasetRows, Mixture, load_rows, mix, sample_rows
-from earl_cli.errors import InputError, UsageError
+from earl_cli.errors import EarlError, InputError, UsageError
 from earl_cli.files import whole_file
 from earl_cli.generation.editor import takes_vllm
 from earl_cli.generation.engine import Engine
@@ -26,6 +27,7 @@ from earl_cli.generation.vllm.environment import checked_arguments
 from earl_cli.models.bundle import Base, save_trained
 from earl_cli.models.checkpoint import load_language
 from earl_cli.models.device import DevicePlan, choose_device, plan
+from earl_cli.rewards.reward import Reward
 from earl_cli.tokens.layout import Grid, SequenceLayout
 from earl_cli.training.common.checkpoints import (
     CHECKPOINTS,
@@ -40,15 +42,78 @@ from earl_cli.training.common.checkpoints import (
     written,
 )
 from earl_cli.training.common.distributed import gathered, need_deepspeed, rank, uses_bfloat16, world_size
-from earl_cli.training.common.memory import Memory, ModelShape, SamplerMemory, estimate
+from earl_cli.training.common.memory import SamplerMemory, rl_memory
+from earl_cli.training.common.stopping import Stopping
 from earl_cli.training.optimizer_backends import Learner
 from earl_cli.training.rl.policy import Batch, Policy
-from earl_cli.training.rl.rollouts import lengths
+from earl_cli.training.rl.rollouts import ScoredGroup, lengths
 from earl_cli.training.sft.loss import separate_heads, whole_head
 from earl_cli.training.sft.model import merged_weights, need_peft, with_adapters
 
 MODEL, BEGUN = "hf_model", "run.json"
 GOAL: Goal = "highest"
+
+
+# -- what a run works with ---------------------------------------------------------------------------------------------
+
+
+class Reference(Protocol):
+    """The model that the policy shouldn't move far from."""
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        """As the policy's, Float32[N], without gradients."""
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Where it can be asked; it may be kept elsewhere."""
+
+
+class Watcher(Protocol):
+    """Who is told how a run goes."""
+
+    def phase(self, iteration: int, what: str) -> None:
+        """The iteration, from 0, is at this point."""
+
+    def sampling(self, iteration: int, done: int, expected: int) -> None:
+        """So many tokens of an iteration are drawn."""
+
+    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
+        """``step`` iterations are done; the groups are those of all processes, on those that are logged, else none."""
+
+    def validation(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
+        """After ``step`` iterations the policy does so well on prompts that it isn't trained on."""
+
+    def is_best(self, validation: float) -> bool:
+        """Whether no model so far had so good a validation: called in every process, and the same in all."""
+
+    def checkpoint(self, iteration: int, validation: float | None) -> None:
+        """The iteration is to be kept, with what validation found if it did: called in every process."""
+
+    def waiting(self, iteration: int, problem: EarlError) -> None:
+        """The judge is down; the run goes on when it is back. Called in every process, before the first wait."""
+
+
+@dataclass(frozen=True, eq=False)
+class RlRun:
+    """What a run works with: ``prompts`` and ``validation`` are rows of ``rows`` and of ``held``.
+
+    ``engine`` lends what samples from a language model as it is; between two loans its memory is free.
+    """
+
+    config: RlConfig
+    layout: SequenceLayout
+    rows: DatasetRows
+    prompts: NDArray[np.int64]
+    held: DatasetRows | None
+    validation: NDArray[np.int64]
+    vision: Any
+    learner: Learner
+    reference: Reference | None
+    reward: Reward
+    engine: Callable[[Any], AbstractContextManager[Engine]]
+    watcher: Watcher
+    stopping: Stopping = field(default_factory=Stopping)
+    sleep: Callable[[float], None] = field(default=time.sleep)
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -132,16 +197,6 @@ def _largest_picture(rows: DatasetRows) -> int:
 # -- model -------------------------------------------------------------------------------------------------------------
 
 
-def memory_of(config: RlConfig, base: Base, processes: int, longest: int) -> Memory:
-    """What a run needs on each device, by calculation."""
-    shape, bfloat16 = ModelShape.of(base.parameters, base.config), uses_bfloat16(config)
-    needed = estimate(shape, config, processes=processes, bfloat16=bfloat16, longest=longest)
-    if not _has_reference(config) or config.lora_rank is not None:
-        return needed
-    reference = base.parameters * (2 if bfloat16 else 4)
-    return Memory(**{**vars(needed), "reference": reference})
-
-
 def sampler_memory_of(config: RlConfig, base: Base) -> SamplerMemory | None:
     """What vLLM takes of each GPU that trains; None where it takes none: another engine, or GPUs of its own, or no GPU.
 
@@ -173,7 +228,7 @@ def place_policy(base: Base, config: RlConfig, longest: int) -> DevicePlan:
     need_deepspeed(config.sharding)
     return plan(
         config.device,
-        fixed_bytes=memory_of(config, base, world_size(), longest).device,
+        fixed_bytes=rl_memory(config, base, world_size(), longest).device,
         dtype="bfloat16" if bfloat16 else "float32",
         attention=config.attention,
     )
@@ -199,14 +254,10 @@ def load_policy(base: Base, config: RlConfig, longest: int) -> tuple[Policy, Fro
         language = with_adapters(language, config.lora_rank, config.lora_alpha, 0.0, config.random_seed)
     policy = Policy(language, *head, recompute=config.gradient_checkpointing)
     reference = None
-    if _has_reference(config) and config.lora_rank is None:
+    if config.kl_coeff > 0 and config.lora_rank is None:
         frozen = Policy(load(torch.device("cpu"), torch.bfloat16 if bfloat16 else torch.float32), *head)
         reference = FrozenReference(frozen.requires_grad_(False), place.device)
     return policy, reference, place
-
-
-def _has_reference(config: RlConfig) -> bool:
-    return config.kl_coeff > 0
 
 
 class FrozenReference:

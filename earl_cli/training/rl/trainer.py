@@ -22,10 +22,9 @@ from earl_cli.rewards.reward import Edit, JudgeDownError, Score
 from earl_cli.tokens.layout import SequenceLayout
 from earl_cli.training.common.distributed import gathered, rank, world_size
 from earl_cli.training.common.stopping import Stopped
-from earl_cli.training.rl.advantages import token_advantages
-from earl_cli.training.rl.loss import advantages, has_signal
-from earl_cli.training.rl.rollouts import Rollout, RolloutPrompt, draw_prompts, edits, sample, seeds
-from earl_cli.training.rl.run import RlRun, ScoredGroup
+from earl_cli.training.rl.loss import advantages, has_signal, token_advantages
+from earl_cli.training.rl.rollouts import Rollout, RolloutPrompt, ScoredGroup, draw_prompts, edits, sample, seeds
+from earl_cli.training.rl.setup import RlRun
 from earl_cli.training.rl.update import Clock, figures_of, update
 
 VALIDATION = 1 << 32  # in place of an iteration's number: validation has its own seeds, the same every time

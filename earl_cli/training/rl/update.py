@@ -18,7 +18,8 @@ from earl_cli.errors import EarlError
 from earl_cli.training.common.distributed import gathered
 from earl_cli.training.rl.loss import Objective, TokenKind, k3, token_losses, trained_kind
 from earl_cli.training.rl.policy import Batch, SampledGroup, pack
-from earl_cli.training.rl.run import RlRun, ScoredGroup
+from earl_cli.training.rl.rollouts import ScoredGroup
+from earl_cli.training.rl.setup import RlRun
 
 
 def figures_of(groups: Sequence[ScoredGroup]) -> dict[str, float]:
