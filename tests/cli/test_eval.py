@@ -53,7 +53,7 @@ def evaluated(say: Say, *words: str) -> dict[str, Any]:
 
 def impatient(patch: pytest.MonkeyPatch) -> None:
     """No second is waited for a judge that fails."""
-    patch.setattr("earl_cli.openai_client.retry.Pacing", lambda **_: Backoff(tries=2, first=0.01, most=0.01))
+    patch.setattr("earl_cli.openai_client.retry.Backoff", lambda **_: Backoff(tries=2, first=0.01, most=0.01))
 
 
 def test_a_model_and_the_floor_on_ones_own_pairs(say: Say, tiny_model_dir: Path) -> None:

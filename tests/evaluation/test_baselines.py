@@ -336,12 +336,12 @@ def test_nothing_heavy_before_the_first_edit_and_no_chatter_in_it(name: str, pix
 import sys
 from PIL import Image
 from earl_cli.evaluation import baselines
-from earl_cli.evaluation.editors import Task
+from earl_cli.evaluation.editors import EditTask
 from dataclasses import replace
 baselines.BASELINES = {{{name!r}: replace(baselines.BASELINES[{name!r}], steps=2, area=32 * 32)}}
 editor = baselines.open_baseline({name!r}, {str(omnigen if name == "omnigen" else pix2pix)!r}, "cpu")
 print([name for name in ("torch", "diffusers", "transformers") if name in sys.modules])
-print(editor.edit([Task("1", Image.new("RGB", (32, 32)), "make it snowy " * 100, 0)])[0].image.size)
+print(editor.edit([EditTask("1", Image.new("RGB", (32, 32)), "make it snowy " * 100, 0)])[0].image.size)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.stdout, ran.stderr) == ("[]\n(32, 32)\n", "")

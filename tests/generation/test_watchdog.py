@@ -73,8 +73,8 @@ def test_an_error_for_the_person_stays_what_it_is() -> None:
 
 def test_a_program_ends_although_its_engine_hangs() -> None:
     program = (
-        "import time\nfrom earl_cli.generation.vllm.watchdog import Caller\n"
-        "Caller('the engine', None).call('a step', 0.2, lambda: time.sleep(600))"
+        "import time\nfrom earl_cli.generation.vllm.watchdog import EngineThread\n"
+        "EngineThread('the engine', None).call('a step', 0.2, lambda: time.sleep(600))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and "took longer than 0.2 s" in done.stderr

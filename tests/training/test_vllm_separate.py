@@ -210,7 +210,7 @@ def test_what_is_wrong_at_the_start_is_told_and_leaves_no_process(embedded: Earl
 
 ORPHAN = """
 import numpy as np
-from earl_cli.generation.engine import Request, Sampling
+from earl_cli.generation.engine import SamplingParams, SamplingRequest
 from earl_cli.generation.vllm.process import ProcessEngine
 from earl_cli.models.bundle import load_model
 from earl_cli.tokens.layout import Grid
@@ -220,10 +220,10 @@ if __name__ == "__main__":
     engine = ProcessEngine(model.folder, model.layout, device=model.device, dtype=model.dtype)
     layout, grid = model.layout, Grid(6, 6)
     prompt = layout.prompt(np.zeros((6, 6), np.int64), "make it snowy", "edit", grid)
-    request = Request(tuple(prompt.tolist()), "edit", grid, (1, 2))
+    request = SamplingRequest(tuple(prompt.tolist()), "edit", grid, (1, 2))
     print(engine._process.pid, flush=True)
     while True:
-        engine.generate([request], Sampling())
+        engine.generate([request], SamplingParams())
 """
 
 

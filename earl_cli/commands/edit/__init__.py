@@ -36,9 +36,7 @@ def edit(
     *,
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE|DIR/|-", help="Where to. PostprocessThread the original by default."
-        ),
+        typer.Option("--output", "-o", metavar="FILE|DIR/|-", help="Where to. Beside the original by default."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
     variants: Annotated[int, typer.Option("--variants", "-n", min=1, help="How many different edits.")] = 1,

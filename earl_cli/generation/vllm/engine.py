@@ -41,7 +41,7 @@ from earl_cli.models.weights import open_weights, write_json
 from earl_cli.tokens.grammar import FreeState, GrammarState
 from earl_cli.tokens.layout import SequenceLayout
 
-PROCESSOR = "earl_cli.generation.vllm.logits_processor:DrawingProcessor"
+PROCESSOR = "earl_cli.generation.vllm.logits_processor:SamplingProcessor"
 WATCHED = 32
 """Up to as many completions are followed token by token; of more, those that are finished count."""
 
