@@ -1,40 +1,37 @@
-"""The gallery of a report: what every editor made of a sample, beside its source and target, as HTML.
+"""The samples of a report's page: what every editor made of each, beside its source and target.
 
-A picture that stands in several places is embedded once. Whatever goes in as text comes out as text.
+An image that stands in several places is embedded once.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from earl_cli.evaluation.comparing import benchmark_title, by_benchmark, editor_names, is_floor
-from earl_cli.evaluation.results import COLUMNS, EvalRun, ScoredResult
-from earl_cli.evaluation.tables import floor_last, heading, number
+from earl_cli.evaluation.results import COLUMNS, EditResult, EvalRun, ScoredResult
+from earl_cli.evaluation.tables import floor_last
+from earl_cli.images.html_gallery import data_uri
 
 SIDE = 320
-"""No picture on the page is longer than this."""
+"""No image on the page is longer than this."""
 PNG_PIXELS = 96 * 96
 JPEG_QUALITY = 85
 HEADLINE = ("vie_all", "reference", "ssim", "l1")
-"""The figure that stands for an edit: the first of these that there is."""
+"""The metric that stands for an edit: the first of these that there is."""
 EXPLAINED = {"sc": "semantic consistency", "pq": "perceptual quality", "ground_score": "ground score"}
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """A picture for the page: its ``data:`` address and size in pixels."""
+    """An image for the page: its ``data:`` address and size in pixels."""
 
     uri: str
     width: int
@@ -43,13 +40,53 @@ class GalleryImage:
 
 @dataclass(frozen=True, eq=False)
 class GalleryEdit:
-    """What one editor made of a sample; a picture is None where there is none or its file can't be read."""
+    """What one editor made of a sample; an image is None where there is none or its file can't be read."""
 
-    editor: int
+    editor: str
+    floor: bool
     line: ScoredResult
     edited: GalleryImage | None
     overview: GalleryImage | None
     boxes: GalleryImage | None
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no image, or a metric is missing."""
+        return bool(self.line.missing) or not self.edited
+
+    @property
+    def absent(self) -> str:
+        """Why there is no image."""
+        result = self.line.result
+        if result.edited_image is None:
+            return f"Not drawn: {result.problem.strip() or 'no reason is known'}"
+        return f"The edit's picture file can't be read: {result.edited_image}"
+
+    @property
+    def columns(self) -> list[str]:
+        """The metrics that there are or that are missing, the headline first."""
+        names = [name for name in COLUMNS if name in self.line.scores or name in self.line.missing]
+        headline = next((name for name in HEADLINE if name in names), None)
+        return sorted(names, key=lambda name: name != headline)
+
+    @property
+    def scores(self) -> str:
+        """The metrics as JSON, for the page's script."""
+        return json.dumps({name: value for name, value in self.line.scores.items() if math.isfinite(value)})
+
+    @property
+    def missing(self) -> Mapping[str, Sequence[str]]:
+        """Titles of the missing metrics, by the reason."""
+        titles: dict[str, list[str]] = {}
+        for name, reason in self.line.missing.items():
+            title = COLUMNS[name].title if name in COLUMNS else name
+            titles.setdefault(str(reason) if reason else "no reason is known", []).append(title)
+        return titles
+
+    @property
+    def reasons(self) -> list[tuple[str, str]]:
+        """The judge's explanations, by what each explains."""
+        return [(EXPLAINED.get(key, key), text) for key, text in self.line.explanations.items() if text.strip()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,70 +95,73 @@ class GallerySample:
 
     anchor: str
     benchmark: int
+    title: str
     edits: tuple[GalleryEdit, ...]
     source: GalleryImage | None
     target: GalleryImage | None
     has_target: bool
 
+    @property
+    def first(self) -> EditResult:
+        """The result that says what all edits share."""
+        return self.edits[0].line.result
+
+    @property
+    def instruction(self) -> str:
+        return self.first.edit_instruction.strip()
+
+    @property
+    def failed(self) -> bool:
+        return any(edit.failed for edit in self.edits)
+
+    @property
+    def words(self) -> str:
+        """What the page's search looks through."""
+        return f"{self.first.id} {self.first.edit_instruction}".lower()
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """Where the sample is from, by name."""
+        result = self.first
+        named = [("benchmark", self.title), ("id", result.id), ("source", result.source), ("task", result.task)]
+        return [*named, ("sample", str(result.number)), ("seed", str(result.seed))]
+
 
 @dataclass
 class ImageStore:
-    """The pictures of a page; each is read once, and those that are used twice are embedded once."""
+    """The images of a page; each file is read once."""
 
     _read: dict[Path, GalleryImage | None] = field(default_factory=dict)
-    _uses: Counter[str] = field(default_factory=Counter)
-    _shared: dict[str, tuple[str, GalleryImage]] = field(default_factory=dict)
+    _uses: Counter[GalleryImage] = field(default_factory=Counter)
 
     def add(self, folder: Path, name: str | None) -> GalleryImage | None:
-        """The picture of this name in a results' folder, None if there is none that can be read."""
+        """The image of this name in a results' folder, None if there is none that can be read."""
         if not name:
             return None
         path = folder / name
         if path not in self._read:
             self._read[path] = shrunk(path)
-        picture = self._read[path]
-        if picture:
-            self._uses[picture.uri] += 1
-        return picture
+        image = self._read[path]
+        if image:
+            self._uses[image] += 1
+        return image
 
-    def tag(self, picture: GalleryImage, alt: str) -> str:
-        """The picture as HTML, after all were added."""
-        size = f'width="{picture.width}" height="{picture.height}"'
-        if self._uses[picture.uri] < 2:
-            return f'<img class="picture" src="{picture.uri}" {size} alt="{text(alt)}" decoding="async">'
-        name, _ = self._shared.setdefault(picture.uri, (f"p{len(self._shared)}", picture))
-        box = f'viewBox="0 0 {picture.width} {picture.height}" {size}'
-        use = f'<use href="#{name}"></use>'
-        return f'<svg class="picture" {box} preserveAspectRatio="none" role="img" aria-label="{text(alt)}">{use}</svg>'
-
-    def shared(self) -> str:
-        """What the tags of shared pictures refer to."""
-        images = (
-            f'<image id="{name}" width="{each.width}" height="{each.height}" href="{each.uri}"></image>'
-            for name, each in self._shared.values()
-        )
-        return f'<svg class="shared" width="0" height="0" aria-hidden="true"><defs>{"".join(images)}</defs></svg>'
+    def shared(self) -> dict[GalleryImage, str]:
+        """An id for each image that was added more than once."""
+        return {image: f"p{i}" for i, image in enumerate(each for each, uses in self._uses.items() if uses > 1)}
 
 
 def shrunk(path: Path) -> GalleryImage | None:
-    """The picture in a file, at most `SIDE` pixels long: PNG if it is small or see-through, else JPEG."""
+    """The image in a file, at most `SIDE` pixels long: PNG if it is small or see-through, else JPEG."""
     try:
         with Image.open(path) as file:
             file.draft("RGB", (2 * SIDE, 2 * SIDE))  # a large JPEG is decoded at a part of its size
-            picture = ImageOps.exif_transpose(file)
-            see_through = picture.has_transparency_data
-            picture = picture.convert("RGBA" if see_through else "RGB")
+            image = ImageOps.exif_transpose(file)
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=None)
-    encoded = io.BytesIO()
-    small = see_through or picture.width * picture.height <= PNG_PIXELS
-    if small:
-        picture.save(encoded, "PNG", optimize=True)
-    else:
-        picture.save(encoded, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    content = base64.b64encode(encoded.getvalue()).decode("ascii")
-    return GalleryImage(f"data:image/{'png' if small else 'jpeg'};base64,{content}", *picture.size)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=None)
+    return GalleryImage(data_uri(image, PNG_PIXELS, quality=JPEG_QUALITY, subsampling=2), *image.size)
 
 
 def spread(runs: Sequence[EvalRun], entries: int) -> list[tuple[int, int]]:
@@ -137,165 +177,35 @@ def spread(runs: Sequence[EvalRun], entries: int) -> list[tuple[int, int]]:
     return [key for key in keys if key[0] in chosen]
 
 
-def samples_of(runs: Sequence[EvalRun], entries_per_run: int, album: ImageStore) -> list[GallerySample]:
-    """The samples that a report shows, benchmark by benchmark; their pictures are in the album."""
+def samples_of(runs: Sequence[EvalRun], entries_per_run: int, store: ImageStore) -> list[GallerySample]:
+    """The samples that a report shows, benchmark by benchmark; their images are in the store."""
     samples: list[GallerySample] = []
     slugs: list[str] = []
     for index, (name, some) in enumerate(by_benchmark(runs).items()):
         slug = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-") or "benchmark"
         slugs.append(slug if slug not in slugs else f"{slug}-{index}")
-        ordered = floor_last(some)
-        lines = [{line.result.key: line for line in run.lines} for run in ordered]
+        names = dict(zip(map(id, some), editor_names(some), strict=True))
+        ordered = [(run, {line.result.key: line for line in run.lines}) for run in floor_last(some)]
         for key in spread(some, entries_per_run):
-            there = [(i, run, of[key]) for i, (run, of) in enumerate(zip(ordered, lines, strict=True)) if key in of]
-            edits = tuple(_edit(i, run.folder, line, album) for i, run, line in there)
-            source = _first(album, [(run.folder, line.result.original_image) for _, run, line in there])
-            target = _first(album, [(run.folder, line.result.gt_edited_image) for _, run, line in there])
-            has_target = any(line.result.gt_edited_image for _, _, line in there)
-            anchor = f"s-{slugs[-1]}-{key[0]}-{key[1]}"
-            samples.append(GallerySample(anchor, index, edits, source, target, has_target))
+            there = [(run, lines[key]) for run, lines in ordered if key in lines]
+            samples.append(
+                GallerySample(
+                    anchor=f"s-{slugs[-1]}-{key[0]}-{key[1]}",
+                    benchmark=index,
+                    title=benchmark_title(some),
+                    edits=tuple(_edit(names[id(run)], run, line, store) for run, line in there),
+                    source=_first(store, [(run.folder, line.result.original_image) for run, line in there]),
+                    target=_first(store, [(run.folder, line.result.gt_edited_image) for run, line in there]),
+                    has_target=any(line.result.gt_edited_image for _, line in there),
+                )
+            )
     return samples
 
 
-def gallery(runs: Sequence[EvalRun], samples: Sequence[GallerySample], album: ImageStore) -> Iterator[str]:
-    """The HTML of each sample."""
-    groups = list(by_benchmark(runs).values())
-    titles = [benchmark_title(some) for some in groups]
-    names = [dict(zip(map(id, some), editor_names(some), strict=True)) for some in groups]
-    editors = [[(names[i][id(run)], is_floor(run)) for run in floor_last(some)] for i, some in enumerate(groups)]
-    for sample in samples:
-        yield _article(sample, titles[sample.benchmark], editors[sample.benchmark], album)
+def _edit(editor: str, run: EvalRun, line: ScoredResult, store: ImageStore) -> GalleryEdit:
+    names = line.result.edited_image, line.result.overview, line.result.grounding_image
+    return GalleryEdit(editor, is_floor(run), line, *(store.add(run.folder, name) for name in names))
 
 
-def text(content: str) -> str:
-    """Text for HTML; what no page may hold, control characters for instance, becomes the replacement character."""
-    lines = content.replace("\r\n", "\n").replace("\r", "\n")
-    return html.escape(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", lines))
-
-
-def _edit(editor: int, folder: Path, line: ScoredResult, album: ImageStore) -> GalleryEdit:
-    result = line.result
-    pictures = [album.add(folder, name) for name in (result.edited_image, result.overview, result.grounding_image)]
-    return GalleryEdit(editor, line, *pictures)
-
-
-def _first(album: ImageStore, names: Sequence[tuple[Path, str | None]]) -> GalleryImage | None:
-    for folder, name in names:
-        found = album.add(folder, name)
-        if found:
-            return found
-    return None
-
-
-def _article(sample: GallerySample, benchmark: str, editors: Sequence[tuple[str, bool]], album: ImageStore) -> str:
-    result = sample.edits[0].line.result
-    failed = any(edit.line.missing or not edit.edited for edit in sample.edits)
-    data = {
-        "benchmark": str(sample.benchmark),
-        "task": result.task,
-        "source": result.source,
-        "failed": "1" if failed else "",
-        "words": f"{result.id} {result.edit_instruction}".lower(),
-    }
-    facts = [("benchmark", benchmark), ("id", result.id), ("source", result.source), ("task", result.task)]
-    facts += [("sample", str(result.number)), ("seed", str(result.seed))]
-    facts = [(name, value) for name, value in facts if value]
-    instruction = result.edit_instruction.strip() or "(no instruction)"
-    lines = [
-        f'<article class="sample" id="{sample.anchor}" tabindex="-1" aria-labelledby="{sample.anchor}-title" '
-        f"{_data(data)}>",
-        f'<h3 id="{sample.anchor}-title" dir="auto"><a href="#{sample.anchor}" title="Link to this sample">'
-        f"{text(instruction)}</a></h3>",
-        '<p class="facts">' + "".join(f"<span><b>{name}</b> {text(value)}</span>" for name, value in facts) + "</p>",
-        '<div class="stage">',
-        _figure("source", sample.source, "Source", instruction, album, "The source's picture file can't be read."),
-    ]
-    lines += [_section(edit, *editors[edit.editor], instruction, album) for edit in sample.edits]
-    if sample.has_target:
-        problem = "The target's picture file can't be read."
-        lines.append(_figure("target", sample.target, "Target", instruction, album, problem))
-    return "\n".join([*lines, "</div>", "</article>"])
-
-
-def _figure(kind: str, picture: GalleryImage | None, caption: str, of: str, album: ImageStore, absent: str) -> str:
-    shown = album.tag(picture, f"{caption}: {of}") if picture else f'<p class="absent">{text(absent)}</p>'
-    return f'<figure class="{kind}"><div class="frame">{shown}</div><figcaption>{text(caption)}</figcaption></figure>'
-
-
-def _section(edit: GalleryEdit, name: str, floor: bool, instruction: str, album: ImageStore) -> str:
-    line, result = edit.line, edit.line.result
-    if result.edited_image is None:
-        absent = f"Not drawn: {result.problem.strip() or 'no reason is known'}"
-    else:
-        absent = f"The edit's picture file can't be read: {result.edited_image}"
-    finite = {column: value for column, value in line.scores.items() if math.isfinite(value)}
-    data = {
-        "editor": name,
-        "scores": json.dumps(finite),
-        "failed": "1" if line.missing or not edit.edited else "",
-    }
-    problem = result.problem.strip() if edit.edited else ""
-    parts = [
-        f'<section class="edit{" floor" if floor else ""}" aria-label="Edit by {text(name)}" {_data(data)}>',
-        _figure("edited", edit.edited, f"Edit by {name}", instruction, album, absent),
-        f'<div class="figures">{_scores(line)}',
-        f'<p class="problem">{text(problem)}</p></div>' if problem else "</div>",
-        f'<div class="words">{_words(edit, instruction, album)}</div>',
-        "</section>",
-    ]
-    return "\n".join(parts)
-
-
-def _words(edit: GalleryEdit, instruction: str, album: ImageStore) -> str:
-    """What the judge and the model said, with the picture of the places that the model named."""
-    result = edit.line.result
-    reasons = [(EXPLAINED.get(key, key), said) for key, said in edit.line.explanations.items() if said.strip()]
-    found = _details("Judge’s reasons", reasons) if reasons else ""
-    pictures, thoughts = "", result.reasoning.strip()
-    if result.grounding_image:
-        absent = "The picture with boxes can't be read."
-        pictures = _figure("boxes", edit.boxes, "Boxes", instruction, album, absent)
-    if edit.overview:
-        pictures += _figure("overview", edit.overview, "Overview", instruction, album, "")
-    if thoughts or pictures:
-        title = "Model’s reasoning" if thoughts or result.grounding_image else "Overview"
-        found += _details(title, [("", thoughts)] if thoughts else [], pictures)
-    return found
-
-
-def _scores(line: ScoredResult) -> str:
-    names = [name for name in COLUMNS if name in line.scores or name in line.missing]
-    if not names:
-        return '<p class="unscored">not scored</p>'
-    headline = next((name for name in HEADLINE if name in names), names[0])
-    names.remove(headline)
-    rows = "".join(_score(line, name, "") for name in names)
-    reasons: dict[str, list[str]] = {}
-    for name, reason in line.missing.items():
-        title = COLUMNS[name].title if name in COLUMNS else name
-        reasons.setdefault(str(reason) if reason else "no reason is known", []).append(title)
-    missing = "".join(
-        f'<p class="problem"><b>{text(", ".join(titles))} missing:</b> {text(reason)}</p>'
-        for reason, titles in reasons.items()
-    )
-    return f'<dl class="scores">{_score(line, headline, "headline")}{rows}</dl>{missing}'
-
-
-def _score(line: ScoredResult, name: str, kind: str) -> str:
-    title, arrow, unit = heading(name)
-    value = number(name, line.scores[name]) if name in line.scores else "missing"
-    absent = "" if name in line.scores else " none"
-    shown_unit = f" <small>{unit}</small>" if unit and not absent and (kind or not unit.startswith("of")) else ""
-    return f'<div class="{kind}{absent}"><dt>{text(title)} <i>{arrow}</i></dt><dd>{value}{shown_unit}</dd></div>'
-
-
-def _details(title: str, texts: Sequence[tuple[str, str]], more: str = "") -> str:
-    parts = [
-        (f"<h4>{text(name)}</h4>" if name else "") + f'<p class="said" dir="auto">{text(said.strip())}</p>'
-        for name, said in texts
-    ]
-    return f"<details><summary>{title}</summary>{more}{''.join(parts)}</details>"
-
-
-def _data(values: Mapping[str, str]) -> str:
-    return " ".join(f'data-{name}="{text(value)}"' for name, value in values.items())
+def _first(store: ImageStore, names: Sequence[tuple[Path, str | None]]) -> GalleryImage | None:
+    return next(filter(None, (store.add(folder, name) for folder, name in names)), None)

@@ -40,6 +40,15 @@ class Estimate:
     count: int
     missing: int
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a mean."""
+        return not math.isnan(self.mean)
+
+    @property
+    def has_interval(self) -> bool:
+        return not math.isnan(self.low)
+
 
 @dataclass(frozen=True)
 class MetricGroup:
@@ -53,6 +62,11 @@ class MetricGroup:
     samples: int
     undrawn: int
     columns: Mapping[str, Estimate] = field(default_factory=dict)
+
+    @property
+    def most_missing(self) -> int:
+        """How many values the column lacks that lacks most."""
+        return max((estimate.missing for estimate in self.columns.values()), default=0)
 
 
 @dataclass(frozen=True)

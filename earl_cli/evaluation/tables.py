@@ -131,9 +131,9 @@ def number(column: str, value: float) -> str:
 
 def with_interval(column: str, estimate: Estimate | None) -> str:
     """``mean ± half of the interval``, the mean alone where there is no interval."""
-    if estimate is None or math.isnan(estimate.mean):
+    if estimate is None or not estimate.is_known:
         return ABSENT
-    if math.isnan(estimate.low):
+    if not estimate.has_interval:
         return number(column, estimate.mean)
     return f"{number(column, estimate.mean)} ± {number(column, (estimate.high - estimate.low) / 2)}"
 

@@ -1,19 +1,21 @@
-"""Pages of pictures: one HTML file that needs no network, no script and nothing beside it.
+"""Pages of images: one HTML file that needs no network and nothing beside it.
 
-A page is a title, notes and entries; an entry is a title, pictures with captions, and named texts. Whatever goes in as
-text comes out as text, whoever wrote it.
+`page` gives a gallery: a title, notes and entries; an entry is a title, images with captions, and named texts. `render`
+gives a page from any package's Jinja template. All text is escaped.
 """
 
 from __future__ import annotations
 
 import base64
-import html
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +24,16 @@ from PIL import Image
 from earl_cli.errors import OutputError
 from earl_cli.files import whole_file
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 Pixels: TypeAlias = Image.Image | NDArray[np.uint8]
 
 SMALL_SIDE = 256
-"""Pictures up to this side are enlarged with their pixels kept sharp."""
+"""Images up to this side are enlarged with their pixels kept sharp."""
 PNG_PIXELS = SMALL_SIDE * SMALL_SIDE
 JPEG_QUALITY = 90
-LINE = 48
+SHORT_TEXT = 48
 """Texts up to this length stand beside each other."""
 GENERATOR = '<meta name="generator" content="earl">'
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -36,15 +41,32 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff
 
 @dataclass(frozen=True, eq=False)
 class ImageFigure:
-    """A picture, uint8[h, w, 3], uint8[h, w] or Pillow's, and the words under it."""
+    """An image, uint8[h, w, 3], uint8[h, w] or Pillow's, and the words under it."""
 
     image: Pixels
     caption: str
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        if isinstance(self.image, Image.Image):
+            return self.image.size
+        return self.image.shape[1], self.image.shape[0]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the page enlarges it without blurring its pixels."""
+        return max(self.size) <= SMALL_SIDE
+
+    @property
+    def uri(self) -> str:
+        """The image as a ``data:`` address."""
+        return data_uri(self.image)
+
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What belongs together: pictures side by side, and texts as (name, text)."""
+    """What belongs together: images side by side, and texts as (name, text)."""
 
     title: str
     figures: Sequence[ImageFigure]
@@ -52,42 +74,42 @@ class Entry:
 
 
 def page(title: str, notes: Sequence[str], entries: Iterable[Entry]) -> str:
-    """The page as HTML: ``notes`` stand under the title, the entries follow in their order."""
-    lines = [
-        *head(title, _POLICY, f"\n{_STYLE}"),
-        "<body>",
-        "<header>",
-        f"<h1>{_text(title)}</h1>",
-        *([f"<p>{' <span>·</span> '.join(map(_text, notes))}</p>"] if notes else []),
-        "</header>",
-        "<main>",
-        *(_entry(number, entry) for number, entry in enumerate(entries, start=1)),
-        "</main>",
-        "</body>",
-        "</html>",
-    ]
-    return "\n".join(lines) + "\n"
+    """The gallery as HTML: ``notes`` stand under the title, the entries follow in their order."""
+    return render(__package__, "gallery", title, notes=notes, entries=entries, short=SHORT_TEXT)
 
 
-def head(title: str, policy: str, style: str) -> list[str]:
-    """The lines before a page's body: ``policy`` is its content security policy, ``style`` its CSS."""
-    return [
-        "<!doctype html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        GENERATOR,
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        f"<title>{_text(title)}</title>",
-        f"<style>{style}</style>",
-        "</head>",
-    ]
+def render(package: str, name: str, title: str, **values: Any) -> str:
+    """The page that ``name``.html makes in the ``templates`` of ``package``, with the style and script beside it.
+
+    Templates extend page.html, whose policy allows this style, this script and embedded images only. Every value is
+    escaped; control characters, which no page may hold, become the replacement character.
+    """
+    from markupsafe import Markup
+
+    files = {kind: resources.files(package) / "templates" / f"{name}.{kind}" for kind in ("css", "js")}
+    style, script = (file.read_text("utf-8") if file.is_file() else "" for file in files.values())
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
+    policy += f"; script-src {_hash(script)}" if script else ""
+    template = _environment(package).get_template(f"{name}.html")
+    content = template.render(title=title, policy=policy, style=Markup(style), script=Markup(script), **values)
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", content.replace("\r\n", "\n").replace("\r", "\n")) + "\n"
+
+
+@cache
+def _environment(package: str) -> Environment:
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(__package__)]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def check_page_name(path: Path) -> None:
-    """Raise OutputError if something that is no page of ours has this name."""
+    """Raise OutputError if something that is no page of EARL has this name."""
     if path.exists() and not _is_page(path):
         raise OutputError("this is no page that earl made, and stays", where=str(path), hint="choose another name")
 
@@ -100,18 +122,18 @@ def write_page(path: Path, content: str) -> None:
         aside.write_text(content, encoding="utf-8")
 
 
-def data_uri(image: Pixels) -> str:
-    """The picture as a ``data:`` address: PNG up to `PNG_PIXELS` or with transparency, JPEG above."""
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    see_through = picture.has_transparency_data
-    picture = picture.convert("RGBA" if see_through else "L" if picture.mode in ("1", "L") else "RGB")
+def data_uri(image: Pixels, png_pixels: int = PNG_PIXELS, *, quality: int = JPEG_QUALITY, subsampling: int = 0) -> str:
+    """The image as a ``data:`` address: PNG up to ``png_pixels`` or with transparency, JPEG above."""
+    shown = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    see_through = shown.has_transparency_data
+    shown = shown.convert("RGBA" if see_through else "L" if shown.mode in ("1", "L") else "RGB")
     encoded = io.BytesIO()
-    if see_through or picture.width * picture.height <= PNG_PIXELS:
+    if see_through or shown.width * shown.height <= png_pixels:
         kind = "png"
-        picture.save(encoded, "PNG", optimize=True)
+        shown.save(encoded, "PNG", optimize=True)
     else:
         kind = "jpeg"
-        picture.save(encoded, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        shown.save(encoded, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode('ascii')}"
 
 
@@ -122,94 +144,5 @@ def _is_page(path: Path) -> bool:
         return GENERATOR.encode("ascii") in file.read(512)
 
 
-def _entry(number: int, entry: Entry) -> str:
-    name = f"entry-{number}"
-    lines = [
-        f'<article id="{name}" aria-labelledby="{name}-title">',
-        f'<h2 id="{name}-title" dir="auto"><a href="#{name}">{_text(entry.title) or "(untitled)"}</a></h2>',
-        '<div class="body">',
-    ]
-    if entry.figures:
-        lines += ['<div class="figures">', *(_figure(entry.title, figure) for figure in entry.figures), "</div>"]
-    if entry.texts:
-        lines += ["<dl>", *(_named(*text) for text in entry.texts), "</dl>"]
-    return "\n".join([*lines, "</div>", "</article>"])
-
-
-def _figure(title: str, figure: ImageFigure) -> str:
-    image = figure.image
-    width, height = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
-    small = ' class="small"' if max(width, height) <= SMALL_SIDE else ""
-    alt = _text(f"{figure.caption}: {title}" if title else figure.caption)
-    picture = f'<img{small} src="{data_uri(image)}" width="{width}" height="{height}" alt="{alt}">'
-    return f'<figure>{picture}<figcaption dir="auto">{_text(figure.caption)}</figcaption></figure>'
-
-
-def _named(name: str, text: str) -> str:
-    long = ' class="long"' if len(text) > LINE or "\n" in text else ""
-    return f'<div{long}><dt>{_text(name)}</dt><dd dir="auto">{_text(text)}</dd></div>'
-
-
-def _text(text: str) -> str:
-    """Text for HTML; what no page may hold, control characters for instance, becomes the replacement character."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    return html.escape(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", lines))
-
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-_STYLE = """\
-:root {
-  color-scheme: light dark;
-  --page: #f7f6f3; --card: #fffefb; --text: #26241f; --quiet: #6b675e; --line: #e2dfd7; --focus: #2f6f9f;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #181715; --card: #211f1c; --text: #e9e5dc; --quiet: #a39d91; --line: #35322d; --focus: #8cc3ea;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; padding: clamp(1rem, 4vw, 3rem); max-width: 74rem;
-  background: var(--page); color: var(--text);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", "Noto Sans", sans-serif;
-  -webkit-text-size-adjust: 100%; text-size-adjust: 100%; overflow-wrap: anywhere;
-}
-header { margin-bottom: clamp(1.25rem, 3vw, 2.25rem); }
-h1 {
-  margin: 0; font-size: clamp(1.4rem, 1.1rem + 1.5vw, 2rem); font-weight: 600; line-height: 1.2; text-wrap: balance;
-}
-header p { margin: .6rem 0 0; max-width: 48rem; color: var(--quiet); }
-header span { padding: 0 .2em; }
-article {
-  margin-bottom: 1.25rem; padding: clamp(.9rem, 2.5vw, 1.6rem);
-  background: var(--card); border: 1px solid var(--line); border-radius: .75rem; scroll-margin-top: 1rem;
-}
-article:target { border-color: var(--focus); }
-h2 { margin: 0 0 1rem; max-width: 48rem; font-size: 1.15rem; font-weight: 600; line-height: 1.4; }
-h2 a { color: inherit; text-decoration: none; white-space: pre-wrap; }
-h2 a:hover { text-decoration: underline; text-decoration-thickness: 1px; text-underline-offset: .2em; }
-a:focus-visible { outline: 2px solid var(--focus); outline-offset: .25rem; border-radius: .2rem; }
-.body { display: flex; flex-wrap: wrap; gap: 1.25rem clamp(1.25rem, 3vw, 2.25rem); }
-.figures {
-  flex: 3 1 24rem; display: grid; gap: 1rem; align-items: start; align-content: start;
-  grid-template-columns: repeat(auto-fill, minmax(min(9rem, 40vw), 1fr));
-}
-@media (min-width: 60rem) { .figures { grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); } }
-.figures:has(figure:nth-child(3)) { flex-basis: 100%; }
-figure { margin: 0; }
-img {
-  display: block; width: 100%; height: auto; max-height: 26rem; border-radius: .35rem;
-  object-fit: contain; object-position: left top;
-}
-img.small { image-rendering: pixelated; }
-figcaption { margin-top: .45rem; color: var(--quiet); font-size: .875rem; line-height: 1.4; }
-dl {
-  flex: 2 1 16rem; display: flex; flex-wrap: wrap; gap: .8rem 1.75rem; align-content: flex-start;
-  margin: 0; font-size: .9375rem;
-}
-.long { flex-basis: 100%; max-width: 48rem; }
-dt { color: var(--quiet); font-size: .8125rem; }
-dd { margin: 0; white-space: pre-wrap; font-variant-numeric: tabular-nums; }
-@media print { body { padding: 0; } article { break-inside: avoid; } }
-"""
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode('utf-8')).digest()).decode('ascii')}'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import address, opened
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from playwright.sync_api import expect
@@ -20,8 +21,9 @@ from playwright.sync_api import expect
 from earl_cli.errors import OutputError
 from earl_cli.evaluation import statistics
 from earl_cli.evaluation.gallery import SIDE, shrunk, spread
-from earl_cli.evaluation.report import report, write_report
+from earl_cli.evaluation.report import report
 from earl_cli.evaluation.results import EditResult, EvalRun, ScoredResult
+from earl_cli.images.html_gallery import write_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -148,7 +150,7 @@ def html(runs: list[EvalRun]) -> str:
 @pytest.fixture(scope="module")
 def file(html: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(path, html)
+    write_page(path, html)
     return path
 
 
@@ -192,10 +194,25 @@ def test_nothing_on_the_page_points_elsewhere_or_may_run_but_its_own_script(html
     assert not re.search(r"url\(|@import|fetch|XMLHttp|innerHTML|\beval\b", html.replace("data-", ""))
 
 
-@given(st.text(max_size=40))
-def test_every_text_of_a_sample_comes_out_as_it_went_in(tmp_path_factory: pytest.TempPathFactory, said: str) -> None:
-    line = ScoredResult(EditResult(0, 0, "x", said, "a.png", None, task=said), {}, {}, {"sc": said})
-    read = Read(report([EvalRun(Path("nowhere"), said, "a", {}, {}, (line,))], "x"))
+def page_of(said: str) -> Read:
+    """A page that has a text wherever one may come from outside."""
+    edit = EditResult(0, 0, said, said, said, said, said, None, said, said, task=said, source=said, problem=said)
+    line = ScoredResult(edit, {"l1": 0.5}, {"ssim": said, f"{said}!": said}, {"sc": said, f"{said}!": said})
+    about = {"benchmark": {"title": said}, "versions": {said: said}}
+    scoring = {"judge": {"model": said}, f"{said}!": said}
+    return Read(report([EvalRun(Path("nowhere"), said, f"{said} 1", about, scoring, (line,))], said))
+
+
+@cache
+def harmless_tags() -> list[tuple[str, list[str]]]:
+    return [(tag, [*found]) for tag, found in page_of("x").tags]
+
+
+@given(st.text(max_size=40).filter(str.strip))
+@example(ATTACK)
+def test_a_text_from_outside_is_shown_and_is_never_a_tag(said: str) -> None:
+    read = page_of(said)
+    assert [(tag, [*found]) for tag, found in read.tags] == harmless_tags()
     (sample,) = read.all("article", "sample")
     for shown, given_ in zip(str(sample["data-task"]), said.replace("\r\n", "\n").replace("\r", "\n"), strict=True):
         assert shown == given_ or (shown == "\ufffd" and not given_.isprintable())
@@ -254,11 +271,11 @@ def test_results_without_scores_or_without_lines_have_a_page(tmp_path: Path) -> 
 
 
 def test_a_report_replaces_a_report_and_nothing_else(html: str, tmp_path: Path) -> None:
-    write_report(tmp_path / "r.html", "x")
+    write_page(tmp_path / "r.html", "x")
     with pytest.raises(OutputError):
-        write_report(tmp_path / "r.html", html)
-    write_report(tmp_path / "new/r.html", html)
-    write_report(tmp_path / "new/r.html", html)
+        write_page(tmp_path / "r.html", html)
+    write_page(tmp_path / "new/r.html", html)
+    write_page(tmp_path / "new/r.html", html)
     assert [each.name for each in (tmp_path / "new").iterdir()] == ["r.html"]
 
 

@@ -234,8 +234,9 @@ def write_tables(output: Path, runs: Sequence[EvalRun], pages: bool) -> dict[str
         with whole_file(files[kind]) as aside:
             aside.write_text(text, encoding="utf-8")
     if pages:
-        from earl_cli.evaluation.report import report, write_report
+        from earl_cli.evaluation.report import report
+        from earl_cli.images.html_gallery import write_page
 
         files["report"] = output / "report.html"
-        write_report(files["report"], report(runs, "Evaluation"))
+        write_page(files["report"], report(runs, "Evaluation"))
     return {kind: str(path) for kind, path in files.items()}

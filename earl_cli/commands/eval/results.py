@@ -189,10 +189,10 @@ def eval_report(
 ) -> None:
     """Write one page of several results: earl eval report results -o report.html"""
     from earl_cli.evaluation import tables
-    from earl_cli.evaluation.report import report, write_report
+    from earl_cli.evaluation.report import report
     from earl_cli.evaluation.results import find_results, load_run
     from earl_cli.files import whole_file
-    from earl_cli.images.html_gallery import check_page_name
+    from earl_cli.images.html_gallery import check_page_name, write_page
 
     check_page_name(output)
     runs = [load_run(place) for place in find_results(results)]
@@ -202,7 +202,7 @@ def eval_report(
             with whole_file(path) as aside:
                 aside.write_text(text(runs), encoding="utf-8")
             files[kind] = path
-    write_report(output, report(runs, title, entries))
+    write_page(output, report(runs, title, entries))
     show_runs(runs)
     for path in files.values():
         console.say(str(path))
