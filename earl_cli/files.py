@@ -160,7 +160,7 @@ def first_value(text: str, start: int = 0) -> tuple[Any, int]:
         raise ValueError("it is nested too deeply") from None
     except ValueError:
         raise ValueError("a number in it has thousands of digits") from None
-    if _is_deep(value, text, start, end):
+    if is_too_deep(value, text, start, end):
         raise ValueError("it is nested too deeply")
     return value, end
 
@@ -175,7 +175,8 @@ def end_of_value(text: str, start: int) -> int:
     return len(text)
 
 
-def _is_deep(value: Any, text: str, start: int, end: int) -> bool:
+def is_too_deep(value: Any, text: str, start: int, end: int) -> bool:
+    """Whether a value of JSON, read from ``text[start:end]``, is nested more than `MOST_DEPTH` deep."""
     if text.count("[", start, end) + text.count("{", start, end) <= MOST_DEPTH:
         return False
     level = [value]

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from earl_cli.errors import UsageError
+from earl_cli.files import is_too_deep
 
 LARGEST = 1 << 24  # bytes of a file
 MOST_TEXT, MOST_VALUES, MOST_DIGITS = 1 << 20, 100_000, 100  # characters and values of a config, digits of an integer
@@ -102,11 +103,14 @@ def parse_json(text: str) -> Any:
         return values
 
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_int=_integer)
+        value = json.loads(text, object_pairs_hook=unique, parse_int=_integer)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} (line {error.lineno}, column {error.colno})") from None
     except RecursionError:
         raise ValueError(_DEEP) from None
+    if is_too_deep(value, text, 0, len(text)):
+        raise ValueError(_DEEP)
+    return value
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from earl_cli.config.formats import SUFFIXES, parse, parse_json, read_text
 from earl_cli.config.jsonnet import evaluate, missing_variables, variables
 from earl_cli.console import console
 from earl_cli.errors import InputError, UsageError
+from earl_cli.files import loads
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -170,8 +171,8 @@ def _with_variables(values: Any, text: str, where: str) -> Any:
 def _plain(text: str) -> Any:
     """A value from the command line: JSON where it is JSON, else the text itself."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # ValueError also for thousands of digits
+        return loads(text)
+    except ValueError:
         return text
 
 

@@ -120,7 +120,7 @@ def test_more_prompts_than_fit_into_the_context(rl: Callable[..., Said]) -> None
         (("--reward", "viescore"), {}, "the reward viescore needs a judge, and nothing says where it is"),
         (("--reward", "viescore", "--api-base", "localhost"), {}, "this is no address of a judge's server"),
         (("--reward", '{"reference": 1, "reference": 2}'), {}, "the key 'reference' stands twice"),
-        (("--reward", '{"a":' * 5000), {}, "nested too deeply"),
+        (("--reward", '{"a":' * 5000 + "1" + "}" * 5000), {}, "nested too deeply"),
         (("--reward", '{"reference": 1'), {}, "reward: this is no JSON object of names and weights"),
         (("--reward", '{"reference": "much"}'), {}, "reward"),
         (("--reward", "{}"), {}, "a weighted reward needs at least one name"),

@@ -137,7 +137,8 @@ def test_a_text_is_read_in_the_encoding_it_has(tmp_path: Path, name: str, text: 
         ("a.json", "{", r"Expecting property name.* \(line 1, column 2\)"),
         ("a.json", '{"seed": 1,\n "seed": 2}', r"the key 'seed' stands twice \(line 1 and 2\)"),
         ("a.json", '{"seed": ' + "1" * 5000 + "}", "a number has 5000 digits: 1{20}…$"),
-        ("a.json", "[" * 5_000, "nested too deeply"),
+        ("a.json", "[" * 5_000 + "]" * 5_000, "nested too deeply"),
+        ("a.json", '{"a":' * 101 + "1" + "}" * 101, "nested too deeply"),
         ("a.yaml", "a: [1", r"line 1, column 6"),
         ("a.yaml", "a: 1\n\tb: 2", r"a tab where YAML wants spaces \(line 2, column 1\)"),
         ("a.yaml", "seed: 1\nseed: 2", r"the key 'seed' stands twice \(line 2, column 1\)"),
@@ -237,6 +238,9 @@ def test_a_date_in_yaml_and_toml_is_text(tmp_path: Path) -> None:
 def test_a_long_value_is_cut_in_the_message() -> None:
     with pytest.raises(UsageError, match=r"seed: .*integer") as caught:
         load_config(SftConfig, None, ["seed=" + "1" * 5000], {"data": ["a"], "output": "o"})
+    assert len(str(caught.value)) < 300
+    with pytest.raises(UsageError, match="data") as caught:
+        load_config(SftConfig, None, ["data=" + '{"a":' * 5000 + "1" + "}" * 5000], {"output": "o"})
     assert len(str(caught.value)) < 300
     for value in ("Infinity", "NaN", "1e999"):
         with pytest.raises(UsageError, match="learning_rate"):

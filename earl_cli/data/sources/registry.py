@@ -143,10 +143,10 @@ def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
     try:
-        if ".." in Path(pattern).parts:
+        if any(part == ".." or ("**" in part and part != "**") for part in Path(pattern).parts):
             raise ValueError
         return [path.relative_to(folder) for path in folder.glob(pattern) if path.is_file()]
-    except (ValueError, NotImplementedError):  # it leaves the folder, or has `**` within a name
+    except (ValueError, NotImplementedError):  # it leaves the folder, or has `**` in a name, as Python 3.13 allows
         what = f"{pattern!r} is no pattern of files below the folder"
         raise UsageError(what, where="--data-files", hint="such as 'data/train-*.parquet' or '**/*.tar'") from None
 
