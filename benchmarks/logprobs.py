@@ -21,7 +21,7 @@ from torch import Tensor
 
 from earl_cli.tokens.vocabulary import EMU3
 from earl_cli.training.rl.policy import token_logprobs
-from earl_cli.training.sft.loss import separate_heads, whole_head
+from earl_cli.training.sft.loss import separate_vocabularies, whole_vocabulary
 
 SIDES = ("plain", "earl", "earl, whole head")
 CHECKED = 64
@@ -32,7 +32,7 @@ def logprobs(side: str, hidden: Tensor, head: Tensor, ids: Tensor, temperature: 
     if side == "plain":
         logits = hidden @ head.T / temperature
         return logits.log_softmax(dim=-1).gather(1, ids[:, None]).squeeze(1)
-    parts = (separate_heads if side == "earl" else whole_head)(EMU3)
+    parts = (separate_vocabularies if side == "earl" else whole_vocabulary)(EMU3)
     return token_logprobs(hidden, head, ids, parts, temperature)
 
 
@@ -40,7 +40,7 @@ def expected(side: str, hidden: Tensor, head: Tensor, ids: Tensor, temperature: 
     """What this side should have found, one token after another in float64."""
     found = []
     for state, token in zip(hidden.double(), ids.tolist(), strict=True):
-        parts = separate_heads(EMU3) if side == "earl" else whole_head(EMU3)
+        parts = separate_vocabularies(EMU3) if side == "earl" else whole_vocabulary(EMU3)
         start, stop = next(part for part in parts if part[0] <= token < part[1])
         found.append((head[start:stop].double() @ state / temperature).log_softmax(dim=0)[token - start])
     return torch.stack(found)

@@ -30,13 +30,13 @@ from earl_cli.rewards.reward import Score
 from earl_cli.tokens.layout import Grid, SequenceLayout
 from earl_cli.tokens.text import train_byte_bpe
 from earl_cli.tokens.vocabulary import CONTROLS, small_vocabulary
-from earl_cli.training.optimizer_backends import PlainLearner
+from earl_cli.training.optimizer_backends import DataParallelLearner
 from earl_cli.training.rl.policy import Policy
-from earl_cli.training.rl.rollouts import draw_prompts
+from earl_cli.training.rl.rollouts import sample_prompts
 from earl_cli.training.rl.setup import FrozenReference, RlRun
-from earl_cli.training.rl.trainer import compare, roll_out
-from earl_cli.training.rl.update import Clock, update
-from earl_cli.training.sft.loss import separate_heads
+from earl_cli.training.rl.trainer import sample_policy, score_groups
+from earl_cli.training.rl.update import PhaseTimer, update
+from earl_cli.training.sft.loss import separate_vocabularies
 
 VOCABULARY, PROMPT, PROMPTS, GENERATIONS = 1500, 174, 4, 8
 GRID = Grid(12, 12)
@@ -106,7 +106,7 @@ def earl() -> Any:
         precision="float32",
         device="cpu",
     )
-    head = separate_heads(layout.vocabulary), 1.0
+    head = separate_vocabularies(layout.vocabulary), 1.0
     policy = Policy(model().eval(), *head)
     cpu = torch.device("cpu")
     reference = FrozenReference(Policy(model().eval(), *head).requires_grad_(False), cpu)
@@ -115,25 +115,25 @@ def earl() -> Any:
         layout=layout,
         rows=rows,
         prompts=np.arange(len(rows)),
-        held=None,
-        validation=np.zeros(0, dtype=np.int64),
+        validation_data=None,
+        validation_prompts=np.zeros(0, dtype=np.int64),
         vision=None,
-        learner=PlainLearner(policy, config, cpu),
+        learner=DataParallelLearner(policy, config, cpu),
         reference=reference,
         reward=lambda _: [],
         engine=lambda language: nullcontext(TransformersEngine(language, layout)),
-        watcher=Silent(),
+        callbacks=Silent(),
     )
 
     def step(iteration: int) -> dict[str, float]:
-        clock = Clock()
+        clock = PhaseTimer()
         with clock.phase("sampling"):
-            rollouts = roll_out(run, rows, draw_prompts(run.prompts, PROMPTS, GENERATIONS, 0, iteration))
+            rollouts = sample_policy(run, rows, sample_prompts(run.prompts, PROMPTS, GENERATIONS, 0, iteration))
         assert rollouts is not None
         drawn = [completion.ids.tolist() for rollout in rollouts for completion in rollout.completions]
         assert {len(rollout.request.prompt) for rollout in rollouts} == {PROMPT}
         assert {len(ids) for ids in drawn} == {COMPLETION}
-        groups = compare(config, layout, rollouts, [Score(value) for value in count_low_ids(drawn)])
+        groups = score_groups(config, layout, rollouts, [Score(value) for value in count_low_ids(drawn)])
         update(run, iteration, groups, clock)
         return clock.figures()
 

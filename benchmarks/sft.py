@@ -24,8 +24,8 @@ from transformers import Emu3ForCausalLM, Emu3TextConfig, Trainer, TrainerCallba
 
 from earl_cli.config.sft import SftConfig
 from earl_cli.tokens.vocabulary import EMU3
-from earl_cli.training.common.stopping import Stopping
-from earl_cli.training.sft.loss import separate_heads, whole_head
+from earl_cli.training.common.stopping import StopSignal
+from earl_cli.training.sft.loss import separate_vocabularies, whole_vocabulary
 from earl_cli.training.sft.model import TrainedEmu3
 from earl_cli.training.sft.trainer import Reporter, SftTrainer
 
@@ -111,9 +111,9 @@ def run(side: str, hidden: int, layers: int, steps: int) -> dict[str, Any]:
         if side == "plain":
             trainer = Trainer(**common)
         else:
-            model.lose_over((whole_head if side == "earl" else separate_heads)(EMU3))
+            model.set_loss_ranges((whole_vocabulary if side == "earl" else separate_vocabularies)(EMU3))
             settings = SftConfig(data=(Path("random"),), output=Path(folder), precision="float32", device="cpu")
-            reporter = Reporter(settings, lambda *_: None, None, None, Stopping(), 0)
+            reporter = Reporter(settings, lambda *_: None, None, None, StopSignal(), 0)
             nothing_saved: Any = None
             trainer = SftTrainer(
                 **common, config=settings, base=nothing_saved, reporter=reporter, data_collator=collate

@@ -20,7 +20,7 @@ from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.models.abilities import understand
 from earl_cli.models.bundle import load_model
 from earl_cli.rewards.reference import reference_reward
-from earl_cli.training.rl.rollouts import RolloutPrompt, edits, sample, seeds
+from earl_cli.training.rl.rollouts import RolloutPrompt, decode_edits, generate_rollouts, seeds
 
 TOGETHER = 16
 DRAWS = 10_000
@@ -36,8 +36,8 @@ def rewards(
     found = np.empty(len(rows))
     for start in range(0, len(rows), TOGETHER):
         prompts = [RolloutPrompt(row, seeds(samples, 1, row)) for row in range(start, min(start + TOGETHER, len(rows)))]
-        drawn = edits(model.vision, rows, sample(engine, model.layout, rows, prompts, "edit", sampling))
-        values = [score.value for score in reference_reward(drawn)]
+        rollouts = generate_rollouts(engine, model.layout, rows, prompts, "edit", sampling)
+        values = [score.value for score in reference_reward(decode_edits(model.vision, rows, rollouts))]
         found[start : start + len(prompts)] = np.asarray(values, dtype=float).reshape(len(prompts), -1).mean(axis=1)
         print(f"\r{folder}: {start + len(prompts)} of {len(rows)}", end="", flush=True)
     print()

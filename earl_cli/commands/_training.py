@@ -105,10 +105,10 @@ def show_disk(disk: Disk) -> dict[str, int]:
 
 def check_before(command: str, config: SftConfig | RlConfig, output: Path) -> None:
     """Raise for a number of processes, trackers or a folder that can't be, before model and data are opened."""
-    from earl_cli.training.common.distributed import check_processes
+    from earl_cli.training.common.distributed import check_world_size
     from earl_cli.training.common.trackers import check_trackers
 
-    check_processes(command, config)
+    check_world_size(command, config)
     check_trackers(config.trackers)
     if output.exists() and not output.is_dir():
         raise OutputError("this is a file, not a folder for the model", where=str(output))
@@ -138,11 +138,11 @@ def refuse_after(plan: Mapping[str, Any], problem: EarlError | None) -> None:
 @contextmanager
 def stopped(unit: str, output: Path) -> Iterator[None]:
     """Say where a training stopped that was asked to, once everything is saved."""
-    from earl_cli.training.common.stopping import Stopped
+    from earl_cli.training.common.stopping import TrainingStopped
 
     try:
         yield
-    except Stopped as stop:
+    except TrainingStopped as stop:
         console.say(f"stopped after {unit} {stop.done}; the same command goes on from there")
         console.document({"model": None, "stopped_after": stop.done, "output": str(output)})
         raise

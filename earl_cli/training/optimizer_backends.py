@@ -41,7 +41,7 @@ class Learner(Protocol):
         """
 
     @contextmanager
-    def whole(self) -> Iterator[Any]:
+    def full_model(self) -> Iterator[Any]:
         """The language model with all of its weights here, to sample from and to save."""
 
     def save(self, checkpoint: Path) -> None:
@@ -53,10 +53,12 @@ class Learner(Protocol):
 
 def make_learner(policy: Policy, config: RlConfig, device: torch.device) -> Learner:
     """The learner for this config's sharding."""
-    return PlainLearner(policy, config, device) if config.sharding == "none" else ShardedLearner(policy, config)
+    if config.sharding == "none":
+        return DataParallelLearner(policy, config, device)
+    return DeepSpeedLearner(policy, config)
 
 
-class PlainLearner:
+class DataParallelLearner:
     """Every process holds everything; gradients are summed over the processes before the step (data parallel)."""
 
     independent = True
@@ -95,7 +97,7 @@ class PlainLearner:
         return norm
 
     @contextmanager
-    def whole(self) -> Iterator[Any]:
+    def full_model(self) -> Iterator[Any]:
         yield self.policy.base
 
     def save(self, checkpoint: Path) -> None:
@@ -112,7 +114,7 @@ class PlainLearner:
                 weight.copy_(saved)
 
 
-class ShardedLearner:
+class DeepSpeedLearner:
     """Optimizer and gradients (ZeRO-2), and weights too (ZeRO-3), in parts over the processes, by DeepSpeed."""
 
     independent = False
@@ -153,7 +155,7 @@ class ShardedLearner:
         return float(self.engine.get_global_grad_norm() or 0.0)
 
     @contextmanager
-    def whole(self) -> Iterator[Any]:
+    def full_model(self) -> Iterator[Any]:
         if not self.partitioned:
             yield self.policy.base
             return

@@ -128,7 +128,7 @@ def test_a_judge_that_goes_down_is_waited_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """In an iteration after which there is no checkpoint otherwise; the run says so, and saves what it has."""
-    monkeypatch.setattr(rl, "WAITS", (0.2, 0.2))
+    monkeypatch.setattr(rl, "BACKOFF", (0.2, 0.2))
     monkeypatch.setattr(choosing, "Judge", partial(Judge, pacing=Backoff(tries=2, first=0.01)))
     output = tmp_path / "run"
     while_down: list[list[str]] = []

@@ -25,7 +25,7 @@ from earl_cli.models.weights import read_json, write_json
 from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 from earl_cli.tokens.vocabulary import small_vocabulary
 from earl_cli.training.rl.policy import Policy, SampledGroup, pack
-from earl_cli.training.sft.loss import separate_heads
+from earl_cli.training.sft.loss import separate_vocabularies
 
 need_vllm()
 pytestmark = pytest.mark.vllm
@@ -147,7 +147,7 @@ def test_log_probabilities_are_those_that_training_sees(
 ) -> None:
     requests = prompts(embedded, 4, seeds=(1, 2)) + prompts(embedded, 2, "mixed", (1, 2))
     drawn = engine.generate(requests, SamplingParams(temperature, 0))
-    policy = Policy(embedded.language, separate_heads(embedded.layout.vocabulary), temperature)
+    policy = Policy(embedded.language, separate_vocabularies(embedded.layout.vocabulary), temperature)
     for request, group in zip(requests, drawn, strict=True):
         ids, sampled = tuple(each.ids for each in group), tuple(each.sampled for each in group)
         batch = pack([SampledGroup(np.array(request.prompt), ids, sampled)], torch.device("cpu"))

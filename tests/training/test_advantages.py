@@ -13,7 +13,7 @@ from earl_cli.rewards.reward import Score
 from earl_cli.tokens.layout import Grid, SequenceLayout
 from earl_cli.tokens.text import train_byte_bpe
 from earl_cli.tokens.vocabulary import small_vocabulary
-from earl_cli.training.rl.loss import place_advantages, resized, token_advantages
+from earl_cli.training.rl.loss import place_advantages, resize_nearest, token_advantages
 from earl_cli.training.rl.rollouts import Rollout
 
 ADVANTAGES = np.array([1.0, -1.0])
@@ -100,8 +100,8 @@ def test_advantages_of_places_have_the_scale_of_an_advantage() -> None:
 
 
 def test_resized_takes_the_place_that_a_place_lies_in() -> None:
-    assert resized(np.arange(6.0).reshape(2, 3), 4, 3).tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5]]
-    assert resized(np.arange(4.0).reshape(1, 4), 1, 2).tolist() == [[0, 2]]
+    assert resize_nearest(np.arange(6.0).reshape(2, 3), 4, 3).tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5]]
+    assert resize_nearest(np.arange(4.0).reshape(1, 4), 1, 2).tolist() == [[0, 2]]
 
 
 def test_the_share_changes_nothing_where_places_say_what_the_picture_says(

@@ -13,13 +13,13 @@ from earl_cli.training.common.checkpoints import (
     MODEL_ONLY,
     best,
     checkpoints,
-    drop_old,
-    drop_torn,
     is_better,
+    latest,
     link_best,
     mark_complete,
-    newest,
-    note_validation,
+    remove_incomplete,
+    remove_old,
+    write_validation,
 )
 
 
@@ -33,11 +33,11 @@ def saved(folder: Path, step: int, *, whole: bool = True) -> Path:
 
 
 def test_a_torn_checkpoint_is_never_chosen(tmp_path: Path) -> None:
-    assert newest(tmp_path / "none") is None
+    assert latest(tmp_path / "none") is None
     saved(tmp_path, 1000)
     saved(tmp_path, 900)
     saved(tmp_path, 1100, whole=False)
-    assert newest(tmp_path) == tmp_path / "checkpoint-1000"
+    assert latest(tmp_path) == tmp_path / "checkpoint-1000"
 
 
 def test_the_newest_stay_and_torn_ones_go(tmp_path: Path) -> None:
@@ -45,8 +45,8 @@ def test_the_newest_stay_and_torn_ones_go(tmp_path: Path) -> None:
         saved(tmp_path, step)
     saved(tmp_path, 7, whole=False)
     (tmp_path / "notes").mkdir()
-    drop_old(tmp_path, 2, "lowest")
-    drop_torn(tmp_path)
+    remove_old(tmp_path, 2, "lowest")
+    remove_incomplete(tmp_path)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-11"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11", "notes"]
 
@@ -55,7 +55,7 @@ def validated(folder: Path, step: int, value: float) -> None:
     path = saved(folder, step, whole=False)
     (path / "optimizer.pt").write_text("state")
     (path / "global_step1").mkdir()
-    note_validation(path, value)
+    write_validation(path, value)
     mark_complete(path)
 
 
@@ -63,16 +63,16 @@ def test_the_best_stays_as_a_model_until_there_is_a_better_one(tmp_path: Path) -
     folder = tmp_path / CHECKPOINTS
     for step, value in ((10, 3.0), (20, 1.0), (30, 2.0), (40, math.nan), (50, 1.5)):
         validated(folder, step, value)
-        drop_old(folder, 1, "lowest")
+        remove_old(folder, 1, "lowest")
         link_best(tmp_path, "lowest")
     assert best(folder, "lowest") == (folder / "checkpoint-20", 1.0)
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-20", "checkpoint-50"]
     assert sorted(path.name for path in (tmp_path / BEST).iterdir()) == [MODEL_ONLY, "validation.json", "weights"]
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-50"]
-    drop_torn(folder)
+    remove_incomplete(folder)
     validated(folder, 60, 0.5)
     assert link_best(tmp_path, "lowest") == (folder / "checkpoint-60", 0.5)
-    drop_old(folder, 1, "lowest")
+    remove_old(folder, 1, "lowest")
     assert [path.name for path in folder.iterdir()] == ["checkpoint-60"]
     assert (tmp_path / BEST / "optimizer.pt").is_file()
 
@@ -90,7 +90,7 @@ def test_better_is_lower_or_higher(goal: str, value: float, better: bool, sign: 
 def test_what_is_spared_stays_when_it_is_no_longer_the_best(tmp_path: Path) -> None:
     for step, value in ((10, 1.0), (20, 0.5), (30, 0.7)):
         validated(tmp_path, step, value)
-        drop_old(tmp_path, 1, "lowest", lambda number: number == 10)
+        remove_old(tmp_path, 1, "lowest", lambda number: number == 10)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-20", "checkpoint-30"]
 
 

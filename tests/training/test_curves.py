@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from logs import write_log
 
 from earl_cli.errors import InputError
-from earl_cli.training.common.curves import LOG, RunCurves, Series, read_run, read_runs, smooth, thin, window
+from earl_cli.training.common.curves import LOG, RunCurves, Series, read_run, read_runs, smooth, smoothing_window, thin
 
 
 def points(run: RunCurves, key: str) -> dict[int, float]:
@@ -159,7 +159,7 @@ def test_smoothing_keeps_gaps_as_gaps() -> None:
 
 
 def test_the_window_grows_with_the_log() -> None:
-    assert [window(count) for count in (1, 10, 200, 10_000)] == [1, 1, 10, 500]
+    assert [smoothing_window(count) for count in (1, 10, 200, 10_000)] == [1, 1, 10, 500]
 
 
 def test_thinning_keeps_the_extremes() -> None:

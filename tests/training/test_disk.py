@@ -17,7 +17,7 @@ from earl_cli.errors import OutputError
 from earl_cli.models.bundle import open_base
 from earl_cli.training.common import memory
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
-from earl_cli.training.common.memory import check_room, rl_disk, sft_disk
+from earl_cli.training.common.memory import check_disk_space, rl_disk, sft_disk
 
 EMU3: Any = SimpleNamespace(
     parameters=8_492_199_936,
@@ -40,12 +40,12 @@ def test_fifty_checkpoints_of_the_paper_take_six_terabytes(tmp_path: Path, monke
     needed = sft_disk(published, EMU3, 10_000)
     assert 5.9e12 < needed.total < 6.2e12
     with pytest.raises(OutputError) as raised:
-        check_room(tmp_path, needed)
+        check_disk_space(tmp_path, needed)
     assert "the run needs up to 6.08 TB: 51 whole checkpoints of 119 GB, 1 model of 17 GB; 1 TB are free" in str(
         raised.value
     )
     assert raised.value.hint == "--set keep=7 fits"
-    assert check_room(tmp_path, sft_disk(load_config(SftConfig, "sft/simple", given=NEEDED), EMU3, 10_000))
+    assert check_disk_space(tmp_path, sft_disk(load_config(SftConfig, "sft/simple", given=NEEDED), EMU3, 10_000))
     few = sft_disk(published, EMU3, 300)
     assert (few.whole, few.models) == (3, 1)
 
@@ -57,10 +57,10 @@ def test_what_is_there_of_the_run_counts_as_room(output: str, tmp_path: Path, mo
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: SimpleNamespace(free=500))
     needed = memory.Disk(checkpoint=400, whole=2, model=200, models=1, keep=1)
     if output == "there":
-        assert check_room(tmp_path / output, needed) == 1100
+        assert check_disk_space(tmp_path / output, needed) == 1100
         return
     with pytest.raises(OutputError) as raised:
-        check_room(tmp_path / output, needed)
+        check_disk_space(tmp_path / output, needed)
     assert raised.value.hint == "make room, or choose another --output"
 
 

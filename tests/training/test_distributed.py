@@ -26,13 +26,13 @@ from earl_cli.data.batches import collate, load_rows
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.models.bundle import load_model
 from earl_cli.training.common import distributed
-from earl_cli.training.common.checkpoints import CHECKPOINTS, newest
+from earl_cli.training.common.checkpoints import CHECKPOINTS, latest
 from earl_cli.training.common.distributed import (
-    adopt_slurm,
-    check_processes,
-    first_speaks,
+    check_world_size,
     rank,
-    stand_alone,
+    read_slurm_environment,
+    report_once,
+    set_single_process_environment,
     world_size,
 )
 
@@ -180,7 +180,7 @@ def test_each_process_keeps_its_part_of_the_optimizer(
     sharding: str, together: dict[str, tuple[Path, list[Run]]]
 ) -> None:
     output, _ = together[sharding]
-    checkpoint = newest(output / CHECKPOINTS)
+    checkpoint = latest(output / CHECKPOINTS)
     assert checkpoint
     parts = sorted(checkpoint.glob("global_step*/*optim_states.pt"))
     assert len(parts) == 2
@@ -270,10 +270,10 @@ def test_what_fails_in_every_process_is_said_once(setting: Setting, tmp_path: Pa
 def test_the_others_wait_for_the_one_that_knows_why(
     number: str, failure: Exception, message: str, waits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "PATIENCE", 0.2)
+    monkeypatch.setattr(distributed, "REPORT_DELAY", 0.2)
     monkeypatch.setenv("RANK", number)
     started = time.monotonic()
-    with pytest.raises(EarlError, match=message), first_speaks():
+    with pytest.raises(EarlError, match=message), report_once():
         raise failure
     assert waits == (time.monotonic() - started) // 0.2
 
@@ -308,12 +308,12 @@ def test_the_hint_keeps_the_pairs_of_a_step(there: str, hint: str | None, bare: 
     bare.setenv("WORLD_SIZE", there)
     given = {"data": ["a"], "output": "o", "batch_size": 2, "accumulation": 8}
     with pytest.raises(UsageError, match=f"for 4 processes, {there} run") as raised:
-        check_processes("sft", load_config(SftConfig, None, given={**given, "processes": 4}))
+        check_world_size("sft", load_config(SftConfig, None, given={**given, "processes": 4}))
     assert "torchrun --nproc_per_node 4" in str(raised.value.hint)
     assert (hint or "torchrun") in str(raised.value.hint)
     assert ("keeps" in str(raised.value.hint)) == (hint is not None)
     for processes in (int(there), None):
-        check_processes("sft", load_config(SftConfig, None, given={**given, "processes": processes}))
+        check_world_size("sft", load_config(SftConfig, None, given={**given, "processes": processes}))
 
 
 @pytest.mark.parametrize(("there", "hint"), [("2", "--set processes=2 keeps the 6 prompts an iteration"), ("5", None)])
@@ -323,7 +323,7 @@ def test_the_hint_for_reinforcement_learning_names_settings_that_it_has(
     bare.setenv("WORLD_SIZE", there)
     given = {"data": ["a"], "output": "o", "episodes_per_iteration": 12, "generations_per_sample": 2, "processes": 3}
     with pytest.raises(UsageError, match=f"for 3 processes, {there} run") as raised:
-        check_processes("rl", load_config(RlConfig, None, given=given))
+        check_world_size("rl", load_config(RlConfig, None, given=given))
     first, _, second = str(raised.value.hint).partition(", or ")
     assert first == "torchrun --nproc_per_node 3 -m earl_cli rl …"
     assert second == (hint or "")
@@ -362,7 +362,7 @@ def test_slurms_variables_are_torchruns(bare: pytest.MonkeyPatch) -> None:
     for name, value in {**slurm(1, 29500), "SLURM_STEP_NODELIST": "gpu7,gpu9"}.items():
         bare.setenv(name, value)
     bare.setenv("PATH", "")  # without Slurm's own scontrol
-    adopt_slurm()
+    read_slurm_environment()
     assert (rank(), world_size()) == (1, 2)
     assert {name: os.environ[name] for name in VARIABLES} == {
         "RANK": "1",
@@ -380,7 +380,7 @@ def test_slurm_itself_says_which_node_is_the_first(bare: pytest.MonkeyPatch, tmp
     bare.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for name, value in {**slurm(0, 29500), "SLURM_STEP_NODELIST": "gpu[07-09]"}.items():
         bare.setenv(name, value)
-    adopt_slurm()
+    read_slurm_environment()
     assert os.environ["MASTER_ADDR"] == "gpu07"
 
 
@@ -392,17 +392,17 @@ def test_nothing_is_adopted_for_one_task_outside_a_step_or_under_torchrun(
         if value is not None:
             bare.setenv(name, value)
     before = dict(os.environ)
-    adopt_slurm()
+    read_slurm_environment()
     assert dict(os.environ) == before
     assert (rank(), world_size()) == (0, 1)
 
 
 def test_standing_alone_changes_nothing_under_a_launcher(bare: pytest.MonkeyPatch) -> None:
-    stand_alone()
+    set_single_process_environment()
     assert (rank(), world_size(), os.environ["MASTER_ADDR"]) == (0, 1, "localhost")
     bare.setenv("RANK", "5")
     before = dict(os.environ)
-    stand_alone()
+    set_single_process_environment()
     assert dict(os.environ) == before
 
 
@@ -414,7 +414,7 @@ def test_ctrl_c_stops_every_process(setting: Setting, tmp_path: Path) -> None:
     output = tmp_path / "out"
     process = torchrun(2, *setting.arguments, *options(max_steps=100_000, checkpoint_every=2, keep=2), "-o", output)
     try:
-        while newest(output / CHECKPOINTS) is None:
+        while latest(output / CHECKPOINTS) is None:
             assert process.poll() is None, process.communicate()
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
@@ -423,4 +423,4 @@ def test_ctrl_c_stops_every_process(setting: Setting, tmp_path: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
     assert "error:" not in err
-    assert newest(output / CHECKPOINTS)
+    assert latest(output / CHECKPOINTS)

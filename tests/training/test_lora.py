@@ -19,8 +19,8 @@ from earl_cli.config.sft import SftConfig
 from earl_cli.generation.engine import SamplingParams
 from earl_cli.models.bundle import Base, load_model, load_vision_of, open_base
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
-from earl_cli.training.sft.model import load_trainee, merged_weights, plain
-from earl_cli.training.sft.run import SftData, SftResult, draw_gallery, fine_tune, load_data
+from earl_cli.training.sft.model import load_trainable, merged_model, merged_weights
+from earl_cli.training.sft.run import SftData, SftResult, fine_tune, load_data, write_gallery
 
 SMALL = {"max_steps": 6, "batch_size": 2, "accumulation": 2, "warmup_steps": 1, "learning_rate": 3e-3, "log_every": 1}
 LORA = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1, "precision": "float32", "device": "cpu"}
@@ -41,7 +41,7 @@ def prepare(model: Path, store: Path, output: Path, **values: object) -> tuple[S
     settings = load_config(SftConfig, None, given={"data": [store], "output": output, **SMALL, **LORA, **values})
     base = open_base(str(model))
     output.mkdir(exist_ok=True)
-    return settings, base, load_data(settings, base.layout, 4096), load_trainee(base, settings, 100)[0]
+    return settings, base, load_data(settings, base.layout, 4096), load_trainable(base, settings, 100)[0]
 
 
 def train(
@@ -141,7 +141,7 @@ def test_drawing_leaves_every_bit_as_it_was(store: Path, tiny_model_dir: Path, t
     held = load_data(load_config(SftConfig, None, given={"data": [store], "output": "o"}), base.layout, 4096).train
     vision = load_vision_of(str(tiny_model_dir), device="cpu").model
     state = torch.random.get_rng_state()
-    draw_gallery(adapted, vision, base.layout, held, 2, SamplingParams(), tmp_path / "page.html", "adapters")
+    write_gallery(adapted, vision, base.layout, held, 2, SamplingParams(), tmp_path / "page.html", "adapters")
     assert torch.equal(torch.random.get_rng_state(), state)
     assert [module.training for module in adapted.modules()] == modes
     for (name, one), other in zip(before.items(), weights(adapted).values(), strict=True):
@@ -150,7 +150,7 @@ def test_drawing_leaves_every_bit_as_it_was(store: Path, tiny_model_dir: Path, t
 
 def test_what_draws_is_the_adapted_model(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     adapted, *_ = train(tiny_model_dir, store, tmp_path / "run")
-    with merged_weights(copy.deepcopy(adapted)) as expected, plain(adapted) as language:
+    with merged_weights(copy.deepcopy(adapted)) as expected, merged_model(adapted) as language:
         assert not language.training
         for name, weight in language.state_dict().items():
             if "lora" not in name:
@@ -160,7 +160,7 @@ def test_what_draws_is_the_adapted_model(store: Path, tiny_model_dir: Path, tmp_
 def test_drawing_that_fails_leaves_every_bit_as_it_was(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     adapted, *_ = train(tiny_model_dir, store, tmp_path / "run")
     before = weights(adapted)
-    with pytest.raises(KeyboardInterrupt), plain(adapted):
+    with pytest.raises(KeyboardInterrupt), merged_model(adapted):
         raise KeyboardInterrupt
     for (name, one), other in zip(before.items(), weights(adapted).values(), strict=True):
         assert torch.equal(one, other), name

@@ -16,8 +16,8 @@ from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import collate, load_rows
 from earl_cli.models.bundle import open_base
 from earl_cli.training.common.memory import Memory, ModelShape, estimate
-from earl_cli.training.sft.loss import whole_head
-from earl_cli.training.sft.model import load_trainee, with_adapters
+from earl_cli.training.sft.loss import whole_vocabulary
+from earl_cli.training.sft.model import load_trainable, with_adapters
 
 EMU3 = ModelShape(parameters=8_492_011_520, hidden=4096, layers=32, mlp=14336, kv_width=8 * 128, vocabulary=184622)
 GB = 1_000_000_000
@@ -43,8 +43,8 @@ def test_weights_gradients_and_optimizer_are_what_is_allocated(
     settings = config(precision="float32", device="cpu", gradient_checkpointing=False)
     rows = load_rows([write_pairs(tmp_path / "store", 2, codes=base.layout.vocabulary.codes)], base.layout)
     batch = collate([("0", rows.example(0)), ("1", rows.example(1))], base.layout.vocabulary.pad)
-    model, _ = load_trainee(base, settings, 100)
-    model.lose_over(whole_head(base.layout.vocabulary))
+    model, _ = load_trainable(base, settings, 100)
+    model.set_loss_ranges(whole_vocabulary(base.layout.vocabulary))
     optimizer = torch.optim.AdamW(model.parameters())
     model(batch["input_ids"], batch["labels"])["loss"].backward()
     optimizer.step()
@@ -61,7 +61,7 @@ def test_weights_gradients_and_optimizer_are_what_is_allocated(
 def test_adapters_are_as_many_weights_as_peft_trains(rank: int, tiny_model_dir: Path) -> None:
     base = open_base(str(tiny_model_dir))
     settings = config(precision="float32", device="cpu", lora_rank=rank)
-    model, _ = load_trainee(base, settings, 100)
+    model, _ = load_trainable(base, settings, 100)
     trained, whole = model.get_nb_trainable_parameters()
     shape = ModelShape.of(base.parameters, base.config)
     assert shape.adapters(rank) == trained

@@ -12,7 +12,17 @@ from PIL import Image
 
 from earl_cli.errors import UsageError
 from earl_cli.training.common.curves import read_runs
-from earl_cli.training.common.plots import COLORS, DASHES, RL, SFT, PlotSheet, choose_panels, draw, number, write_curves
+from earl_cli.training.common.plots import (
+    COLORS,
+    DASHES,
+    RL,
+    SFT,
+    PlotSheet,
+    choose_panels,
+    number,
+    render,
+    write_curves,
+)
 
 
 def keys(sheet: PlotSheet) -> list[str]:
@@ -63,7 +73,7 @@ def test_an_svg_says_what_it_shows_and_is_the_same_each_time(tmp_path: Path) -> 
 
 def test_runs_differ_in_colour_and_in_dashes(tmp_path: Path) -> None:
     runs = read_runs([a_run(tmp_path / str(i), 20) for i in range(len(COLORS) * len(DASHES))])
-    figure = draw(runs, choose_panels(SFT, runs, ["eval_loss", "loss"][1:]), smoothing=1)
+    figure = render(runs, choose_panels(SFT, runs, ["eval_loss", "loss"][1:]), smoothing=1)
     lines = figure.axes[0].get_lines()
     looks = {(line.get_color(), str(line.get_linestyle()), str(line._unscaled_dash_pattern)) for line in lines}
     assert len(looks) == len(runs)
@@ -74,7 +84,7 @@ def test_runs_differ_in_colour_and_in_dashes(tmp_path: Path) -> None:
 
 def test_panels_show_the_same_steps(tmp_path: Path) -> None:
     runs = read_runs([a_run(tmp_path / "a", 100), a_run(tmp_path / "b", 400)])
-    axes = draw(runs, choose_panels(SFT, runs, []), None).axes
+    axes = render(runs, choose_panels(SFT, runs, []), None).axes
     assert len({place.get_xlim() for place in axes}) == 1
     assert axes[0].get_xlim()[1] >= 400
     assert axes[2].get_ylim()[0] == 0
@@ -83,7 +93,7 @@ def test_panels_show_the_same_steps(tmp_path: Path) -> None:
 def test_a_gradient_that_exploded_gets_a_logarithmic_axis(tmp_path: Path) -> None:
     rows = [{"step": step, "grad_norm": 1.0 if step != 50 else 1000.0, "loss": 5 - step / 100} for step in range(100)]
     runs = read_runs([write_log(tmp_path, rows)])
-    loss, gradient = draw(runs, choose_panels(SFT, runs, []), None).axes
+    loss, gradient = render(runs, choose_panels(SFT, runs, []), None).axes
     assert (loss.get_yscale(), gradient.get_yscale()) == ("linear", "log")
 
 
@@ -136,7 +146,7 @@ def test_every_figure_of_the_log_has_a_name_and_a_unit(tmp_path: Path) -> None:
 def test_the_band_lies_between_its_figures(tmp_path: Path) -> None:
     rows = [{"step": step, "reward": 5.0, "reward_p10": 2.0, "reward_p90": 7.5} for step in range(1, 101)]
     runs = read_runs([write_log(tmp_path / "a", rows), write_log(tmp_path / "b", [{"step": 1, "reward": 1.0}])])
-    (axes,) = draw(runs, choose_panels(RL, runs, ["reward"]), None).axes
+    (axes,) = render(runs, choose_panels(RL, runs, ["reward"]), None).axes
     (band,) = axes.collections
     heights = band.get_paths()[0].vertices[:, 1]  # type: ignore[index]
     assert (heights.min(), heights.max()) == pytest.approx((2.0, 7.5))
@@ -146,6 +156,6 @@ def test_the_band_lies_between_its_figures(tmp_path: Path) -> None:
 def test_few_panels_stand_in_two_columns_and_many_in_three(tmp_path: Path) -> None:
     runs = read_runs([a_rl_run(tmp_path)])
     sheets = [choose_panels(RL, runs, keys) for keys in (["kl", "loss", "memory"], [])]
-    places = [[axes.get_subplotspec() for axes in draw(runs, sheet, None).axes] for sheet in sheets]
+    places = [[axes.get_subplotspec() for axes in render(runs, sheet, None).axes] for sheet in sheets]
     widths = [len({place.colspan.start for place in row if place}) for row in places]
     assert widths == [2, 3]

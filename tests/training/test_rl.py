@@ -19,20 +19,20 @@ from earl_cli.errors import EarlError, InputError, UsageError
 from earl_cli.models.bundle import load_model, load_vision_of, open_base
 from earl_cli.rewards.reward import Edit, JudgeDownError, Reward, Score
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
-from earl_cli.training.common.trackers import is_logged, write_line
+from earl_cli.training.common.trackers import is_logged, log_metrics
 from earl_cli.training.optimizer_backends import make_learner
 from earl_cli.training.rl.rollouts import ScoredGroup
 from earl_cli.training.rl.setup import (
+    AdapterFreeReference,
     RlRun,
-    WithoutAdapters,
+    load_data,
     load_policy,
-    load_prompts,
     make_engine,
     resume,
     save_checkpoint,
     save_model,
 )
-from earl_cli.training.rl.trainer import reinforce
+from earl_cli.training.rl.trainer import train_policy
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +71,7 @@ def brightness(edits: Sequence[Edit]) -> list[Score]:
     return [Score(-1.0 if edit.edited is None else float(edit.edited.mean()) / 255) for edit in edits]
 
 
-class Watcher:
+class Recorder:
     """Remembers, and saves checkpoints; ``stop_after`` so many iterations it ends the run as a kill would."""
 
     def __init__(self, save: Callable[[int, float | None], object], stop_after: int | None = None) -> None:
@@ -108,35 +108,35 @@ class Watcher:
 
 def train(
     config: RlConfig, reward: Reward = brightness, stop_after: int | None = None
-) -> tuple[Watcher, dict[str, torch.Tensor]]:
+) -> tuple[Recorder, dict[str, torch.Tensor]]:
     base = open_base(config.model_path)
-    data = load_prompts(config, base.layout, 128)
+    data = load_data(config, base.layout, 128)
     policy, reference, place = load_policy(base, config, 64)
     learner = make_learner(policy, config, place.device)
     start = resume(config, learner)
-    watcher = Watcher(partial(save_checkpoint, config, base, learner), stop_after)
-    without = WithoutAdapters(learner) if policy.adapted else None
+    callbacks = Recorder(partial(save_checkpoint, config, base, learner), stop_after)
+    without = AdapterFreeReference(learner) if policy.adapted else None
     run = RlRun(
         config,
         base.layout,
         data.rows,
         data.prompts,
-        data.held,
-        data.validation,
+        data.validation_data,
+        data.validation_prompts,
         load_vision_of(config.model_path, device="cpu").model,
         learner,
         without or reference,
         reward,
         partial(make_engine, config, base.layout, data),
-        watcher,
+        callbacks,
         sleep=lambda _: None,
     )
     try:
-        reinforce(run, start, validated=start > 0)
+        train_policy(run, start, validated=start > 0)
     except KeyboardInterrupt:
-        return watcher, {}
+        return callbacks, {}
     save_model(config, base, learner, config.folder)
-    return watcher, {name: weight.clone() for name, weight in policy.state_dict().items()}
+    return callbacks, {name: weight.clone() for name, weight in policy.state_dict().items()}
 
 
 def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
@@ -145,16 +145,16 @@ def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) 
 
 def test_what_is_rewarded_becomes_more(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
     more = {"num_iterations": 30, "kl_coeff": 0.0, "validation": [], "learning_rate": 1e-2}
-    watcher, _ = train(settings(tiny_model_dir, store, tmp_path / "run", generations_per_sample=6, **more))
-    rewards = [figures["reward"] for figures in watcher.figures]
+    callbacks, _ = train(settings(tiny_model_dir, store, tmp_path / "run", generations_per_sample=6, **more))
+    rewards = [figures["reward"] for figures in callbacks.figures]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.05, rewards
     assert load_model(str(tmp_path / "run"), device="cpu").layout.vocabulary.codes == 512
 
 
 def test_figures_of_an_iteration(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
     config = settings(tiny_model_dir, store, tmp_path / "run", log_episodes_every_n_iterations=1, kl_coeff=0.1)
-    watcher, _ = train(config)
-    first, last = watcher.figures[0], watcher.figures[-1]
+    callbacks, _ = train(config)
+    first, last = callbacks.figures[0], callbacks.figures[-1]
     assert first["kl"] == pytest.approx(0, abs=1e-9)
     assert last["kl"] > 1e-5
     assert first["mismatch"] < 1e-4
@@ -162,8 +162,8 @@ def test_figures_of_an_iteration(tiny_model_dir: Path, store: Path, tmp_path: Pa
     assert first["reward_p10"] <= first["reward_p50"] <= first["reward_p90"]
     assert (first["finished"], first["missing_rewards"], first["no_signal"]) == (1.0, 0.0, 0.0)
     assert first["seconds"] >= sum(value for name, value in first.items() if name.startswith("seconds_")) - 1e-6
-    assert len(watcher.validations) == 3
-    group = watcher.groups[0]
+    assert len(callbacks.validations) == 3
+    group = callbacks.groups[0]
     assert len(group.rollout.completions) == 4
     np.testing.assert_allclose(group.advantages.mean(), 0, atol=1e-9)
     assert group.signal
@@ -194,9 +194,9 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(
     assert all(math.isfinite(value) for figures in undisturbed.figures for value in figures.values())
     config = settings(tiny_model_dir, store, tmp_path / "torn", **WAYS[way])
     for stop in (1, 3, None):
-        watcher, found = train(config, stop_after=stop)
+        callbacks, found = train(config, stop_after=stop)
     assert same(found, weights)
-    assert watcher.figures[-1]["reward"] == undisturbed.figures[-1]["reward"]
+    assert callbacks.figures[-1]["reward"] == undisturbed.figures[-1]["reward"]
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "torn/model.safetensors").read_bytes()
     start = open_base(str(tiny_model_dir)).language
     moved = load_model(str(tmp_path / "whole"), device="cpu").language.state_dict()
@@ -227,20 +227,20 @@ def test_recomputing_and_smaller_batches_change_nothing_but_rounding(
 def test_the_switched_cycles_train_their_kind_of_token(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
     """In edit mode there is no text to train: such an iteration leaves the weights as they are."""
     more = {"train_text_tokens_only": True, "text_only_cycle_steps": 2, "text_only_steps": 1, "validation": []}
-    watcher, _ = train(settings(tiny_model_dir, store, tmp_path / "run", **more))
-    assert ["grad_norm" in figures for figures in watcher.figures] == [False, True, False, True]
+    callbacks, _ = train(settings(tiny_model_dir, store, tmp_path / "run", **more))
+    assert ["grad_norm" in figures for figures in callbacks.figures] == [False, True, False, True]
 
 
 def test_as_published_thinking_that_leaves_no_room_gives_no_picture(
     tiny_model_dir: Path, store: Path, tmp_path: Path
 ) -> None:
     more = {"assistant_prefill": "reasoning", "overlong": "zero", "log_episodes_every_n_iterations": 1}
-    watcher, _ = train(settings(tiny_model_dir, store, tmp_path / "run", num_iterations=3, validation=[], **more))
+    callbacks, _ = train(settings(tiny_model_dir, store, tmp_path / "run", num_iterations=3, validation=[], **more))
     layout = open_base(str(tiny_model_dir)).layout
     drawn = 0
-    for group in watcher.groups:
+    for group in callbacks.groups:
         rollout = group.rollout
-        for completion, answer, score in zip(rollout.completions, rollout.answers, group.scores, strict=True):
+        for completion, answer, score in zip(rollout.completions, rollout.parsed, group.scores, strict=True):
             assert len(completion.ids) <= 64
             assert completion.ids[-1] == layout.vocabulary.eos
             if answer.codes is None:
@@ -266,10 +266,10 @@ def test_a_judge_that_is_down_pauses_the_run(tiny_model_dir: Path, store: Path, 
         return brightness(edits)
 
     config = settings(tiny_model_dir, store, tmp_path / "run")
-    watcher, weights = train(config, judge)
+    callbacks, weights = train(config, judge)
     _, healthy = train(settings(tiny_model_dir, store, tmp_path / "healthy"))
     assert same(weights, healthy)
-    assert [iteration for iteration, _ in watcher.waits] == [2]
+    assert [iteration for iteration, _ in callbacks.waits] == [2]
 
 
 def test_a_run_that_is_killed_while_a_validation_waits_validates_after_all(
@@ -290,9 +290,9 @@ def test_a_run_that_is_killed_while_a_validation_waits_validates_after_all(
         train(config, judge)
     assert not is_logged(log, 0, "validation_missing")
     judge_is_down = False
-    watcher, _ = train(config, judge)
-    assert len(watcher.validations) == 2
-    write_line(log, 1, {"validation_missing": 0.0})
+    callbacks, _ = train(config, judge)
+    assert len(callbacks.validations) == 2
+    log_metrics(log, 1, {"validation_missing": 0.0})
     assert is_logged(log, 1, "validation_missing")
     assert not is_logged(log, 1, "reward")
 
@@ -312,9 +312,9 @@ def test_missing_rewards_leave_the_group(tiny_model_dir: Path, store: Path, tmp_
         return [Score(None, reason="unreadable") if i % 3 == 0 else score for i, score in enumerate(brightness(edits))]
 
     more = {"log_episodes_every_n_iterations": 1, "num_iterations": 1, "validation": []}
-    watcher, _ = train(settings(tiny_model_dir, store, tmp_path / "run", **more), judge)
-    assert watcher.figures[0]["missing_rewards"] == pytest.approx(1 / 3)
-    for group in watcher.groups:
+    callbacks, _ = train(settings(tiny_model_dir, store, tmp_path / "run", **more), judge)
+    assert callbacks.figures[0]["missing_rewards"] == pytest.approx(1 / 3)
+    for group in callbacks.groups:
         missing = [score.value is None for score in group.scores]
         assert np.isnan(group.advantages).tolist() == missing
         assert np.nanmean(group.advantages) == pytest.approx(0, abs=1e-9)
@@ -324,9 +324,9 @@ def test_no_reward_at_all_changes_nothing(tiny_model_dir: Path, store: Path, tmp
     def nothing(edits: Sequence[Edit]) -> list[Score]:
         return [Score(None, reason="none") for _ in edits]
 
-    watcher, _ = train(settings(tiny_model_dir, store, tmp_path / "run", num_iterations=2), nothing)
-    assert all("grad_norm" not in figures and "reward" not in figures for figures in watcher.figures)
-    assert json.dumps(watcher.figures, allow_nan=False)
+    callbacks, _ = train(settings(tiny_model_dir, store, tmp_path / "run", num_iterations=2), nothing)
+    assert all("grad_norm" not in figures and "reward" not in figures for figures in callbacks.figures)
+    assert json.dumps(callbacks.figures, allow_nan=False)
 
 
 def test_old_checkpoints_keep_their_model_alone(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
@@ -349,11 +349,11 @@ def test_a_run_goes_on_only_in_the_way_it_was_begun(tiny_model_dir: Path, store:
 def test_what_does_not_fit_is_said_before_anything_is_loaded(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
     layout = open_base(str(tiny_model_dir)).layout
     with pytest.raises(UsageError, match="a picture of these data takes"):
-        load_prompts(settings(tiny_model_dir, store, tmp_path, max_response_tokens=5), layout, 128)
+        load_data(settings(tiny_model_dir, store, tmp_path, max_response_tokens=5), layout, 128)
     with pytest.raises(InputError, match="no prompt with its picture fits into 20 tokens"):
-        load_prompts(settings(tiny_model_dir, store, tmp_path, model_context_size=20), layout, 128)
-    some = load_prompts(settings(tiny_model_dir, store, tmp_path, model_context_size=50), layout, 128)
+        load_data(settings(tiny_model_dir, store, tmp_path, model_context_size=20), layout, 128)
+    some = load_data(settings(tiny_model_dir, store, tmp_path, model_context_size=50), layout, 128)
     assert 0 < some.skipped < 12
     assert len(some.prompts) == 12 - some.skipped
     with pytest.raises(UsageError, match="2 coefficients for 1 data sets"):
-        load_prompts(settings(tiny_model_dir, store, tmp_path, coefficients=[1, 2]), layout, 128)
+        load_data(settings(tiny_model_dir, store, tmp_path, coefficients=[1, 2]), layout, 128)

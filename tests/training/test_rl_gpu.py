@@ -11,7 +11,7 @@ import pytest
 import torch
 from trainings import options, write_pairs
 
-from earl_cli.training.rl.policy import fused, products
+from earl_cli.training.rl.policy import fused_attention, matmul_attention
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 SMALL = {"episodes_per_iteration": 16, "generations_per_sample": 4, "learning_rate": 1e-3, "max_response_tokens": 64}
@@ -54,7 +54,7 @@ def test_fused_attention_and_its_way_back(dtype: torch.dtype) -> None:
     exact = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
     fast = [each.detach().to("cuda", dtype).requires_grad_() for each in exact]
     results = []
-    for attend, (query, key, value, *prompt) in ((products, exact), (fused, fast)):
+    for attend, (query, key, value, *prompt) in ((matmul_attention, exact), (fused_attention, fast)):
         mixed = attend(query, key, value, (prompt[0], prompt[1]))
         mixed.float().square().sum().backward()
         results.append(mixed.float().cpu())

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from earl_cli.config.rl import RlConfig
-from earl_cli.training.rl.loss import Objective, advantages, has_signal, k3, token_losses, trained_kind
+from earl_cli.training.rl.loss import Objective, group_advantages, has_signal, k3, token_losses, trained_kind
 
 rewards_of_a_group = st.lists(st.floats(0, 10), min_size=1, max_size=8)
 
@@ -25,22 +25,22 @@ def test_advantages(rewards: list[float], over_std: bool) -> None:
     mean = sum(rewards) / len(rewards)
     std = math.sqrt(sum((each - mean) ** 2 for each in rewards) / len(rewards))
     expected = [(each - mean) / ((std + 1e-4) if over_std else 1) for each in rewards]
-    found = advantages(torch.tensor(rewards), over_std=over_std).tolist()
+    found = group_advantages(torch.tensor(rewards), over_std=over_std).tolist()
     assert found == pytest.approx(expected, abs=1e-3)
 
 
 @given(rewards_of_a_group, st.integers(0, 8))
 def test_a_missing_reward_changes_nothing_for_the_others(rewards: list[float], place: int) -> None:
     gaps = [*rewards[:place], math.nan, *rewards[place:]]
-    found = advantages(double(gaps))
-    there = advantages(double(rewards))
+    found = group_advantages(double(gaps))
+    there = group_advantages(double(rewards))
     assert torch.equal(found[~found.isnan()], there)
     assert int(found.isnan().sum()) == 1
     assert has_signal(double(gaps)) == has_signal(double(rewards)) == (len(set(rewards)) > 1)
 
 
 def test_no_reward_at_all_is_no_signal() -> None:
-    assert advantages(torch.tensor([math.nan, math.nan])).isnan().all()
+    assert group_advantages(torch.tensor([math.nan, math.nan])).isnan().all()
     assert not has_signal(torch.tensor([math.nan, math.nan]))
     assert not has_signal(torch.tensor([math.nan, 3.0]))
 
@@ -144,7 +144,7 @@ def test_a_table_of_probabilities_reaches_its_optimum(kl: float) -> None:
     for _ in range(600):
         drawn = torch.multinomial(logits.detach().softmax(0), 512, replacement=True)
         logprobs = logits.log_softmax(0)[drawn]
-        advantage = advantages(rewards[drawn], over_std=False).float()
+        advantage = group_advantages(rewards[drawn], over_std=False).float()
         losses = token_losses(objective, logprobs, advantage, reference=reference[drawn])
         optimizer.zero_grad()
         losses.mean().backward()

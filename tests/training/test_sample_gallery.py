@@ -18,7 +18,7 @@ from earl_cli.data.batches import ExampleData, load_rows
 from earl_cli.generation.engine import SamplingParams
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.models.vision import decode, images_of
-from earl_cli.training.sft.run import draw_gallery
+from earl_cli.training.sft.run import write_gallery
 
 
 class Page(HTMLParser):
@@ -54,7 +54,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw(model: EarlModel, data: ExampleData, count: int, path: Path) -> Page:
-    draw_gallery(model.language, model.vision, model.layout, data, count, SamplingParams(), path, "my <run>, step 7")
+    write_gallery(model.language, model.vision, model.layout, data, count, SamplingParams(), path, "my <run>, step 7")
     return Page(path)
 
 

@@ -20,10 +20,10 @@ from earl_cli.data.batches import load_rows
 from earl_cli.data.store import Manifest, TokenizedPair, create_or_resume, write_shard
 from earl_cli.errors import EarlError, InputError
 from earl_cli.models.bundle import load_model, open_base, save_trained
-from earl_cli.training.common.checkpoints import CHECKPOINTS, VALIDATION, newest
-from earl_cli.training.common.stopping import Stopped
+from earl_cli.training.common.checkpoints import CHECKPOINTS, VALIDATION, latest
+from earl_cli.training.common.stopping import TrainingStopped
 from earl_cli.training.common.trackers import LOG
-from earl_cli.training.sft.model import load_trainee
+from earl_cli.training.sft.model import load_trainable
 from earl_cli.training.sft.run import SftResult, fine_tune, load_data
 from earl_cli.training.sft.trainer import SftTrainer
 
@@ -71,7 +71,7 @@ def train(model: Path, settings: SftConfig, stop_at: int | None = None) -> tuple
 
     base = open_base(str(model))
     data = load_data(settings, base.layout, 4096)
-    language, _ = load_trainee(base, settings, 100)
+    language, _ = load_trainable(base, settings, 100)
     settings.output.mkdir(parents=True, exist_ok=True)
     try:
         result = fine_tune(settings, language, base, data, on_step)
@@ -152,12 +152,12 @@ def test_a_validation_that_a_signal_breaks_off_is_made_up_for(
             os.kill(os.getpid(), signal.SIGINT)
         return predict(self, *args, **kwargs)
 
-    with monkeypatch.context() as patched, pytest.raises(Stopped) as stopped, heard(signal.SIGINT):
+    with monkeypatch.context() as patched, pytest.raises(TrainingStopped) as stopped, heard(signal.SIGINT):
         patched.setattr(SftTrainer, "prediction_step", interrupted)
         train(tiny_model_dir, config(store, tmp_path / "torn", **values))
     assert (stopped.value.done, stopped.value.code) == (step, 130)
     checkpoint = tmp_path / "torn" / CHECKPOINTS / f"checkpoint-{step}"
-    assert newest(tmp_path / "torn" / CHECKPOINTS) == checkpoint
+    assert latest(tmp_path / "torn" / CHECKPOINTS) == checkpoint
     assert not (checkpoint / VALIDATION).exists()
     result, resumed = train(tiny_model_dir, config(store, tmp_path / "torn", **values))
     assert result.resumed_from == step

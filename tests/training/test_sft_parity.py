@@ -14,7 +14,7 @@ from earl_cli.config.loader import load_config
 from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import collate
 from earl_cli.models.bundle import open_base
-from earl_cli.training.sft.model import TrainedEmu3, load_trainee
+from earl_cli.training.sft.model import TrainedEmu3, load_trainable
 from earl_cli.training.sft.run import SftData, fine_tune, load_data
 
 STEPS = 12
@@ -32,7 +32,7 @@ def ours(model: Path, store: Path, output: Path, **values: object) -> tuple[dict
     config = load_config(SftConfig, None, given={"data": [store], "output": output, **SETTINGS, **values})
     base = open_base(str(model))
     data = load_data(config, base.layout, 4096)
-    language, _ = load_trainee(base, config, 100)
+    language, _ = load_trainable(base, config, 100)
     output.mkdir()
     fine_tune(config, language, base, data, lambda *_: None)
     return weights(language), data, config
@@ -103,9 +103,9 @@ def test_dropout_is_on_attention_residuals_and_embeddings_and_only_in_training(
 ) -> None:
     given = {"data": [store], "output": tmp_path / "out", **SETTINGS, "dropout": 0.5}
     base = open_base(str(tiny_model_dir))
-    language, _ = load_trainee(base, load_config(SftConfig, None, given=given), 100)
+    language, _ = load_trainable(base, load_config(SftConfig, None, given=given), 100)
     assert isinstance(language, TrainedEmu3)
-    language.lose_over(((0, base.layout.vocabulary.size),))
+    language.set_loss_ranges(((0, base.layout.vocabulary.size),))
     ids = torch.randint(0, 600, (2, 30), generator=torch.Generator().manual_seed(0))
 
     def loss(seed: int) -> float:
@@ -123,7 +123,7 @@ def test_dropout_is_on_attention_residuals_and_embeddings_and_only_in_training(
     language.model.layers[0].self_attn.attention_dropout = 0.0
     language.model.layers[0].dropout.p = 0.5
     assert loss(0) != loss(1)
-    language.drop_out(0.5)
+    language.set_dropout(0.5)
     language.eval()
     assert loss(0) == loss(1)
     assert language.config.attention_dropout == 0

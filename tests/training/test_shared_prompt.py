@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
-from earl_cli.training.rl.policy import PromptGroup, completion_states, fused, products, token_entropies, token_logprobs
+from earl_cli.training.rl.policy import (
+    PromptGroup,
+    completion_states,
+    fused_attention,
+    matmul_attention,
+    token_entropies,
+    token_logprobs,
+)
 
 VOCABULARY = 60
 
@@ -83,7 +90,9 @@ def test_both_kinds_of_attention_agree(shared: int) -> None:
     key, value = torch.randn(2, 3, 5, 2, 8, generator=generator)
     given = torch.randn(2, shared, 2, 8, generator=generator)
     for prompt in [(given[0], given[1])] if shared else [None, (given[0], given[1])]:
-        torch.testing.assert_close(fused(query, key, value, prompt), products(query, key, value, prompt))
+        torch.testing.assert_close(
+            fused_attention(query, key, value, prompt), matmul_attention(query, key, value, prompt)
+        )
 
 
 PARTS = ((0, 20), (20, VOCABULARY))
@@ -95,7 +104,7 @@ PARTS = ((0, 20), (20, VOCABULARY))
 def test_logprobs_and_entropies_against_softmax_in_float64(
     parts: tuple[tuple[int, int], ...], temperature: float, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("earl_cli.training.rl.policy.LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr("earl_cli.training.rl.policy.MAX_LOGITS", at_once)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(17, 8, generator=generator, requires_grad=True)
     head = torch.randn(VOCABULARY, 8, generator=generator, requires_grad=True)

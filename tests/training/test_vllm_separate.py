@@ -30,8 +30,8 @@ from earl_cli.generation.vllm.watchdog import EngineError
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.tokens.layout import Grid
 from earl_cli.training.rl.policy import Policy, SampledGroup, pack
-from earl_cli.training.rl.rollout_engines import check_gpus
-from earl_cli.training.sft.loss import separate_heads
+from earl_cli.training.rl.rollout_engines import check_engine_gpus
+from earl_cli.training.sft.loss import separate_vocabularies
 
 need_vllm()
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -82,7 +82,7 @@ def assert_logprobs(
     language: torch.nn.Module, model: EarlModel, drawn: Sequence[Sequence[Completion]], asked: Sequence[SamplingRequest]
 ) -> None:
     """The engine's are those that training computes."""
-    policy = Policy(language, separate_heads(model.layout.vocabulary), 1.0)
+    policy = Policy(language, separate_vocabularies(model.layout.vocabulary), 1.0)
     for request, group in zip(asked, drawn, strict=True):
         sampled = SampledGroup(np.array(request.prompt), tuple(e.ids for e in group), tuple(e.sampled for e in group))
         batch = pack([sampled], torch.device("cpu"))
@@ -261,18 +261,18 @@ def test_gpus_of_the_engine_are_checked(monkeypatch: pytest.MonkeyPatch) -> None
     for values in ({"engine_gpus": (1,)}, {"engine_place": "separate", "engine": "transformers"}):
         with pytest.raises(ValidationError, match="engine_"):
             config(**values)
-    check_gpus(config(engine_place="separate", device="cpu"))
+    check_engine_gpus(config(engine_place="separate", device="cpu"))
     with pytest.raises(UsageError, match="the engine can't be on GPUs"):
-        check_gpus(config(engine_place="separate", device="cpu", engine_gpus=(1,)))
+        check_engine_gpus(config(engine_place="separate", device="cpu", engine_gpus=(1,)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    check_gpus(config(engine_place="separate", device="cuda:0", engine_gpus=(1, 2)))
+    check_engine_gpus(config(engine_place="separate", device="cuda:0", engine_gpus=(1, 2)))
     with pytest.raises(UsageError, match="nothing is trained on"):
-        check_gpus(config(engine_place="separate", device="cuda:0"))
+        check_engine_gpus(config(engine_place="separate", device="cuda:0"))
     with pytest.raises(DeviceError, match="only 3 CUDA devices"):
-        check_gpus(config(engine_place="separate", device="cuda:0", engine_gpus=(3,)))
+        check_engine_gpus(config(engine_place="separate", device="cuda:0", engine_gpus=(3,)))
     with pytest.raises(UsageError, match="cuda:1 is trained on"):
-        check_gpus(config(engine_place="separate", device="cuda:1", engine_gpus=(1,)))
+        check_engine_gpus(config(engine_place="separate", device="cuda:1", engine_gpus=(1,)))
 
 
 @pytest.mark.gpu

@@ -39,68 +39,68 @@ from earl_cli.rewards.reward import Edit, Reward, Score
 from earl_cli.training.common.checkpoints import (
     CHECKPOINTS,
     TRAINING,
-    beginning,
     best,
-    check_beginning,
-    check_free,
+    changed_data,
+    check_origin,
+    check_unlocked,
+    checkpoint_number,
     is_better,
-    note_beginning,
-    number_of,
-    other_data,
-    written,
+    run_origin,
+    write_origin,
+    writing,
 )
 from earl_cli.training.common.distributed import (
-    adopt_slurm,
-    by_first,
-    first_speaks,
-    gathered,
-    join,
-    quiet_libraries,
+    all_gather,
+    init_processes,
+    on_rank_zero,
     rank,
-    stand_alone,
+    read_slurm_environment,
+    report_once,
+    set_single_process_environment,
+    silence_libraries,
     uses_cpu,
     world_size,
 )
-from earl_cli.training.common.memory import check_room, rl_disk, rl_memory
-from earl_cli.training.common.stopping import Stopping
-from earl_cli.training.common.trackers import LOG, is_logged, peak_memory, start_trackers, write_line
+from earl_cli.training.common.memory import check_disk_space, rl_disk, rl_memory
+from earl_cli.training.common.stopping import StopSignal
+from earl_cli.training.common.trackers import LOG, is_logged, log_metrics, peak_memory, start_trackers
 from earl_cli.training.optimizer_backends import Learner, make_learner
-from earl_cli.training.rl.rollout_log import write_episodes, write_gallery
-from earl_cli.training.rl.rollouts import ScoredGroup, lengths
+from earl_cli.training.rl.rollout_log import write_gallery, write_rollouts
+from earl_cli.training.rl.rollouts import ScoredGroup, sequence_lengths
 from earl_cli.training.rl.setup import (
     GOAL,
     MODEL,
+    AdapterFreeReference,
     RlData,
     RlRun,
-    WithoutAdapters,
-    check_way,
+    check_resumable,
+    load_data,
     load_policy,
-    load_prompts,
     make_engine,
-    place_policy,
+    plan_device,
     resume,
-    sampler_memory_of,
+    sampler_memory,
     save_checkpoint,
     save_model,
 )
-from earl_cli.training.rl.trainer import reinforce
+from earl_cli.training.rl.trainer import train_policy
 
 EPISODES, GALLERIES, CACHE = "episodes", "galleries", "judge.sqlite"
-COLLECTIVE_PATIENCE = 7200.0
+COLLECTIVE_TIMEOUT = 7200.0
 """Seconds that a process waits for the others, of which one may sample or ask the judge for long."""
 
 
 def show_plan(resolved: Resolved[RlConfig]) -> None:
     """Everything that can be known of a run without its weights, and then what the run would refuse."""
     config = resolved.config
-    adopt_slurm()
+    read_slurm_environment()
     console.quiet |= rank() > 0
     problem = problem_of(lambda: _check_before(config))
     base = _base(config)
-    data = load_prompts(config, base.layout, positions(base))
+    data = load_data(config, base.layout, positions(base))
     processes = config.processes or world_size()
     problem = problem or problem_of(lambda: _check(config, base, data))
-    problem = problem or problem_of(lambda: check_free(config.folder / CHECKPOINTS))
+    problem = problem or problem_of(lambda: check_unlocked(config.folder / CHECKPOINTS))
     values = show_config(resolved)
     sets = [
         {"data": name, "rows": size, "coefficient": round(coefficient, 4), "rows_in_the_mixture": count}
@@ -116,7 +116,7 @@ def show_plan(resolved: Resolved[RlConfig]) -> None:
         f"{config.num_iterations * prompts / len(data.prompts):.3g} times each of {len(data.prompts)} prompts"
     )
     memory = rl_memory(config, base, processes, _longest(config, data))
-    parts = show_memory(memory, base, processes, sampler_memory_of(config, base))
+    parts = show_memory(memory, base, processes, sampler_memory(config, base))
     disk = show_disk(rl_disk(config, base))
     _warn(resolved, data)
     plan = {
@@ -126,7 +126,7 @@ def show_plan(resolved: Resolved[RlConfig]) -> None:
         "data": sets,
         "skipped": data.skipped,
         "prompts": len(data.prompts),
-        "validation_rows": len(data.validation),
+        "validation_rows": len(data.validation_prompts),
         "iterations": config.num_iterations,
         "memory": parts,
         "disk": disk,
@@ -144,14 +144,14 @@ def _check_before(config: RlConfig) -> None:
 def _check(config: RlConfig, base: Base, data: RlData) -> None:
     """Raises for what can be known before any weight is read."""
     reward_of(config, config.folder / CACHE)
-    check_beginning(config.folder, _beginning(config))
-    check_way(config)
-    place_policy(base, config, _longest(config, data))
-    check_room(config.folder, rl_disk(config, base))
+    check_origin(config.folder, _beginning(config))
+    check_resumable(config)
+    plan_device(base, config, _longest(config, data))
+    check_disk_space(config.folder, rl_disk(config, base))
 
 
 def _beginning(config: RlConfig) -> dict[str, Any]:
-    return beginning("rl", config.model_path, read_paths(config.train_paths_file) or config.data)
+    return run_origin("rl", config.model_path, read_paths(config.train_paths_file) or config.data)
 
 
 def _warn(resolved: Resolved[RlConfig], data: RlData) -> None:
@@ -159,9 +159,9 @@ def _warn(resolved: Resolved[RlConfig], data: RlData) -> None:
     config = resolved.config
     if data.skipped:
         console.warn(f"{data.skipped} prompts have too many tokens and are left out")
-    if data.unheld:
-        console.warn(f"{data.unheld} validation prompts have too many tokens and are left out")
-    other = other_data(config.folder, _beginning(config))
+    if data.validation_skipped:
+        console.warn(f"{data.validation_skipped} validation prompts have too many tokens and are left out")
+    other = changed_data(config.folder, _beginning(config))
     for text in (*config.remarks(resolved.origins), *([other] if other else [])):
         console.warn(text)
 
@@ -169,14 +169,14 @@ def _warn(resolved: Resolved[RlConfig], data: RlData) -> None:
 def train(resolved: Resolved[RlConfig]) -> None:
     """Train, and write the model."""
     config = resolved.config
-    adopt_slurm()
+    read_slurm_environment()
     if config.sharding != "none":
-        stand_alone()
+        set_single_process_environment()
     console.quiet |= rank() > 0  # of several processes the first speaks
-    with first_speaks():
+    with report_once():
         _check_before(config)
         base = _base(config)
-        data = load_prompts(config, base.layout, positions(base))
+        data = load_data(config, base.layout, positions(base))
         _check(config, base, data)
         _warn(resolved, data)
         reward = reward_of(config, config.folder / CACHE)
@@ -185,8 +185,8 @@ def train(resolved: Resolved[RlConfig]) -> None:
 
 
 def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
-    quiet_libraries(uses_cpu(config))
-    join(cpu=uses_cpu(config), patience=COLLECTIVE_PATIENCE + (config.judge_patience or 0))
+    silence_libraries(uses_cpu(config))
+    init_processes(cpu=uses_cpu(config), timeout=COLLECTIVE_TIMEOUT + (config.judge_patience or 0))
     policy, reference, place = load_policy(base, config, _longest(config, data))
     console.note(f"{place} · disk: {rl_disk(config, base)}")
     vision = load_vision_of(config.model_path, device=config.device, revision=config.model_revision).model
@@ -195,10 +195,10 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
         for left in filter(is_aside, config.folder.rglob("*")):  # by a process that was killed
             left.unlink()
         cut_torn_line(config.folder / LOG)
-        note_beginning(config.folder, _beginning(config))
+        write_origin(config.folder, _beginning(config))
     start = resume(config, learner)
-    without = WithoutAdapters(learner) if policy.adapted and config.kl_coeff else None
-    stopping = Stopping()
+    without = AdapterFreeReference(learner) if policy.adapted and config.kl_coeff else None
+    stop_signal = StopSignal()
     with (
         stopped("iteration", config.folder),
         redirect_stdout(sys.stderr),
@@ -206,35 +206,35 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
         dashboard(f"improving {config.folder.name}", FIGURES, unit="iterations") as board,
     ):
         board.update(start, config.num_iterations, {}, "starting")
-        noted, watcher = _Noted(reward), _Watcher(config, base, learner, data, vision, board, start)
+        noted, callbacks = _Noted(reward), _Callbacks(config, base, learner, data, vision, board, start)
         run = RlRun(
             config=config,
             layout=base.layout,
             rows=data.rows,
             prompts=data.prompts,
-            held=data.held,
-            validation=data.validation,
+            validation_data=data.validation_data,
+            validation_prompts=data.validation_prompts,
             vision=vision,
             learner=learner,
             reference=without or reference,
             reward=noted,
             engine=engine,
-            watcher=watcher,
-            stopping=stopping,
+            callbacks=callbacks,
+            stop_signal=stop_signal,
         )
-        done = any(gathered(is_logged(config.folder / LOG, start, "validation_missing")))  # or killed before it was
-        with stopping.listening("as soon as this iteration's weights are whole"):
-            reinforce(run, start, validated=done)
-        with written("the model", config.folder):
+        done = any(all_gather(is_logged(config.folder / LOG, start, "validation_missing")))  # or killed before it was
+        with stop_signal.handling("as soon as this iteration's weights are whole"):
+            train_policy(run, start, validated=done)
+        with writing("the model", config.folder):
             save_model(config, base, learner, config.folder)
-    failure = _nothing_learned(watcher, noted) if start < config.num_iterations else None
+    failure = _nothing_learned(callbacks, noted) if start < config.num_iterations else None
     if rank() > 0:
         if failure:
             raise typer.Exit(failure.exit_code)
         return
     resumed = f", resumed from iteration {start}" if start else ""
     first = best(config.folder / CHECKPOINTS, GOAL)
-    best_of = (number_of(first[0]) + 1, first[1]) if first else None
+    best_of = (checkpoint_number(first[0]) + 1, first[1]) if first else None
     console.say(f"{config.num_iterations} iterations{resumed}; {ending(config.folder, 'iteration', best_of)}")
     document = {
         "model": str(config.folder),
@@ -260,13 +260,13 @@ class _Noted:
         return scores
 
 
-def _nothing_learned(watcher: _Watcher, reward: _Noted) -> EarlError | None:
+def _nothing_learned(callbacks: _Callbacks, reward: _Noted) -> EarlError | None:
     """What to say of a run in which no edit got a reward; None if one did. Warns where none was better than another."""
-    if not watcher.had_reward:
+    if not callbacks.had_reward:
         why = f": {' '.join(reward.why.split())}" if reward.why else ""
         hint = "the model is what it was; earl judge score tries a reward on one edit"
         return EarlError(f"nothing was learned, since no edit got a reward{why}", where="reward", hint=hint)
-    if not watcher.had_signal:
+    if not callbacks.had_signal:
         console.warn("all edits of a prompt always got the same reward, so none was learned from")
     return None
 
@@ -274,10 +274,10 @@ def _nothing_learned(watcher: _Watcher, reward: _Noted) -> EarlError | None:
 def _check_engine(config: RlConfig) -> None:
     """What of the engine can be known before anything is loaded."""
     if config.engine_place == "separate":
-        from earl_cli.training.rl.rollout_engines import check_gpus
+        from earl_cli.training.rl.rollout_engines import check_engine_gpus
 
         need_vllm()
-        check_gpus(config)
+        check_engine_gpus(config)
     elif config.engine == "vllm":
         need_vllm()
     elif config.engine == "transformers" and config.engine_args:
@@ -296,14 +296,14 @@ def _engine(
         with closing(SeparateSampler(config, base, data, learner, device)) as sampler:
             yield sampler
     elif takes_vllm(config.engine, config.device, lambda: base.parameters):
-        from earl_cli.training.rl.rollout_engines import VllmSampler
+        from earl_cli.training.rl.rollout_engines import ColocatedSampler
 
-        yield VllmSampler(config, base, data, learner, device)
+        yield ColocatedSampler(config, base, data, learner, device)
     else:
         yield partial(make_engine, config, base.layout, data)
 
 
-class _Watcher:
+class _Callbacks:
     """Shows the run, logs it, and writes its checkpoints, episodes and galleries."""
 
     def __init__(
@@ -327,16 +327,17 @@ class _Watcher:
         self.had_signal |= figures["no_signal"] < 1
         self._log(step, {**figures, **self._memory()})
         if rank() == 0 and groups:
-            write_episodes(self.folder / EPISODES / f"step-{step:06d}.parquet", step, self.data.rows, groups)
+            write_rollouts(self.folder / EPISODES / f"step-{step:06d}.parquet", step, self.data.rows, groups)
             self._draw(f"step-{step:06d}", f"iteration {step}", self.data.rows, groups)
 
     def validation(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
-        if rank() == 0 and self.data.held is not None:
-            self._draw(f"validation-{step:06d}", f"validation after {step} iterations", self.data.held, groups)
+        if rank() == 0 and self.data.validation_data is not None:
+            title = f"validation after {step} iterations"
+            self._draw(f"validation-{step:06d}", title, self.data.validation_data, groups)
         self._log(step, figures)  # last: what is logged isn't done again when the run goes on
 
     def is_best(self, validation: float) -> bool:
-        return by_first(lambda: is_better(validation, self.folder / CHECKPOINTS, GOAL))
+        return on_rank_zero(lambda: is_better(validation, self.folder / CHECKPOINTS, GOAL))
 
     def checkpoint(self, iteration: int, validation: float | None) -> None:
         checkpoint = save_checkpoint(self.config, self.base, self.learner, iteration, validation)
@@ -358,7 +359,7 @@ class _Watcher:
     def _log(self, step: int, figures: Mapping[str, float]) -> None:
         if rank() > 0:
             return
-        write_line(self.folder / LOG, step, figures)
+        log_metrics(self.folder / LOG, step, figures)
         for track in self.trackers:
             track(step, figures)
         self.board.update(step, self.config.num_iterations, figures)
@@ -424,7 +425,7 @@ def _check_shares(config: RlConfig, processes: int) -> None:
 
 
 def _longest(config: RlConfig, data: RlData) -> int:
-    return int(lengths(data.rows, config.mode)[data.prompts].max())
+    return int(sequence_lengths(data.rows, config.mode)[data.prompts].max())
 
 
 def _base(config: RlConfig) -> Base:

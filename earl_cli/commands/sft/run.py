@@ -29,18 +29,25 @@ from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.training.common.checkpoints import (
     CHECKPOINTS,
     TRAINING,
-    beginning,
-    check_beginning,
-    check_free,
-    check_way,
-    note_beginning,
-    other_data,
-    written,
+    changed_data,
+    check_origin,
+    check_resumable,
+    check_unlocked,
+    run_origin,
+    write_origin,
+    writing,
 )
-from earl_cli.training.common.distributed import adopt_slurm, first_speaks, rank, stand_alone, uses_bfloat16, world_size
-from earl_cli.training.common.memory import Disk, ModelShape, check_room, estimate, sft_disk
-from earl_cli.training.sft.model import load_trainee, place_trainee, save_trainee
-from earl_cli.training.sft.run import SftData, draw_gallery, fine_tune, load_data, steps_of
+from earl_cli.training.common.distributed import (
+    rank,
+    read_slurm_environment,
+    report_once,
+    set_single_process_environment,
+    uses_bfloat16,
+    world_size,
+)
+from earl_cli.training.common.memory import Disk, ModelShape, check_disk_space, estimate, sft_disk
+from earl_cli.training.sft.model import load_trainable, plan_device, save_model
+from earl_cli.training.sft.run import SftData, fine_tune, load_data, optimizer_steps, write_gallery
 
 GALLERIES = "validation"
 
@@ -48,15 +55,15 @@ GALLERIES = "validation"
 def show_plan(resolved: Resolved[SftConfig]) -> None:
     """Everything that can be known of a run without its weights, and then what the run would refuse."""
     config = resolved.config
-    adopt_slurm()
+    read_slurm_environment()
     console.quiet |= rank() > 0
     problem = problem_of(lambda: _check_before(config))
     base = open_base(config.model)
     data = load_data(config, base.layout, positions(base))
     processes = config.processes or world_size()
-    steps = steps_of(config, len(data.train), processes)
+    steps = optimizer_steps(config, len(data.train), processes)
     problem = problem or problem_of(lambda: _check(config, base, data))
-    problem = problem or problem_of(lambda: check_free(config.output / CHECKPOINTS))
+    problem = problem or problem_of(lambda: check_unlocked(config.output / CHECKPOINTS))
     values = show_config(resolved)
     rows = data.train.rows
     sets = [
@@ -107,10 +114,10 @@ def _check_before(config: SftConfig) -> None:
 
 def _check(config: SftConfig, base: Base, data: SftData) -> None:
     """Raises for what can be known before any weight is read."""
-    check_beginning(config.output, beginning("sft", config.model, config.data))
-    check_way(config, world_size())
-    place_trainee(base, config, _longest(data))
-    check_room(config.output, sft_disk(config, base, steps_of(config, len(data.train), world_size())))
+    check_origin(config.output, run_origin("sft", config.model, config.data))
+    check_resumable(config, world_size())
+    plan_device(base, config, _longest(data))
+    check_disk_space(config.output, sft_disk(config, base, optimizer_steps(config, len(data.train), world_size())))
 
 
 def _longest(data: SftData) -> int:
@@ -127,9 +134,9 @@ def _warn(resolved: Resolved[SftConfig], data: SftData, steps: int) -> None:
             f"{found.over} pairs have more than {found.limit} tokens, up to {found.longest}, and are trained on as "
             "they are; too_long=skip leaves them out, too_long=stop refuses them"
         )
-    if data.unheld:
-        console.warn(f"{data.unheld} validation pairs have too many tokens and are left out")
-    other = other_data(config.output, beginning("sft", config.model, config.data))
+    if data.validation_skipped:
+        console.warn(f"{data.validation_skipped} validation pairs have too many tokens and are left out")
+    other = changed_data(config.output, run_origin("sft", config.model, config.data))
     for text in (*config.remarks(steps, resolved.origins), *([other] if other else [])):
         console.warn(text)
 
@@ -137,16 +144,16 @@ def _warn(resolved: Resolved[SftConfig], data: SftData, steps: int) -> None:
 def train(resolved: Resolved[SftConfig]) -> None:
     """Train, and write the model."""
     config = resolved.config
-    adopt_slurm()
+    read_slurm_environment()
     if config.sharding != "none":
-        stand_alone()
+        set_single_process_environment()
     console.quiet |= rank() > 0  # of several processes the first speaks
-    with first_speaks():
+    with report_once():
         _check_before(config)
         base = open_base(config.model)
         data = load_data(config, base.layout, positions(base))
         _check(config, base, data)
-        steps = steps_of(config, len(data.train), world_size())
+        steps = optimizer_steps(config, len(data.train), world_size())
         _warn(resolved, data, steps)
         disk = sft_disk(config, base, steps)
         with alone_in(config.output / CHECKPOINTS, TRAINING) if rank() == 0 else nullcontext():
@@ -154,12 +161,12 @@ def train(resolved: Resolved[SftConfig]) -> None:
 
 
 def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
-    model, place = load_trainee(base, config, _longest(data))
+    model, place = load_trainable(base, config, _longest(data))
     console.note(f"{place} · disk: {disk}")
     if rank() == 0:
         for left in filter(is_aside, config.output.rglob("*")):  # by a process that was killed
             left.unlink()
-        note_beginning(config.output, beginning("sft", config.model, config.data))
+        write_origin(config.output, run_origin("sft", config.model, config.data))
     vision = load_vision_of(config.model, device=config.device) if _draws(config) else None
     sampling = SamplingParams(**dict(base.description.content.get("sampling") or {}))
 
@@ -176,13 +183,13 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
             path = config.output / GALLERIES / f"step-{step:06d}.html"
             if vision is not None and not (again and path.is_file()):
                 title = f"{config.output.name}, step {step}"
-                draw_gallery(model, vision.model, base.layout, held, config.gallery_rows, sampling, path, title)
+                write_gallery(model, vision.model, base.layout, held, config.gallery_rows, sampling, path, title)
 
         result = fine_tune(config, model, base, data, on_step, on_validation)
     if rank() > 0:
         return
-    with written("the model", config.output):
-        save_trainee(base, model, config.output, config.save_layout, result.weights)
+    with writing("the model", config.output):
+        save_model(base, model, config.output, config.save_layout, result.weights)
     resumed = f", resumed from step {result.resumed_from}" if result.resumed_from else ""
     loss = f", validation loss {result.validation_loss:.4f}" if result.validation_loss is not None else ""
     console.say(f"{result.steps} steps{resumed}{loss}; {ending(config.output, 'step', result.best)}")

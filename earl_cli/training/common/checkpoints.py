@@ -35,14 +35,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in _numbered(folder) if (path / MARK).is_file()]
 
 
-def check_free(folder: Path) -> None:
+def check_unlocked(folder: Path) -> None:
     """Raise OutputError as `alone_in`, without leaving anything behind where nobody has trained yet."""
     if (folder / LOCK).is_file():
         with alone_in(folder, TRAINING):
             pass
 
 
-def newest(folder: Path) -> Path | None:
+def latest(folder: Path) -> Path | None:
     """The checkpoint to go on from, if there is one."""
     whole = checkpoints(folder)
     return whole[-1] if whole else None
@@ -58,7 +58,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 @contextmanager
-def written(what: str, where: Path) -> Iterator[None]:
+def writing(what: str, where: Path) -> Iterator[None]:
     """Raise OutputError if the disk doesn't take ``what``; torch and safetensors have their own words for that."""
     from safetensors import SafetensorError
 
@@ -82,7 +82,7 @@ def written(what: str, where: Path) -> Iterator[None]:
 # -- the best ----------------------------------------------------------------------------------------------------------
 
 
-def note_validation(checkpoint: Path, value: float) -> None:
+def write_validation(checkpoint: Path, value: float) -> None:
     """Write down how good the model of a checkpoint is on the validation rows."""
     with whole_file(checkpoint / VALIDATION) as aside:
         aside.write_text(json.dumps({"value": value}), encoding="utf-8")
@@ -129,12 +129,12 @@ def link_best(output: Path, goal: Goal, model: str = "") -> tuple[Path, float] |
 # -- what goes ---------------------------------------------------------------------------------------------------------
 
 
-def drop_old(folder: Path, keep: int, goal: Goal, spared: Callable[[int], bool] | None = None) -> None:
+def remove_old(folder: Path, keep: int, goal: Goal, spared: Callable[[int], bool] | None = None) -> None:
     """Remove all but the newest ``keep`` whole checkpoints; of ``spared`` numbers and of the best the model stays."""
     first = best(folder, goal)
     chosen = first[0] if first else None
     for path in checkpoints(folder)[:-keep]:
-        stays = spared is not None and spared(number_of(path))
+        stays = spared is not None and spared(checkpoint_number(path))
         if stays or path == chosen:
             (path / MODEL_ONLY).write_text("" if stays else BEST, encoding="utf-8")
             _strip(path)
@@ -146,7 +146,7 @@ def drop_old(folder: Path, keep: int, goal: Goal, spared: Callable[[int], bool] 
             _remove(path)
 
 
-def drop_torn(folder: Path) -> None:
+def remove_incomplete(folder: Path) -> None:
     """Remove what an interruption left half-written or half-removed."""
     for _, path in _numbered(folder):
         if not (path / MARK).is_file():
@@ -162,7 +162,7 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for path in inside if (match := _NAME.fullmatch(path.name)))
 
 
-def number_of(checkpoint: Path) -> int:
+def checkpoint_number(checkpoint: Path) -> int:
     """The step after which a checkpoint was written, or the iteration, from 0."""
     match = _NAME.fullmatch(checkpoint.name)
     assert match is not None
@@ -186,24 +186,24 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-BEGUN = "begun.json"
+ORIGIN = "begun.json"
 ANOTHER = "choose another --output"
 
 
-def beginning(command: str, model: str | None, data: Sequence[Path]) -> dict[str, Any]:
+def run_origin(command: str, model: str | None, data: Sequence[Path]) -> dict[str, Any]:
     """What a run is begun with: the command, the model that it starts from, and the data."""
     start = "embedded" if model is None else str(Path(model).resolve()) if Path(model).is_dir() else model
     return {"command": command, "model": start, "data": [str(place.resolve()) for place in data]}
 
 
-def note_beginning(output: Path, now: dict[str, Any]) -> None:
+def write_origin(output: Path, now: dict[str, Any]) -> None:
     """Write that down where nothing is to be gone on from; what a run was begun with stays."""
-    if newest(output / CHECKPOINTS) is None or not (output / BEGUN).is_file():
-        with written("the run's beginning", output), whole_file(output / BEGUN) as aside:
+    if latest(output / CHECKPOINTS) is None or not (output / ORIGIN).is_file():
+        with writing("the run's beginning", output), whole_file(output / ORIGIN) as aside:
             aside.write_text(json.dumps(now, indent=2), encoding="utf-8")
 
 
-def check_beginning(output: Path, now: dict[str, Any]) -> None:
+def check_origin(output: Path, now: dict[str, Any]) -> None:
     """Raise UsageError if the folder holds a run of another command, or one that started from another model."""
     begun = _begun(output)
     if begun is None:
@@ -214,11 +214,11 @@ def check_beginning(output: Path, now: dict[str, Any]) -> None:
         raise UsageError(
             f"this folder holds a run that started from {begun['model']}, not from {now['model']}",
             where=str(output),
-            hint=f"{ANOTHER}; if that is the same model, moved, remove {BEGUN}",
+            hint=f"{ANOTHER}; if that is the same model, moved, remove {ORIGIN}",
         )
 
 
-def other_data(output: Path, now: dict[str, Any]) -> str | None:
+def changed_data(output: Path, now: dict[str, Any]) -> str | None:
     """What is to be said of a run that goes on with other data than it was begun with; None if there is nothing."""
     begun = _begun(output)
     if begun is None or begun.get("data", now["data"]) == now["data"]:
@@ -228,18 +228,18 @@ def other_data(output: Path, now: dict[str, Any]) -> str | None:
 
 def _begun(output: Path) -> dict[str, Any] | None:
     """What is known of the run in this folder; None if there is none to be gone on from."""
-    checkpoint = newest(output / CHECKPOINTS)
+    checkpoint = latest(output / CHECKPOINTS)
     if checkpoint is None:
         return None
     known: dict[str, Any] = {"command": "sft" if checkpoint.name.startswith("checkpoint-") else "rl"}
-    if (output / BEGUN).is_file():
-        known |= json.loads((output / BEGUN).read_text(encoding="utf-8"))
+    if (output / ORIGIN).is_file():
+        known |= json.loads((output / ORIGIN).read_text(encoding="utf-8"))
     return known
 
 
-def check_way(config: SftConfig, processes: int) -> None:
+def check_resumable(config: SftConfig, processes: int) -> None:
     """Raise UsageError if supervised training was begun in a way in which today's can't go on."""
-    checkpoint = newest(config.output / CHECKPOINTS)
+    checkpoint = latest(config.output / CHECKPOINTS)
     if checkpoint is None:
         return
     adapters = any(checkpoint.glob("**/adapter_model.safetensors"))

@@ -158,7 +158,7 @@ def _parts(log: Path) -> tuple[str, ...]:
 # -- smoothing ---------------------------------------------------------------------------------------------------------
 
 
-def window(count: int) -> int:
+def smoothing_window(count: int) -> int:
     """Over how many of ``count`` values to smooth if nobody says: a twentieth, which leaves the course of a run."""
     return max(1, round(count / 20))
 

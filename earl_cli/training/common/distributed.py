@@ -22,11 +22,11 @@ from earl_cli.errors import EarlError, MissingExtraError, UsageError
 
 SharedT = TypeVar("SharedT")
 Sharding = Literal["none", "zero2", "zero3", "zero3-offload"]
-PATIENCE = 10.0
+REPORT_DELAY = 10.0
 """Seconds that a failed process gives the first one to say the same."""
 
 
-def adopt_slurm() -> None:
+def read_slurm_environment() -> None:
     """Give a process that srun started what torchrun would have given it; does nothing elsewhere."""
     environment = os.environ
     if "RANK" in environment or "SLURM_PROCID" not in environment or "SLURM_STEP_NUM_TASKS" not in environment:
@@ -41,7 +41,7 @@ def adopt_slurm() -> None:
     environment.setdefault("MASTER_PORT", str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000))
 
 
-def stand_alone() -> None:
+def set_single_process_environment() -> None:
     """Give a process on its own what torchrun would have given it: DeepSpeed doesn't start without."""
     if "RANK" in os.environ:
         return
@@ -58,7 +58,7 @@ def stand_alone() -> None:
 
 
 @contextmanager
-def first_speaks() -> Iterator[None]:
+def report_once() -> Iterator[None]:
     """What fails in every process is told once, by the first: the others wait, and torchrun ends them meanwhile.
 
     Who only lost another process waits longest, so that the one with the reason speaks.
@@ -69,11 +69,11 @@ def first_speaks() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
-            time.sleep(2 * PATIENCE)
+            time.sleep(2 * REPORT_DELAY)
             hint = "start again: the training goes on from its last checkpoint"
             raise EarlError("another process of this training has ended", hint=hint) from error
         if rank() > 0:
-            time.sleep(PATIENCE)
+            time.sleep(REPORT_DELAY)
         raise
 
 
@@ -87,7 +87,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def check_processes(command: str, config: SftConfig | RlConfig) -> None:
+def check_world_size(command: str, config: SftConfig | RlConfig) -> None:
     """Raise UsageError if a config was made for another number of processes; the hint says what does the same."""
     there, wanted = world_size(), config.processes
     if wanted is None or wanted == there:
@@ -100,7 +100,7 @@ def check_processes(command: str, config: SftConfig | RlConfig) -> None:
     )
 
 
-def quiet_libraries(cpu: bool) -> None:
+def silence_libraries(cpu: bool) -> None:
     """Keep the bars and remarks of the libraries below off the terminal and out of the output."""
     from transformers.utils.logging import disable_progress_bar
 
@@ -173,15 +173,15 @@ def _first_host(nodes: str) -> str:
         return nodes.split(",", maxsplit=1)[0]
 
 
-def join(*, cpu: bool, patience: float) -> None:
-    """Connect the processes of this training, if there are several; a collective may take ``patience`` seconds."""
+def init_processes(*, cpu: bool, timeout: float) -> None:
+    """Connect the processes of this training, if there are several; a collective operation may take ``timeout`` s."""
     import torch.distributed as dist
 
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("gloo" if cpu else "nccl", timeout=timedelta(seconds=patience))
+        dist.init_process_group("gloo" if cpu else "nccl", timeout=timedelta(seconds=timeout))
 
 
-def gathered(value: SharedT) -> list[SharedT]:
+def all_gather(value: SharedT) -> list[SharedT]:
     """The values of all processes, in order of rank, in every one of them. They are pickled."""
     import torch.distributed as dist
 
@@ -192,7 +192,7 @@ def gathered(value: SharedT) -> list[SharedT]:
     return values
 
 
-def by_first(work: Callable[[], SharedT]) -> SharedT:
+def on_rank_zero(work: Callable[[], SharedT]) -> SharedT:
     """What ``work`` gives in the first process, in every one of them. Its EarlError is raised in all."""
     outcome: SharedT | EarlError | None = None
     if rank() == 0:
@@ -202,7 +202,7 @@ def by_first(work: Callable[[], SharedT]) -> SharedT:
             if world_size() == 1:
                 raise
             outcome = failure
-    found: Any = gathered(outcome)[0]
+    found: Any = all_gather(outcome)[0]
     if isinstance(found, EarlError):
         raise found
     given: SharedT = found

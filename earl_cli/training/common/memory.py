@@ -18,7 +18,7 @@ from earl_cli.errors import OutputError
 from earl_cli.models.bundle import Base
 from earl_cli.training.common.checkpoints import CHECKPOINTS
 from earl_cli.training.common.distributed import uses_bfloat16
-from earl_cli.training.sft.loss import LOGITS_AT_ONCE
+from earl_cli.training.sft.loss import MAX_LOGITS
 
 ADAM = 8
 """Bytes a weight: two moments in float32."""
@@ -143,7 +143,7 @@ def estimate(shape: ModelShape, config: MemorySettings, *, processes: int, bfloa
     else:
         activations = shape.layers * layer
     rows = shape.vocabulary
-    logits = 3 * 4 * min(LOGITS_AT_ONCE, tokens * rows) + (4 * rows * shape.hidden if not config.lora_rank else 0)
+    logits = 3 * 4 * min(MAX_LOGITS, tokens * rows) + (4 * rows * shape.hidden if not config.lora_rank else 0)
     return Memory(weights, gradients, optimizer, activations, logits, host)
 
 
@@ -208,7 +208,7 @@ def rl_disk(config: RlConfig, base: Base) -> Disk:
     return Disk(model + state, min(written, config.keep + 1), model, 1 + alone, config.keep)
 
 
-def check_room(output: Path, needed: Disk) -> int:
+def check_disk_space(output: Path, needed: Disk) -> int:
     """Bytes that are free for the run, what it has written before included. Raises OutputError if they are too few."""
     place = output.resolve()
     while not place.exists():

@@ -17,7 +17,7 @@ from PIL import Image
 
 from earl_cli.errors import UsageError
 from earl_cli.files import whole_file
-from earl_cli.training.common.curves import Goal, RunCurves, Series, smooth, thin, window
+from earl_cli.training.common.curves import Goal, RunCurves, Series, smooth, smoothing_window, thin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,7 +144,7 @@ def choose_panels(sheet: PlotSheet, runs: Sequence[RunCurves], keys: Sequence[st
 def write_curves(path: Path, runs: Sequence[RunCurves], sheet: PlotSheet, smoothing: int | None = None) -> None:
     """Draw the runs, a panel for each figure, as PNG or SVG by the suffix, whole or not at all.
 
-    ``smoothing`` is a number of logged values; None: `window`, 1: none. The same logs give the same bytes.
+    ``smoothing`` is a number of logged values; None: `smoothing_window`, 1: none. The same logs give the same bytes.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -153,7 +153,7 @@ def write_curves(path: Path, runs: Sequence[RunCurves], sheet: PlotSheet, smooth
     plain = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
     with matplotlib.rc_context({**plain, **STYLE}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name may have letters that the font lacks
-        figure = draw(runs, sheet, smoothing)
+        figure = render(runs, sheet, smoothing)
         canvas = FigureCanvasAgg(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as aside:
@@ -195,7 +195,7 @@ STYLE = {
 }
 
 
-def draw(runs: Sequence[RunCurves], sheet: PlotSheet, smoothing: int | None) -> Figure:
+def render(runs: Sequence[RunCurves], sheet: PlotSheet, smoothing: int | None) -> Figure:
     """The matplotlib figure: panels in two or three columns, and below them which line is which run."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -229,7 +229,7 @@ def _draw_panel(axes: Axes, runs: Sequence[RunCurves], panel: MetricPlot, smooth
     for i, run in drawn:
         series = run.figures[panel.key]
         count, color = len(series.values), COLORS[i % len(COLORS)]
-        width = (smoothing or window(count)) if panel.smoothed else 1
+        width = (smoothing or smoothing_window(count)) if panel.smoothed else 1
         band = [run.figures[key] for key in panel.band or () if key in run.figures]
         if len(band) == 2 and np.array_equal(band[0].steps, band[1].steps):
             said = "line: mean, band: 10 % to 90 %"

@@ -17,14 +17,14 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from earl_cli.console import console
-from earl_cli.training.common.distributed import gathered
+from earl_cli.training.common.distributed import all_gather
 
 Value = TypeVar("Value")
-SAME_PRESS = 0.5
+REPEAT_SECONDS = 0.5
 """Seconds within which a signal that comes twice was sent once: launchers pass on what the terminal sent already."""
 
 
-class Stopped(SystemExit):
+class TrainingStopped(SystemExit):
     """Raised once everything is saved; ``done`` steps or iterations are. Its code is the signal's: 130 or 143."""
 
     def __init__(self, number: int, done: int) -> None:
@@ -36,7 +36,7 @@ class _Now(KeyboardInterrupt):
     """Breaks off what nobody else waits for; what knows of Ctrl-C, such as asyncio, lets it through."""
 
 
-class Stopping:
+class StopSignal:
     """Whether somebody asked this training to stop; ``number`` is that signal's, None as long as nobody has."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Stopping:
         self._before: dict[int, Any] = {}
 
     @contextmanager
-    def listening(self, when: str) -> Iterator[None]:
+    def handling(self, when: str) -> Iterator[None]:
         """Within, the first signal is noted and answered: the training stops ``when``. Elsewhere they do as ever."""
         self._answer = f"stopping {when}, with a checkpoint to go on from; once more stops at once, without"
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -58,7 +58,7 @@ class Stopping:
         finally:
             self._restore()
 
-    def unless_asked(self, work: Callable[[], Value]) -> Value | None:
+    def run_unless_stopped(self, work: Callable[[], Value]) -> Value | None:
         """What ``work`` gives; None if a signal came before, or broke it off. It must have nothing to undo."""
         if self.number is not None:
             return None
@@ -72,13 +72,13 @@ class Stopping:
             self._breaking_off = False  # it may have come right before
             return None
 
-    def agreed(self) -> int | None:
+    def agreed_number(self) -> int | None:
         """The signal that any of the processes has been sent; called in every one of them, which learn the same."""
-        return next((number for number in gathered(self.number) if number is not None), None)
+        return next((number for number in all_gather(self.number) if number is not None), None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.number is not None and now - self._came < SAME_PRESS:
+        if self.number is not None and now - self._came < REPEAT_SECONDS:
             return
         if self.number is not None:
             before = self._before.get(number)

@@ -13,15 +13,15 @@ from typing import Any
 
 from earl_cli.errors import MissingExtraError
 from earl_cli.files import whole_file
-from earl_cli.training.common.checkpoints import written
+from earl_cli.training.common.checkpoints import writing
 
 LOG, RUNS = "log.jsonl", "trackers.json"
 LogMetrics = Callable[[int, Mapping[str, float]], None]
 
 
-def write_line(log: Path, step: int, figures: Mapping[str, float]) -> None:
+def log_metrics(log: Path, step: int, figures: Mapping[str, float]) -> None:
     """Append the figures of a step. Raises OutputError if the disk doesn't take them."""
-    with written("the log", log), log.open("a", encoding="utf-8") as file:
+    with writing("the log", log), log.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **figures}) + "\n")
 
 
@@ -94,7 +94,7 @@ def _run_of(folder: Path, tracker: str) -> str:
     runs: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if tracker not in runs:
         runs[tracker] = secrets.token_hex(4)
-        with written("the names of the trackers' runs", file), whole_file(file) as aside:
+        with writing("the names of the trackers' runs", file), whole_file(file) as aside:
             aside.write_text(json.dumps(runs), encoding="utf-8")
     return runs[tracker]
 

@@ -30,7 +30,7 @@ Plane = NDArray[np.float64]
 # -- advantages --------------------------------------------------------------------------------------------------------
 
 
-def advantages(rewards: Tensor, *, over_std: bool = True) -> Tensor:
+def group_advantages(rewards: Tensor, *, over_std: bool = True) -> Tensor:
     """(r − mean) / (std + 1e-4) within a group, Float64[n], with the population's standard deviation.
 
     A missing reward is NaN: it stays out of mean and deviation and its advantage is NaN. ``over_std`` False leaves the
@@ -67,11 +67,11 @@ def token_advantages(
         raise UsageError(what, where="local_credit", hint="reward=reference does; or leave local_credit at 0")
     compared = place_advantages([place for score in scores if (place := score.places) is not None])
     for number, places in zip(apart, compared, strict=True):
-        codes = rollout.answers[number].codes
+        codes = rollout.parsed[number].codes
         if codes is None:
             continue
         visual = layout.vocabulary.is_visual(rollout.completions[number].ids)
-        at_codes = resized(places, codes.shape[0], codes.shape[1]).ravel()
+        at_codes = resize_nearest(places, codes.shape[0], codes.shape[1]).ravel()
         found[number][visual] = (1 - local) * advantages[number] + local * at_codes
     return tuple(found)
 
@@ -88,7 +88,7 @@ def place_advantages(places: Sequence[Plane]) -> list[Plane]:
     return list(centred / (np.sqrt(np.square(centred).mean()) + STD_FLOOR))
 
 
-def resized(plane: Plane, height: int, width: int) -> Plane:
+def resize_nearest(plane: Plane, height: int, width: int) -> Plane:
     """A plane on another grid, each place from the one it lies in."""
     rows = np.arange(height) * plane.shape[0] // height
     columns = np.arange(width) * plane.shape[1] // width

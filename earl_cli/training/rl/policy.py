@@ -22,7 +22,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from earl_cli.training.sft.loss import LOGITS_AT_ONCE, HeadPart, head_loss
+from earl_cli.training.sft.loss import MAX_LOGITS, IdRange, head_loss
 
 # -- the model ---------------------------------------------------------------------------------------------------------
 
@@ -33,11 +33,11 @@ class ScoringHead(nn.Linear):
     A module of its own, because sharded training (ZeRO-3) brings a module's weight together while it runs.
     """
 
-    parts: tuple[HeadPart, ...]
+    parts: tuple[IdRange, ...]
     temperature: float
 
     def forward(self, hidden: Tensor, ids: Tensor, entropies: bool) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
-        """Float32[N] twice for Float[N, D] and Int64[N], as `logprobs.token_logprobs`."""
+        """Float32[N] twice for Float[N, D] and Int64[N], as `token_logprobs`."""
         settings = (self.weight, ids, self.parts, self.temperature)
         return token_logprobs(hidden, *settings), token_entropies(hidden, *settings) if entropies else None
 
@@ -45,9 +45,7 @@ class ScoringHead(nn.Linear):
 class Policy(nn.Module):
     """A language model, plain or with adapters, that is sampled from and trained: one set of weights for both."""
 
-    def __init__(
-        self, language: Any, parts: Sequence[HeadPart], temperature: float, *, recompute: bool = False
-    ) -> None:
+    def __init__(self, language: Any, parts: Sequence[IdRange], temperature: float, *, recompute: bool = False) -> None:
         super().__init__()
         self.language = language
         self.recompute = recompute
@@ -134,13 +132,13 @@ def pack(pieces: Sequence[SampledGroup], device: torch.device) -> Batch | None:
 
 
 def token_logprobs(
-    hidden: Tensor, head: Tensor, ids: Tensor, parts: Sequence[HeadPart], temperature: float = 1.0
+    hidden: Tensor, head: Tensor, ids: Tensor, parts: Sequence[IdRange], temperature: float = 1.0
 ) -> Tensor:
     """log p of ``ids`` Int64[N] at the temperature, Float32[N].
 
     ``hidden`` Float[N, D] are the states that predict them, ``head`` Float[V, D] the rows of the output head. An id is
     normalised over the part of the ids, from a first one to before a last one, that it is in; the parts follow one
-    another and cover the vocabulary. At most `losses.LOGITS_AT_ONCE` logits are held at a time.
+    another and cover the vocabulary. At most `MAX_LOGITS` logits are held at a time.
     """
 
     def of_part(states: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -150,7 +148,7 @@ def token_logprobs(
 
 
 def token_entropies(
-    hidden: Tensor, head: Tensor, ids: Tensor, parts: Sequence[HeadPart], temperature: float = 1.0
+    hidden: Tensor, head: Tensor, ids: Tensor, parts: Sequence[IdRange], temperature: float = 1.0
 ) -> Tensor:
     """The entropy in nats of the distribution that each of ``ids`` was drawn from, Float32[N]; as `token_logprobs`."""
 
@@ -159,7 +157,7 @@ def token_entropies(
         return -(logs.exp() * logs).sum(dim=-1)
 
     def of_part(states: Tensor, rows: Tensor, _: Tensor) -> Tensor:
-        chunks = torch.split(states, max(1, LOGITS_AT_ONCE // len(rows)))
+        chunks = torch.split(states, max(1, MAX_LOGITS // len(rows)))
         return torch.cat([checkpoint(of_chunk, chunk, rows, use_reentrant=False) for chunk in chunks])
 
     return _by_part(_scaled(hidden, temperature), head, ids, parts, of_part)
@@ -173,7 +171,7 @@ def _by_part(
     hidden: Tensor,
     head: Tensor,
     ids: Tensor,
-    parts: Sequence[HeadPart],
+    parts: Sequence[IdRange],
     measure: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """``measure(states, rows of the head, columns)`` of the tokens of each part, put back into their order."""
@@ -188,7 +186,7 @@ def _by_part(
     return found
 
 
-def _pieces(head: Tensor, parts: Sequence[HeadPart]) -> Iterator[tuple[HeadPart, Tensor]]:
+def _pieces(head: Tensor, parts: Sequence[IdRange]) -> Iterator[tuple[IdRange, Tensor]]:
     """The head's rows of each part; gradients of pieces are put together once, those of slices added at full size."""
     return zip(parts, torch.split(head, [stop - start for start, stop in parts]), strict=True)
 
@@ -282,7 +280,7 @@ def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _prompt_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Causal attention of a prompt's tokens: Float[P, heads, width] from queries of that shape and kv_heads of keys."""
-    attend = products if query.device.type == "cpu" else fused
+    attend = matmul_attention if query.device.type == "cpu" else fused_attention
     return attend(query[None], key[None], value[None], None)[0]
 
 
@@ -290,13 +288,13 @@ def _completion_attention(
     query: Tensor, prompt_key: Tensor, prompt_value: Tensor, key: Tensor, value: Tensor, *, count: int
 ) -> Tensor:
     """Attention of ``count`` completions over their prompt and, causally, themselves: Float[tokens, heads, width]."""
-    attend = products if query.device.type == "cpu" else fused
+    attend = matmul_attention if query.device.type == "cpu" else fused_attention
     query, key, value = (each.reshape(count, -1, *each.shape[1:]) for each in (query, key, value))
     return attend(query, key, value, (prompt_key, prompt_value)).flatten(0, 1)
 
 
-def fused(query: Tensor, key: Tensor, value: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
-    """As `products`, by torch's kernels."""
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
+    """As `matmul_attention`, by torch's kernels."""
     if prompt is not None:
         key, value = (
             torch.cat((given.expand(len(own), -1, -1, -1), own), dim=1)
@@ -307,7 +305,7 @@ def fused(query: Tensor, key: Tensor, value: Tensor, prompt: tuple[Tensor, Tenso
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True).transpose(1, 2)
 
 
-def products(query: Tensor, key: Tensor, value: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
+def matmul_attention(query: Tensor, key: Tensor, value: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
     """Attention of queries Float[n, L, heads, width] over own keys, causally, and all keys of one prompt.
 
     Keys and values are Float[n, L, kv_heads, width] and, the prompt's, Float[P, kv_heads, width]. Plain matrix

@@ -19,13 +19,13 @@ from earl_cli.generation.vllm.engine import VllmEngine
 from earl_cli.generation.vllm.process import ProcessEngine
 from earl_cli.models.bundle import Base
 from earl_cli.models.device import choose_device
-from earl_cli.training.common.distributed import by_first, gathered, rank, uses_bfloat16, world_size
+from earl_cli.training.common.distributed import all_gather, on_rank_zero, rank, uses_bfloat16, world_size
 from earl_cli.training.optimizer_backends import Learner
-from earl_cli.training.rl.setup import RlData, text_limit
+from earl_cli.training.rl.setup import RlData, max_text_tokens
 from earl_cli.training.sft.model import merged_weights
 
 
-class VllmSampler:
+class ColocatedSampler:
     """Lends the engine, as `RlRun.engine` does. Raises what `VllmEngine` raises, at the first loan."""
 
     def __init__(self, config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device) -> None:
@@ -39,7 +39,7 @@ class VllmSampler:
         with merged_weights(self.learner.policy.language) as weights:
             engine.update_weights(weights.items())
         shared = int(self.config.engine_args.get("tensor_parallel_size", 1))
-        yield SharedEngine(engine, shared) if shared > 1 and world_size() > 1 else engine
+        yield TensorParallelEngine(engine, shared) if shared > 1 and world_size() > 1 else engine
         engine.sleep()
 
     def close(self) -> None:
@@ -70,12 +70,12 @@ def engine_options(config: RlConfig, base: Base, data: RlData, device: torch.dev
         "layout": base.layout,
         "device": device,
         "dtype": torch.bfloat16 if uses_bfloat16(config) else torch.float32,
-        "max_text_tokens": text_limit(config, data),
+        "max_text_tokens": max_text_tokens(config, data),
         "max_positions": config.model_context_size,
     }
 
 
-class SharedEngine:
+class TensorParallelEngine:
     """One engine in ``size`` neighbouring processes: each asks for its own completions, all of them draw all of these.
 
     To be called in every process of the run at the same time.
@@ -92,7 +92,7 @@ class SharedEngine:
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """As `Engine.generate`."""
-        every = gathered(list(requests))
+        every = all_gather(list(requests))
         first = rank() // self.size * self.size
         ours = [request for part in every[first : first + self.size] for request in part]
         begin = sum(len(part) for part in every[first : rank()])
@@ -115,7 +115,7 @@ class SeparateSampler:
     def __call__(self, language: Any) -> Iterator[Engine]:  # noqa: ARG002 - adapters are merged from the learner's
         """The engine with the policy's weights as they are."""
         with merged_weights(self.learner.policy.language) as weights:
-            by_first(lambda: self._started().update_weights(weights.items()))
+            on_rank_zero(lambda: self._started().update_weights(weights.items()))
         yield GatheringEngine(self.engine) if self.engine is None or world_size() > 1 else self.engine
 
     def close(self) -> None:
@@ -151,14 +151,14 @@ class GatheringEngine:
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """As `Engine.generate`."""
-        every = gathered(list(requests))
+        every = all_gather(list(requests))
 
         def drawn() -> list[list[Completion]]:
             assert self.engine is not None
             return self.engine.generate([request for part in every for request in part], sampling, on_progress)
 
         begin = sum(len(part) for part in every[: rank()])
-        own = by_first(drawn)[begin : begin + len(requests)]
+        own = on_rank_zero(drawn)[begin : begin + len(requests)]
         if on_completion is not None:
             for request, group in enumerate(own):
                 for index, completion in enumerate(group):
@@ -166,7 +166,7 @@ class GatheringEngine:
         return own
 
 
-def check_gpus(config: RlConfig) -> None:
+def check_engine_gpus(config: RlConfig) -> None:
     """Raises UsageError or DeviceError for GPUs of the engine that aren't there, or that this process trains on."""
     device, gpus = choose_device(config.device), config.engine_gpus
     where = "engine_gpus"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from earl_cli.data.batches import DatasetRows
 from earl_cli.files import whole_file
 from earl_cli.images.html_gallery import Entry, ImageFigure, page, write_page
-from earl_cli.training.common.checkpoints import written
-from earl_cli.training.rl.rollouts import ScoredGroup, draw
+from earl_cli.training.common.checkpoints import writing
+from earl_cli.training.rl.rollouts import ScoredGroup, decode_images
 
 if TYPE_CHECKING:
     from transformers import Emu3VQVAE
@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
 )
 
 
-def write_episodes(path: Path, step: int, rows: DatasetRows, groups: Sequence[ScoredGroup]) -> None:
+def write_rollouts(path: Path, step: int, rows: DatasetRows, groups: Sequence[ScoredGroup]) -> None:
     """All episodes of an iteration as Parquet, a row each. Raises OutputError if the disk doesn't take them."""
     found = [
         {
@@ -64,7 +64,7 @@ def write_episodes(path: Path, step: int, rows: DatasetRows, groups: Sequence[Sc
         for seed, completion, answer, finished, score, advantage in zip(
             group.rollout.request.seeds,
             group.rollout.completions,
-            group.rollout.answers,
+            group.rollout.parsed,
             group.rollout.finished,
             group.scores,
             group.advantages,
@@ -72,7 +72,7 @@ def write_episodes(path: Path, step: int, rows: DatasetRows, groups: Sequence[Sc
         )
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written("the episodes", path), whole_file(path) as aside:
+    with writing("the episodes", path), whole_file(path) as aside:
         pq.write_table(pa.Table.from_pylist(found, SCHEMA), aside, compression="zstd")
 
 
@@ -98,21 +98,21 @@ def write_gallery(
         rollout, score = group.rollout, group.scores[place]
         codes: list[NDArray[np.integer] | None] = [
             rows.source(rollout.row),
-            rollout.answers[place].codes,
+            rollout.parsed[place].codes,
             rows.target(rollout.row),
         ]
-        pictures = zip(draw(vision, codes), ("source", "drawn", "target"), strict=True)
+        pictures = zip(decode_images(vision, codes), ("source", "drawn", "target"), strict=True)
         figures = [ImageFigure(picture, caption) for picture, caption in pictures if picture is not None]
         advantage = group.advantages[place]
         texts = [("instruction", rows.instruction(rollout.row)), ("reward", f"{score.value:.3f}")]
         texts += [("advantage", f"{advantage:+.2f}")] if not math.isnan(advantage) and len(group.scores) > 1 else []
         texts += [(part.replace("_", " "), f"{value:.3f}") for part, value in score.parts.items()]
         texts += [("reason", score.reason)] if score.reason else []
-        texts += [("thinking", thoughts)] if (thoughts := rollout.answers[place].thoughts) else []
-        texts += [("problem", problem)] if (problem := rollout.answers[place].problem) else []
+        texts += [("thinking", thoughts)] if (thoughts := rollout.parsed[place].thoughts) else []
+        texts += [("problem", problem)] if (problem := rollout.parsed[place].problem) else []
         entries.append(Entry(f"{name} · {rows.id(rollout.row)}", figures, texts))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written("the gallery", path):
+    with writing("the gallery", path):
         write_page(path, page(title, list(notes), entries))
 
 

@@ -23,7 +23,7 @@ from earl_cli.tokens.layout import Grid, Mode, Parsed, SequenceLayout
 if TYPE_CHECKING:
     from transformers import Emu3VQVAE
 
-PIXELS_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 20}
+PIXELS_PER_BATCH = {"cpu": 1 << 16, "cuda": 1 << 20}
 """Pixels that are decoded together: on processors larger batches leave the caches and take twice the time."""
 
 
@@ -42,29 +42,29 @@ class Rollout:
     row: int
     request: SamplingRequest
     completions: tuple[Completion, ...]
-    answers: tuple[Parsed, ...]
+    parsed: tuple[Parsed, ...]
 
     @property
     def finished(self) -> tuple[bool, ...]:
         """Which completions are pictures, closed as they should be."""
-        return tuple(answer.finished and answer.codes is not None for answer in self.answers)
+        return tuple(answer.finished and answer.codes is not None for answer in self.parsed)
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredGroup:
     """A group with its scores, and what each of them is above the group's mean; NaN where it could not be had.
 
-    ``credits`` says for each completion what of that each of its tokens is credited with.
+    ``token_advantages`` says for each completion what of that each of its tokens is credited with.
     """
 
     rollout: Rollout
     scores: tuple[Score, ...]
     advantages: NDArray[np.float64]
-    credits: tuple[NDArray[np.float64], ...]
+    token_advantages: tuple[NDArray[np.float64], ...]
     signal: bool
 
 
-def draw_prompts(
+def sample_prompts(
     rows: NDArray[np.int64], prompts: int, generations: int, seed: int, iteration: int
 ) -> list[RolloutPrompt]:
     """The prompts of an iteration, drawn from ``rows``, which aren't fewer, without replacement."""
@@ -81,7 +81,7 @@ def seeds(count: int, *origin: int) -> tuple[int, ...]:
     return tuple(int(seed >> np.uint64(1)) for seed in drawn)
 
 
-def lengths(rows: DatasetRows, mode: Mode) -> NDArray[np.int64]:
+def sequence_lengths(rows: DatasetRows, mode: Mode) -> NDArray[np.int64]:
     """The tokens of each row's prompt with a picture of the source's size after it, int64[n]; thinking comes on top."""
     layout = rows.layout
     texts: dict[str, int] = {}
@@ -98,7 +98,7 @@ def lengths(rows: DatasetRows, mode: Mode) -> NDArray[np.int64]:
     return found + (len(layout.thinking_prefix) if mode == "reasoning" else 0)
 
 
-def sample(
+def generate_rollouts(
     engine: Engine,
     layout: SequenceLayout,
     rows: DatasetRows,
@@ -132,15 +132,15 @@ def sample(
     ]
 
 
-def edits(vision: Emu3VQVAE, rows: DatasetRows, rollouts: Sequence[Rollout]) -> list[Edit]:
+def decode_edits(vision: Emu3VQVAE, rows: DatasetRows, rollouts: Sequence[Rollout]) -> list[Edit]:
     """Every completion of every group as an edit to be judged, all pictures as the vision tokenizer draws them."""
     known = [codes for rollout in rollouts for codes in (rows.source(rollout.row), rows.target(rollout.row))]
     drawn = [
         answer.codes if finished else None
         for rollout in rollouts
-        for answer, finished in zip(rollout.answers, rollout.finished, strict=True)
+        for answer, finished in zip(rollout.parsed, rollout.finished, strict=True)
     ]
-    pictures = iter(draw(vision, [*known, *drawn]))
+    pictures = iter(decode_images(vision, [*known, *drawn]))
     pairs = [(_there(next(pictures)), _there(next(pictures))) for _ in rollouts]
     return [
         Edit(rows.id(rollout.row), rows.instruction(rollout.row), source, next(pictures), target)
@@ -149,10 +149,10 @@ def edits(vision: Emu3VQVAE, rows: DatasetRows, rollouts: Sequence[Rollout]) -> 
     ]
 
 
-def draw(vision: Emu3VQVAE, codes: Sequence[NDArray[np.integer] | None]) -> list[Pixels | None]:
+def decode_images(vision: Emu3VQVAE, codes: Sequence[NDArray[np.integer] | None]) -> list[Pixels | None]:
     """Pictures uint8[8h, 8w, 3] of codes [h, w], in order, decoded in batches of one size; None stays None."""
     found: list[Pixels | None] = [None] * len(codes)
-    for batch in _batches(codes, spatial_factor(vision), PIXELS_AT_ONCE.get(vision.device.type, 1 << 18)):
+    for batch in _batches(codes, spatial_factor(vision), PIXELS_PER_BATCH.get(vision.device.type, 1 << 18)):
         stacked = np.stack([np.asarray(codes[place], dtype=np.int64) for place in batch])
         for place, image in zip(batch, images_of(decode(vision, torch.from_numpy(stacked))), strict=True):
             found[place] = image

@@ -33,42 +33,42 @@ from earl_cli.training.common.checkpoints import (
     CHECKPOINTS,
     MARK,
     Goal,
-    drop_old,
-    drop_torn,
+    latest,
     link_best,
     mark_complete,
-    newest,
-    note_validation,
-    written,
+    remove_incomplete,
+    remove_old,
+    write_validation,
+    writing,
 )
-from earl_cli.training.common.distributed import gathered, need_deepspeed, rank, uses_bfloat16, world_size
+from earl_cli.training.common.distributed import all_gather, need_deepspeed, rank, uses_bfloat16, world_size
 from earl_cli.training.common.memory import SamplerMemory, rl_memory
-from earl_cli.training.common.stopping import Stopping
+from earl_cli.training.common.stopping import StopSignal
 from earl_cli.training.optimizer_backends import Learner
 from earl_cli.training.rl.policy import Batch, Policy
-from earl_cli.training.rl.rollouts import ScoredGroup, lengths
-from earl_cli.training.sft.loss import separate_heads, whole_head
+from earl_cli.training.rl.rollouts import ScoredGroup, sequence_lengths
+from earl_cli.training.sft.loss import separate_vocabularies, whole_vocabulary
 from earl_cli.training.sft.model import merged_weights, need_peft, with_adapters
 
-MODEL, BEGUN = "hf_model", "run.json"
+MODEL, STATE = "hf_model", "run.json"
 GOAL: Goal = "highest"
 
 
 # -- what a run works with ---------------------------------------------------------------------------------------------
 
 
-class Reference(Protocol):
+class ReferenceModel(Protocol):
     """The model that the policy shouldn't move far from."""
 
     def logprobs(self, batch: Batch) -> Tensor:
         """As the policy's, Float32[N], without gradients."""
 
     @contextmanager
-    def at_hand(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         """Where it can be asked; it may be kept elsewhere."""
 
 
-class Watcher(Protocol):
+class RunCallbacks(Protocol):
     """Who is told how a run goes."""
 
     def phase(self, iteration: int, what: str) -> None:
@@ -104,15 +104,15 @@ class RlRun:
     layout: SequenceLayout
     rows: DatasetRows
     prompts: NDArray[np.int64]
-    held: DatasetRows | None
-    validation: NDArray[np.int64]
+    validation_data: DatasetRows | None
+    validation_prompts: NDArray[np.int64]
     vision: Any
     learner: Learner
-    reference: Reference | None
+    reference: ReferenceModel | None
     reward: Reward
     engine: Callable[[Any], AbstractContextManager[Engine]]
-    watcher: Watcher
-    stopping: Stopping = field(default_factory=Stopping)
+    callbacks: RunCallbacks
+    stop_signal: StopSignal = field(default_factory=StopSignal)
     sleep: Callable[[float], None] = field(default=time.sleep)
 
 
@@ -121,21 +121,21 @@ class RlRun:
 
 @dataclass(frozen=True, eq=False)
 class RlData:
-    """Rows to draw prompts from, and those to validate on.
+    """The data sets to sample prompts from and to validate on: ``prompts`` and ``validation_prompts`` are their rows.
 
-    ``skipped`` rows of the mixture and ``unheld`` ones to validate on are too long for the context, and left out.
+    ``skipped`` rows of the mixture and ``validation_skipped`` validation rows exceed the context and are left out.
     """
 
     rows: DatasetRows
     mixture: Mixture
     prompts: NDArray[np.int64]
-    held: DatasetRows | None
-    validation: NDArray[np.int64]
+    validation_data: DatasetRows | None
+    validation_prompts: NDArray[np.int64]
     skipped: int
-    unheld: int
+    validation_skipped: int
 
 
-def load_prompts(config: RlConfig, layout: SequenceLayout, positions: int) -> RlData:
+def load_data(config: RlConfig, layout: SequenceLayout, positions: int) -> RlData:
     """The data sets of a run, mixed and checked; ``positions`` is how many the model has.
 
     Raises InputError for data that can't be used, and UsageError for a picture beyond ``max_response_tokens``
@@ -153,9 +153,9 @@ def load_prompts(config: RlConfig, layout: SequenceLayout, positions: int) -> Rl
             where="max_response_tokens",
             hint=f"--set max_response_tokens={picture}",
         )
-    fits = lengths(rows, config.mode)[mixture.rows] <= context
+    fits = sequence_lengths(rows, config.mode)[mixture.rows] <= context
     if not fits.any():
-        shortest = int(lengths(rows, config.mode).min())
+        shortest = int(sequence_lengths(rows, config.mode).min())
         raise InputError(
             f"no prompt with its picture fits into {context} tokens: the shortest takes {shortest}",
             where=", ".join(map(str, places)),
@@ -166,19 +166,19 @@ def load_prompts(config: RlConfig, layout: SequenceLayout, positions: int) -> Rl
         what = f"an iteration draws {prompts} prompts, but the data have only {there}"
         hint = f"at most {there * config.generations_per_sample} here"
         raise UsageError(what, where="episodes_per_iteration", hint=hint)
-    held, validation, unheld = None, np.zeros(0, dtype=np.int64), 0
+    held, validation, validation_skipped = None, np.zeros(0, dtype=np.int64), 0
     if held_places:
         held = load_rows(held_places, layout)
         chosen = sample_rows(held.sizes, config.validation_rows, config.random_seed).rows
-        validation = chosen[lengths(held, config.mode)[chosen] <= context]
-        unheld = len(chosen) - len(validation)
+        validation = chosen[sequence_lengths(held, config.mode)[chosen] <= context]
+        validation_skipped = len(chosen) - len(validation)
         if not len(validation):
             raise InputError(
                 f"no validation prompt with its picture fits into {context} tokens",
                 where=", ".join(map(str, held_places)),
                 hint="raise model_context_size, or tokenize with a smaller --image-area",
             )
-    return RlData(rows, mixture, mixture.rows[fits], held, validation, int((~fits).sum()), unheld)
+    return RlData(rows, mixture, mixture.rows[fits], held, validation, int((~fits).sum()), validation_skipped)
 
 
 def _coefficients(coefficients: tuple[float, ...] | None, places: tuple[Path, ...]) -> tuple[float, ...] | None:
@@ -197,7 +197,7 @@ def _largest_picture(rows: DatasetRows) -> int:
 # -- model -------------------------------------------------------------------------------------------------------------
 
 
-def sampler_memory_of(config: RlConfig, base: Base) -> SamplerMemory | None:
+def sampler_memory(config: RlConfig, base: Base) -> SamplerMemory | None:
     """What vLLM takes of each GPU that trains; None where it takes none: another engine, or GPUs of its own, or no GPU.
 
     Raises DeviceError if the GPU that is meant isn't among those that are there.
@@ -216,7 +216,7 @@ def sampler_memory_of(config: RlConfig, base: Base) -> SamplerMemory | None:
     )
 
 
-def place_policy(base: Base, config: RlConfig, longest: int) -> DevicePlan:
+def plan_device(base: Base, config: RlConfig, longest: int) -> DevicePlan:
     """Where a run will train, by calculation: no weight is read.
 
     Raises DeviceError if a batch with sequences of ``longest`` tokens doesn't fit, MissingExtraError if a package for
@@ -237,12 +237,12 @@ def place_policy(base: Base, config: RlConfig, longest: int) -> DevicePlan:
 def load_policy(base: Base, config: RlConfig, longest: int) -> tuple[Policy, FrozenReference | None, DevicePlan]:
     """The policy, its frozen copy if the loss asks for one, and where they run.
 
-    What `place_policy` raises is raised before any weight is read.
+    What `plan_device` raises is raised before any weight is read.
     """
-    place = place_policy(base, config, longest)
+    place = plan_device(base, config, longest)
     bfloat16 = uses_bfloat16(config)
     narrow = bfloat16 and (config.sharding != "none" or config.lora_rank is not None)
-    parts = separate_heads if config.separate_language_and_vision_vocabs else whole_head
+    parts = separate_vocabularies if config.separate_language_and_vision_vocabs else whole_vocabulary
     head = parts(base.layout.vocabulary), config.temperature
 
     def load(device: torch.device, dtype: torch.dtype) -> Any:
@@ -272,7 +272,7 @@ class FrozenReference:
         return found
 
     @contextmanager
-    def at_hand(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         """On the device."""
         self.policy.to(self.device)
         try:
@@ -281,7 +281,7 @@ class FrozenReference:
             self.policy.to("cpu")
 
 
-class WithoutAdapters:
+class AdapterFreeReference:
     """The policy without its adapters, which is what it was at the start."""
 
     def __init__(self, learner: Learner) -> None:
@@ -292,7 +292,7 @@ class WithoutAdapters:
         return self.learner.forward(batch, entropies=False)[0]
 
     @contextmanager
-    def at_hand(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         """With the adapters switched off."""
         with self.learner.policy.language.disable_adapter():
             yield
@@ -302,11 +302,11 @@ class WithoutAdapters:
 def make_engine(config: RlConfig, layout: SequenceLayout, data: RlData, language: Any) -> Iterator[Engine]:
     """The engine that samples from the policy where it is, within the limits of the config."""
     yield TransformersEngine(
-        language, layout, max_text_tokens=text_limit(config, data), max_positions=config.model_context_size
+        language, layout, max_text_tokens=max_text_tokens(config, data), max_positions=config.model_context_size
     )
 
 
-def text_limit(config: RlConfig, data: RlData) -> int:
+def max_text_tokens(config: RlConfig, data: RlData) -> int:
     """Tokens of text before a picture that leave room for the largest one within ``max_response_tokens``."""
     return config.max_response_tokens - _largest_picture(data.rows)
 
@@ -319,13 +319,13 @@ def resume(config: RlConfig, learner: Learner) -> int:
 
     Raises UsageError if the run was begun in a way in which today's can't go on.
     """
-    check_way(config)
+    check_resumable(config)
     folder = config.folder / CHECKPOINTS
-    found = newest(folder)
-    gathered(None)  # every process has looked before the first one tidies up
+    found = latest(folder)
+    all_gather(None)  # every process has looked before the first one tidies up
     if rank() == 0:
-        drop_torn(folder)
-        _drop_old(config, folder)
+        remove_incomplete(folder)
+        _remove_old(config, folder)
         link_best(config.folder, GOAL, MODEL)
     if found is None:
         return 0
@@ -333,9 +333,9 @@ def resume(config: RlConfig, learner: Learner) -> int:
     return int(_begun(found)["iteration"]) + 1
 
 
-def check_way(config: RlConfig) -> None:
+def check_resumable(config: RlConfig) -> None:
     """Raise UsageError if the run in the folder was begun in a way in which today's can't go on."""
-    found = newest(config.folder / CHECKPOINTS)
+    found = latest(config.folder / CHECKPOINTS)
     if found is None or _begun(found)["way"] == _way(config):
         return
     words = ", ".join(f"{name} {value}" for name, value in _begun(found)["way"].items())
@@ -347,7 +347,7 @@ def check_way(config: RlConfig) -> None:
 
 
 def _begun(checkpoint: Path) -> dict[str, Any]:
-    begun: dict[str, Any] = json.loads((checkpoint / BEGUN).read_text(encoding="utf-8"))
+    begun: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     return begun
 
 
@@ -370,29 +370,29 @@ def save_checkpoint(
     """
     folder = config.folder / CHECKPOINTS
     checkpoint = folder / f"ckpt_{iteration:06d}"
-    there = any(gathered((checkpoint / MARK).is_file()))
-    with written(f"the checkpoint of iteration {iteration}", folder):
+    there = any(all_gather((checkpoint / MARK).is_file()))
+    with writing(f"the checkpoint of iteration {iteration}", folder):
         if not there:
             save_model(config, base, learner, checkpoint / MODEL)
             learner.save(checkpoint)
-            gathered(None)  # every process has written its part
+            all_gather(None)  # every process has written its part
         if rank() == 0:
             if validation is not None:
-                note_validation(checkpoint, validation)
+                write_validation(checkpoint, validation)
             if not there:
                 begun = {"iteration": iteration, "way": _way(config)}
-                with whole_file(checkpoint / BEGUN) as aside:
+                with whole_file(checkpoint / STATE) as aside:
                     aside.write_text(json.dumps(begun), encoding="utf-8")
                 mark_complete(checkpoint)
     if rank() == 0:
         link_best(config.folder, GOAL, MODEL)
-        _drop_old(config, folder)
+        _remove_old(config, folder)
     return checkpoint
 
 
 def save_model(config: RlConfig, base: Base, learner: Learner, output: Path) -> None:
     """Write the policy as a model of its own, adapters multiplied in. Called in every process."""
-    with learner.whole() as language:
+    with learner.full_model() as language:
         if rank() > 0:
             return
         if not learner.policy.adapted:
@@ -402,6 +402,6 @@ def save_model(config: RlConfig, base: Base, learner: Learner, output: Path) -> 
             save_trained(base, learner.policy.base, output, config.save_layout, state=state)
 
 
-def _drop_old(config: RlConfig, folder: Path) -> None:
+def _remove_old(config: RlConfig, folder: Path) -> None:
     every = config.keep_checkpoints_every_n_iterations
-    drop_old(folder, config.keep, GOAL, lambda iteration: (iteration + 1) % every == 0)
+    remove_old(folder, config.keep, GOAL, lambda iteration: (iteration + 1) % every == 0)

@@ -20,84 +20,92 @@ from earl_cli.errors import EarlError
 from earl_cli.generation.engine import OnProgress, SamplingParams
 from earl_cli.rewards.reward import Edit, JudgeDownError, Score
 from earl_cli.tokens.layout import SequenceLayout
-from earl_cli.training.common.distributed import gathered, rank, world_size
-from earl_cli.training.common.stopping import Stopped
-from earl_cli.training.rl.loss import advantages, has_signal, token_advantages
-from earl_cli.training.rl.rollouts import Rollout, RolloutPrompt, ScoredGroup, draw_prompts, edits, sample, seeds
+from earl_cli.training.common.distributed import all_gather, rank, world_size
+from earl_cli.training.common.stopping import TrainingStopped
+from earl_cli.training.rl.loss import group_advantages, has_signal, token_advantages
+from earl_cli.training.rl.rollouts import (
+    Rollout,
+    RolloutPrompt,
+    ScoredGroup,
+    decode_edits,
+    generate_rollouts,
+    sample_prompts,
+    seeds,
+)
 from earl_cli.training.rl.setup import RlRun
-from earl_cli.training.rl.update import Clock, figures_of, update
+from earl_cli.training.rl.update import PhaseTimer, rollout_metrics, update
 
 VALIDATION = 1 << 32  # in place of an iteration's number: validation has its own seeds, the same every time
-WAITS = (5.0, 60.0)  # seconds between two looks at a judge that is down: the first, the longest
+BACKOFF = (5.0, 60.0)  # seconds between two looks at a judge that is down: the first, the longest
 
 
-def reinforce(run: RlRun, start: int = 0, *, validated: bool = False) -> None:
+def train_policy(run: RlRun, start: int = 0, *, validated: bool = False) -> None:
     """Train from iteration ``start`` to the last; ``validated`` says that the validation due there has been done.
 
-    Raises EarlError if loss or gradients stop being numbers, and `Stopped` once the checkpoint is written that a signal
-    asked for: of the last iteration whose update is done.
+    Raises EarlError if the loss or a gradient is not finite. After a stop signal it writes a checkpoint of the last
+    iteration whose update is done, and raises `TrainingStopped`.
     """
-    config, watcher = run.config, run.watcher
-    if len(run.validation) and start % config.validate_every == 0 and not validated:
+    config, callbacks = run.config, run.callbacks
+    if len(run.validation_prompts) and start % config.validate_every == 0 and not validated:
         found = validate(run, start)
         if start:
-            watcher.checkpoint(start - 1, found)
+            callbacks.checkpoint(start - 1, found)
     for iteration in range(start, config.num_iterations):
-        clock = Clock()
-        prompts = draw_prompts(
+        clock = PhaseTimer()
+        prompts = sample_prompts(
             run.prompts, config.prompts_per_iteration, config.generations_per_sample, config.random_seed, iteration
         )
         with clock.phase("sampling"):
-            watcher.phase(iteration, "sampling")
-            rollouts = roll_out(run, run.rows, of_this_process(prompts), partial(watcher.sampling, iteration))
-            stop_if_asked(run, iteration)
+            callbacks.phase(iteration, "sampling")
+            rollouts = sample_policy(run, run.rows, rank_share(prompts), partial(callbacks.sampling, iteration))
+            stop_if_requested(run, iteration)
         assert rollouts is not None
         with clock.phase("reward"):
-            watcher.phase(iteration, "reward")
-            scores = score(run, iteration, edits(run.vision, run.rows, rollouts))
-        groups = compare(config, run.layout, rollouts, scores)
+            callbacks.phase(iteration, "reward")
+            scores = score_edits(run, iteration, decode_edits(run.vision, run.rows, rollouts))
+        groups = score_groups(config, run.layout, rollouts, scores)
         learned = update(run, iteration, groups, clock)
         step = iteration + 1
         logged = step % config.log_episodes_every_n_iterations == 0
-        shown = [group for part in gathered(groups if logged else []) for group in part]
-        watcher.iteration(step, {**learned, **figures_of(groups), **clock.figures()}, shown)
+        shown = [group for part in all_gather(groups if logged else []) for group in part]
+        callbacks.iteration(step, {**learned, **rollout_metrics(groups), **clock.figures()}, shown)
         last = step == config.num_iterations
-        stop_if_asked(run, step)
+        stop_if_requested(run, step)
         found = None
-        if len(run.validation) and (step % config.validate_every == 0 or last):
+        if len(run.validation_prompts) and (step % config.validate_every == 0 or last):
             found = validate(run, step)
-        best = found is not None and watcher.is_best(found)
+        best = found is not None and callbacks.is_best(found)
         if step % config.save_checkpoints_every_n_iterations == 0 or last or best:
-            watcher.checkpoint(iteration, found)
+            callbacks.checkpoint(iteration, found)
 
 
-def stop_if_asked(run: RlRun, done: int) -> None:
-    """Raises `Stopped` after a checkpoint if any process was sent a signal; ``done`` iterations are."""
-    number = run.stopping.agreed()
+def stop_if_requested(run: RlRun, done: int) -> None:
+    """Raises `TrainingStopped` after a checkpoint if any process was sent a signal; ``done`` iterations are."""
+    number = run.stop_signal.agreed_number()
     if number is not None:
         if done:
-            run.watcher.checkpoint(done - 1, None)
-        raise Stopped(number, done)
+            run.callbacks.checkpoint(done - 1, None)
+        raise TrainingStopped(number, done)
 
 
 # -- sampling and judging ----------------------------------------------------------------------------------------------
 
 
-def of_this_process(prompts: Sequence[RolloutPrompt]) -> Sequence[RolloutPrompt]:
+def rank_share(prompts: Sequence[RolloutPrompt]) -> Sequence[RolloutPrompt]:
     """This process's share: equal parts, one after another."""
     each = math.ceil(len(prompts) / world_size())
     return prompts[rank() * each : (rank() + 1) * each]
 
 
-def roll_out(
+def sample_policy(
     run: RlRun, rows: DatasetRows, prompts: Sequence[RolloutPrompt], on_progress: OnProgress | None = None
 ) -> list[Rollout] | None:
     """Sample from the policy as it is; None if a signal asked this process to stop meanwhile."""
     config = run.config
     sampling = SamplingParams(config.temperature, config.top_k, config.top_p)
-    with run.learner.whole() as language, run.engine(language) as engine:
-        return run.stopping.unless_asked(
-            lambda: sample(
+    with run.learner.full_model() as language, run.engine(language) as engine:
+        return run.stop_signal.run_unless_stopped(
+            lambda: generate_rollouts(
                 engine,
                 run.layout,
                 rows,
@@ -111,10 +119,10 @@ def roll_out(
         )
 
 
-def score(run: RlRun, iteration: int, drawn: Sequence[Edit]) -> list[Score]:
+def score_edits(run: RlRun, iteration: int, drawn: Sequence[Edit]) -> list[Score]:
     """Scores of edits. While the judge of any process is down all wait, after a checkpoint, and ask again.
 
-    ``iteration`` are done. Raises `Stopped` as `stop_if_asked`.
+    ``iteration`` are done. Raises `TrainingStopped` as `stop_if_requested`.
     """
     waited = 0.0
     scores: list[Score] | None = None if drawn else []
@@ -122,24 +130,24 @@ def score(run: RlRun, iteration: int, drawn: Sequence[Edit]) -> list[Score]:
         problem: EarlError | None = None
         if scores is None:
             try:
-                scores = run.stopping.unless_asked(lambda: run.reward(drawn))
+                scores = run.stop_signal.run_unless_stopped(lambda: run.reward(drawn))
             except JudgeDownError as failure:
                 problem = failure
-        problems = [each for each in gathered(problem) if each is not None]
-        stop_if_asked(run, iteration)
+        problems = [each for each in all_gather(problem) if each is not None]
+        stop_if_requested(run, iteration)
         if not problems and scores is not None:
             return scores
         if waited == 0:
-            run.watcher.waiting(iteration, problems[0])
+            run.callbacks.waiting(iteration, problems[0])
         patience = run.config.judge_patience
         if patience is not None and waited >= patience:
             raise problems[0]
-        pause = min(max(WAITS[0], waited), WAITS[1])
-        run.stopping.unless_asked(partial(run.sleep, pause))
+        pause = min(max(BACKOFF[0], waited), BACKOFF[1])
+        run.stop_signal.run_unless_stopped(partial(run.sleep, pause))
         waited += pause
 
 
-def compare(
+def score_groups(
     config: RlConfig, layout: SequenceLayout, rollouts: Sequence[Rollout], scores: Sequence[Score]
 ) -> list[ScoredGroup]:
     """Every group with its scores and advantages; ``scores`` are those of all completions, group after group."""
@@ -147,14 +155,14 @@ def compare(
     left = iter(scores)
     for rollout in rollouts:
         own = tuple(next(left) for _ in rollout.completions)
-        rewards = rewards_of(own)
-        found = advantages(rewards, over_std=config.advantage_over_std).numpy()
-        credits = token_advantages(layout, rollout, own, found, config.local_credit)
-        groups.append(ScoredGroup(rollout, own, found, credits, has_signal(rewards)))
+        rewards = reward_values(own)
+        found = group_advantages(rewards, over_std=config.advantage_over_std).numpy()
+        per_token = token_advantages(layout, rollout, own, found, config.local_credit)
+        groups.append(ScoredGroup(rollout, own, found, per_token, has_signal(rewards)))
     return groups
 
 
-def rewards_of(scores: Sequence[Score]) -> Tensor:
+def reward_values(scores: Sequence[Score]) -> Tensor:
     """The values Float64[n], NaN where there is none."""
     values = [math.nan if score.value is None else score.value for score in scores]
     return torch.tensor(values, dtype=torch.float64)
@@ -163,23 +171,23 @@ def rewards_of(scores: Sequence[Score]) -> Tensor:
 def validate(run: RlRun, step: int) -> float | None:
     """The policy's reward on prompts that it isn't trained on, one sample each, with the same seeds every time.
 
-    None if not a single one could be had. Raises `Stopped` as `stop_if_asked`; the validation is made up for later.
+    None if no edit got a reward. Raises `TrainingStopped` as `stop_if_requested`; a resumed run validates again.
     """
-    assert run.held is not None
+    assert run.validation_data is not None
     prompts = [
         RolloutPrompt(int(row), seeds(1, run.config.random_seed, VALIDATION, number))
-        for number, row in enumerate(run.validation)
+        for number, row in enumerate(run.validation_prompts)
     ]
-    run.watcher.phase(step, "validation")
-    rollouts = roll_out(run, run.held, of_this_process(prompts))
-    stop_if_asked(run, step)
+    run.callbacks.phase(step, "validation")
+    rollouts = sample_policy(run, run.validation_data, rank_share(prompts))
+    stop_if_requested(run, step)
     assert rollouts is not None
-    scores = score(run, step, edits(run.vision, run.held, rollouts))
-    groups = [group for part in gathered(compare(run.config, run.layout, rollouts, scores)) for group in part]
-    values = rewards_of([score for group in groups for score in group.scores])
+    scores = score_edits(run, step, decode_edits(run.vision, run.validation_data, rollouts))
+    groups = [group for part in all_gather(score_groups(run.config, run.layout, rollouts, scores)) for group in part]
+    values = reward_values([score for group in groups for score in group.scores])
     values = values[~values.isnan()]
     figures = {"validation_missing": 1 - len(values) / len(groups)}
     if len(values):
         figures["validation_reward"] = float(values.mean())
-    run.watcher.validation(step, figures, groups)
+    run.callbacks.validation(step, figures, groups)
     return figures.get("validation_reward")

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import EarlError
-from earl_cli.training.common.distributed import gathered
+from earl_cli.training.common.distributed import all_gather
 from earl_cli.training.rl.loss import Objective, TokenKind, k3, token_losses, trained_kind
 from earl_cli.training.rl.policy import Batch, SampledGroup, pack
 from earl_cli.training.rl.rollouts import ScoredGroup
 from earl_cli.training.rl.setup import RlRun
 
 
-def figures_of(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Rewards, lengths and signal of an iteration, over all processes."""
     own = [
         (
@@ -33,7 +33,7 @@ def figures_of(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         )
         for group in groups
     ]
-    every = [group for part in gathered(own) for group in part]
+    every = [group for part in all_gather(own) for group in part]
     scores = [score for group in every for score in group[0]]
     values = np.array([value for value, _ in scores if value is not None])
     spreads = [np.std(there) for group in every if (there := [value for value, _ in group[0] if value is not None])]
@@ -53,7 +53,7 @@ def figures_of(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     return figures
 
 
-class Clock:
+class PhaseTimer:
     """The seconds that each phase of an iteration takes."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Clock:
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
+class _TrainBatch:
     """A batch with what is known of each of its tokens, Float32[N]; ``weight`` 0 is a batch run for company only."""
 
     batch: Batch
@@ -87,7 +87,7 @@ class _Work:
     old: Tensor | None = None
 
 
-def update(run: RlRun, iteration: int, groups: Sequence[ScoredGroup], clock: Clock) -> dict[str, float]:
+def update(run: RlRun, iteration: int, groups: Sequence[ScoredGroup], clock: PhaseTimer) -> dict[str, float]:
     """Move the policy: loss = Σ over tokens / their number, both over all processes, and one optimizer step for it.
 
     Returns what is to be seen of it. Raises EarlError for a gradient that is no number.
@@ -96,24 +96,24 @@ def update(run: RlRun, iteration: int, groups: Sequence[ScoredGroup], clock: Clo
     objective = Objective.of(config)
     device = next(learner.policy.parameters()).device
     kind = trained_kind(config, iteration)
-    masks = [trained_tokens(run, group, kind) for group in groups]
+    masks = [token_masks(run, group, kind) for group in groups]
     counted = sum(int(mask.sum()) for group in masks for mask in group)
-    total = sum(gathered(counted))
+    total = sum(all_gather(counted))
     if total == 0:
         return {}
-    work = [_work(run, part, device) for part in _parts(groups, masks, config.per_device_batch_size)]
+    work = [_train_batch(run, part, device) for part in _batches(groups, masks, config.per_device_batch_size)]
     ready = [each for each in work if each is not None]
     if run.reference is not None:
-        with clock.phase("reference"), run.reference.at_hand(), torch.no_grad():
-            run.watcher.phase(iteration, "reference")
+        with clock.phase("reference"), run.reference.on_device(), torch.no_grad():
+            run.callbacks.phase(iteration, "reference")
             ready = [replace(each, reference=run.reference.logprobs(each.batch)) for each in ready]
     if config.updates_per_iteration > 1:
         with clock.phase("update"), torch.no_grad():
             ready = [replace(each, old=learner.forward(each.batch, entropies=False)[0]) for each in ready]
-    sums = _Sums()
+    sums = _MetricSums()
     norm, rate = 0.0, learning_rate(config, iteration)
     with clock.phase("update"):
-        run.watcher.phase(iteration, "update")
+        run.callbacks.phase(iteration, "update")
         for number in range(config.updates_per_iteration):
             for each in ready:
                 logprobs, entropies = learner.forward(each.batch, entropies=config.entropy_coeff > 0)
@@ -133,7 +133,7 @@ def update(run: RlRun, iteration: int, groups: Sequence[ScoredGroup], clock: Clo
     return {**sums.figures(total), "grad_norm": norm, "learning_rate": rate}
 
 
-def trained_tokens(run: RlRun, group: ScoredGroup, kind: TokenKind) -> list[NDArray[np.bool_]]:
+def token_masks(run: RlRun, group: ScoredGroup, kind: TokenKind) -> list[NDArray[np.bool_]]:
     """For each completion which of its tokens count, bool[n].
 
     Those the sampler had a choice about (all with ``train_forced_tokens``), of the kind that is trained; none of a
@@ -151,7 +151,7 @@ def trained_tokens(run: RlRun, group: ScoredGroup, kind: TokenKind) -> list[NDAr
 
 
 @dataclass(frozen=True, eq=False)
-class _Piece:
+class _GroupSlice:
     """Some completions of a group, and which of their tokens count."""
 
     group: ScoredGroup
@@ -159,12 +159,12 @@ class _Piece:
     which: slice
 
 
-def _parts(
+def _batches(
     groups: Sequence[ScoredGroup], masks: Sequence[Sequence[NDArray[np.bool_]]], size: int
-) -> list[list[_Piece]]:
+) -> list[list[_GroupSlice]]:
     """Batches of ``size`` completions: whole groups together, or a group in pieces."""
     pieces = [
-        _Piece(group, chosen[start : start + size], slice(start, start + size))
+        _GroupSlice(group, chosen[start : start + size], slice(start, start + size))
         for group, chosen in zip(groups, masks, strict=True)
         for start in range(0, len(group.scores), size)
     ]
@@ -172,7 +172,7 @@ def _parts(
     return [pieces[start : start + together] for start in range(0, len(pieces), together)]
 
 
-def _work(run: RlRun, part: Sequence[_Piece], device: torch.device) -> _Work | None:
+def _train_batch(run: RlRun, part: Sequence[_GroupSlice], device: torch.device) -> _TrainBatch | None:
     """A batch of these completions, None if nothing is to be learned from them."""
     learns = bool(run.config.kl_coeff or run.config.entropy_coeff)
     masks = [
@@ -188,13 +188,15 @@ def _work(run: RlRun, part: Sequence[_Piece], device: torch.device) -> _Work | N
         assert batch is not None
     chosen = [mask for group in masks for mask in group]
     completions = [each for piece in part for each in piece.group.rollout.completions[piece.which]]
-    credits = [each for piece in part for each in piece.group.credits[piece.which]]
+    token_advantages = [each for piece in part for each in piece.group.token_advantages[piece.which]]
     sampled = np.concatenate([each.logprobs[mask] for each, mask in zip(completions, chosen, strict=True)])
-    advantage = np.nan_to_num(np.concatenate([each[mask] for each, mask in zip(credits, chosen, strict=True)]))
-    return _Work(batch, torch.from_numpy(advantage).float().to(device), torch.from_numpy(sampled).to(device), weight)
+    advantage = np.nan_to_num(np.concatenate([each[mask] for each, mask in zip(token_advantages, chosen, strict=True)]))
+    return _TrainBatch(
+        batch, torch.from_numpy(advantage).float().to(device), torch.from_numpy(sampled).to(device), weight
+    )
 
 
-def _sampled(part: Sequence[_Piece], masks: Sequence[Sequence[NDArray[np.bool_]]]) -> list[SampledGroup]:
+def _sampled(part: Sequence[_GroupSlice], masks: Sequence[Sequence[NDArray[np.bool_]]]) -> list[SampledGroup]:
     return [
         SampledGroup(
             np.asarray(piece.group.rollout.request.prompt, dtype=np.int64),
@@ -210,13 +212,13 @@ def learning_rate(config: RlConfig, iteration: int) -> float:
     return config.learning_rate * min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
 
 
-class _Sums:
+class _MetricSums:
     """Sums over the tokens of an update, in this process, from which means over all processes are made."""
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
 
-    def add(self, config: RlConfig, work: _Work, logprobs: Tensor, losses: Tensor) -> None:
+    def add(self, config: RlConfig, work: _TrainBatch, logprobs: Tensor, losses: Tensor) -> None:
         """Take in a batch."""
         found = {"loss": losses, "entropy": -logprobs, "tokens": torch.ones_like(logprobs)}
         if work.reference is not None:
@@ -231,7 +233,7 @@ class _Sums:
 
         ``entropy`` is the mean of −log p, whose expectation it is.
         """
-        parts = gathered({name: float(value) for name, value in self.values.items()})
+        parts = all_gather({name: float(value) for name, value in self.values.items()})
         sums = {name: sum(part.get(name, 0.0) for part in parts) for part in parts for name in part}
         run = sums.pop("tokens", 0.0)
         return {name: value / (total if name == "loss" else run) for name, value in sums.items() if run}

@@ -14,22 +14,22 @@ from torch.utils.checkpoint import checkpoint
 from earl_cli.tokens.vocabulary import Vocabulary
 
 IGNORED = -100
-LOGITS_AT_ONCE = 1 << 26
+MAX_LOGITS = 1 << 26
 """How many logits are held at a time: 0.25 GB in float32."""
-HeadPart = tuple[int, int]
+IdRange = tuple[int, int]
 
 
-def whole_head(vocabulary: Vocabulary) -> tuple[HeadPart, ...]:
+def whole_vocabulary(vocabulary: Vocabulary) -> tuple[IdRange, ...]:
     """Every token is normalised over the whole vocabulary, as the published training does."""
     return ((0, vocabulary.size),)
 
 
-def separate_heads(vocabulary: Vocabulary) -> tuple[HeadPart, ...]:
+def separate_vocabularies(vocabulary: Vocabulary) -> tuple[IdRange, ...]:
     """A visual token is normalised over the visual ids, any other over the ids below: as sampling does it."""
     return ((0, vocabulary.text_end), (vocabulary.visual_start, vocabulary.size))
 
 
-def summed_loss(hidden: Tensor, head: Tensor, labels: Tensor, parts: Sequence[HeadPart]) -> Tensor:
+def summed_loss(hidden: Tensor, head: Tensor, labels: Tensor, parts: Sequence[IdRange]) -> Tensor:
     """Σ −log p over the labelled tokens, a scalar.
 
     ``hidden`` Float[B, L, D] are the last hidden states, ``head`` Float[V, D] the rows of the output head, ``labels``
@@ -49,7 +49,7 @@ def summed_loss(hidden: Tensor, head: Tensor, labels: Tensor, parts: Sequence[He
     return total
 
 
-def labelled(labels: Tensor) -> int:
+def count_labels(labels: Tensor) -> int:
     """How many tokens carry loss; the first position is predicted by nothing."""
     return int((labels[:, 1:] != IGNORED).sum())
 
@@ -57,10 +57,10 @@ def labelled(labels: Tensor) -> int:
 def head_loss(states: Tensor, rows: Tensor, columns: Tensor, reduction: Literal["sum", "none"]) -> Tensor:
     """−log softmax(``states`` Float[N, D] · ``rows`` Float[V, D]ᵀ) at ``columns`` Int[N]: Float[N], or their sum.
 
-    At most `LOGITS_AT_ONCE` logits are held at a time. Of states in 16 bits the product has 16 bits as well, and
+    At most `MAX_LOGITS` logits are held at a time. Of states in 16 bits the product has 16 bits as well, and
     everything after it 32, as in the published training: torch's own function would round the result to 16.
     """
-    together = max(1, LOGITS_AT_ONCE // len(rows))
+    together = max(1, MAX_LOGITS // len(rows))
     if states.dtype not in (torch.bfloat16, torch.float16):
         options = LinearCrossEntropyOptions(batch_chunk_size=together, chunking_method=None)
         chunked = options if len(states) > together else None

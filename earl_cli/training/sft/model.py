@@ -21,7 +21,7 @@ from earl_cli.models.checkpoint import load_language
 from earl_cli.models.device import DevicePlan, plan
 from earl_cli.training.common.distributed import need_deepspeed, uses_bfloat16, uses_cpu, world_size
 from earl_cli.training.common.memory import ModelShape, estimate
-from earl_cli.training.sft.loss import HeadPart, labelled, summed_loss
+from earl_cli.training.sft.loss import IdRange, count_labels, summed_loss
 
 ADAPTER = "adapter"
 
@@ -32,10 +32,10 @@ class LossHead(nn.Linear):
     It is a module of its own because sharded training (ZeRO-3) brings a module's weight together while it runs.
     """
 
-    parts: tuple[HeadPart, ...]
+    parts: tuple[IdRange, ...]
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
-        """`losses.summed_loss` of Float[B, L, D] and Int[B, L]."""
+        """`summed_loss` of Float[B, L, D] and Int[B, L]."""
         return summed_loss(hidden, self.weight, labels, self.parts)
 
 
@@ -44,7 +44,7 @@ class TrainedEmu3(Emu3ForCausalLM):
 
     embedding_dropout = 0.0
 
-    def drop_out(self, share: float) -> None:
+    def set_dropout(self, share: float) -> None:
         """Leave out this share of attention weights, of what is added to the residual stream, and of embeddings.
 
         As in the class that Emu3 was published with; transformers' has none on the embeddings.
@@ -54,7 +54,7 @@ class TrainedEmu3(Emu3ForCausalLM):
             layer.self_attn.attention_dropout = share
             layer.dropout.p = share
 
-    def lose_over(self, parts: Sequence[HeadPart]) -> None:
+    def set_loss_ranges(self, parts: Sequence[IdRange]) -> None:
         """Make the head give the loss over these parts of the vocabulary."""
         self.lm_head.__class__ = LossHead
         self.lm_head.parts = tuple(parts)
@@ -71,11 +71,11 @@ class TrainedEmu3(Emu3ForCausalLM):
             given = {"inputs_embeds": dropout(self.model.embed_tokens(input_ids), self.embedding_dropout)}
         hidden = self.model(**given, use_cache=False).last_hidden_state
         total = self.lm_head(hidden, labels)
-        count = num_items_in_batch if num_items_in_batch is not None else max(1, labelled(labels))
+        count = num_items_in_batch if num_items_in_batch is not None else max(1, count_labels(labels))
         return {"loss": total / count}
 
 
-def place_trainee(base: Base, config: SftConfig, longest: int) -> DevicePlan:
+def plan_device(base: Base, config: SftConfig, longest: int) -> DevicePlan:
     """Where a training will run, by calculation: no weight is read.
 
     Raises DeviceError if a step with sequences of ``longest`` tokens doesn't fit or the device can't do what is asked
@@ -102,12 +102,12 @@ def place_trainee(base: Base, config: SftConfig, longest: int) -> DevicePlan:
     return place
 
 
-def load_trainee(base: Base, config: SftConfig, longest: int) -> tuple[TrainedEmu3 | Any, DevicePlan]:
+def load_trainable(base: Base, config: SftConfig, longest: int) -> tuple[TrainedEmu3 | Any, DevicePlan]:
     """The language model to be trained, or it with low-rank adapters (arXiv 2106.09685), and where it will run.
 
-    What `place_trainee` raises is raised before any weight is read.
+    What `plan_device` raises is raised before any weight is read.
     """
-    place = place_trainee(base, config, longest)
+    place = plan_device(base, config, longest)
     narrow = uses_bfloat16(config) and (config.sharding != "none" or config.lora_rank is not None)
     first = torch.device("cpu") if config.sharding.startswith("zero3") or config.quantize == "4bit" else place.device
     language: Any = load_language(
@@ -117,7 +117,7 @@ def load_trainee(base: Base, config: SftConfig, longest: int) -> tuple[TrainedEm
         attention=place.attention,
         kind=TrainedEmu3,
     )
-    language.drop_out(config.dropout)
+    language.set_dropout(config.dropout)
     language.train()
     if config.lora_rank is None:
         return language, place
@@ -172,7 +172,7 @@ def _quantize(language: Any, device: torch.device) -> None:
     language.is_loaded_in_4bit = True
 
 
-def save_trainee(
+def save_model(
     base: Base, model: Any, output: Path, layout: names.CheckpointFormat, state: Mapping[str, Tensor] | None
 ) -> None:
     """Write a folder that edits, and with adapters these alone in `ADAPTER` as well.
@@ -204,7 +204,7 @@ def _merged_anew(model: Any, base: Base) -> Any:
 @contextmanager
 def merged_weights(model: Any) -> Iterator[dict[str, Tensor]]:
     """The weights of a model with adapters, under the names of one without, these multiplied in."""
-    with plain(model) as language:
+    with merged_model(model) as language:
         yield {
             name.replace(".base_layer", ""): weight
             for name, weight in language.state_dict().items()
@@ -213,7 +213,7 @@ def merged_weights(model: Any) -> Iterator[dict[str, Tensor]]:
 
 
 @contextmanager
-def plain(model: Any) -> Iterator[Any]:
+def merged_model(model: Any) -> Iterator[Any]:
     """The language model in eval mode, with adapters multiplied in; afterwards every weight has its old bits."""
     trained = model.training
     model.eval()

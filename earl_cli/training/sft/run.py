@@ -26,15 +26,23 @@ from earl_cli.images.html_gallery import Entry, ImageFigure, page, write_page
 from earl_cli.models.bundle import Base
 from earl_cli.models.vision import decode, images_of
 from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
-from earl_cli.training.common.checkpoints import CHECKPOINTS, best, drop_old, drop_torn, link_best, newest, number_of
-from earl_cli.training.common.distributed import quiet_libraries, rank, uses_cpu
-from earl_cli.training.common.stopping import Stopping
+from earl_cli.training.common.checkpoints import (
+    CHECKPOINTS,
+    best,
+    checkpoint_number,
+    latest,
+    link_best,
+    remove_incomplete,
+    remove_old,
+)
+from earl_cli.training.common.distributed import rank, silence_libraries, uses_cpu
+from earl_cli.training.common.stopping import StopSignal
 from earl_cli.training.common.trackers import LOG
-from earl_cli.training.sft.loss import separate_heads, whole_head
-from earl_cli.training.sft.model import plain
-from earl_cli.training.sft.trainer import GOAL, OnStep, OnValidation, Reporter, SftTrainer, arguments
+from earl_cli.training.sft.loss import separate_vocabularies, whole_vocabulary
+from earl_cli.training.sft.model import merged_model
+from earl_cli.training.sft.trainer import GOAL, OnStep, OnValidation, Reporter, SftTrainer, training_arguments
 
-LONGEST = 3000
+DEFAULT_MAX_LENGTH = 3000
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Lengths:
 
 @dataclass(frozen=True, eq=False)
 class SftData:
-    """What a run trains and validates on; ``skipped`` rows to train on and ``unheld`` ones to validate on are left out.
+    """The data of a run; ``skipped`` training rows and ``validation_skipped`` validation rows are left out.
 
     ``lengths`` are those of the rows before any was left out.
     """
@@ -57,7 +65,7 @@ class SftData:
     mixture: Mixture
     validation: ExampleData | None
     skipped: int
-    unheld: int
+    validation_skipped: int
     lengths: Lengths
 
 
@@ -81,7 +89,7 @@ def load_data(config: SftConfig, layout: SequenceLayout, positions: int) -> SftD
 
     Raises InputError for data that can't be trained on, and UsageError for lengths beyond the model's.
     """
-    limit = config.max_length or min(LONGEST, positions)
+    limit = config.max_length or min(DEFAULT_MAX_LENGTH, positions)
     if limit > positions:
         what = f"max_length is {limit}, but the model has only {positions} positions"
         raise UsageError(what, where="max_length", hint=f"--max-length {positions}")
@@ -93,15 +101,15 @@ def load_data(config: SftConfig, layout: SequenceLayout, positions: int) -> SftD
     if not short.all() and (config.too_long != "skip" or not short.any()):
         raise _too_long(rows, most, positions, ", ".join(map(str, config.data)))
     order = mixture.rows[short]
-    validation, unheld = None, 0
+    validation, validation_skipped = None, 0
     if config.validation:
         held = load_rows(config.validation, layout, config.cot_keys)
         chosen = sample_rows(held.sizes, config.validation_rows, config.seed).rows
         validation = ExampleData(held, chosen[held.lengths[chosen] <= most])
-        unheld = len(chosen) - len(validation)
-        if unheld and (config.too_long != "skip" or not len(validation)):
+        validation_skipped = len(chosen) - len(validation)
+        if validation_skipped and (config.too_long != "skip" or not len(validation)):
             raise _too_long(held, most, positions, ", ".join(map(str, config.validation)))
-    return SftData(ExampleData(rows, order), mixture, validation, int((~short).sum()), unheld, found)
+    return SftData(ExampleData(rows, order), mixture, validation, int((~short).sum()), validation_skipped, found)
 
 
 def _too_long(rows: DatasetRows, most: int, positions: int, where: str) -> InputError:
@@ -133,24 +141,24 @@ def fine_tune(
     """
     language = model.get_base_model() if hasattr(model, "get_base_model") else model
     vocabulary = base.layout.vocabulary
-    language.lose_over((separate_heads if config.separate_vocabularies else whole_head)(vocabulary))
-    quiet_libraries(uses_cpu(config))
+    language.set_loss_ranges((separate_vocabularies if config.separate_vocabularies else whole_vocabulary)(vocabulary))
+    silence_libraries(uses_cpu(config))
     folder = config.output / CHECKPOINTS
-    start = newest(folder)
-    resumed = number_of(start) if start else 0
+    start = latest(folder)
+    resumed = checkpoint_number(start) if start else 0
     if rank() == 0:
-        drop_torn(folder)
-        drop_old(folder, config.keep, GOAL)  # a run may have been killed before it came to that
+        remove_incomplete(folder)
+        remove_old(folder, config.keep, GOAL)  # a run may have been killed before it came to that
         link_best(config.output, GOAL)
         cut_torn_line(config.output / LOG)
-    stopping = Stopping()
-    reporter = Reporter(config, on_step, on_validation, data.validation, stopping, resumed)
+    stop_signal = StopSignal()
+    reporter = Reporter(config, on_step, on_validation, data.validation, stop_signal, resumed)
     trainer = SftTrainer(
         config=config,
         base=base,
         reporter=reporter,
         model=model,
-        args=arguments(config, folder, evaluates=data.validation is not None),
+        args=training_arguments(config, folder, evaluates=data.validation is not None),
         train_dataset=data.train,
         eval_dataset=data.validation,
         data_collator=partial(collate, pad=vocabulary.pad),
@@ -159,7 +167,7 @@ def fine_tune(
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}:
             trainer.remove_callback(type(callback))
-    with stopping.listening("after this step"):
+    with stop_signal.handling("after this step"):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         reporter.end()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -169,11 +177,11 @@ def fine_tune(
         reporter.validation_loss(),
         resumed,
         weights if rank() == 0 else {},
-        (number_of(found[0]), found[1]) if found else None,
+        (checkpoint_number(found[0]), found[1]) if found else None,
     )
 
 
-def steps_of(config: SftConfig, pairs: int, processes: int) -> int:
+def optimizer_steps(config: SftConfig, pairs: int, processes: int) -> int:
     """How many optimizer steps a run of so many pairs an epoch takes."""
     if config.max_steps:
         return config.max_steps
@@ -181,7 +189,7 @@ def steps_of(config: SftConfig, pairs: int, processes: int) -> int:
     return math.ceil(config.epochs * max(1, math.ceil(batches / config.accumulation)))
 
 
-def draw_gallery(
+def write_gallery(
     model: Any,
     vision: Any,
     layout: SequenceLayout,
@@ -202,7 +210,7 @@ def draw_gallery(
         grid = Grid(*data.rows.target(row).shape)
         prompt = layout.prompt(data.rows.source(row), data.rows.instruction(row), mode, grid)
         requests.append(SamplingRequest(tuple(prompt.tolist()), mode, grid, (0,)))
-    with plain(model) as language:
+    with merged_model(model) as language:
         drawn = TransformersEngine(language, layout).generate(requests, sampling)
     entries = []
     for row, request, (completion,) in zip(rows, requests, drawn, strict=True):

@@ -26,18 +26,18 @@ from earl_cli.training.common.checkpoints import (
     CHECKPOINTS,
     MARK,
     Goal,
-    drop_old,
     is_better,
     link_best,
     mark_complete,
-    note_validation,
-    written,
+    remove_old,
+    write_validation,
+    writing,
 )
-from earl_cli.training.common.distributed import by_first, deepspeed_config, uses_bfloat16, uses_cpu, world_size
-from earl_cli.training.common.stopping import Stopped, Stopping
-from earl_cli.training.common.trackers import LOG, LogMetrics, peak_memory, start_trackers, write_line
-from earl_cli.training.sft.loss import labelled
-from earl_cli.training.sft.model import ADAPTER, save_trainee
+from earl_cli.training.common.distributed import deepspeed_config, on_rank_zero, uses_bfloat16, uses_cpu, world_size
+from earl_cli.training.common.stopping import StopSignal, TrainingStopped
+from earl_cli.training.common.trackers import LOG, LogMetrics, log_metrics, peak_memory, start_trackers
+from earl_cli.training.sft.loss import count_labels
+from earl_cli.training.sft.model import ADAPTER, save_model
 
 GOAL: Goal = "lowest"
 OnStep = Callable[[int, int, Mapping[str, float]], None]
@@ -129,10 +129,10 @@ class SftTrainer(Trainer):
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, None, None]:
         """The loss of a validation batch."""
-        if self.reporter.stopping.agreed() is not None:
+        if self.reporter.stop_signal.agreed_number() is not None:
             raise _StoppedInValidation
         inputs = self._prepare_inputs(inputs)
-        tokens = labelled(inputs["labels"])
+        tokens = count_labels(inputs["labels"])
         with torch.no_grad():
             loss = self.compute_loss(model, inputs).detach()
         self.held += torch.stack([loss * tokens, torch.full_like(loss, tokens)]).to(self.held.dtype)
@@ -142,13 +142,13 @@ class SftTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """As in the Trainer. Raises OutputError if the disk doesn't take it."""
-        with written(f"the checkpoint of step {self.state.global_step}", Path(self.args.output_dir)):
+        with writing(f"the checkpoint of step {self.state.global_step}", Path(self.args.output_dir)):
             super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A model folder in place of the Trainer's files; called in the first process, with all weights."""
         assert output_dir is not None
-        save_trainee(self.base, self.model, Path(output_dir), "native", state_dict)
+        save_model(self.base, self.model, Path(output_dir), "native", state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As in the Trainer; of adapters these alone: the weights beside them have them multiplied in."""
@@ -171,7 +171,7 @@ def _named(ids: Sequence[str], shown: int = 8) -> str:
     return f"the rows {', '.join(map(repr, ids[:shown]))}{more}"
 
 
-def arguments(config: SftConfig, folder: Path, *, evaluates: bool) -> TrainingArguments:
+def training_arguments(config: SftConfig, folder: Path, *, evaluates: bool) -> TrainingArguments:
     """The same settings in the Trainer's words."""
     cpu, bfloat16 = uses_cpu(config), uses_bfloat16(config)
     sharding = deepspeed_config(config.sharding, bfloat16=bfloat16, cpu=cpu)
@@ -228,12 +228,12 @@ class Reporter(TrainerCallback):
         on_step: OnStep,
         on_validation: OnValidation | None,
         validation: ExampleData | None,
-        stopping: Stopping,
+        stop_signal: StopSignal,
         resumed: int,
     ) -> None:
         self.config, self.on_step = config, on_step
         self.on_validation, self.validation = on_validation, validation
-        self.stopping, self.resumed = stopping, resumed
+        self.stop_signal, self.resumed = stop_signal, resumed
         self.folder = config.output / CHECKPOINTS
         self.trainer: SftTrainer
         self.trackers: list[LogMetrics] = []
@@ -275,7 +275,7 @@ class Reporter(TrainerCallback):
         if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != self.parent:
             hint = "start again: the training goes on from its last checkpoint"
             raise EarlError("torchrun, which started this process, has ended", hint=hint)
-        return control if self.stopping.agreed() is None else self.halt(control)
+        return control if self.stop_signal.agreed_number() is None else self.halt(control)
 
     def halt(self, control: TrainerControl) -> TrainerControl:
         """End the training behind this step, with a checkpoint first of all."""
@@ -284,10 +284,10 @@ class Reporter(TrainerCallback):
         return control
 
     def end(self) -> None:
-        """Raises `Stopped` if the training was asked to."""
-        number = self.stopping.agreed()
+        """Raises `TrainingStopped` if the training was asked to."""
+        number = self.stop_signal.agreed_number()
         if number is not None:
-            raise Stopped(number, self.trainer.state.global_step)
+            raise TrainingStopped(number, self.trainer.state.global_step)
 
     def on_log(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, logs: Any = None, **_: Any
@@ -296,7 +296,7 @@ class Reporter(TrainerCallback):
         if "loss" in figures:
             figures |= self._pace()
         if state.is_world_process_zero:
-            write_line(self.config.output / LOG, state.global_step, figures)
+            log_metrics(self.config.output / LOG, state.global_step, figures)
             named = {_tracked(key): value for key, value in figures.items()}
             for track in self.trackers:
                 track(state.global_step, named)
@@ -335,16 +335,16 @@ class Reporter(TrainerCallback):
         """Let the caller draw what the model makes of the validation rows; a signal breaks that off."""
         draw, held = self.on_validation, self.validation
         if draw is not None and held is not None and state.is_world_process_zero:
-            self.stopping.unless_asked(lambda: draw(state.global_step, held, again))
+            self.stop_signal.run_unless_stopped(lambda: draw(state.global_step, held, again))
 
     def on_evaluate(
         self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> TrainerControl:
         loss = metrics["eval_loss"]
         checkpoint = self.folder / f"checkpoint-{state.global_step}"
-        saved, better = by_first(lambda: ((checkpoint / MARK).is_file(), is_better(loss, self.folder, GOAL)))
+        saved, better = on_rank_zero(lambda: ((checkpoint / MARK).is_file(), is_better(loss, self.folder, GOAL)))
         if saved and state.is_world_process_zero:  # it was written before this validation
-            note_validation(checkpoint, loss)
+            write_validation(checkpoint, loss)
             link_best(self.config.output, GOAL)
         if better and not saved:
             control.should_save = True
@@ -369,13 +369,13 @@ class Reporter(TrainerCallback):
         if state.is_world_process_zero:
             checkpoint = self.folder / f"checkpoint-{state.global_step}"
             losses = [each["eval_loss"] for each in state.log_history if _is_of(each, state.global_step)]
-            with written(f"the checkpoint of step {state.global_step}", self.folder):
+            with writing(f"the checkpoint of step {state.global_step}", self.folder):
                 if losses:
-                    note_validation(checkpoint, losses[-1])
+                    write_validation(checkpoint, losses[-1])
                 mark_complete(checkpoint)
             link_best(self.config.output, GOAL)
-            drop_old(self.folder, self.config.keep, GOAL)
-        return control if self.stopping.agreed() is None else self.halt(control)
+            remove_old(self.folder, self.config.keep, GOAL)
+        return control if self.stop_signal.agreed_number() is None else self.halt(control)
 
 
 def _is_of(entry: Mapping[str, Any], step: int) -> bool:
