@@ -173,17 +173,21 @@ def write_weights(folder: Path, state: Mapping[str, Tensor], max_shard_bytes: in
 
     Each file is written aside and renamed. Shared or non-contiguous tensors are written as copies. May raise OSError.
     """
-    shards = _shards(state, max_shard_bytes)
-    count = len(shards)
-    files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else [_PLAIN]
-    for file, shard in zip(files, shards, strict=True):
-        _write_safetensors(folder / file, {name: state[name] for name in shard})
-    if count == 1:
-        return tuple(files)
-    places = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-    total = sum(weight.nbytes for weight in state.values())
-    write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
-    return (*files, _INDEX)
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    split = split_state_dict_into_shards_factory(
+        state,  # type: ignore[arg-type]  # any mapping of tensors will do
+        get_storage_size=lambda weight: weight.nbytes,  # of a view, its storage would be all weights' of its buffer
+        filename_pattern=_PATTERN,
+        max_shard_size=max_shard_bytes,
+    )
+    for file, names in split.filename_to_tensors.items():
+        _write_safetensors(folder / file, {name: state[name] for name in names})
+    if not split.is_sharded:
+        return tuple(split.filename_to_tensors)
+    places = dict(sorted(split.tensor_to_filename.items()))
+    write_json(folder / _INDEX, {"metadata": split.metadata, "weight_map": places})
+    return (*split.filename_to_tensors, _INDEX)
 
 
 def fingerprint(files: Iterable[Path], *, extra: Iterable[str] = ()) -> str:
@@ -224,23 +228,11 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
         aside.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-_PLAIN, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PATTERN, _INDEX = "model{suffix}.safetensors", "model.safetensors.index.json"
 
 
 def _plain_name(file: object) -> bool:
     return isinstance(file, str) and Path(file).name == file
-
-
-def _shards(state: Mapping[str, Tensor], max_bytes: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    room = max_bytes
-    for name, weight in state.items():
-        if weight.nbytes > room and shards[-1]:
-            shards.append([])
-            room = max_bytes
-        shards[-1].append(name)
-        room -= weight.nbytes
-    return shards
 
 
 def _write_safetensors(file: Path, state: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from earl_cli.errors import ModelError, OutputError
 from earl_cli.models.checkpoint import load_language, open_checkpoint, parameter_count, save_language
 from earl_cli.models.hub import locate
 from earl_cli.models.vision import load_vision, save_vision
-from earl_cli.models.weights import fingerprint, weight_files
+from earl_cli.models.weights import fingerprint, weight_files, write_weights
 
 TEXT = {
     "vocab_size": 64,
@@ -178,6 +178,18 @@ def test_missing_shards_are_named(language: Path, tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(ModelError, match="there are no weights"):
         load_language(sharded)
+
+
+def test_shards_are_of_the_size_that_was_set_whatever_memory_their_weights_share(tmp_path: Path) -> None:
+    buffer = torch.arange(4096.0)
+    state = {f"w{i}": part for i, part in enumerate(buffer.chunk(8))} | {"tied": buffer[:512]}
+    files = write_weights(tmp_path, state, max_shard_bytes=4096)
+    assert files == (*(f"model-{i:05}-of-00005.safetensors" for i in range(1, 6)), "model.safetensors.index.json")
+    found = [load_file(file) for file in weight_files(tmp_path)]
+    assert [list(shard) for shard in found] == [["w0", "w1"], ["w2", "w3"], ["w4", "w5"], ["w6", "w7"], ["tied"]]
+    assert all(torch.equal(weight, state[name]) for shard in found for name, weight in shard.items())
+    index = json.loads((tmp_path / files[-1]).read_text(encoding="utf-8"))
+    assert index["metadata"]["total_size"] == 9 * 512 * 4
 
 
 def test_an_index_can_not_point_out_of_the_folder(language: Path) -> None:
