@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from earl_cli.errors import UsageError
+from earl_cli.files import loads
 
 EXTERNAL = "APP__"
 SECONDS, BYTES, LARGEST = 20, 1 << 30, 1 << 24  # of processor time, of memory, of the result
@@ -56,7 +57,7 @@ def evaluate(path: Path, seconds: int = SECONDS) -> Any:
         raise missing_variables([(name, _place(at, path)) for name, at in answer["missing"]], str(path))
     if "error" in answer:
         raise ValueError(answer["error"] + (f" ({_place(answer['place'], path)})" if answer["place"] else ""))
-    return json.loads(answer["value"])
+    return loads(answer["value"])
 
 
 def missing_variables(missing: Sequence[tuple[str, str]], where: str) -> UsageError:

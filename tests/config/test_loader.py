@@ -159,6 +159,7 @@ def test_a_text_is_read_in_the_encoding_it_has(tmp_path: Path, name: str, text: 
         ("a.jsonnet", "{a: 1,\n a: 2}", r"duplicate field name: a \(line 2, column 5\)"),
         ("a.jsonnet", "import 'nowhere.libsonnet'", r"nowhere.libsonnet can't be read: No such file"),
         ("a.jsonnet", "local f(n) = f(n + 1); f(0)", "stack overflow"),
+        ("a.jsonnet", "[" * 1500 + "]" * 1500, "it is nested too deeply"),
         ("a.jsonnet", "[" * 200_000, "nested too deeply, or calls itself without end"),
         (
             "a.jsonnet",
