@@ -1,6 +1,6 @@
-"""A long run on a terminal: how far it is, its latest figures and their course so far; plain lines elsewhere.
+"""A long run on a terminal: its progress, its latest metrics and their history; plain lines elsewhere.
 
-It is drawn in place, at any size of the terminal. What is said meanwhile goes above it, and its last state stays.
+rich lays it out and keeps it in place, at any size of the terminal. Other lines go above it, and its last state stays.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from earl_cli.console import Pace, console, duration, printable, speed
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import ConsoleOptions, ConsoleRenderable, RenderResult
+    from rich.segment import Segment
     from rich.text import Text
 
 WIDEST = 100  # columns; a narrower terminal later on wraps less
-TALLEST_COURSE = 3  # rows
-SHORTEST_COURSE = 8  # columns
-WIDE = 80  # columns from which on there is room for a figure's range
-KEPT = 1024  # points of a course
+NARROWEST_PLOT = 8  # columns
+WIDE = 80  # columns from which on there is room for a metric's range
+HEIGHTS = ((3, True), (2, True), (1, True), (1, False))  # rows of a plot and whether blank lines part the blocks
+KEPT = 1024  # points of a history
 BLOCKS = " ▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = " .:-=+*%#"
 
@@ -53,12 +54,12 @@ def gigabytes(value: float) -> str:
 
 @dataclass(frozen=True)
 class MetricPanel:
-    """A figure of a run: the key it comes under, its name for people, how it is written, and if its course is drawn."""
+    """A metric of a run: its key, its name for people, how it is written, and whether its history is plotted."""
 
     key: str
     name: str = ""
     form: Callable[[float], str] = decimal
-    drawn: bool = False
+    plotted: bool = False
 
     @property
     def title(self) -> str:
@@ -69,38 +70,38 @@ class MetricPanel:
 class LiveTask(Protocol):
     """A running task that is shown."""
 
-    def update(self, done: int, total: int, figures: Mapping[str, float], note: str = "") -> None:
-        """So many steps of so many are done, with these figures and this remark; others stay as they were.
+    def update(self, done: int, total: int, metrics: Mapping[str, float], note: str = "") -> None:
+        """So many steps of so many are done, with these metrics and this remark; others stay as they were.
 
         The first update says what was done before; the speed and the time left are those of what comes after.
         """
 
 
 @contextmanager
-def dashboard(title: str, figures: Sequence[MetricPanel], *, unit: str = "steps") -> Iterator[LiveTask]:
-    """Show a run with those of its figures that are listed, in this order.
+def dashboard(title: str, panels: Sequence[MetricPanel], *, unit: str = "steps") -> Iterator[LiveTask]:
+    """Show a run with those of its metrics that have a panel, in this order.
 
-    Off a terminal it is a line on stderr for each update with figures, and nothing with ``quiet``.
+    Off a terminal it is a line on stderr for each update with metrics, and nothing with ``quiet``.
     """
     if not console.draws:
-        yield _Lines(title, figures, unit)
+        yield _Lines(title, panels, unit)
         return
     with console.display() as screen:
-        state = _State(title, figures, unit)
-        with _live(screen, state):
-            yield state
+        board = _Board(title, panels, unit)
+        with _live(screen, board):
+            yield board
 
 
 class _Lines:
-    """The board as short lines, one for each update that brings figures whose course would be drawn: a log of a run."""
+    """The board as a log: a short line for each update that brings metrics whose history would be plotted."""
 
-    def __init__(self, title: str, figures: Sequence[MetricPanel], unit: str) -> None:
-        self.title, self.figures, self.unit = _one_line(title), [each for each in figures if each.drawn], unit
+    def __init__(self, title: str, panels: Sequence[MetricPanel], unit: str) -> None:
+        self.title, self.panels, self.unit = _one_line(title), [each for each in panels if each.plotted], unit
         self.pace = Pace()
 
-    def update(self, done: int, total: int, figures: Mapping[str, float], note: str = "") -> None:  # noqa: ARG002
+    def update(self, done: int, total: int, metrics: Mapping[str, float], note: str = "") -> None:  # noqa: ARG002
         self.pace.update(done)
-        known = [f"{each.title} {each.form(figures[each.key])}" for each in self.figures if each.key in figures]
+        known = [f"{each.title} {each.form(metrics[each.key])}" for each in self.panels if each.key in metrics]
         left = self.pace.left(total)
         time = f", {duration(left)} left" if left is not None and done < total else ""
         if known:
@@ -108,22 +109,22 @@ class _Lines:
 
 
 class MetricHistory:
-    """A figure's values by step, in bounded memory: when there are too many, neighbours become their mean."""
+    """A metric's values by step, in bounded memory: when there are too many, neighbours become their mean."""
 
     def __init__(self) -> None:
         self.points: list[tuple[float, float]] = []
         self.low, self.high = math.inf, -math.inf
         self._each = 1
-        self._waiting: list[tuple[float, float]] = []
+        self._pending: list[tuple[float, float]] = []
 
     def add(self, step: float, value: float) -> None:
         """The value at the next step."""
         if math.isfinite(value):
             self.low, self.high = min(self.low, value), max(self.high, value)
-        self._waiting.append((step, value))
-        if len(self._waiting) == self._each:
-            self.points.append(_mean(self._waiting))
-            self._waiting = []
+        self._pending.append((step, value))
+        if len(self._pending) == self._each:
+            self.points.append(_mean(self._pending))
+            self._pending = []
         if len(self.points) == KEPT:
             self.points = [_mean(self.points[i : i + 2]) for i in range(0, KEPT, 2)]
             self._each *= 2
@@ -172,129 +173,143 @@ def bars(values: Sequence[float | None], rows: int, blocks: str = BLOCKS) -> lis
     return ["".join(cell(value, row) for value in values) for row in reversed(range(rows))]
 
 
-class _State:
-    """What there is to show, and how it is drawn."""
+class _Board:
+    """What there is to show, as a renderable of rich."""
 
-    def __init__(self, title: str, figures: Sequence[MetricPanel], unit: str) -> None:
-        self.title, self.figures, self.unit = _one_line(title), figures, unit
+    def __init__(self, title: str, panels: Sequence[MetricPanel], unit: str) -> None:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn
+
+        self.title, self.panels, self.unit = _one_line(title), panels, unit
         self.pace = Pace()
+        self.progress = Progress(BarColumn(None), TaskProgressColumn(), expand=True)
+        self.bar = self.progress.add_task("", total=1)
         self.total = 0
         self.note = ""
         self.first: int | None = None
         self.latest: dict[str, float] = {}
-        self.courses = {each.key: MetricHistory() for each in figures if each.drawn}
+        self.histories = {each.key: MetricHistory() for each in panels if each.plotted}
         self.lengths: list[int] = []
         self.width = 0
-        self.lock = Lock()  # rich draws in a thread of its own
+        self.lock = Lock()  # rich renders in a thread of its own
 
-    def update(self, done: int, total: int, figures: Mapping[str, float], note: str = "") -> None:
+    def update(self, done: int, total: int, metrics: Mapping[str, float], note: str = "") -> None:
         with self.lock:
             self.pace.update(done)
+            self.progress.update(self.bar, completed=done, total=total)
             self.total, self.note = total, _one_line(note) or self.note
             self.first = done if self.first is None else self.first
-            self.latest.update(figures)
-            for key, course in self.courses.items():
-                if key in figures:
-                    course.add(done, figures[key])
-
-    # -- drawing -------------------------------------------------------------------------------------------------
-
-    def __rich_console__(self, screen: RichConsole, options: ConsoleOptions) -> RenderResult:
-        with self.lock:
-            lines = self.lines(options.max_width, screen.height, ascii_only=options.ascii_only)
-        self.lengths, self.width = [line.cell_len for line in lines], options.max_width
-        yield from lines
+            self.latest.update(metrics)
+            for key, history in self.histories.items():
+                if key in metrics:
+                    history.add(done, metrics[key])
 
     def surplus(self, width: int) -> int:
         """How many more rows the lines take if the terminal has become narrower and wrapped them."""
         return sum((length - 1) // width for length in self.lengths if length) if 0 < width < self.width else 0
 
-    def lines(self, width: int, height: int, *, ascii_only: bool) -> list[Text]:
-        """All that is shown, in at most ``width`` columns and ``height`` - 1 rows."""
+    # -- rendering -----------------------------------------------------------------------------------------------
+
+    def __rich_console__(self, screen: RichConsole, options: ConsoleOptions) -> RenderResult:
+        """As tall as the terminal allows: plots of several rows in half of it, else of one row in all but one line."""
+        from rich.segment import Segment
+
+        self.width = options.max_width
+        options = options.update(width=min(options.max_width, WIDEST), height=None)
+        with self.lock:
+            for rows, gaps in HEIGHTS:
+                lines = self._lines(screen, options, rows, gaps)
+                if len(lines) <= (screen.height - 1 if rows == 1 else screen.height // 2):
+                    break
+        shown = lines[: max(1, screen.height - 1)]
+        self.lengths = [Segment.get_line_length(line) for line in shown]
+        for line in shown:
+            yield from line
+            yield Segment.line()
+
+    def _lines(self, screen: RichConsole, options: ConsoleOptions, rows: int, gaps: bool) -> list[list[Segment]]:
+        from rich.columns import Columns
+        from rich.console import Group
         from rich.text import Text
 
-        width = min(width, WIDEST)
-        known = [each for each in self.figures if each.key in self.latest]
-        drawn = [each for each in known if each.drawn]
-        head = [Text(self.title, style="bold"), *self._progress(width, ascii_only)]
-        facts = _flow([self._fact(each) for each in known if not each.drawn], width)
-        tail = [Text(self.note, style="dim")] if self.note else []
-        spare = height // 2 - len([*head, *facts, *tail]) - 2
-        tall = spare // len(drawn) - 1 if drawn else 0
-        parts = [
-            head,
-            self._courses(drawn, width, min(max(tall, 1), TALLEST_COURSE), ascii_only) if drawn else [],
-            facts,
-            tail,
+        known = [each for each in self.panels if each.key in self.latest]
+        plotted = [each for each in known if each.plotted]
+        facts = [self._fact(each) for each in known if not each.plotted]
+        times = Columns(self._times(), padding=(0, 3))
+        blocks: list[list[ConsoleRenderable]] = [
+            [self._text(options, self.title, "bold"), self.progress.make_tasks_table(self.progress.tasks), times],
+            [self._plots(plotted, options, rows)] if plotted else [],
+            [Columns(facts, padding=(0, 3))] if facts else [],
+            [self._text(options, self.note, "dim")] if self.note else [],
         ]
-        airy = sum(map(len, parts)) + len(parts) < height
-        lines = [line for part in parts if part for line in (*([Text()] if airy else []), *part)]
-        for line in lines:
-            line.no_wrap = True
-            line.truncate(width, overflow=_cut(ascii_only))
-        return lines[: max(1, height - 1)]
+        parts = [part for block in blocks if block for part in ([Text(), *block] if gaps else block)]
+        return screen.render_lines(Group(*parts), options, pad=False)
 
-    def _progress(self, width: int, ascii_only: bool) -> Iterator[Text]:
+    def _text(self, options: ConsoleOptions, text: str, style: str) -> Text:
+        from rich.text import Text
+
+        return Text(text, style, no_wrap=True, overflow="crop" if options.ascii_only else "ellipsis")
+
+    def _times(self) -> list[Text]:
         from rich.text import Text
 
         done, total = self.pace.done, self.total
-        share = min(1.0, done / total) if total else 0.0
-        room = max(0, width - 6)
-        full, rest = "#-" if ascii_only else "━─"
-        filled = int(share * room)
-        style = "bar.finished" if share == 1 else "bar.complete"
-        yield Text.assemble((full * filled, style), (rest * (room - filled), "bar.back"), f"{int(share * 100):>5}%")
-        parts = [Text(f"{done:,.0f} of {total:,} {self.unit}".rstrip() if self.first is not None else "starting")]
-        parts += [Text(f"{duration(self.pace.elapsed)} so far")]
         left = self.pace.left(total)
-        parts += [Text(f"{duration(left)} left")] if left is not None and done < total else []
-        parts += [Text(speed(self.pace.rate, self.unit))] if self.pace.rate else []
-        yield from _flow(parts, width)
+        parts = [f"{done:,.0f} of {total:,} {self.unit}".rstrip() if self.first is not None else "starting"]
+        parts += [f"{duration(self.pace.elapsed)} so far"]
+        parts += [f"{duration(left)} left"] if left is not None and done < total else []
+        parts += [speed(self.pace.rate, self.unit)] if self.pace.rate else []
+        return [Text(part, no_wrap=True) for part in parts]
 
-    def _courses(self, drawn: Sequence[MetricPanel], width: int, tall: int, ascii_only: bool) -> list[Text]:
-        """A block of rows for each figure: name, latest value and range, and its course beside them."""
+    def _plots(self, panels: Sequence[MetricPanel], options: ConsoleOptions, rows: int) -> ConsoleRenderable:
+        """A row for each metric: name, latest value and range, and its history beside them."""
+        from rich.table import Column, Table
         from rich.text import Text
 
-        values = max(8 if width >= 40 else 0, *(len(each.form(self.latest[each.key])) for each in drawn))
-        most = width // 3 if width // 3 > SHORTEST_COURSE else width - values - 2
-        names = min(max(Text(each.title).cell_len for each in drawn), max(most, 1))
-        ranges = {each.key: self._range(each) for each in drawn}
-        beside = max(map(len, ranges.values())) + 2 if tall == 1 and width >= WIDE else 0
-        wide = names + values + 2
-        room = width - wide - 2 - beside
-        count = min(room, max(len(self.courses[each.key].points) for each in drawn))
-        lines = []
-        for each in drawn:
-            name = Text(each.title)
-            name.truncate(names, overflow=_cut(ascii_only), pad=True)
-            value = self.latest[each.key]
-            left = Text.assemble(name, "  ", (f"{each.form(value):>{values}}", _style(value)))
-            if room < SHORTEST_COURSE or count < 1:
-                lines.append(left)
-                continue
-            course = self.courses[each.key].columns(count, self.first or 0, self.pace.done)
-            below = Text(f"{ranges[each.key]:>{wide}}" if len(ranges[each.key]) <= wide else " " * wide, style="dim")
-            rows = bars(course, tall, ASCII_BLOCKS if ascii_only else BLOCKS)
-            for i, row in enumerate(rows):
-                start = left if i == 0 else below if i == 1 else Text(" " * wide)
-                end = f"{row:<{room}}  {ranges[each.key]}" if beside else row.rstrip()
-                lines.append(Text.assemble(start, "  ", (end[:room], "cyan"), (end[room:].rstrip(), "dim")))
-            lines += [Text()] if tall > 1 and each is not drawn[-1] else []
-        return lines
+        width = options.max_width
+        has_plot = width >= 5 * NARROWEST_PLOT
+        columns = [Column(no_wrap=True, overflow="crop", max_width=max(width // 3, 4)), Column(justify="right")]
+        columns += [Column(no_wrap=True, overflow="crop", ratio=1, style="cyan")] if has_plot else []
+        columns += [Column(style="dim")] if has_plot and width >= WIDE and rows == 1 else []
+        table = Table.grid(*columns, padding=(0, 2, 0, 0), expand=has_plot)
+        for each in panels:
+            history, value = self.histories[each.key], self.latest[each.key]
+            name, latest = self._text(options, each.title, ""), Text(f"{each.form(value):>8}", _style(value))
+            low, high = each.form(history.low), each.form(history.high)
+            extent = Text(f"{low} to {high}" if history.low < history.high else "", "dim")
+            plot = _Plot(history, self.first or 0, self.pace.done, rows)
+            cells: list[ConsoleRenderable] = [
+                name,
+                Text("\n").join([latest, extent] if rows > 1 else [latest]),
+                plot,
+                extent,
+            ]
+            table.add_row(*cells[: len(columns)])
+            if rows > 1 and each is not panels[-1]:
+                table.add_row()
+        return table
 
-    def _range(self, figure: MetricPanel) -> str:
-        course = self.courses[figure.key]
-        return f"{figure.form(course.low)} to {figure.form(course.high)}" if course.low < course.high else ""
-
-    def _fact(self, figure: MetricPanel) -> Text:
+    def _fact(self, panel: MetricPanel) -> Text:
         from rich.text import Text
 
-        value = self.latest[figure.key]
-        return Text.assemble((f"{figure.title} ", "dim"), (figure.form(value), _style(value)))
+        value = self.latest[panel.key]
+        return Text.assemble((f"{panel.title} ", "dim"), (panel.form(value), _style(value)), no_wrap=True)
 
 
-def _cut(ascii_only: bool) -> Literal["crop", "ellipsis"]:
-    return "crop" if ascii_only else "ellipsis"
+@dataclass(frozen=True)
+class _Plot:
+    """A history as blocks, as wide as there is room and as there are points."""
+
+    history: MetricHistory
+    first: float
+    last: float
+    rows: int
+
+    def __rich_console__(self, screen: RichConsole, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        count = min(options.max_width, len(self.history.points))
+        values = self.history.columns(count, self.first, self.last)
+        yield Text("\n".join(bars(values, self.rows, ASCII_BLOCKS if options.ascii_only else BLOCKS)))
 
 
 def _style(value: float) -> str:
@@ -305,21 +320,8 @@ def _one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def _flow(parts: Sequence[Text], width: int) -> list[Text]:
-    """The parts side by side, in as many lines as it takes."""
-    from rich.text import Text
-
-    lines: list[Text] = []
-    for part in parts:
-        if lines and lines[-1].cell_len + 3 + part.cell_len <= width:
-            lines[-1] = Text.assemble(lines[-1], "   ", part)
-        else:
-            lines.append(part)
-    return lines
-
-
 @contextmanager
-def _live(screen: RichConsole, state: _State) -> Iterator[None]:
+def _live(screen: RichConsole, board: _Board) -> Iterator[None]:
     from rich.control import Control
     from rich.live import Live
     from rich.segment import ControlType
@@ -327,11 +329,11 @@ def _live(screen: RichConsole, state: _State) -> Iterator[None]:
     class Display(Live):
         def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
             """As in rich, which doesn't know that a terminal that becomes narrower wraps what is on it."""
-            surplus = state.surplus(self.console.width)
+            surplus = board.surplus(self.console.width)
             line = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
             start = [Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), *line * surplus)]
             return [*(start if surplus else []), *super().process_renderables(renderables)]
 
     shared = sys.stdout.isatty()  # else lines for stdout would land in the board's stream
-    with Display(state, console=screen, redirect_stdout=shared):
+    with Display(board, console=screen, redirect_stdout=shared):
         yield

@@ -386,10 +386,10 @@ def share(value: float) -> str:
 
 
 FIGURES = (
-    MetricPanel("reward", drawn=True),
-    MetricPanel("validation_reward", "validation reward", drawn=True),
-    MetricPanel("kl", "KL", drawn=True),
-    MetricPanel("entropy", drawn=True),
+    MetricPanel("reward", plotted=True),
+    MetricPanel("validation_reward", "validation reward", plotted=True),
+    MetricPanel("kl", "KL", plotted=True),
+    MetricPanel("entropy", plotted=True),
     MetricPanel("reward_p10", "reward 10 %"),
     MetricPanel("reward_p50", "50 %"),
     MetricPanel("reward_p90", "90 %"),

@@ -206,10 +206,10 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
 
 
 FIGURES = (
-    MetricPanel("loss", drawn=True),
-    MetricPanel("eval_loss", "validation loss", drawn=True),
-    MetricPanel("learning_rate", form=scientific, drawn=True),
-    MetricPanel("grad_norm", "gradient norm", drawn=True),
+    MetricPanel("loss", plotted=True),
+    MetricPanel("eval_loss", "validation loss", plotted=True),
+    MetricPanel("learning_rate", form=scientific, plotted=True),
+    MetricPanel("grad_norm", "gradient norm", plotted=True),
     MetricPanel("tokens_per_second", "tokens/s", whole),
     MetricPanel("memory", form=gigabytes),
 )
