@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all, the lock of a folder, and JSON that somebody else wrote.
+"""Atomic writes, file and folder locks between processes, and JSON from untrusted sources.
 
-A file is written aside, flushed to the disk and renamed. Hostile JSON (too deep, huge numbers) is a ValueError.
+A file is written under a temporary name, flushed to the disk and renamed. Hostile JSON (too deep, huge numbers) is a
+ValueError.
 """
 
 from __future__ import annotations
@@ -18,61 +19,61 @@ from typing import IO, Any
 
 from earl_cli.errors import OutputError
 
-ASIDE, LOCK = ".partial", ".lock"
-NAME_BYTES = 220
+PARTIAL, LOCK_FILE = ".partial", ".lock"
+MAX_NAME_BYTES = 220
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A new path beside ``path`` to write to; it gets that name when all went well, and is removed when not.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; renamed to ``path`` on success, removed on failure.
 
-    A file that it replaces hands its permissions on, before anything is in the new one. An OSError of the writing, such
-    as that of a full disk, names ``path``.
+    The permissions of a file that it replaces are copied before anything is written. An OSError while writing, such as
+    that of a full disk, names ``path``.
     """
-    aside = path.with_name(f"{_aside_start(path)}{secrets.token_hex(6)}{ASIDE}")
+    temporary = path.with_name(f"{_partial_prefix(path)}{secrets.token_hex(6)}{PARTIAL}")
     try:
         permissions = path.stat().st_mode & 0o777 if path.is_file() else None
         if permissions is not None:
-            aside.touch()
-            _permit(aside, permissions | 0o600)
-        yield aside
-        with aside.open("rb+") as written:
+            temporary.touch()
+            _set_permissions(temporary, permissions | 0o600)
+        yield temporary
+        with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         if permissions is not None:
-            _permit(aside, permissions)
-        aside.replace(path)
+            _set_permissions(temporary, permissions)
+        temporary.replace(path)
     except OSError as error:
-        if error.filename in (None, str(aside)):
+        if error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:  # also at Ctrl-C
-        with suppress(OSError):  # where nothing can be written, nothing can be removed
-            aside.unlink()
+        with suppress(OSError):  # a folder without write access
+            temporary.unlink()
 
 
-def _permit(aside: Path, permissions: int) -> None:
-    with suppress(PermissionError):  # a file system that has none
-        aside.chmod(permissions)
+def _set_permissions(temporary: Path, permissions: int) -> None:
+    with suppress(PermissionError):  # a file system without permissions
+        temporary.chmod(permissions)
 
 
-def _aside_start(path: Path) -> str:
-    """The part of the name that says whose it is, so short that with the rest it is no longer than a name can be."""
-    return f".{os.fsencode(path.name)[:NAME_BYTES].decode(errors='ignore')}."
+def _partial_prefix(path: Path) -> str:
+    """The start of the temporary names for ``path``, cut so that they stay within a file system's 255 bytes."""
+    return f".{os.fsencode(path.name)[:MAX_NAME_BYTES].decode(errors='ignore')}."
 
 
-def is_aside(path: Path) -> bool:
-    """Whether `whole_file` made this file and a killed process left it behind (or is writing it at this moment)."""
-    return path.name.startswith(".") and path.name.endswith(ASIDE)
+def is_partial(path: Path) -> bool:
+    """Whether this is a temporary file of `atomic_write`, left by a killed process or being written now."""
+    return path.name.startswith(".") and path.name.endswith(PARTIAL)
 
 
-def remove_asides(path: Path) -> None:
-    """Remove what killed processes left behind of ``path``."""
-    for left in path.parent.glob(f"{glob.escape(_aside_start(path))}*{ASIDE}"):
-        left.unlink(missing_ok=True)
+def remove_partials(path: Path) -> None:
+    """Remove the temporary files that killed processes left of ``path``."""
+    for partial in path.parent.glob(f"{glob.escape(_partial_prefix(path))}*{PARTIAL}"):
+        partial.unlink(missing_ok=True)
 
 
-def cut_torn_line(path: Path) -> None:
-    """Take away what a killed process left of its last line."""
+def truncate_incomplete_line(path: Path) -> None:
+    """Remove a last line without its newline, which a killed process left."""
     if path.is_file():
         content = path.read_bytes()
         with path.open("rb+") as file:
@@ -80,24 +81,25 @@ def cut_torn_line(path: Path) -> None:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Only one process of this machine at a time is in here; ``path`` is the file that they agree on, and stays."""
+def file_lock(path: Path) -> Iterator[None]:
+    """Block until no other process of this machine holds the lock at ``path``, a file that is kept."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
-def alone_in(folder: Path, doing: str, part: str = "") -> Iterator[None]:
-    """Raise OutputError while another process is at work in ``folder``, which is made if it isn't there.
+def folder_lock(folder: Path, doing: str, part: str = "") -> Iterator[None]:
+    """Lock ``folder``, which is created if it is missing. Raises OutputError while another process holds its lock.
 
-    Several may each do a ``part`` of their own, but none beside them the whole. Whoever is killed lets go by itself.
+    With ``part`` only that part is locked: processes with different parts may work at once, none with the same part or
+    without one. ``doing`` describes the work in the other process's error. A killed process's lock is released.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        for name, shared in ((LOCK, True), (f"{LOCK}-{part}", False)) if part else ((LOCK, False),):
+    with ExitStack() as locks:
+        for name, shared in ((LOCK_FILE, True), (f"{LOCK_FILE}-{part}", False)) if part else ((LOCK_FILE, False),):
             path = folder / name.replace("/", "-of-")
-            holder = _held(path, shared, doing, held)
+            holder = _acquire(path, shared, doing, locks)
             if holder is not None:
                 process, _, other = holder.partition(" ")
                 hint = f"wait for it, or end process {process}" if process else "wait for it"
@@ -105,10 +107,10 @@ def alone_in(folder: Path, doing: str, part: str = "") -> Iterator[None]:
         yield
 
 
-def _held(path: Path, shared: bool, doing: str, held: ExitStack) -> str | None:
-    """Hold the lock of the file at ``path`` as long as ``held``; or say which process has it, and what that does."""
+def _acquire(path: Path, shared: bool, doing: str, locks: ExitStack) -> str | None:
+    """Lock the file at ``path`` until ``locks`` is closed; if another process holds it, return its id and work."""
     while True:
-        lock = held.enter_context(path.open("a+", encoding="utf-8"))
+        lock = locks.enter_context(path.open("a+", encoding="utf-8"))
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -119,30 +121,30 @@ def _held(path: Path, shared: bool, doing: str, held: ExitStack) -> str | None:
         with suppress(FileNotFoundError):
             if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
                 break
-        lock.close()  # whoever had it has just removed it
+        lock.close()  # the process that had held it has just removed the file
     with suppress(OSError):  # a full disk
         os.ftruncate(lock.fileno(), 0)
         os.write(lock.fileno(), f"{os.getpid()} {doing}".encode())
-    held.callback(_let_go, path, lock)
+    locks.callback(_release, path, lock)
     return None
 
 
-def _let_go(path: Path, lock: IO[str]) -> None:
-    """Remove the file if nobody else holds its lock or has removed it."""
+def _release(path: Path, lock: IO[str]) -> None:
+    """Remove the lock file unless another process holds its lock or has removed it."""
     with suppress(OSError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
             path.unlink()
 
 
-MOST_DEPTH = 100
+MAX_DEPTH = 100
 _DECODER = json.JSONDecoder()
 _TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
 def loads(text: str | bytes) -> Any:
-    """As `json.loads`. Raises json.JSONDecodeError where this is no JSON, and its base ValueError for UTF-8 that is
-    damaged, for what is nested more than `MOST_DEPTH` deep, and for a number of thousands of digits."""
+    """As `json.loads`, for untrusted text. Raises json.JSONDecodeError for what is no JSON, and its base ValueError for
+    invalid UTF-8, for more than `MAX_DEPTH` levels of nesting, and for a number of thousands of digits."""
     text = text if isinstance(text, str) else text.decode(json.detect_encoding(text))
     value, end = first_value(text, len(text) - len(text.lstrip(" \t\r\n")))
     if text[end:].strip(" \t\r\n"):
@@ -151,7 +153,7 @@ def loads(text: str | bytes) -> Any:
 
 
 def first_value(text: str, start: int = 0) -> tuple[Any, int]:
-    """The value that begins at ``start``, and where it ends; failures as of `loads`."""
+    """The value that begins at ``start``, and where it ends. Raises as `loads`."""
     try:
         value, end = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError:
@@ -166,7 +168,7 @@ def first_value(text: str, start: int = 0) -> tuple[Any, int]:
 
 
 def end_of_value(text: str, start: int) -> int:
-    """Where the object or list ends that begins at ``start``, also where it can't be read; else the end of the text."""
+    """The end of the object or list that begins at ``start``, which needn't be valid; else the end of the text."""
     depth = 0
     for token in _TOKENS.finditer(text, start):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
@@ -176,11 +178,11 @@ def end_of_value(text: str, start: int) -> int:
 
 
 def is_too_deep(value: Any, text: str, start: int, end: int) -> bool:
-    """Whether a value of JSON, read from ``text[start:end]``, is nested more than `MOST_DEPTH` deep."""
-    if text.count("[", start, end) + text.count("{", start, end) <= MOST_DEPTH:
+    """Whether a value of JSON, read from ``text[start:end]``, is nested more than `MAX_DEPTH` deep."""
+    if text.count("[", start, end) + text.count("{", start, end) <= MAX_DEPTH:
         return False
     level = [value]
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         values = (inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer))
         level = [inner for inner in values if isinstance(inner, dict | list)]
         if not level:

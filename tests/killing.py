@@ -20,7 +20,7 @@ from typing import Any
 from trainings import Trainings, torchrun, worker
 from victims import Run
 
-from earl_cli.files import is_aside
+from earl_cli.files import is_partial
 from earl_cli.training.common.checkpoints import BEST, CHECKPOINTS, LOCK, MODEL_ONLY, STATE, TRAINING, checkpoints
 from earl_cli.training.common.curves import read_run
 from earl_cli.training.common.trackers import LOG
@@ -107,7 +107,7 @@ class Setting:
 
     def phase(self, output: Path) -> str:
         """How far the training was, by what it left."""
-        if any(map(is_aside, output.glob(".*"))):
+        if any(map(is_partial, output.glob(".*"))):
             return "in the final model"
         whole = checkpoints(output / CHECKPOINTS)
         newest = number(whole[-1]) if whole else -1

@@ -20,7 +20,7 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(ge=0)]
 Above = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(allow_inf_nan=True)]  # what is wrong with one is said by rewards.choosing
+Weight = Annotated[float, Field(allow_inf_nan=True)]  # what is wrong with one is checked in rewards.registry
 NotEmpty = BeforeValidator(lambda given: given or None)  # published files say "none" by an empty list
 Coefficients = Annotated[tuple[Above, ...] | None, NotEmpty]
 Paths = Annotated[Path | tuple[Path, ...] | None, NotEmpty]

@@ -32,7 +32,7 @@ from earl_cli.data.store import (
     shard_path,
 )
 from earl_cli.errors import InputError
-from earl_cli.files import is_aside
+from earl_cli.files import is_partial
 
 Numbers: TypeAlias = NDArray[np.int64]
 
@@ -109,7 +109,7 @@ def summary(store: Store) -> Summary:
         image_tokens=image_tokens,
         sources=len(np.unique(np.concatenate([_NO_HASHES, *counts.hashes]))),
         bytes=sum(_sizes(store.folder)),
-        leftovers=sorted(path.name for path in store.folder.iterdir() if is_aside(path)),
+        leftovers=sorted(path.name for path in store.folder.iterdir() if is_partial(path)),
         manifest=store.manifest,
     )
 

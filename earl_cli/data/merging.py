@@ -31,7 +31,7 @@ from earl_cli.data.store import (
     write_table,
 )
 from earl_cli.errors import InputError, UsageError
-from earl_cli.files import alone_in, remove_asides, whole_file
+from earl_cli.files import atomic_write, folder_lock, remove_partials
 
 ALIKE = ("codes", "vision_fingerprint", "image_area")
 """What stores of different data must have in common."""
@@ -63,7 +63,7 @@ def merge(stores: Sequence[Store], output: Path, on_rows: Callable[[int], None])
     else:
         manifest, moves = _joined(stores), _appended(stores)
     create_or_resume(output, manifest)
-    with alone_in(output, "earl tokenize merge"):
+    with folder_lock(output, "earl tokenize merge"):
         for move in moves:
             on_rows(_place(move, output))
     return open_store(output)
@@ -172,8 +172,8 @@ def export_parquet(store: Store, output: Path, on_rows: Callable[[int], None]) -
     InputError for a shard that can't be read; the file is there whole or not at all.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    remove_asides(output)
-    with whole_file(output) as aside, pq.ParquetWriter(aside, PARQUET_SCHEMA, compression="zstd") as writer:
+    remove_partials(output)
+    with atomic_write(output) as aside, pq.ParquetWriter(aside, PARQUET_SCHEMA, compression="zstd") as writer:
         for table in store.tables():
             if table.num_rows:
                 thoughts = table["thoughts"].cast(KEYS_AND_TEXTS)
@@ -190,8 +190,8 @@ def export_jsonl(store: Store, output: Path, on_rows: Callable[[int], None]) -> 
     or not at all.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    remove_asides(output)
-    with whole_file(output) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+    remove_partials(output)
+    with atomic_write(output) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
         for table in store.tables():
             for part in table.to_batches(max_chunksize=ROWS_AT_ONCE):
                 file.writelines(_line(pair) for pair in pairs_of(pa.Table.from_batches([part])))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
 from earl_cli.errors import InputError, ModelError, UsageError, first_line
-from earl_cli.files import is_aside, loads, remove_asides, whole_file
+from earl_cli.files import atomic_write, is_partial, loads, remove_partials
 from earl_cli.images.resize import OLD_SHAPES
 
 FORMAT = "earl-token-store"
@@ -222,7 +222,7 @@ def create_or_resume(folder: Path, manifest: Manifest) -> Store:
     check_storable(manifest.codes)
     path = folder / MANIFEST
     if not path.exists():
-        other_things = folder.exists() and (not folder.is_dir() or not all(map(is_aside, folder.iterdir())))
+        other_things = folder.exists() and (not folder.is_dir() or not all(map(is_partial, folder.iterdir())))
         if other_things and not path.exists():  # else another process wrote it in between
             what = "the folder is not empty and holds no token store"
             raise UsageError(
@@ -245,7 +245,7 @@ def create_or_resume(folder: Path, manifest: Manifest) -> Store:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    with whole_file(folder / MANIFEST) as aside:
+    with atomic_write(folder / MANIFEST) as aside:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -292,16 +292,16 @@ def write_table(folder: Path, index: int, table: pa.Table, rejects: Sequence[Rej
     """As `write_shard`, of a table of `SCHEMA`. What killed processes left of the shard goes."""
     path = shard_path(folder, index)
     reasons = rejects_path(path)
-    remove_asides(path)
-    remove_asides(reasons)
+    remove_partials(path)
+    remove_partials(reasons)
     if rejects:
-        with whole_file(reasons) as aside:
+        with atomic_write(reasons) as aside:
             lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]
             text = "\n".join(lines) + "\n"
             aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character, as JSON spells it
     else:
         reasons.unlink(missing_ok=True)  # of an attempt that was killed between the two files
-    with whole_file(path) as aside:
+    with atomic_write(path) as aside:
         pq.write_table(table, aside, compression="zstd")
     return path
 

@@ -34,7 +34,7 @@ from earl_cli.data.store import (
     write_shard,
 )
 from earl_cli.errors import InputError
-from earl_cli.files import alone_in, remove_asides
+from earl_cli.files import folder_lock, remove_partials
 from earl_cli.images.resize import Grids, shapes
 from earl_cli.models.vision import encode, pixels_of, spatial_factor
 
@@ -135,7 +135,7 @@ def tokenize(
     )
     create_or_resume(output, manifest)
     tally = PassProgress()
-    with alone_in(output, "earl tokenize", settings.share.part):
+    with folder_lock(output, "earl tokenize", settings.share.part):
         missing = []
         for index in filter(settings.share.owns, range(manifest.shards)):
             shard = shard_path(output, index)
@@ -149,7 +149,7 @@ def tokenize(
     tally.check(settings.max_reject_rate, 1)
     store = open_store(output)
     if store.complete:
-        remove_asides(output / MANIFEST)  # of a process that was killed; while ranks start, one may be in use
+        remove_partials(output / MANIFEST)  # of a process that was killed; while ranks start, one may be in use
     return store
 
 

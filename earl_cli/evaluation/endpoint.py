@@ -21,18 +21,25 @@ from PIL import Image
 from earl_cli.errors import EarlError, InputError, UsageError
 from earl_cli.evaluation.editors import BenchmarkEditor, EditorOutput, EditTask, OnFraction
 from earl_cli.images.image_file import open_picture, save_picture
-from earl_cli.openai_client.client import USUAL_KEY, apart, checked_address, connect, plain_address, without_secrets
+from earl_cli.openai_client.client import (
+    DEFAULT_KEY_VARIABLE,
+    RedirectedError,
+    address_without_password,
+    checked_address,
+    make_client,
+    outside_event_loop,
+    redact,
+)
 from earl_cli.openai_client.retry import (
-    NOT_THERE,
-    TOO_LARGE,
-    UNKNOWN_TO_YOU,
+    NOT_FOUND,
+    PAYLOAD_TOO_LARGE,
+    UNAUTHORIZED,
     ApiRefusedError,
     Backoff,
-    OutOfTriesError,
-    in_words,
-    persistently,
+    RetriesExhaustedError,
+    call_with_retries,
+    describe_error,
 )
-from earl_cli.openai_client.transport import SentOnError
 
 AUTO = "auto"
 EASY = EditTask("easy", Image.new("RGB", (256, 256), (128, 128, 128)), "make it a little brighter", 0)
@@ -44,13 +51,13 @@ LARGEST_PICTURE = 200_000_000
 def open_endpoint(
     api_base: str,
     model: str,
-    api_key_variable: str = USUAL_KEY,
+    api_key_variable: str = DEFAULT_KEY_VARIABLE,
     at_once: int = 4,
     timeout: float = 300.0,
     size: str = AUTO,
     *,
     send_seed: bool = True,
-    pacing: Backoff | None = None,
+    backoff: Backoff | None = None,
 ) -> BenchmarkEditor:
     """The ``model`` of a server at ``api_base``, such as http://localhost:8000/v1, as an editor of the model's name.
 
@@ -59,7 +66,7 @@ def open_endpoint(
     Raises UsageError for what is no address.
     """
     api_base = checked_address(api_base, "an editor's")
-    return _Endpoint(model, at_once, api_base, api_key_variable, timeout, size, send_seed, pacing or Backoff())
+    return _Endpoint(model, at_once, api_base, api_key_variable, timeout, size, send_seed, backoff or Backoff())
 
 
 @dataclass(eq=False)
@@ -71,21 +78,21 @@ class _Endpoint:
     timeout: float
     size: str
     send_seed: bool
-    pacing: Backoff
+    backoff: Backoff
     _has_drawn: bool = field(default=False, init=False)
 
     def describe(self) -> Mapping[str, Any]:
         return {
             "name": self.name,
             "kind": "endpoint",
-            "address": plain_address(self.api_base),
+            "address": address_without_password(self.api_base),
             "model": self.name,
             "size": self.size,
             "seeds": self.send_seed,
         }
 
     def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
-        return apart(lambda: asyncio.run(self._edit(tasks, on_progress))) if tasks else []
+        return outside_event_loop(lambda: asyncio.run(self._edit(tasks, on_progress))) if tasks else []
 
     async def _edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None) -> list[EditorOutput]:
         drawn: dict[int, EditorOutput] = {}
@@ -97,7 +104,7 @@ class _Endpoint:
             if on_progress is not None:
                 on_progress(len(drawn) / len(tasks))
 
-        async with connect(self.api_base, self.api_key_variable, self.timeout, LARGEST_PICTURE) as client:
+        async with make_client(self.api_base, self.api_key_variable, self.timeout, LARGEST_PICTURE) as client:
             try:
                 async with asyncio.TaskGroup() as group:
                     for number in range(len(tasks)):
@@ -109,7 +116,7 @@ class _Endpoint:
     async def _drawn(self, client: openai.AsyncOpenAI, task: EditTask) -> EditorOutput:
         try:
             answer = await self._answer(client, task)
-        except OutOfTriesError as error:
+        except RetriesExhaustedError as error:
             return self._failed(f"the server fails at this picture alone: {error}")
         except ApiRefusedError as error:
             if not self._has_drawn:
@@ -123,23 +130,24 @@ class _Endpoint:
             return self._failed(str(error))
 
     async def _answer(self, client: openai.AsyncOpenAI, task: EditTask) -> bytes:
-        """The file that the server drew. Raises OutOfTriesError if it fails at this picture alone, EarlError if at any.
+        """The file that the server drew. Raises RetriesExhaustedError if it fails at this picture alone, EarlError if
+        at any.
 
         Which of the two it is shows an easy picture; if that is drawn, the other one is asked for again, since the
         server may have come back in between.
         """
         try:
-            return await self._asked(client, task, self.pacing)
-        except OutOfTriesError as error:
+            return await self._asked(client, task, self.backoff)
+        except RetriesExhaustedError as error:
             await self._check_up(client, error)
-        return await self._asked(client, task, self.pacing)
+        return await self._asked(client, task, self.backoff)
 
     async def _check_up(self, client: openai.AsyncOpenAI, failure: Exception) -> None:
         """Raise EarlError unless the server draws an easy picture, or refuses it where ``failure`` is no refusal."""
         try:
-            await self._asked(client, EASY, replace(self.pacing, tries=min(EASY_TRIES, self.pacing.tries)))
+            await self._asked(client, EASY, replace(self.backoff, attempts=min(EASY_TRIES, self.backoff.attempts)))
             self._has_drawn = True
-        except OutOfTriesError:
+        except RetriesExhaustedError:
             raise EarlError(
                 f"the server doesn't draw: {failure}", where=self._address, hint="when it does, start again"
             ) from None
@@ -147,7 +155,7 @@ class _Endpoint:
             if isinstance(failure, ApiRefusedError):
                 raise UsageError(f"the server refuses what it is asked: {failure}", where=self._address) from None
 
-    async def _asked(self, client: openai.AsyncOpenAI, task: EditTask, pacing: Backoff) -> bytes:
+    async def _asked(self, client: openai.AsyncOpenAI, task: EditTask, backoff: Backoff) -> bytes:
         png = await asyncio.to_thread(_png, task.picture)
         seed: dict[str, Any] = {"extra_body": {"seed": task.seed}} if self.send_seed else {}
         size: dict[str, Any] = {} if self.size == AUTO else {"size": self.size}
@@ -162,23 +170,23 @@ class _Endpoint:
             found = await client.get(address, cast_to=openai.HttpxBinaryResponseContent)
             return bytes(found.content)
 
-        content = await persistently(drawn, pacing, self.timeout, lambda error: self._refusal(error, task))
+        content = await call_with_retries(drawn, backoff, self.timeout, lambda error: self._refusal(error, task))
         if isinstance(content, bytes):
             return content
         address = urljoin(self.api_base, content)
         if _server(address) != _server(self.api_base):
             raise ApiRefusedError(f"its pictures are on another server, {urlsplit(address).hostname}")
         try:
-            return await persistently(fetched, pacing, self.timeout, _lost)
-        except SentOnError as error:
+            return await call_with_retries(fetched, backoff, self.timeout, _lost)
+        except RedirectedError as error:
             raise ApiRefusedError(f"its picture can't be fetched: {error.what}") from None
 
     def _refusal(self, error: openai.APIStatusError, task: EditTask) -> Exception:
-        said = f"status {error.status_code}: {in_words(error)}"
-        if error.status_code == UNKNOWN_TO_YOU:  # whose own words may hold the key
-            what = f"the server doesn't accept this key (status {UNKNOWN_TO_YOU})"
+        said = f"status {error.status_code}: {describe_error(error)}"
+        if error.status_code == UNAUTHORIZED:  # whose own words may hold the key
+            what = f"the server doesn't accept this key (status {UNAUTHORIZED})"
             return UsageError(what, where=self._address, hint=f"the key is the value of {self.api_key_variable}")
-        if error.status_code == NOT_THERE:
+        if error.status_code == NOT_FOUND:
             what = f"the server doesn't know the model or the address ({said})"
             return UsageError(what, where=self._address, hint="an address usually ends in /v1")
         if self.send_seed and _names_seed(error, task):
@@ -187,13 +195,13 @@ class _Endpoint:
                 where=self._address,
                 hint="earl eval --no-endpoint-seed asks without",
             )
-        if error.status_code == TOO_LARGE:
+        if error.status_code == PAYLOAD_TOO_LARGE:
             said += f": the picture is {task.picture.width} x {task.picture.height}"
         return ApiRefusedError(said)
 
     @property
     def _address(self) -> str:
-        return plain_address(self.api_base)
+        return address_without_password(self.api_base)
 
     def _failed(self, problem: str) -> EditorOutput:
         return EditorOutput(None, problem=self._clean(problem))
@@ -206,7 +214,7 @@ class _Endpoint:
         return error
 
     def _clean(self, text: str) -> str:
-        return without_secrets(text, self.api_key_variable, self.api_base)
+        return redact(text, self.api_key_variable, self.api_base)
 
 
 def _server(address: str) -> tuple[str, str | None, int | None]:

@@ -26,7 +26,7 @@ from earl_cli.evaluation.charts import boxes_and_points, draw_marks, overview
 from earl_cli.evaluation.editors import BenchmarkEditor, EditorOutput, EditTask, OnFraction
 from earl_cli.evaluation.results import LINES, PICTURES, RUN, EditResult, EvalRun, lines_of, read_object, write_object
 from earl_cli.evaluation.samples import BenchmarkSample, OpenedBenchmark
-from earl_cli.files import cut_torn_line, remove_asides
+from earl_cli.files import remove_partials, truncate_incomplete_line
 from earl_cli.images.image_file import save_picture
 
 ORIGINALS = "originals"
@@ -88,7 +88,7 @@ def generate(
     (folder / LINES).mkdir(exist_ok=True)
     (folder / PICTURES).mkdir(exist_ok=True)
     own = folder / LINES / f"{wanted.share.index}-of-{wanted.share.count}.jsonl"
-    cut_torn_line(own)
+    truncate_incomplete_line(own)
     todo, total = missing(folder, opened, wanted), len(keys(opened, wanted))
     done = total - len(todo)
     while todo:
@@ -178,7 +178,7 @@ def _saved(folder: Path, sample: BenchmarkSample, seed: int, drawn: EditorOutput
         if image is None:
             return None
         if fresh:
-            remove_asides(path)
+            remove_partials(path)
         if fresh or not path.is_file():
             save_picture(image, path)
         return Path(os.path.relpath(path, folder)).as_posix()

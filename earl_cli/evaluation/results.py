@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from earl_cli.errors import InputError
-from earl_cli.files import loads, whole_file
+from earl_cli.files import atomic_write, loads
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def to_line(scored: ScoredResult) -> dict[str, Any]:
 
 def write_scored(folder: Path, lines: Sequence[ScoredResult], scoring: Mapping[str, Any]) -> None:
     """Write scored.jsonl and scoring.json, each whole or not at all."""
-    with whole_file(folder / SCORED) as aside:
+    with atomic_write(folder / SCORED) as aside:
         aside.write_text("".join(json.dumps(to_line(line)) + "\n" for line in lines), encoding="utf-8")
     write_object(folder / SCORING, scoring)
 
@@ -186,7 +186,7 @@ def adopt(file: Path) -> Path:
         pictures = {name: moved(getattr(line.result, name)) for name in PICTURE_FIELDS}
         lines.append(json.dumps(asdict(line.result) | pictures) + "\n")
     (folder / LINES).mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / LINES / "published.jsonl") as aside:
+    with atomic_write(folder / LINES / "published.jsonl") as aside:
         aside.write_text("".join(lines), encoding="utf-8")
     editor = {"name": run.editor, "kind": "published", "file": file.name}
     write_object(folder / RUN, {"benchmark": {"name": run.benchmark}, "editor": editor})
@@ -195,7 +195,7 @@ def adopt(file: Path) -> Path:
 
 def write_object(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
-    with whole_file(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -20,11 +20,11 @@ from earl_cli.evaluation.metrics import measure, versions
 from earl_cli.evaluation.results import EditResult, EvalRun, ScoredResult
 from earl_cli.images.image_file import open_picture
 from earl_cli.rewards.judge.client import Judge
-from earl_cli.rewards.judge.declarations import OWN, PUBLISHED, Rubrics
+from earl_cli.rewards.judge.declarations import DEFAULT, PUBLISHED, Rubrics
 from earl_cli.rewards.judge.pairwise import EditPair
 from earl_cli.rewards.reference import reference_reward
 from earl_cli.rewards.reward import Edit, Pixels, Reward, Score
-from earl_cli.rewards.viescore import judged
+from earl_cli.rewards.viescore import judged_reward
 
 AT_ONCE = 64
 JUDGED = {
@@ -50,7 +50,7 @@ class Protocol:
     subset: bool
 
 
-PROTOCOLS = {"earl": Protocol(OWN, None, False), "paper": Protocol(PUBLISHED, 256 * 256, True)}
+PROTOCOLS = {"earl": Protocol(DEFAULT, None, False), "paper": Protocol(PUBLISHED, 256 * 256, True)}
 """By name; ``paper`` is that of arXiv 2508.01119."""
 
 
@@ -117,7 +117,7 @@ def judge_reward(scoring: Scoring) -> Reward | None:
     """VIEScore by the judge, and what else is asked; None without a judge."""
     if scoring.judge is None:
         return None
-    return judged(scoring.judge, scoring.rubrics, "viescore", ("ground_score",) if scoring.ground_score else ())
+    return judged_reward(scoring.judge, scoring.rubrics, "viescore", ("ground_score",) if scoring.ground_score else ())
 
 
 def shared_keys(a: EvalRun, b: EvalRun) -> list[tuple[int, int]]:

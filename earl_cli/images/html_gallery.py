@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from earl_cli.errors import OutputError
-from earl_cli.files import whole_file
+from earl_cli.files import atomic_write
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -118,7 +118,7 @@ def write_page(path: Path, content: str) -> None:
     """Write a page, whole or not at all, also over an older page; OutputError as `check_page_name`."""
     check_page_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(content, encoding="utf-8")
 
 

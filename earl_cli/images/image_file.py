@@ -21,7 +21,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from earl_cli.errors import EarlError, InputError, OutputError, UsageError
-from earl_cli.files import whole_file
+from earl_cli.files import atomic_write
 from earl_cli.images import jpeg, png
 from earl_cli.images.color import ColorSpace, coded_space, on_white, to_pixels
 from earl_cli.images.kinds import HEIC, TIFF_HEADS, foreign_kind, tiff_trouble
@@ -299,5 +299,5 @@ def _write_whole(path: Path, data: bytes) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         path.write_bytes(data)
         return
-    with whole_file(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(data)

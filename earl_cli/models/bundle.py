@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from earl_cli.errors import ModelError, OutputError
-from earl_cli.files import whole_file
+from earl_cli.files import atomic_write
 from earl_cli.images.resize import Grids
 from earl_cli.models import names
 from earl_cli.models.abilities import fault
@@ -327,6 +327,6 @@ def _copy_vision(checkpoint: Checkpoint, output: Path) -> None:
         return save_vision(load_vision(checkpoint.folder), output)
     output.mkdir(parents=True, exist_ok=True)
     for file in (checkpoint.folder / "config.json", *checkpoint.files, *checkpoint.folder.glob("*.index.json")):
-        with whole_file(output / file.name) as aside:
+        with atomic_write(output / file.name) as aside:
             shutil.copyfile(file, aside)
     return None

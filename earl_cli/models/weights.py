@@ -20,7 +20,7 @@ from torch import Tensor
 
 from earl_cli.console import listed
 from earl_cli.errors import ModelError, first_line
-from earl_cli.files import loads, whole_file
+from earl_cli.files import atomic_write, loads
 from earl_cli.models.pickles import ForeignNameError, PickleError, TensorRecord
 from earl_cli.models.torch_files import ARCHIVE, read_saved
 
@@ -224,7 +224,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Writes an object, indented, aside and then under its name."""
-    with whole_file(file) as aside:
+    with atomic_write(file) as aside:
         aside.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -239,5 +239,5 @@ def _write_safetensors(file: Path, state: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     plain = {name: weight.detach().cpu().clone(memory_format=torch.contiguous_format) for name, weight in state.items()}
-    with whole_file(file) as aside:
+    with atomic_write(file) as aside:
         save_file(plain, aside, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""When a judge's server is asked again, and what its failures mean: patience, a mistake of a person, a dead server."""
+"""Retries of calls to an OpenAI-compatible server: which failures are transient, how long to wait, what to report."""
 
 from __future__ import annotations
 
@@ -18,109 +18,98 @@ import openai
 
 from earl_cli.errors import UsageError
 
-PASSING = (408, 409, 429)  # and 5xx: the server's trouble, which passes
-LIMITED = 429
-UNKNOWN_TO_YOU, FORBIDDEN, NOT_THERE, TOO_LARGE = 401, 403, 404, 413
-LONGEST_WORDS = 300  # characters of what a server says that a message shows
+RATE_LIMITED = 429
+RETRYABLE = (408, 409, RATE_LIMITED)
+"""Status codes of transient failures; those from 500 on count as well."""
+UNAUTHORIZED, FORBIDDEN, NOT_FOUND, PAYLOAD_TOO_LARGE = 401, 403, 404, 413
+MAX_MESSAGE_LENGTH = 300
+"""Characters of a server's message that an error shows."""
 ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
 class Backoff:
-    """Exponential back-off with full jitter: before try n, a random part of ``first`` * 2**n seconds, at most ``most``.
+    """Exponential backoff with full jitter: the delay before attempt n is uniform in [0, first_delay * 2**n] seconds,
+    at most ``max_delay``.
 
-    A question has ``tries``, and ``limits`` more answers that it came too often (429). A server that says when it wants
-    to be asked again is believed up to ``patience`` seconds. The last three are the world's, or a test's.
+    A call has ``attempts``, and ``rate_limit_attempts`` more that may end in status 429. A server's Retry-After header
+    is followed up to ``max_retry_after`` seconds. ``sleep``, ``random`` and ``now`` are replaced in tests.
     """
 
-    tries: int = 6
-    limits: int = 24
-    first: float = 0.5
-    most: float = 30.0
-    patience: float = 120.0
+    attempts: int = 6
+    rate_limit_attempts: int = 24
+    first_delay: float = 0.5
+    max_delay: float = 30.0
+    max_retry_after: float = 120.0
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    draw: Callable[[], float] = random.random
+    random: Callable[[], float] = random.random
     now: Callable[[], float] = time.time
 
-    def wait(self, failed: int) -> float:
-        """Seconds before the next try after ``failed`` ones."""
-        return self.draw() * min(self.most, self.first * 2.0**failed)
+    def delay(self, failures: int) -> float:
+        """Seconds before the next attempt after this many failures."""
+        return self.random() * min(self.max_delay, self.first_delay * 2.0**failures)
 
 
-class OutOfTriesError(Exception):
-    """A server that failed at every try; the message says how the last time."""
+class RetriesExhaustedError(Exception):
+    """Every attempt failed; the message describes the last failure."""
 
 
 class ApiRefusedError(Exception):
-    """A server that works and doesn't take this request; the message says why."""
+    """The server works and refuses this request; the message says why."""
 
 
-class NotThereError(UsageError):
-    """A server that doesn't know the model, or has nothing at the address."""
+class NotFoundError(UsageError):
+    """The server doesn't know the model, or has nothing at the address."""
 
 
 class TooLargeError(ApiRefusedError):
-    """A request of more bytes than the server takes."""
+    """The request has more bytes than the server accepts."""
 
 
-def judge_refusal(error: openai.APIStatusError, api_key_variable: str, has_key: bool) -> Exception:
-    """What it means that a judge's server takes no such request, which doesn't pass."""
-    status = error.status_code
-    if status in (UNKNOWN_TO_YOU, FORBIDDEN):  # whose own words may hold the key
-        wrong = "doesn't accept the key in" if has_key else "wants a key, and there is none in"
-        return UsageError(
-            f"the judge's server {wrong} {api_key_variable} (status {status})",
-            hint="judge_api_key_variable, or its option, names the environment variable that holds it",
-        )
-    if status == NOT_THERE:
-        return NotThereError(
-            f"the judge's server doesn't know the model or the address (status {status}): {in_words(error)}",
-            hint="earl judge check lists its models; an address usually ends in /v1",
-        )
-    kind = TooLargeError if status == TOO_LARGE else ApiRefusedError
-    return kind(f"status {status}: {in_words(error)}")
-
-
-async def persistently(
+async def call_with_retries(
     call: Callable[[], Awaitable[ResultT]],
-    pacing: Backoff,
+    backoff: Backoff,
     timeout: float,
     refusal: Callable[[openai.APIStatusError], Exception],
 ) -> ResultT:
-    """What ``call`` gives within ``timeout`` seconds, called again while the failures are of the passing kind.
+    """The result of ``call``, repeated while it fails in a transient way; each attempt has ``timeout`` seconds.
 
-    Raises OutOfTriesError when they don't pass, and what ``refusal`` makes of others: RefusedError, and UsageError for
-    a wrong key, address or model, or for a certificate that isn't trusted. Their causes are left out: they hold the
-    server's words, which may repeat the key.
+    Raises RetriesExhaustedError when the failures persist, what ``refusal`` returns for a permanent status, and
+    UsageError for a connection that can't work as configured, such as an untrusted certificate. Causes are dropped from
+    these errors: they quote the server, which may repeat the key.
     """
-    failed = limited = 0
+    failures = rate_limited = 0
     while True:
         try:
             async with asyncio.timeout(timeout):
                 return await call()
         except (openai.OpenAIError, TimeoutError, ValueError, RecursionError) as error:
             status = error.status_code if isinstance(error, openai.APIStatusError) else None
-            if isinstance(error, openai.APIStatusError) and status not in PASSING and error.status_code < 500:
+            if isinstance(error, openai.APIStatusError) and status not in RETRYABLE and error.status_code < 500:
                 raise refusal(error) from None
-            if mistake := _mistake(error):
-                raise mistake from None
-            wait = _wished(error, pacing)
-            failed, limited = failed + (status != LIMITED), limited + (status == LIMITED)
-            last = in_words(error, timeout)
-            if failed >= pacing.tries or limited > pacing.limits or (wait or 0) > pacing.patience:
-                raise OutOfTriesError(last) from None
-        await pacing.sleep(pacing.wait(failed + limited) if wait is None else wait + pacing.draw() * pacing.first)
+            if configuration_error := _configuration_error(error):
+                raise configuration_error from None
+            retry_after = _retry_after(error, backoff)
+            failures += status != RATE_LIMITED
+            rate_limited += status == RATE_LIMITED
+            exhausted = failures >= backoff.attempts or rate_limited > backoff.rate_limit_attempts
+            if exhausted or (retry_after or 0) > backoff.max_retry_after:
+                raise RetriesExhaustedError(describe_error(error, timeout)) from None
+        if retry_after is None:
+            await backoff.sleep(backoff.delay(failures + rate_limited))
+        else:
+            await backoff.sleep(retry_after + backoff.random() * backoff.first_delay)
 
 
-def in_words(error: Exception, timeout: float = 0.0) -> str:
-    """The failure in one line."""
+def describe_error(error: Exception, timeout: float = 0.0) -> str:
+    """The failure of a call in one line."""
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return f"no answer within {timeout:g} s"
     if isinstance(error, openai.APIStatusError):
         body = error.body if isinstance(error.body, dict) else {}
-        words = re.sub(r"<[^<>]*>", " ", str(body.get("message") or body.get("detail") or error))  # a page of a proxy
-        words = " ".join(words.split())[:LONGEST_WORDS]
-        return f"status {error.status_code}: {words}" if error.status_code >= LIMITED else words
+        text = re.sub(r"<[^<>]*>", " ", str(body.get("message") or body.get("detail") or error))  # a proxy's HTML page
+        text = " ".join(text.split())[:MAX_MESSAGE_LENGTH]
+        return f"status {error.status_code}: {text}" if error.status_code >= RATE_LIMITED else text
     if isinstance(error, openai.APIConnectionError):
         causes = list(_causes(error))
         if any(isinstance(each, socket.gaierror) for each in causes):
@@ -128,22 +117,22 @@ def in_words(error: Exception, timeout: float = 0.0) -> str:
         if any(isinstance(each, ConnectionRefusedError) for each in causes):
             return "no connection: nothing listens there"
         return f"no connection: {error.__cause__ or error}"
-    return f"no proper answer: {' '.join(str(error).split())[:LONGEST_WORDS]}"
+    return f"no proper answer: {' '.join(str(error).split())[:MAX_MESSAGE_LENGTH]}"
 
 
-def _mistake(error: Exception) -> UsageError | None:
-    """What a person has to change before the server can be reached at all."""
+def _configuration_error(error: Exception) -> UsageError | None:
+    """What the user has to change before the server can be reached at all."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             what = f"the server's certificate isn't trusted: {cause.verify_message or cause}"
-            return UsageError(what, hint="SSL_CERT_FILE names a file with the certificate of who signed it")
+            return UsageError(what, hint="SSL_CERT_FILE names a file with the certificate of its issuer")
         if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
             return UsageError("the server speaks no TLS", hint="http:// in place of https://")
     return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it, the last one first; of several attempts all."""
+    """An error and its causes, the last one first; all members of a group."""
     while error is not None:
         yield error
         if isinstance(error, BaseExceptionGroup):
@@ -152,8 +141,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _wished(error: Exception, pacing: Backoff) -> float | None:
-    """The seconds that the server asks to wait, in its header Retry-After: as a number or as a date."""
+def _retry_after(error: Exception, backoff: Backoff) -> float | None:
+    """Seconds that the header Retry-After gives, as a number or as a date; None without a readable one."""
     if not isinstance(error, openai.APIStatusError):
         return None
     text = error.response.headers.get("retry-after", "")
@@ -161,7 +150,7 @@ def _wished(error: Exception, pacing: Backoff) -> float | None:
         seconds = float(text)
     except ValueError:
         try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - pacing.now()
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - backoff.now()
         except (ValueError, TypeError, OverflowError):
             return None
     return None if math.isnan(seconds) else max(0.0, seconds)

@@ -1,1 +1,1 @@
-"""What an edit is worth: judges, the offline reference, their combinations."""
+"""Rewards of edits: from judges, from the distance to the target, from a user's function, and weighted sums of them."""

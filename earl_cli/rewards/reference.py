@@ -1,17 +1,17 @@
-"""The reward without a judge: how much of the way from the source to the true edit was gone. Offline, a few ms each.
+"""The reward without a judge: the share of the distance from source to target that an edit removes. A few ms an edit.
 
-The distance of two pictures is taken in Oklab, where a difference is as large as it looks (Ottosson, "A perceptual
-color space for image processing", 2020, bottosson.github.io/posts/oklab), on means over squares of 1, 2, 4, 8 and 16
-pixels a side. On each of these scales it is the sum of
+The distance of two images is computed in Oklab, where equal distances look equally large (Ottosson, "A perceptual color
+space for image processing", 2020, bottosson.github.io/posts/oklab), on block means of 1, 2, 4, 8 and 16 pixels a side.
+On each of these scales it is the sum of
 
-- colour: the root mean square over the picture of the Euclidean distance of two colours, and
-- structure: the root mean square of the difference in how much edge there is around a place, which is the length of the
-  gradient of lightness, averaged over 4 x 4 squares of the scale,
+- colour: the root mean square over the image of the Euclidean distance of two colours, and
+- structure: the root mean square of the difference in local edge strength, which is the length of the gradient of
+  lightness, averaged over 4 x 4 blocks of the scale.
 
-and over all of them the mean, weighted by the side of the square: noise and what scatters lose half of their amplitude
-from one scale to the next, what is really there loses nothing. So fine scales see where something is, coarse ones and
-the structure whether it is there: of a thousand snow flakes none has to be in its place. With root mean squares a
-strong change in a corner isn't drowned by weak noise everywhere. All of it keeps the triangle inequality.
+The total is their mean over scales, weighted by the side of the block: noise loses half of its amplitude from one scale
+to the next, objects lose nothing. So fine scales measure where something is, coarse ones and the structure whether it
+is there: of a thousand snow flakes, none has to be at its exact position. A root mean square keeps a strong change in a
+corner from being hidden by weak noise everywhere. The total satisfies the triangle inequality.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from earl_cli.rewards.reward import Edit, Pixels, Score
 
 Plane: TypeAlias = NDArray[np.float64]
 
-WORST, BEST = -1.0, 1.0
-FLOOR = 0.01
-"""A distance that nobody sees: about half of a just noticeable difference, all over the picture."""
+MIN_REWARD, MAX_REWARD = -1.0, 1.0
+MIN_DISTANCE = 0.01
+"""An invisible distance: about half of a just noticeable difference, all over the image."""
 SCALES = 5
-PLACE = 8
-"""Pixels a side of the squares that a distance is taken apart into: those of a code."""
-CELLS = 2
-"""How often edges are averaged over 2 x 2 places."""
+CODE_SIDE = 8
+"""Pixels a side of a cell of `distance_map`: the area of a code."""
+EDGE_HALVINGS = 2
+"""How often edge strength is averaged over 2 x 2 blocks."""
 
 _LMS = np.array(  # from linear sRGB, as published, transposed
     [
@@ -58,7 +58,7 @@ _LINEAR = np.where(_CODES <= 0.04045, _CODES / 12.92, ((_CODES + 0.055) / 1.055)
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """What a distance is taken from: on each scale the colours [h, w, 3] in Oklab, and the edges [h', w']."""
+    """What distances are computed from: on each scale the Oklab colours [h, w, 3], and edge strength [h', w']."""
 
     colours: tuple[Plane, ...]
     edges: tuple[Plane, ...]
@@ -66,74 +66,74 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far apart two pictures are, in units of Oklab: 0.02 is just noticeable, black and white are 1 apart."""
+    """The distance of two images, in units of Oklab: 0.02 is just noticeable, black to white is 1."""
 
     colour: float
     structure: float
 
     @property
     def total(self) -> float:
-        """Both together."""
+        """The sum of both."""
         return self.colour + self.structure
 
 
 def reference_reward(edits: Sequence[Edit], /) -> list[Score]:
     """1 − d(edited, target) / d(source, target) of each edit, in [−1, 1].
 
-    1 is the true edit, 0 the source left as it is, −1 what isn't finished and anything at least twice as far from the
-    target as the source is. Where the source itself is within `FLOOR` of the target, this takes the place of their
-    distance: nothing is to be changed, and what is changed visibly costs. A picture of another size than the target's
-    is brought to it. Parts: ``removed``, the value before it is cut to the range, and the same for ``colour`` and
-    ``structure`` alone. Without a target there is no value.
+    1 is the true edit, 0 the unchanged source, −1 an invalid or incomplete edit and anything at least twice as far from
+    the target as the source is. If the distance of source and target is below `MIN_DISTANCE`, that is used in its
+    place: then nothing should change, and visible changes cost. Images of another size are resized to the target's.
+    Parts: ``removed``, the value before clipping, and the same for ``colour`` and ``structure`` alone. Without a target
+    there is no value.
     """
-    looks: dict[tuple[int, tuple[int, ...]], ImageFeatures] = {}  # an edit's group has the same source and target
+    cached: dict[tuple[int, tuple[int, ...]], ImageFeatures] = {}  # a group's edits share source and target
 
-    def seen(pixels: Pixels, like: Pixels) -> ImageFeatures:
+    def features(pixels: Pixels, like: Pixels) -> ImageFeatures:
         key = (id(pixels), like.shape)
-        if key not in looks:
-            looks[key] = look(_resized(pixels, like))
-        return looks[key]
+        if key not in cached:
+            cached[key] = image_features(_resized(pixels, like))
+        return cached[key]
 
     def score(edit: Edit) -> Score:
         if edit.target is None:
             return Score(None, reason="there is no true edit to compare with")
         if edit.edited is None:
-            return Score(WORST, reason="no finished picture")
-        target = seen(edit.target, edit.target)
-        drawn = look(_resized(edit.edited, edit.target))
-        left = distance(drawn, target)
-        whole = distance(seen(edit.source, edit.target), target)
-        scale = max(whole.total, FLOOR)
+            return Score(MIN_REWARD, reason="the edit is invalid or incomplete")
+        target = features(edit.target, edit.target)
+        edited = image_features(_resized(edit.edited, edit.target))
+        remaining = distance(edited, target)
+        initial = distance(features(edit.source, edit.target), target)
+        scale = max(initial.total, MIN_DISTANCE)
         parts = {
-            "removed": 1 - left.total / scale,
-            "colour": _removed(left.colour, whole.colour),
-            "structure": _removed(left.structure, whole.structure),
+            "removed": 1 - remaining.total / scale,
+            "colour": _removed(remaining.colour, initial.colour),
+            "structure": _removed(remaining.structure, initial.structure),
         }
-        places = 1 - distance_by_place(drawn, target) / scale
-        return Score(min(BEST, max(WORST, parts["removed"])), parts, places=places)
+        places = 1 - distance_map(edited, target) / scale
+        return Score(min(MAX_REWARD, max(MIN_REWARD, parts["removed"])), parts, places=places)
 
     return [score(edit) for edit in edits]
 
 
-def _removed(left: float, whole: float) -> float:
-    return 1 - left / max(whole, FLOOR)
+def _removed(remaining: float, initial: float) -> float:
+    return 1 - remaining / max(initial, MIN_DISTANCE)
 
 
 def distance(one: ImageFeatures, other: ImageFeatures) -> Distance:
-    """Between pictures of one size."""
+    """Of two images of one size."""
     colours = [_rms(a - b) for a, b in zip(one.colours, other.colours, strict=True)]
     edges = [_rms(a - b) for a, b in zip(one.edges, other.edges, strict=True)]
     sides = [1 << scale for scale in range(len(colours))]
     return Distance(float(np.average(colours, weights=sides)), float(np.average(edges, weights=sides)))
 
 
-def distance_by_place(one: ImageFeatures, other: ImageFeatures) -> Plane:
-    """The total distance of two pictures of one size taken apart: what each square of 8 pixels a side adds, [h, w].
+def distance_map(one: ImageFeatures, other: ImageFeatures) -> Plane:
+    """The contribution of each 8 x 8 pixel cell to the total distance of two images of one size, [h, w].
 
-    A root mean square is the mean of the squares, each divided by it; so the mean of all places is the distance, but
-    for a last, narrower row or column. Scales coarser than a place give theirs to all that it covers.
+    A root mean square is the mean of the squares, each divided by it; so the mean of the map is the distance, but for a
+    narrower last row or column. A block of a coarser scale counts for all cells that it covers.
     """
-    height, width = (-(-side // PLACE) for side in one.colours[0].shape[:2])
+    height, width = (-(-side // CODE_SIDE) for side in one.colours[0].shape[:2])
     found = np.zeros((height, width))
     sides = np.array([1 << scale for scale in range(len(one.colours))], dtype=np.float64)
     for weight, colours, edges in zip(
@@ -152,12 +152,12 @@ def distance_by_place(one: ImageFeatures, other: ImageFeatures) -> Plane:
 
 
 def _on_grid(plane: Plane, height: int, width: int) -> Plane:
-    """The mean of each part of a finer plane, or the place of a coarser one that a part lies in."""
+    """``plane`` resampled to [height, width]: block means along an axis that is finer, repeats along a coarser one."""
     for axis, size in enumerate((height, width)):
-        there = plane.shape[axis]
-        starts = np.arange(size) * there // size
-        if there > size:
-            counts = np.diff(starts, append=there)
+        current = plane.shape[axis]
+        starts = np.arange(size) * current // size
+        if current > size:
+            counts = np.diff(starts, append=current)
             shape = [1, 1]
             shape[axis] = size
             plane = np.add.reduceat(plane, starts, axis=axis) / counts.reshape(shape)
@@ -166,8 +166,8 @@ def _on_grid(plane: Plane, height: int, width: int) -> Plane:
     return plane
 
 
-def look(pixels: Pixels) -> ImageFeatures:
-    """The scales of uint8[h, w, 3]; fewer where a side would be less than a place."""
+def image_features(pixels: Pixels) -> ImageFeatures:
+    """Of uint8[h, w, 3], on up to `SCALES` scales; on fewer where a side would have less than one pixel."""
     colours = [oklab(pixels)]
     while len(colours) < SCALES and min(colours[-1].shape[:2]) > 1:
         colours.append(_halved(colours[-1]))
@@ -181,27 +181,27 @@ def oklab(pixels: Pixels) -> Plane:
 
 
 def _edges(lightness: Plane) -> Plane:
-    """How much edge there is around every place: the length of the gradient, averaged over cells."""
+    """Local edge strength: the length of the gradient, averaged over 4 x 4 blocks."""
     down = np.diff(lightness, axis=0, append=lightness[-1:])
     right = np.diff(lightness, axis=1, append=lightness[:, -1:])
     edges = np.sqrt(down**2 + right**2)
-    for _ in range(CELLS):
+    for _ in range(EDGE_HALVINGS):
         if min(edges.shape) > 1:
             edges = _halved(edges)
     return edges
 
 
 def _halved(plane: Plane) -> Plane:
-    """Means of 2 x 2; a last odd row or column counts on finer scales only."""
+    """Means of 2 x 2 blocks; a last odd row or column is dropped."""
     height, width = (side - side % 2 for side in plane.shape[:2])
     rows = plane[0:height:2, :width] + plane[1:height:2, :width]
     return (rows[:, 0::2] + rows[:, 1::2]) / 4
 
 
 def _rms(difference: Plane) -> float:
-    """Over the places of [h, w] or [h, w, 3], with the Euclidean norm of a place's three values."""
+    """Root mean square over the pixels of [h, w], or of [h, w, 3] with the Euclidean norm of a pixel's values."""
     height, width = difference.shape[:2]
-    flat = difference.ravel()  # einsum: BLAS starts threads for a product of this size, which cost more than it
+    flat = difference.ravel()  # einsum: BLAS would start threads for this product, which cost more than it does
     return math.sqrt(np.einsum("i,i", flat, flat) / (height * width))
 
 

@@ -1,4 +1,4 @@
-"""What a reward is: a function from finished edits to scores, of which some may be missing."""
+"""What a reward is: a function from edits to scores."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """An edit to be judged: pictures uint8[h, w, 3], ``edited`` None where the model drew none or didn't finish.
+    """An edit to be scored.
 
-    ``target`` is the true edit, None where nobody knows it; ``id`` is the row's, for messages.
+    Images are sRGB uint8[h, w, 3], values 0 to 255, each of any size. ``edited`` is None where the model's completion
+    was invalid or incomplete. ``target`` is the true edit, None where the data have none. ``id`` is that of the
+    example, for messages.
     """
 
     id: str
@@ -30,12 +32,12 @@ class Edit:
 
 @dataclass(frozen=True)
 class Score:
-    """A reward: ``value``, or None where it could not be had; ``parts`` are the figures that it was made of.
+    """The score of an edit: ``value``, higher is better, or None where there is none; ``parts`` are its components.
 
-    ``reason`` is the judge's in its own words, or why there is no value. Where a judge was asked, ``explanations`` are
-    its words by what they explain, ``sc``, ``pq`` and ``ground_score``, and ``missing`` says why it gave no
-    ``semantic_consistency``, ``perceptual_quality`` or ``ground_score``. ``places`` float64[h, w], if the reward can be
-    taken apart so, are its parts by where they lie in the picture; their mean is about the value.
+    ``reason`` is the judge's reasoning, or why there is no value. Judged rewards also have ``explanations``, the
+    judge's reasoning by the keys ``sc``, ``pq`` and ``ground_score``, and ``missing``, why there is no
+    ``semantic_consistency``, ``perceptual_quality`` or ``ground_score``. ``places`` float64[h, w] is for a reward that
+    is a mean over the image: the value of each cell of a grid, row 0 at the top, for per-token advantages.
     """
 
     value: float | None
@@ -47,15 +49,15 @@ class Score:
 
 
 class Reward(Protocol):
-    """Scores for edits, one each, in order. Every reward has this signature, also a user's own ``module:function``.
+    """A function from edits to as many scores, in the same order; a user's ``module:function`` is one as well.
 
-    A score that can't be had is one without a value. Raises JudgeDownError if nothing can be had at all for now.
+    An edit that can't be scored gets a `Score` without a value. Raises JudgeDownError while none can be scored.
     """
 
     def __call__(self, edits: Sequence[Edit], /) -> list[Score]: ...
 
 
 class JudgeDownError(EarlError):
-    """A judge that doesn't answer: whoever asked waits, and asks again."""
+    """The judge's server doesn't answer; the call may be repeated later."""
 
     exit_code = 1

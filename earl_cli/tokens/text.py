@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from earl_cli.errors import InputError, ModelError, OutputError, UsageError
-from earl_cli.files import loads, whole_file
+from earl_cli.files import atomic_write, loads
 from earl_cli.tokens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _digest(*parts: object) -> str:
 def _write(path: Path, content: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(content, encoding="utf-8", newline="\n")
     except OSError as error:
         raise OutputError(f"the tokenizer can't be written: {error.strerror}", where=str(path)) from None

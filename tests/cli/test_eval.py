@@ -23,7 +23,7 @@ from earl_cli.app import run
 from earl_cli.evaluation import generating
 from earl_cli.evaluation.generating import task_seed
 from earl_cli.evaluation.results import load_run
-from earl_cli.files import alone_in
+from earl_cli.files import folder_lock
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.openai_client.retry import Backoff
 from earl_cli.rewards.judge.declarations import load_declaration
@@ -52,8 +52,9 @@ def evaluated(say: Say, *words: str) -> dict[str, Any]:
 
 
 def impatient(patch: pytest.MonkeyPatch) -> None:
-    """No second is waited for a judge that fails."""
-    patch.setattr("earl_cli.openai_client.retry.Backoff", lambda **_: Backoff(tries=2, first=0.01, most=0.01))
+    """Retries of a judge that fails take milliseconds."""
+    quick = Backoff(attempts=2, first_delay=0.01, max_delay=0.01)
+    patch.setattr("earl_cli.openai_client.retry.Backoff", lambda **_: quick)
 
 
 def test_a_model_and_the_floor_on_ones_own_pairs(say: Say, tiny_model_dir: Path) -> None:
@@ -122,7 +123,7 @@ def test_shards_add_up_and_the_last_one_scores(say: Say, tiny_model_dir: Path) -
 
 def test_two_processes_dont_draw_the_same(say: Say) -> None:
     found = evaluated(say, "-m", "copy", "-o", "results")
-    with alone_in(Path(found["results"][0]["folder"]), "earl eval"):
+    with folder_lock(Path(found["results"][0]["folder"]), "earl eval"):
         again = say("eval", "-b", "pairs", "-m", "copy", "-o", "results")
     assert again.code == 8
     assert "another earl eval is at work here" in again.err
@@ -188,7 +189,7 @@ def test_what_the_judge_doesnt_say_is_in_the_table(
     said = say("eval", "-b", "pairs", "-m", str(tiny_model_dir), "--judge", judge.api_base)
     assert said.code == 0, said.err
     assert "missing" in said.out
-    assert "the judge fails at this question alone" in said.err
+    assert "the judge fails at this prompt alone" in said.err
 
 
 def test_a_judge_that_scores_nothing_is_an_error_after_the_report(say: Say, judge: JudgeServer) -> None:

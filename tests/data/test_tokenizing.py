@@ -21,7 +21,7 @@ from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.data.store import Store, open_store, shard_path
 from earl_cli.data.tokenizing import PassProgress, TokenizeSettings, tokenize
 from earl_cli.errors import InputError, OutputError, UsageError
-from earl_cli.files import alone_in
+from earl_cli.files import folder_lock
 from earl_cli.images.resize import resize_to_area
 from earl_cli.models.vision import encode, load_vision, pixels_of
 from earl_cli.tokens.layout import SequenceLayout
@@ -135,7 +135,7 @@ def test_shares_together_are_the_whole(pairs: Path, tiny_model_dir: Path, tmp_pa
 def test_a_share_is_done_by_one_process_at_a_time(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     parts = [replace(SETTINGS, share=ShardShare(index, 2)) for index in range(2)]
     tokenized(pairs, tiny_model_dir, tmp_path / "store", parts[0])
-    with alone_in(tmp_path / "store", "earl tokenize", "1/2"):
+    with folder_lock(tmp_path / "store", "earl tokenize", "1/2"):
         for settings in (SETTINGS, parts[0]):
             with pytest.raises(OutputError, match="another earl tokenize is at work here"):
                 tokenized(pairs, tiny_model_dir, tmp_path / "store", settings)

@@ -22,7 +22,7 @@ from trainings import torchrun
 from victims import Forks, own_program
 
 from earl_cli.evaluation.results import LINES, PUBLISHED, find_results, lines_of, load_run
-from earl_cli.files import is_aside
+from earl_cli.files import is_partial
 
 pytestmark = pytest.mark.slow
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for processes that are left over")
@@ -41,7 +41,7 @@ def made(results: Path) -> dict[str, Any]:
             found[name] = path.read_text(encoding="utf-8")
         elif path.name == "scored.jsonl":
             found[name] = [{**json.loads(line), "seconds": None} for line in path.read_text().splitlines()]
-        assert not is_aside(path)
+        assert not is_partial(path)
     return found
 
 
@@ -85,7 +85,7 @@ def test_killed_at_any_operation_it_ends_as_if_nothing_had_happened(
     assert kills >= 5
     run = forks(*words, "-o", output)
     assert run.wait() == 0, run.output
-    for left in filter(is_aside, output.rglob("*")):
+    for left in filter(is_partial, output.rglob("*")):
         left.unlink()
     assert made(output) == undisturbed
 

@@ -22,7 +22,7 @@ from trainings import Trainings, options, write_pairs
 
 from earl_cli.app import run as earl
 from earl_cli.openai_client.retry import Backoff
-from earl_cli.rewards import registry as choosing
+from earl_cli.rewards import registry
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.rl import trainer as rl
@@ -129,7 +129,7 @@ def test_a_judge_that_goes_down_is_waited_for(
 ) -> None:
     """In an iteration after which there is no checkpoint otherwise; the run says so, and saves what it has."""
     monkeypatch.setattr(rl, "BACKOFF", (0.2, 0.2))
-    monkeypatch.setattr(choosing, "Judge", partial(Judge, pacing=Backoff(tries=2, first=0.01)))
+    monkeypatch.setattr(registry, "Judge", partial(Judge, backoff=Backoff(attempts=2, first_delay=0.01)))
     output = tmp_path / "run"
     while_down: list[list[str]] = []
 

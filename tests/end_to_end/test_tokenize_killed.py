@@ -27,7 +27,7 @@ from victims import Forks, Launcher, Run, own_program
 
 from earl_cli.data.inspecting import verify
 from earl_cli.data.store import MANIFEST, open_store
-from earl_cli.files import LOCK, is_aside
+from earl_cli.files import LOCK_FILE, is_partial
 
 pytestmark = [
     pytest.mark.slow,
@@ -105,7 +105,7 @@ def files(store: Path) -> dict[str, bytes]:
 
 def hidden(name: str) -> bool:
     """Whether it is no part of a store: what is being written, and who does so."""
-    return is_aside(Path(name)) or name.startswith(LOCK)
+    return is_partial(Path(name)) or name.startswith(LOCK_FILE)
 
 
 def undisturbed(launch: Launcher, arguments: tuple[object, ...], store: Path) -> Setting:

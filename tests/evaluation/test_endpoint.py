@@ -21,7 +21,7 @@ from earl_cli.evaluation.endpoint import open_endpoint
 from earl_cli.openai_client.retry import Backoff
 
 KEY = "sk-very-secret"
-QUICK = Backoff(tries=4, limits=4, first=0.001)
+QUICK = Backoff(attempts=4, rate_limit_attempts=4, first_delay=0.001)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ Open = Callable[..., BenchmarkEditor]
 @pytest.fixture
 def endpoint(images: ImagesServer) -> Open:
     def opened(**settings: object) -> BenchmarkEditor:
-        return open_endpoint(images.api_base, **{"model": MODEL, "pacing": QUICK, "timeout": 10.0} | settings)
+        return open_endpoint(images.api_base, **{"model": MODEL, "backoff": QUICK, "timeout": 10.0} | settings)
 
     return opened
 
@@ -96,7 +96,7 @@ def test_wherever_the_picture_is_on_the_server(gives: str, images: ImagesServer,
 
 
 @pytest.mark.parametrize(
-    ("gives", "said"), [("elsewhere", "on another server, 127.0.0.2"), ("redirect", "sends on to http://127.0.0.2:")]
+    ("gives", "said"), [("elsewhere", "on another server, 127.0.0.2"), ("redirect", "redirects to http://127.0.0.2:")]
 )
 def test_a_picture_elsewhere_is_not_fetched(gives: str, said: str, images: ImagesServer, endpoint: Open) -> None:
     editor = endpoint()
@@ -169,7 +169,7 @@ def test_one_picture_that_breaks_the_server_costs_only_itself(images: ImagesServ
 def test_a_server_that_only_fails_is_down(kind: str, images: ImagesServer, endpoint: Open) -> None:
     images.faults = Faults(share=1, kinds=(kind,), at_most=1000, slow=0.3)
     with pytest.raises(EarlError, match="the server doesn't draw") as caught:
-        endpoint(timeout=0.1, pacing=Backoff(tries=2, limits=2, first=0.001)).edit(some_tasks(2))
+        endpoint(timeout=0.1, backoff=Backoff(attempts=2, rate_limit_attempts=2, first_delay=0.001)).edit(some_tasks(2))
     assert caught.value.where == images.api_base
 
 
@@ -188,7 +188,7 @@ def test_a_server_that_comes_back_while_it_is_tried_draws_everything(images: Ima
         images.is_down = len(waits) < 2
 
     tasks = some_tasks(1)
-    drawn = endpoint(pacing=Backoff(tries=2, first=0.001, sleep=sleep)).edit(tasks)
+    drawn = endpoint(backoff=Backoff(attempts=2, first_delay=0.001, sleep=sleep)).edit(tasks)
     assert pixels(drawn) == expected(tasks)
 
 

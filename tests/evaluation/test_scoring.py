@@ -25,7 +25,7 @@ from earl_cli.rewards.judge.declarations import load_declaration, load_rubrics
 from earl_cli.rewards.reward import JudgeDownError
 
 OFFLINE = ("l1", "l2", "psnr", "ssim")
-QUICK = Backoff(tries=3, first=0.01, most=0.02)
+QUICK = Backoff(attempts=3, first_delay=0.01, max_delay=0.02)
 
 
 def results(folder: Path, editor: Inverting | None = None, *, targets: bool = True, count: int = 6) -> EvalRun:
@@ -38,7 +38,7 @@ def results(folder: Path, editor: Inverting | None = None, *, targets: bool = Tr
 
 def scoring(judge: JudgeServer | None = None, folder: Path | None = None, **more: object) -> Scoring:
     client = (
-        Judge(judge.api_base, MODEL, folder and folder / "judge.sqlite", pacing=QUICK, timeout=10) if judge else None
+        Judge(judge.api_base, MODEL, folder and folder / "judge.sqlite", backoff=QUICK, timeout=10) if judge else None
     )
     return Scoring(client, load_rubrics(), OFFLINE, **more)  # type: ignore[arg-type]
 

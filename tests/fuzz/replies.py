@@ -6,9 +6,15 @@ from pathlib import Path
 
 from fuzzing import Room
 
-from earl_cli.rewards.judge.replies import UnreadableError, is_all_thoughts, read_choice, read_scores, read_tag
+from earl_cli.rewards.judge.replies import (
+    InvalidReplyError,
+    is_unfinished_reasoning,
+    parse_choice,
+    parse_scores,
+    parse_tag,
+)
 
-READERS = {"scores": read_scores, "tag": read_tag, "choice": read_choice}
+READERS = {"scores": parse_scores, "tag": parse_tag, "choice": parse_choice}
 GOOD = {
     "scores": b'{"score": [6, 0], "reasoning": "the cat is \\"gone\\""}',
     "scores in a fence": b'```json\n{"score": [6.5, 10],\n"reasoning": "fine"}\n```',
@@ -32,10 +38,10 @@ HOSTILE = [
 
 def read(name: str, content: bytes, _folder: Path) -> str:
     text = content.decode("utf-8", "replace")
-    is_all_thoughts(text)
+    is_unfinished_reasoning(text)
     reply = READERS[name.split(maxsplit=1)[0]](text)
     assert all(0 <= number <= 10 for number in reply.numbers), reply
     return "read"
 
 
-ROOM = Room("replies", GOOD, read, (UnreadableError,), SNIPPETS, HOSTILE, 1000)
+ROOM = Room("replies", GOOD, read, (InvalidReplyError,), SNIPPETS, HOSTILE, 1000)

@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 
 from earl_cli.errors import OutputError
-from earl_cli.rewards.judge.cache import AnswerCache
-from earl_cli.rewards.judge.replies import Reply
+from earl_cli.rewards.judge.cache import ReplyCache
+from earl_cli.rewards.judge.replies import ParsedReply
 
-REPLY = Reply((6.5, 0.0), "ok, é\ud83d")
-KEPT = Reply((6.5, 0.0), "ok, é?")
+REPLY = ParsedReply((6.5, 0.0), "ok, é\ud83d")
+KEPT = ParsedReply((6.5, 0.0), "ok, é?")
 WRITER = """
 import sys
 from pathlib import Path
-from earl_cli.rewards.judge.cache import AnswerCache
-from earl_cli.rewards.judge.replies import Reply
+from earl_cli.rewards.judge.cache import ReplyCache
+from earl_cli.rewards.judge.replies import ParsedReply
 path, name, count = sys.argv[1:]
 print("up", flush=True)
 sys.stdin.readline()
 for number in range(int(count)):
-    with AnswerCache(Path(path)) as cache:
-        cache.keep(f"{name} {number}", "raw", Reply((number % 11,), name))
-        cache.keep(f"both {number}", "raw", Reply((number % 11,), name))
+    with ReplyCache(Path(path)) as cache:
+        cache.keep(f"{name} {number}", "raw", ParsedReply((number % 11,), name))
+        cache.keep(f"both {number}", "raw", ParsedReply((number % 11,), name))
         print(number, flush=True)
 """
 
@@ -38,28 +38,28 @@ def path(tmp_path: Path) -> Path:
 
 
 def fill(path: Path, count: int) -> None:
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         for number in range(count):
             cache.keep(str(number), "raw" * 200, REPLY)
 
 
 def test_what_is_kept_is_found_again(path: Path) -> None:
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         assert cache.find(["a", "b"]) == {}
         assert cache.keep("a", "raw", REPLY) == KEPT
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         assert cache.find(["a", "b"]) == {"a": KEPT}
 
 
 def test_the_first_answer_stands(path: Path) -> None:
-    with AnswerCache(path) as one, AnswerCache(path) as other:
+    with ReplyCache(path) as one, ReplyCache(path) as other:
         one.keep("a", "raw", REPLY)
-        assert other.keep("a", "other", Reply((1.0,), "")) == KEPT
+        assert other.keep("a", "other", ParsedReply((1.0,), "")) == KEPT
 
 
 def test_more_keys_than_a_query_takes(path: Path) -> None:
     fill(path, 1)
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         assert set(cache.find([str(number) for number in range(40_000)])) == {"0"}
 
 
@@ -75,7 +75,7 @@ def test_two_processes_write_into_one_file(path: Path) -> None:
     for writer in writers:
         writer.communicate(timeout=60)
         assert writer.returncode == 0
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         assert len(cache.find([f"{name} {number}" for name in ("one", "two", "both") for number in range(60)])) == 180
 
 
@@ -88,7 +88,7 @@ def test_what_a_killed_process_kept_is_there(path: Path) -> None:
         writer.stdin.flush()
         lines = [writer.stdout.readline() for _ in range(21)]
         writer.send_signal(signal.SIGKILL)
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         assert len(cache.find([f"one {number}" for number in range(int(lines[-1]) + 1)])) == 20
         cache.keep("after", "raw", REPLY)
 
@@ -98,12 +98,12 @@ def test_a_damaged_file_is_put_aside(damage: str, path: Path, capsys: pytest.Cap
     fill(path, 200)
     content = path.read_bytes()
     path.write_bytes(b"x" * 5000 if damage == "replaced" else content[:100] + b"\xff" * (len(content) - 100))
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         assert cache.find(["1"]) == {}
         cache.keep("1", "raw", REPLY)
     assert f"{path} was damaged" in capsys.readouterr().err
     assert len(list(path.parent.glob("answers.sqlite.damaged-*"))) == 1
-    with AnswerCache(path) as cache:
+    with ReplyCache(path) as cache:
         assert set(cache.find(["1"])) == {"1"}
     assert capsys.readouterr().err == ""
 
@@ -113,7 +113,7 @@ def test_damage_that_shows_late(path: Path, capsys: pytest.CaptureFixture[str]) 
     with path.open("r+b") as file:
         file.seek(4096 * 3)
         file.write(b"\xff" * (path.stat().st_size - 4096 * 3))
-    with AnswerCache(path) as cache, AnswerCache(path) as other:
+    with ReplyCache(path) as cache, ReplyCache(path) as other:
         keys = [str(number) for number in range(2000)]
         assert cache.find(keys) == {}
         assert cache.keep("1", "raw", REPLY) == KEPT
@@ -125,12 +125,12 @@ def test_a_file_of_another_program_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
     with sqlite3.connect(path) as other:
         other.execute("create table cakes (name text)")
-    with pytest.raises(OutputError, match="not a cache of answers") as caught:
-        AnswerCache(path)
+    with pytest.raises(OutputError, match="no cache of a judge") as caught:
+        ReplyCache(path)
     assert caught.value.where == str(path)
 
 
 def test_a_place_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="unable to open") as caught:
-        AnswerCache(tmp_path)
+        ReplyCache(tmp_path)
     assert caught.value.where == str(tmp_path)

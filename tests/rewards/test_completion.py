@@ -15,9 +15,9 @@ from judge_server import MODEL, OPENAI, JudgeServer, picture, some_edits
 from PIL import Image
 
 from earl_cli.errors import UsageError
-from earl_cli.rewards.judge.client import Judge, Question
+from earl_cli.rewards.judge.client import Judge, JudgePrompt
 from earl_cli.rewards.judge.declarations import PUBLISHED, load_declaration, load_rubrics
-from earl_cli.rewards.viescore import judged
+from earl_cli.rewards.viescore import judged_reward
 
 Ask = Callable[..., Judge]
 ALL = ("max_tokens", "temperature", "seed")
@@ -30,8 +30,8 @@ ARGUMENT = '{{"message": "Unrecognized request argument supplied: {0}"}}'
 GOOGLE = '{{"message": "Invalid JSON payload received. Unknown name \\"{0}\\": Cannot find field."}}'
 
 
-def some(count: int) -> list[Question]:
-    return [Question("Grade this.", (picture(seed),)) for seed in range(count)]
+def some(count: int) -> list[JudgePrompt]:
+    return [JudgePrompt("Grade this.", (picture(seed),)) for seed in range(count)]
 
 
 def sent(judge: JudgeServer) -> list[set[str]]:
@@ -43,10 +43,10 @@ def test_a_refused_parameter_is_renamed_and_that_is_remembered(
     minds: str, judge: JudgeServer, ask: Ask, capsys: pytest.CaptureFixture[str]
 ) -> None:
     judge.knows, judge.minds = ("max_completion_tokens", "temperature", "seed"), minds
-    assert all(answer.numbers for answer in ask(at_once=1).ask_all(some(3)))
+    assert all(answer.scores for answer in ask(concurrency=1).ask_all(some(3)))
     assert sent(judge) == [{"max_tokens", "temperature"}] + 3 * [{"max_completion_tokens", "temperature"}]
     assert judge.calls[-1].body["max_completion_tokens"] == 1400
-    assert all(answer.numbers for answer in ask().ask_all(some(5)))  # another client of the same server
+    assert all(answer.scores for answer in ask().ask_all(some(5)))  # another client of the same server
     assert {"max_tokens", "temperature"} not in sent(judge)[4:]
     assert capsys.readouterr().err.count("takes no max_tokens") == 1
 
@@ -56,11 +56,11 @@ def test_a_refused_temperature_is_left_out(
     minds: str, judge: JudgeServer, ask: Ask, capsys: pytest.CaptureFixture[str]
 ) -> None:
     judge.knows, judge.minds = ("max_tokens", "seed"), minds
-    assert all(answer.numbers for answer in ask(at_once=8).ask_all(some(8)))
+    assert all(answer.scores for answer in ask(concurrency=8).ask_all(some(8)))
     assert {"max_tokens"} in sent(judge)
     error = capsys.readouterr().err
     assert error.count("warning") == 1
-    assert f"{MODEL} takes no temperature of 0: it is asked without it" in error
+    assert f"{MODEL} takes no temperature of 0: it is left to the server's default" in error
 
 
 def test_a_server_that_takes_nothing_is_asked_with_nothing(judge: JudgeServer, ask: Ask) -> None:
@@ -83,8 +83,8 @@ def test_a_server_that_takes_nothing_is_asked_with_nothing(judge: JudgeServer, a
 )
 def test_no_other_refusal_changes_what_is_sent(message: str, judge: JudgeServer, ask: Ask) -> None:
     judge.knows, judge.minds = ("seed",), json.dumps({"message": message}).replace("{", "{{").replace("}", "}}")
-    question = Question('Grade this.\n"the temperature in it."', (picture(1),))
-    with pytest.raises(UsageError, match="refuses what it is asked: status 400"):
+    question = JudgePrompt('Grade this.\n"the temperature in it."', (picture(1),))
+    with pytest.raises(UsageError, match="refuses the prompts: status 400"):
         ask().ask_all([question])
     assert sent(judge) == [{"max_tokens", "temperature"}]
 
@@ -100,8 +100,10 @@ def test_the_own_declaration(judge: JudgeServer, ask: Ask) -> None:
 
 def test_the_published_declaration(judge: JudgeServer, ask: Ask) -> None:
     client = ask(declaration=load_declaration(PUBLISHED))
-    client.ask_all([Question("SC", (picture(1, 64), picture(2, 64)))])
-    client.ask_all([Question("<score>", (picture(1), picture(2)), reads="tag", max_tokens=1300, temperature=0.3)])
+    client.ask_all([JudgePrompt("SC", (picture(1, 64), picture(2, 64)))])
+    client.ask_all(
+        [JudgePrompt("<score>", (picture(1), picture(2)), reply_format="tag", max_tokens=1300, temperature=0.3)]
+    )
     first, second = (call.body for call in judge.calls)
     assert first.keys() == {"model", "messages", "max_tokens"}
     assert [message["role"] for message in first["messages"]] == ["system", "user"]
@@ -131,15 +133,16 @@ def test_answers_are_kept_for_their_declaration_only(judge: JudgeServer, ask: As
 
 def test_keys_of_answers_are_those_that_were_kept_before_there_were_declarations() -> None:
     """Nobody pays again for answers that an earlier version kept."""
-    key = Question("Grade this.", (picture(1),)).key("a", load_declaration())
+    key = JudgePrompt("Grade this.", (picture(1),)).key("a", load_declaration())
     assert key == "00fefc7532ea9a1d50843d5238879160b3cfc4d2a3c4574178c128a35e17ed9f"
 
 
-def test_a_declaration_of_ones_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["images", "pictures"])  # files of earlier versions have the second
+def test_a_declaration_of_ones_own(key: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text('pictures = "after"\ntemperature = 0.5\n')
+    file.write_text(f'{key} = "after"\ntemperature = 0.5\n')
     found = load_declaration(str(file))
-    assert (found.name, found.pictures, found.temperature, found.quality) == ("mine", "after", 0.5, 95)
+    assert (found.name, found.images, found.temperature, found.quality) == ("mine", "after", 0.5, 95)
     for text, said in (("quality = 200", "quality"), ("colour = 1", "colour"), ("= 3", "no TOML")):
         file.write_text(text)
         with pytest.raises(UsageError, match=said) as caught:
@@ -165,7 +168,7 @@ GRADES = '{"score": [8, 6], "reasoning": "ok"}'
 )
 def test_what_it_says_is_found(message: dict[str, Any], judge: JudgeServer, ask: Ask) -> None:
     judge.message = message
-    assert ask().ask_all(some(1))[0].numbers == (8, 6)
+    assert ask().ask_all(some(1))[0].scores == (8, 6)
 
 
 @pytest.mark.parametrize(
@@ -177,9 +180,9 @@ def test_what_it_says_is_found(message: dict[str, Any], judge: JudgeServer, ask:
             r"empty \(it refuses: I don't judge people\.\)",
         ),
         ({"content": [{"type": "refusal", "refusal": "No."}]}, "stop", r"it refuses: No\."),
-        ({"content": "", "reasoning_content": "[8, 8]"}, "stop", "it only thought"),
-        ({"content": "", "reasoning_content": "[8, 8]"}, "length", "all its tokens were used up for thoughts"),
-        ({"content": "<think>[8, 8] or"}, "length", r"ends within its thoughts \(all its tokens were used up\)"),
+        ({"content": "", "reasoning_content": "[8, 8]"}, "stop", "it is reasoning only"),
+        ({"content": "", "reasoning_content": "[8, 8]"}, "length", "all its tokens were used up for reasoning"),
+        ({"content": "<think>[8, 8] or"}, "length", r"ends within its reasoning \(all its tokens were used up\)"),
         ({"content": "Let me see"}, "length", r"no score in it \(all its tokens were used up\): Let me see"),
         ({"content": None}, "content_filter", "filter stopped it"),
         ({}, "stop", "it is empty"),
@@ -190,16 +193,16 @@ def test_an_answer_without_one_says_what_happened(
 ) -> None:
     judge.message, judge.finish = message, finish
     (answer,) = ask().ask_all(some(1))
-    assert answer.numbers is None
+    assert answer.scores is None
     assert re.search(why, answer.text)
 
 
 def test_what_was_cut_off_after_the_score_counts(judge: JudgeServer, ask: Ask) -> None:
     judge.message, judge.finish = {"content": '{"score": [8, 6], "reasoning": "because the'}, "length"
-    assert ask().ask_all(some(1))[0].numbers == (8, 6)
+    assert ask().ask_all(some(1))[0].scores == (8, 6)
 
 
 def test_a_reward_is_asked_for_as_declared(judge: JudgeServer, ask: Ask) -> None:
-    (score,) = judged(ask(declaration=load_declaration(PUBLISHED)), load_rubrics(), "viescore")(some_edits(1))
+    (score,) = judged_reward(ask(declaration=load_declaration(PUBLISHED)), load_rubrics(), "viescore")(some_edits(1))
     assert score.value is not None
     assert {len(call.body["messages"]) for call in judge.calls} == {2}

@@ -19,7 +19,7 @@ from judge_server import KINDS, MODEL, Faults, JudgeServer, picture
 
 from earl_cli.errors import UsageError
 from earl_cli.openai_client.retry import Backoff
-from earl_cli.rewards.judge.client import ROUNDS, Answer, Judge, Question
+from earl_cli.rewards.judge.client import MAX_REPLY_ATTEMPTS, Judge, Judgement, JudgePrompt
 from earl_cli.rewards.judge.completion import data_url
 from earl_cli.rewards.judge.declarations import load_declaration
 from earl_cli.rewards.reward import JudgeDownError
@@ -28,9 +28,11 @@ Ask = Callable[..., Judge]
 KEY = "sk-very-secret"
 
 
-def questions(count: int) -> list[Question]:
-    tag = Question("Say <score>N</score>.", (picture(0), picture(1)), reads="tag", max_tokens=1300, temperature=0.3)
-    return [tag, *(Question("Grade this.", (picture(seed),)) for seed in range(1, count))]
+def questions(count: int) -> list[JudgePrompt]:
+    tag = JudgePrompt(
+        "Say <score>N</score>.", (picture(0), picture(1)), reply_format="tag", max_tokens=1300, temperature=0.3
+    )
+    return [tag, *(JudgePrompt("Grade this.", (picture(seed),)) for seed in range(1, count))]
 
 
 def test_what_the_server_gets(judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +54,7 @@ def test_equal_pictures_are_equal_bytes() -> None:
 
 def test_a_third_of_faults_changes_no_answer(judge: JudgeServer, ask: Ask) -> None:
     healthy = ask().ask_all(questions(60))
-    assert all(answer.numbers is not None for answer in healthy)
+    assert all(answer.scores is not None for answer in healthy)
     assert len(judge.calls) == 60
     judge.forget()
     judge.faults = Faults(0.3, slow=3)
@@ -63,7 +65,7 @@ def test_a_third_of_faults_changes_no_answer(judge: JudgeServer, ask: Ask) -> No
 
 def test_no_more_at_once_than_allowed(judge: JudgeServer, ask: Ask) -> None:
     judge.faults = Faults(1.0, ("slow",), slow=0.05)
-    ask(at_once=5).ask_all(questions(20))
+    ask(concurrency=5).ask_all(questions(20))
     assert judge.most_at_once == 5
 
 
@@ -84,16 +86,16 @@ def test_the_second_pass_asks_nothing(judge: JudgeServer, ask: Ask, tmp_path: Pa
     "change",
     [
         {"text": "Grade that."},
-        {"pictures": (picture(9),)},
-        {"pictures": (picture(1), picture(1))},
+        {"images": (picture(9),)},
+        {"images": (picture(1), picture(1))},
         {"max_tokens": 5},
         {"temperature": 0.1},
-        {"reads": "tag"},
+        {"reply_format": "tag"},
     ],
 )
 def test_an_answer_is_for_its_question_only(change: dict[str, object]) -> None:
-    question, own = Question("Grade this.", (picture(1),)), load_declaration()
-    assert question.key("a", own) == Question("Grade this.", (picture(1),)).key("a", own)
+    question, own = JudgePrompt("Grade this.", (picture(1),)), load_declaration()
+    assert question.key("a", own) == JudgePrompt("Grade this.", (picture(1),)).key("a", own)
     assert question.key("a", own) != question.key("b", own)
     assert question.key("a", own) != replace(question, **change).key("a", own)  # type: ignore[arg-type]
 
@@ -116,20 +118,22 @@ print(answers)
 def test_an_unreadable_reply_is_asked_again_otherwise(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
     judge.faults = Faults(1.0, ("unreadable",), at_most=float("inf"))
     (answer,) = ask(tmp_path / "cache").ask_all(questions(2)[1:])
-    assert answer.numbers is None
+    assert answer.scores is None
     assert "can't be read" in answer.text
     assert "7 for success" in answer.text
     assert [call.body.get("seed") for call in judge.calls] == [None, 1, 2, 3, 4]
-    assert [call.body["temperature"] for call in judge.calls] == [0] + [0.5] * (ROUNDS - 1)
+    assert [call.body["temperature"] for call in judge.calls] == [0] + [0.5] * (MAX_REPLY_ATTEMPTS - 1)
     judge.faults = Faults()
-    assert ask(tmp_path / "cache").ask_all(questions(2)[1:])[0].numbers is not None  # it wasn't kept
+    assert ask(tmp_path / "cache").ask_all(questions(2)[1:])[0].scores is not None  # it wasn't kept
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dropped", "error", "no json", "partial", "limited", "slow"])
 def test_a_server_that_only_fails_is_down(kind: str, judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
     patience = 0.5 if kind == "slow" else 10.0
-    client = ask(tmp_path / "cache", timeout=patience, pacing=Backoff(tries=2, limits=2, first=0.001))
+    client = ask(
+        tmp_path / "cache", timeout=patience, backoff=Backoff(attempts=2, rate_limit_attempts=2, first_delay=0.001)
+    )
     before = client.ask_all(questions(3))
     judge.faults = Faults(1.0, (kind,), at_most=float("inf"), slow=2 * patience)
     with pytest.raises(JudgeDownError) as caught:
@@ -151,7 +155,7 @@ def settle(judge: JudgeServer) -> None:
 
 
 def test_what_was_answered_before_it_went_down_is_kept(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
-    client = ask(tmp_path / "cache", at_once=1, pacing=Backoff(tries=2, first=0.001))
+    client = ask(tmp_path / "cache", concurrency=1, backoff=Backoff(attempts=2, first_delay=0.001))
     judge.calls = _Stopping(judge, 4)
     with pytest.raises(JudgeDownError):
         client.ask_all(questions(8))
@@ -175,28 +179,28 @@ class _Stopping(list):  # type: ignore[type-arg]
 
 def test_one_question_that_breaks_the_server_costs_only_itself(judge: JudgeServer, ask: Ask) -> None:
     judge.breaks = "poison"
-    answers = ask().ask_all([*questions(3), Question("poison", (picture(7),))])
-    assert [answer.numbers is None for answer in answers] == [False, False, False, True]
-    assert "this question alone: status 500: EngineCore" in answers[-1].text
-    assert ask().ask_all([Question("poison", (picture(7),))])[0].numbers is None
+    answers = ask().ask_all([*questions(3), JudgePrompt("poison", (picture(7),))])
+    assert [answer.scores is None for answer in answers] == [False, False, False, True]
+    assert "this prompt alone: status 500: EngineCore" in answers[-1].text
+    assert ask().ask_all([JudgePrompt("poison", (picture(7),))])[0].scores is None
 
 
 def test_one_question_that_is_refused_costs_only_itself(judge: JudgeServer, ask: Ask) -> None:
     judge.refuses = "forbidden"
-    answers = ask().ask_all([*questions(3), Question("forbidden", (picture(7),))])
-    assert [answer.numbers is None for answer in answers] == [False, False, False, True]
+    answers = ask().ask_all([*questions(3), JudgePrompt("forbidden", (picture(7),))])
+    assert [answer.scores is None for answer in answers] == [False, False, False, True]
     assert "status 400: This content isn't judged" in answers[-1].text
     judge.forget()
-    with pytest.raises(UsageError, match=r"refuses what it is asked: status 400: This content"):
-        ask().ask_all([Question("forbidden", (picture(7),))])
+    with pytest.raises(UsageError, match=r"refuses the prompts: status 400: This content"):
+        ask().ask_all([JudgePrompt("forbidden", (picture(7),))])
     assert len(judge.calls) == 1
 
 
 def test_a_refusal_after_kept_answers_costs_only_itself(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
     ask(tmp_path / "cache").ask_all(questions(3))
     judge.refuses = "forbidden"
-    answers = ask(tmp_path / "cache").ask_all([*questions(3), Question("forbidden", (picture(7),))])
-    assert [answer.numbers is None for answer in answers] == [False, False, False, True]
+    answers = ask(tmp_path / "cache").ask_all([*questions(3), JudgePrompt("forbidden", (picture(7),))])
+    assert [answer.scores is None for answer in answers] == [False, False, False, True]
 
 
 def test_a_server_that_repeats_the_key_gives_nothing_away(
@@ -205,9 +209,9 @@ def test_a_server_that_repeats_the_key_gives_nothing_away(
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     judge.refuses = "forbidden"
     with pytest.raises(UsageError, match=r"for Bearer \*\*\*") as caught:
-        ask().ask_all([Question("forbidden", (picture(7),))])
+        ask().ask_all([JudgePrompt("forbidden", (picture(7),))])
     assert KEY not in str(caught.value)
-    answers = ask().ask_all([*questions(2), Question("forbidden", (picture(7),))])
+    answers = ask().ask_all([*questions(2), JudgePrompt("forbidden", (picture(7),))])
     assert KEY not in answers[-1].text
     assert "***" in answers[-1].text
 
@@ -218,7 +222,7 @@ def test_a_judge_that_repeats_the_key_in_its_answer_gives_nothing_away(
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     judge.message = {"content": json.dumps({"score": [8, 6], "reasoning": f"Authorization: Bearer {KEY}"})}
     (answer,) = ask(tmp_path / "cache").ask_all(questions(2)[1:])
-    assert answer == Answer((8, 6), "Authorization: Bearer ***")
+    assert answer == Judgement((8, 6), "Authorization: Bearer ***")
     judge.message = {"content": f"I won't. {KEY}"}
     assert ask().ask_all(questions(2)[1:])[0].text.endswith("I won't. ***")
     judge.models = (KEY,)
@@ -232,8 +236,8 @@ def test_a_short_key_that_hides_nothing_spoils_no_answer(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "8")
     judge.message = {"content": "[8, 6]"}
-    assert ask().ask_all(questions(1))[0].numbers is None  # it wants a tag
-    assert ask().ask_all(questions(2)[1:])[0].numbers == (8, 6)
+    assert ask().ask_all(questions(1))[0].scores is None  # it wants a tag
+    assert ask().ask_all(questions(2)[1:])[0].scores == (8, 6)
 
 
 def test_a_password_in_the_address_is_repeated_in_no_answer(judge: JudgeServer) -> None:
@@ -245,8 +249,8 @@ def test_a_password_in_the_address_is_repeated_in_no_answer(judge: JudgeServer) 
 def test_too_large_a_picture_is_said_with_its_size(judge: JudgeServer, ask: Ask) -> None:
     judge.status, judge.minds = 413, '{{"message": "Request Entity Too Large"}}'
     judge.knows = ("model",)
-    question = Question("Grade this.", (picture(1, 40), picture(2, 16)))
-    with pytest.raises(UsageError, match=r"status 413: .*its pictures are 40 x 40 and 16 x 16, 0\.0 MB as sent"):
+    question = JudgePrompt("Grade this.", (picture(1, 40), picture(2, 16)))
+    with pytest.raises(UsageError, match=r"status 413: .*its images are 40 x 40 and 16 x 16, 0\.0 MB as sent"):
         ask().ask_all([question])
 
 
@@ -276,7 +280,7 @@ def test_a_model_that_is_not_there(judge: JudgeServer, ask: Ask) -> None:
 def test_a_password_in_the_address_is_not_shown(judge: JudgeServer) -> None:
     judge.is_down = True
     with pytest.raises(JudgeDownError) as caught:
-        Judge(judge.api_base.replace("//", "//me:word@"), MODEL, pacing=Backoff(first=0.001)).models()
+        Judge(judge.api_base.replace("//", "//me:word@"), MODEL, backoff=Backoff(first_delay=0.001)).models()
     assert caught.value.where == judge.api_base
     assert "word" not in str(caught.value)
 
@@ -295,13 +299,13 @@ def test_the_server_says_when_to_come_back(judge: JudgeServer, ask: Ask, said: f
         waits.append(seconds)
 
     judge.faults = Faults(1.0, ("limited",), at_most=2, retry_after=said)
-    (answer,) = ask(pacing=Backoff(sleep=sleep, draw=lambda: 0.0)).ask_all(questions(1))
-    assert answer.numbers is not None
+    (answer,) = ask(backoff=Backoff(sleep=sleep, random=lambda: 0.0)).ask_all(questions(1))
+    assert answer.scores is not None
     assert waits == [waited, waited]
     judge.faults = Faults(1.0, ("limited",), retry_after=3600)
     judge.forget()
     with pytest.raises(JudgeDownError, match="429"):
-        ask(pacing=Backoff(sleep=sleep)).ask_all(questions(1))
+        ask(backoff=Backoff(sleep=sleep)).ask_all(questions(1))
 
 
 def test_a_date_to_come_back_at(judge: JudgeServer, ask: Ask) -> None:
@@ -312,7 +316,7 @@ def test_a_date_to_come_back_at(judge: JudgeServer, ask: Ask) -> None:
 
     at = 1_800_000_000
     judge.faults = Faults(1.0, ("limited",), at_most=1, retry_after=formatdate(at + 30, usegmt=True))  # type: ignore[arg-type]
-    ask(pacing=Backoff(sleep=sleep, draw=lambda: 0.0, now=lambda: at)).ask_all(questions(1))
+    ask(backoff=Backoff(sleep=sleep, random=lambda: 0.0, now=lambda: at)).ask_all(questions(1))
     assert waits == [30]
 
 
@@ -323,7 +327,7 @@ def test_back_off_doubles_with_full_jitter(judge: JudgeServer, ask: Ask) -> None
         waits.append(seconds)
 
     judge.faults = Faults(1.0, ("error",), at_most=5)
-    ask(pacing=Backoff(first=1, most=10, sleep=sleep, draw=lambda: 0.5)).ask_all(questions(1))
+    ask(backoff=Backoff(first_delay=1, max_delay=10, sleep=sleep, random=lambda: 0.5)).ask_all(questions(1))
     assert waits == [1, 2, 4, 5, 5]
 
 
@@ -337,21 +341,21 @@ def test_a_server_that_comes_back_while_it_is_tried_answers_everything(judge: Ju
         judge.is_down = pauses < 2  # the first pause is the question's, the second the easy one's
 
     judge.is_down = True
-    (answer,) = ask(pacing=Backoff(tries=2, sleep=sleep)).ask_all(questions(1))
-    assert answer.numbers is not None
+    (answer,) = ask(backoff=Backoff(attempts=2, sleep=sleep)).ask_all(questions(1))
+    assert answer.scores is not None
     judge.forget()
     assert [answer] == ask().ask_all(questions(1))
 
 
 def test_it_works_from_any_thread_and_within_a_loop(judge: JudgeServer, ask: Ask) -> None:
-    found: list[list[Answer]] = []
+    found: list[list[Judgement]] = []
     client = ask()
     threads = [threading.Thread(target=lambda: found.append(client.ask_all(questions(3)))) for _ in range(2)]
     for thread in threads:
         thread.start()
         thread.join()
 
-    async def within() -> list[Answer]:
+    async def within() -> list[Judgement]:
         return client.ask_all(questions(3))
 
     found.append(asyncio.run(within()))

@@ -18,10 +18,10 @@ from earl_cli.rewards.judge.pairwise import (
     EditPair,
     Preference,
     PreferenceCounts,
-    first_rate,
+    count_preferences,
+    first_position_rate,
     prefer,
     sign_test_p,
-    tally,
 )
 from earl_cli.rewards.reward import JudgeDownError
 
@@ -58,7 +58,7 @@ def test_the_same_winner_whoever_is_called_a(judge: JudgeServer, ask: Ask) -> No
     other = {"a": "b", "b": "a", "tie": "tie"}
     assert [other[str(each.verdict)] for each in there] == [each.verdict for each in back]
     assert [each.consistent for each in there] == [each.consistent for each in back]
-    counts = tally(there)
+    counts = count_preferences(there)
     assert min(counts.a, counts.b) > 10
     assert 0 < counts.inconsistent < counts.ties
     assert counts.a + counts.b + counts.ties == 60
@@ -69,23 +69,23 @@ def test_the_same_winner_whoever_is_called_a(judge: JudgeServer, ask: Ask) -> No
 def test_a_judge_that_goes_by_position_decides_nothing(favours: str, rate: float, judge: JudgeServer, ask: Ask) -> None:
     judge.favours = favours
     preferences = prefer(ask(), load_rubrics(), some_pairs(5))
-    assert tally(preferences) == PreferenceCounts(a=0, b=0, ties=5, inconsistent=5, missing=0)
-    assert first_rate(preferences) == rate
+    assert count_preferences(preferences) == PreferenceCounts(a=0, b=0, ties=5, inconsistent=5, missing=0)
+    assert first_position_rate(preferences) == rate
 
 
 def test_two_ties_agree(judge: JudgeServer, ask: Ask) -> None:
     judge.favours = "tie"
     preferences = prefer(ask(), load_rubrics(), some_pairs(3))
-    assert tally(preferences) == PreferenceCounts(a=0, b=0, ties=3, inconsistent=0, missing=0)
-    assert math.isnan(first_rate(preferences))
+    assert count_preferences(preferences) == PreferenceCounts(a=0, b=0, ties=3, inconsistent=0, missing=0)
+    assert math.isnan(first_position_rate(preferences))
 
 
 def test_position_bias_is_half_where_winners_are_the_same() -> None:
-    steady = [Preference("a", firsts=(True, False)), Preference("b", firsts=(False, True))]
-    assert first_rate(steady) == 0.5
-    half = Preference("tie", consistent=False, firsts=(True, None))
-    assert first_rate([*steady, half]) == 3 / 5
-    assert math.isnan(first_rate([]))
+    steady = [Preference("a", chose_first=(True, False)), Preference("b", chose_first=(False, True))]
+    assert first_position_rate(steady) == 0.5
+    half = Preference("tie", consistent=False, chose_first=(True, None))
+    assert first_position_rate([*steady, half]) == 3 / 5
+    assert math.isnan(first_position_rate([]))
 
 
 def test_what_was_not_drawn_loses_and_nobody_is_asked(judge: JudgeServer, ask: Ask) -> None:
@@ -95,7 +95,7 @@ def test_what_was_not_drawn_loses_and_nobody_is_asked(judge: JudgeServer, ask: A
     assert [each.verdict for each in preferences] == ["a", "b", "tie", "tie"]
     assert all(each.consistent and each.explanations == ("", "") for each in preferences)
     assert judge.calls == []
-    assert math.isnan(first_rate(preferences))
+    assert math.isnan(first_position_rate(preferences))
 
 
 def test_gaps_move_no_answer_to_another_pair(judge: JudgeServer, ask: Ask) -> None:
@@ -111,9 +111,9 @@ def test_a_question_that_fails_leaves_no_verdict(judge: JudgeServer, ask: Ask) -
     judge.breaks = "make it rain"
     kept, failed = prefer(ask(), load_rubrics(), [good, replace(bad, instruction="make it rain")])
     assert kept.verdict is not None
-    assert (failed.verdict, failed.explanations, failed.firsts) == (None, ("", ""), (None, None))
+    assert (failed.verdict, failed.explanations, failed.chose_first) == (None, ("", ""), (None, None))
     assert "status 500" in failed.missing
-    assert tally([kept, failed]).missing == 1
+    assert count_preferences([kept, failed]).missing == 1
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_one_order_alone_is_no_verdict(judge: JudgeServer, ask: Ask) -> None:
     halves = [each for each in preferences if sorted(each.explanations) == ["", WORDS]]
     assert halves
     assert all(each.verdict is None and "can't be read" in each.missing for each in halves)
-    assert math.isnan(first_rate(halves))
+    assert math.isnan(first_position_rate(halves))
 
 
 def test_faults_change_no_verdict(judge: JudgeServer, ask: Ask) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw, ImageFilter
 
-from earl_cli.rewards.reference import FLOOR, distance, distance_by_place, look, oklab, reference_reward
+from earl_cli.rewards.reference import MIN_DISTANCE, distance, distance_map, image_features, oklab, reference_reward
 from earl_cli.rewards.reward import Edit, Pixels, Reward, Score
 
 PHOTOS = Path(__file__).parents[2] / "docs" / "photos"
@@ -136,7 +136,7 @@ def test_any_pictures_get_a_value_in_the_range(three: list[Pixels]) -> None:
 
 @given(pictures)
 def test_the_distance_is_a_metric(three: list[Pixels]) -> None:
-    one, two, other = map(look, three)
+    one, two, other = map(image_features, three)
     assert distance(one, one).total == 0
     assert distance(one, two) == distance(two, one)
     assert (distance(one, two).total > 0) == (not np.array_equal(three[0], three[1]))
@@ -151,7 +151,7 @@ def test_worse_than_useless_ends_at_the_worst() -> None:
 
 def test_what_is_not_finished_is_the_worst_and_what_has_no_target_nothing() -> None:
     source = photo("cat")
-    assert score(source, night(source), None) == Score(-1, reason="no finished picture")
+    assert score(source, night(source), None) == Score(-1, reason="the edit is invalid or incomplete")
     assert score(source, None, source) == Score(None, reason="there is no true edit to compare with")
     assert score(source, None, None).value is None
 
@@ -163,7 +163,7 @@ def test_where_nothing_is_to_be_changed_only_what_is_seen_costs() -> None:
     assert value(source, source, source) == 1
     assert value(source, source, unseen) > 0.95
     assert value(source, source, night(photo("cat"))) == -1
-    assert distance(look(source), look(unseen)).total < FLOOR / 20
+    assert distance(image_features(source), image_features(unseen)).total < MIN_DISTANCE / 20
 
 
 # -- what it is made of ------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_oklab_is_the_published_space() -> None:
 
 def test_black_and_white_are_1_apart() -> None:
     black, white = np.zeros((40, 30, 3), np.uint8), np.full((40, 30, 3), 255, np.uint8)
-    found = distance(look(black), look(white))
+    found = distance(image_features(black), image_features(white))
     assert (found.colour, found.structure) == pytest.approx((1, 0), abs=1e-6)
 
 
@@ -192,8 +192,8 @@ def test_colour_and_structure_are_told_apart() -> None:
     source = photo("cat")
     tinted = Image.blend(source, Image.new("RGB", source.size, (60, 90, 255)), 0.2)
     fuzzy = blurred(source)
-    by_tint = distance(look(np.asarray(source)), look(np.asarray(tinted)))
-    by_blur = distance(look(np.asarray(source)), look(np.asarray(fuzzy)))
+    by_tint = distance(image_features(np.asarray(source)), image_features(np.asarray(tinted)))
+    by_blur = distance(image_features(np.asarray(source)), image_features(np.asarray(fuzzy)))
     assert by_tint.colour / by_tint.structure > 4 * by_blur.colour / by_blur.structure
 
 
@@ -278,11 +278,11 @@ def test_a_group_is_compared_as_each_alone_and_quickly() -> None:
 @pytest.mark.parametrize("size", [(48, 48), (64, 96), (128, 64)])
 def test_the_distance_is_the_mean_of_its_places(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
-    one, other = (look(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(2))
-    places = distance_by_place(one, other)
+    one, other = (image_features(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(2))
+    places = distance_map(one, other)
     assert places.shape == (size[0] // 8, size[1] // 8)
     assert places.mean() == pytest.approx(distance(one, other).total)
-    assert not distance_by_place(one, one).any()
+    assert not distance_map(one, one).any()
 
 
 def test_what_is_wrong_in_a_place_is_said_of_it() -> None:
@@ -301,6 +301,6 @@ def test_what_is_wrong_in_a_place_is_said_of_it() -> None:
 def test_a_picture_of_any_size_has_places() -> None:
     for height, width in ((1, 1), (7, 30), (9, 17), (50, 3)):
         pixels = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
-        places = distance_by_place(look(pixels[0]), look(pixels[1]))
+        places = distance_map(image_features(pixels[0]), image_features(pixels[1]))
         assert places.shape == (-(-height // 8), -(-width // 8))
         assert np.isfinite(places).all()

@@ -14,7 +14,7 @@ from judge_server import MODEL, JudgeServer, some_edits
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import UsageError
 from earl_cli.rewards.judge.client import Judge
-from earl_cli.rewards.registry import choose, judge_of, reward_of
+from earl_cli.rewards.registry import judge_from_config, load_reward, reward_from_config
 from earl_cli.rewards.reward import JudgeDownError, Score
 
 Ask = Callable[..., Judge]
@@ -61,10 +61,10 @@ def config(**values: object) -> RlConfig:
 
 def test_a_function_of_ones_own(own: str) -> None:
     edits = some_edits(3)
-    assert choose(f"{own}:plain")(edits) == [Score(1.0), Score(2.5), Score(None, reason=NONE)]
-    assert values(choose(f"{own}:numpys")(edits)) == [1.0, 2.5, None]
-    assert choose(f"{own}:scores")(edits)[2] == Score(2.0, {"light": 2.0}, "so")
-    missing = choose(f"{own}:missing")(edits)
+    assert load_reward(f"{own}:plain")(edits) == [Score(1.0), Score(2.5), Score(None, reason=NONE)]
+    assert values(load_reward(f"{own}:numpys")(edits)) == [1.0, 2.5, None]
+    assert load_reward(f"{own}:scores")(edits)[2] == Score(2.0, {"light": 2.0}, "so")
+    missing = load_reward(f"{own}:missing")(edits)
     assert values(missing) == [None, None, None]
     assert [score.reason for score in missing] == [
         "the reward function gave nan",
@@ -84,7 +84,7 @@ def test_a_function_of_ones_own(own: str) -> None:
     ],
 )
 def test_a_function_that_gives_no_scores_is_named(name: str, why: str, own: str) -> None:
-    reward = choose(f"{own}:{name}")
+    reward = load_reward(f"{own}:{name}")
     with pytest.raises(UsageError, match=why) as caught:
         reward(some_edits(3))
     assert caught.value.where == f"{own}:{name}"
@@ -92,7 +92,7 @@ def test_a_function_that_gives_no_scores_is_named(name: str, why: str, own: str)
 
 def test_a_function_may_say_that_its_judge_is_down(own: str) -> None:
     with pytest.raises(JudgeDownError):
-        choose(f"{own}:down")(some_edits(1))
+        load_reward(f"{own}:down")(some_edits(1))
 
 
 @pytest.mark.parametrize(
@@ -111,25 +111,25 @@ def test_a_function_may_say_that_its_judge_is_down(own: str) -> None:
 )
 def test_a_name_that_is_none(spec: str, why: str, own: str) -> None:
     with pytest.raises(UsageError, match=why) as caught:
-        choose(spec.format(own))
+        load_reward(spec.format(own))
     assert caught.value.hint
 
 
 def test_the_reference_needs_no_judge() -> None:
     edit = some_edits(1)[0]
-    done, undone = choose("reference")([replace(edit, edited=edit.target), replace(edit, edited=edit.source)])
+    done, undone = load_reward("reference")([replace(edit, edited=edit.target), replace(edit, edited=edit.source)])
     assert done.value is not None
     assert undone.value is not None
     assert done.value > undone.value
 
 
 def test_a_functions_own_words_stay(own: str) -> None:
-    for score in choose(f"{own}:told")(some_edits(2)):
+    for score in load_reward(f"{own}:told")(some_edits(2)):
         assert (score.explanations, score.missing) == ({"sc": "as asked"}, {"pq": "no"})
 
 
 def test_a_weighted_sum(own: str) -> None:
-    (first, _, third) = choose({f"{own}:plain": 2, f"{own}:scores": -0.5})(some_edits(3))
+    (first, _, third) = load_reward({f"{own}:plain": 2, f"{own}:scores": -0.5})(some_edits(3))
     assert first.value == 2 * 1 - 0.5 * 0
     assert first.parts == {f"{own}:plain": 1, f"{own}:scores": 0, f"{own}:scores.light": 0}
     assert third.value is None
@@ -140,11 +140,11 @@ def test_a_weighted_sum(own: str) -> None:
 @pytest.mark.parametrize("weights", [{}, {"viescore": math.nan}])
 def test_weights_that_are_none(weights: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="weight"):
-        choose(weights, Judge("http://127.0.0.1:9/v1", MODEL))
+        load_reward(weights, Judge("http://127.0.0.1:9/v1", MODEL))
 
 
 def test_judged_names_share_their_answers(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
-    reward = choose({"viescore": 1, "sqrt(viescore_pqxground_score)": 1}, ask(tmp_path / "cache"))
+    reward = load_reward({"viescore": 1, "sqrt(viescore_pqxground_score)": 1}, ask(tmp_path / "cache"))
     (score,) = reward(some_edits(1))
     assert len(judge.calls) == 3
     assert score.parts["viescore.perceptual_quality"] >= 0
@@ -154,9 +154,9 @@ def test_judged_names_share_their_answers(judge: JudgeServer, ask: Ask, tmp_path
 @pytest.mark.parametrize("reward", [None, "ground_score", {"viescore": 1.0}])
 def test_a_judge_without_an_address(reward: object, judge: JudgeServer, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a judge") as caught:
-        reward_of(config(reward=reward), tmp_path / "cache")
+        reward_from_config(config(reward=reward), tmp_path / "cache")
     assert "earl judge serve" in str(caught.value)
-    assert judge_of(config(reward=reward), tmp_path / "cache") is None
+    assert judge_from_config(config(reward=reward), tmp_path / "cache") is None
 
 
 def test_all_missing_variables_are_named_at_once(
@@ -168,26 +168,26 @@ def test_all_missing_variables_are_named_at_once(
             if empty is not None:
                 monkeypatch.setenv(name, empty)
         with pytest.raises(UsageError, match="MY_KEY holds no key either") as caught:
-            reward_of(settings, tmp_path / "cache")
+            reward_from_config(settings, tmp_path / "cache")
         assert "APP__REWARD_FUNCTION_API_BASE" in str(caught.value)
     monkeypatch.setenv("APP__REWARD_FUNCTION_API_BASE", judge.api_base)
     with pytest.raises(UsageError, match="not set, or empty: MY_KEY"):
-        reward_of(settings, tmp_path / "cache")
+        reward_from_config(settings, tmp_path / "cache")
 
 
 def test_a_config_beats_the_environment(judge: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APP__REWARD_FUNCTION_API_BASE", "http://127.0.0.1:9/v1")
-    found = judge_of(config(reward_function_api_base=judge.api_base), tmp_path / "cache")
+    found = judge_from_config(config(reward_function_api_base=judge.api_base), tmp_path / "cache")
     assert found is not None
     assert found.api_base == judge.api_base
 
 
 def test_a_run_declares_how_its_judge_is_asked(judge: JudgeServer, tmp_path: Path) -> None:
     settings = config(reward_function_api_base=judge.api_base, judge_declaration="viescore-published")
-    reward_of(settings, tmp_path / "cache")(some_edits(1))
+    reward_from_config(settings, tmp_path / "cache")(some_edits(1))
     assert {len(call.body["messages"]) for call in judge.calls} == {2}
     with pytest.raises(UsageError, match="no declaration 'mine'"):
-        reward_of(settings.model_copy(update={"judge_declaration": "mine"}), tmp_path / "cache")
+        reward_from_config(settings.model_copy(update={"judge_declaration": "mine"}), tmp_path / "cache")
 
 
 def test_the_settings_of_a_run(judge: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ def test_the_settings_of_a_run(judge: JudgeServer, tmp_path: Path, monkeypatch: 
         rubrics=rubrics,
         judge_api_key_variable="MY_KEY",
     )
-    (score,) = reward_of(settings, tmp_path / "cache")(some_edits(1))
+    (score,) = reward_from_config(settings, tmp_path / "cache")(some_edits(1))
     assert score.value == score.parts["viescore"]
     assert "ground_score" in score.parts
     assert {call.text for call in judge.calls} == {"SC make it snowy", "PQ", "<score> make it snowy"}
@@ -212,7 +212,7 @@ def test_the_settings_of_a_run(judge: JudgeServer, tmp_path: Path, monkeypatch: 
     assert {call.body["model"] for call in judge.calls} == {"small-judge"}
     judge.forget()
     final = {"reward_final_reward": "ground_score", "reward_compute_viescore": False}
-    (ground,) = reward_of(settings.model_copy(update=final), tmp_path / "cache")(some_edits(1))
+    (ground,) = reward_from_config(settings.model_copy(update=final), tmp_path / "cache")(some_edits(1))
     assert judge.calls == []  # all in the cache
     assert ground.value == score.parts["ground_score"]
     assert set(ground.parts) == {"ground_score"}
@@ -220,4 +220,4 @@ def test_the_settings_of_a_run(judge: JudgeServer, tmp_path: Path, monkeypatch: 
 
 def test_the_address_in_the_environment(judge: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APP__REWARD_FUNCTION_API_BASE", judge.api_base)
-    assert reward_of(config(), tmp_path / "cache")(some_edits(1))[0].value is not None
+    assert reward_from_config(config(), tmp_path / "cache")(some_edits(1))[0].value is not None

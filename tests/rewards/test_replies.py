@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from earl_cli.rewards.judge.replies import (
     FIRST,
-    LONGEST,
+    MAX_LENGTH,
     SECOND,
     TIE,
-    Reply,
-    UnreadableError,
-    read_choice,
-    read_scores,
-    read_tag,
+    InvalidReplyError,
+    ParsedReply,
+    parse_choice,
+    parse_scores,
+    parse_tag,
 )
 
 READABLE = [
@@ -90,16 +90,16 @@ UNREADABLE = [
     ('{"score": [1e999, 6]}', "not from 0 to 10"),
     ("[Infinity, 6]", "not from 0 to 10"),
     ('{"score": 1' + "0" * 400 + "}", "not from 0 to 10"),
-    ('{"score": [6]}', "1 numbers where 2"),
-    ('{"score": [6, 1, 2]}', "3 numbers where 2"),
-    ('{"score": []}', "0 numbers where 2"),
+    ('{"score": [6]}', "1 scores where 2"),
+    ('{"score": [6, 1, 2]}', "3 scores where 2"),
+    ('{"score": []}', "0 scores where 2"),
     ('{"score": [true, false]}', "no number"),
     ('{"score": null}', "no number"),
     ('{"score": {"success": 6, "overedit": 2}}', "no number"),
     ('{"score": ["six", "two"]}', "no number"),
     ('{"score": [6, 0]} or rather {"score": [5, 0]}', "different scores"),
     ("[6, 0] and [3, 4]", "different scores"),
-    ("the box [1, 2, 3, 4]", "4 numbers where 2"),
+    ("the box [1, 2, 3, 4]", "4 scores where 2"),
     ('{"a": ' + "[" * 10_000, "no score"),
     ('{"score": [6, 0]}' + " x" * 10_000, "20017 characters, more than 20000"),
     ("8/100", "no score"),
@@ -115,14 +115,14 @@ UNREADABLE = [
 
 @pytest.mark.parametrize(("text", "numbers", "reasoning"), READABLE)
 def test_a_reply_that_is_clear_is_understood(text: str, numbers: tuple[float, ...], reasoning: str) -> None:
-    reply = read_scores(text)
-    assert (reply.numbers, reply.reasoning) == (numbers, reasoning)
+    reply = parse_scores(text)
+    assert (reply.scores, reply.reasoning) == (numbers, reasoning)
 
 
 @pytest.mark.parametrize(("text", "why"), UNREADABLE)
 def test_a_reply_that_is_not_clear_is_refused_with_a_reason(text: str, why: str) -> None:
-    with pytest.raises(UnreadableError, match=why):
-        read_scores(text)
+    with pytest.raises(InvalidReplyError, match=why):
+        parse_scores(text)
 
 
 grades = st.integers(0, 10) | st.floats(0, 10)
@@ -136,8 +136,8 @@ def test_json_is_read_back_whatever_stands_around_it(
 ) -> None:
     if "</think>" in reasoning:
         return
-    reply = read_scores(before + json.dumps({"score": numbers, "reasoning": reasoning}) + after, len(numbers))
-    assert reply.numbers == tuple(numbers)
+    reply = parse_scores(before + json.dumps({"score": numbers, "reasoning": reasoning}) + after, len(numbers))
+    assert reply.scores == tuple(numbers)
     assert reply.reasoning == reasoning.strip()
 
 
@@ -145,27 +145,27 @@ def test_json_is_read_back_whatever_stands_around_it(
 def test_only_as_many_numbers_of_the_range_are_ever_read(numbers: list[float]) -> None:
     text = json.dumps({"score": numbers})
     if len(numbers) == 2 and all(0 <= number <= 10 for number in numbers):
-        assert read_scores(text).numbers == tuple(numbers)
+        assert parse_scores(text).scores == tuple(numbers)
     else:
-        with pytest.raises(UnreadableError):
-            read_scores(text)
+        with pytest.raises(InvalidReplyError):
+            parse_scores(text)
 
 
 @given(st.text(st.sampled_from("{}[]\"',:.-0123456789eEscoreasonnaninf|V^=` \n<>/") | st.characters(), max_size=80))
 def test_no_text_breaks_the_readers(text: str) -> None:
-    for read in (read_scores, read_tag, read_choice):
+    for read in (parse_scores, parse_tag, parse_choice):
         try:
             reply = read(text)
-        except UnreadableError as error:
+        except InvalidReplyError as error:
             assert str(error)
         else:
-            assert all(0 <= number <= 10 for number in reply.numbers)
+            assert all(0 <= number <= 10 for number in reply.scores)
 
 
 @given(st.integers(0, 10), plain)
 def test_the_last_tag_counts(number: int, before: str) -> None:
-    reply = read_tag(f"{before}<score>1</score> no: <SCORE> {number} </SCORE>\n")
-    assert reply.numbers == (number,)
+    reply = parse_tag(f"{before}<score>1</score> no: <SCORE> {number} </SCORE>\n")
+    assert reply.scores == (number,)
     assert reply.reasoning.endswith("no:")
 
 
@@ -173,11 +173,11 @@ def test_the_last_tag_counts(number: int, before: str) -> None:
     "said", ["8", "8/10", "8 out of 10", "**8**", "[8]", "８", "８／１０", "［８］", "8.0", "<score>8"]
 )
 def test_a_tag_is_read_however_its_number_is_written(said: str) -> None:
-    assert read_tag(f"It's there.\n<score>{said}</score>").numbers == (8,)
+    assert parse_tag(f"It's there.\n<score>{said}</score>").scores == (8,)
 
 
 def test_a_full_width_tag_is_a_tag() -> None:
-    assert read_tag("好。＜score＞８＜／score＞") == Reply((8,), "好。")
+    assert parse_tag("好。＜score＞８＜／score＞") == ParsedReply((8,), "好。")
 
 
 @pytest.mark.parametrize(
@@ -196,20 +196,20 @@ def test_a_full_width_tag_is_a_tag() -> None:
     ],
 )
 def test_a_tag_without_a_whole_number_is_refused(text: str, why: str) -> None:
-    with pytest.raises(UnreadableError, match=why):
-        read_tag(text)
+    with pytest.raises(InvalidReplyError, match=why):
+        parse_tag(text)
 
 
 @pytest.mark.parametrize(
     ("word", "choice"), [("1", FIRST), (" 2\n", SECOND), ("tie", TIE), ("Tie", TIE), ("２", SECOND), ("[1]", FIRST)]
 )
 def test_a_choice_is_understood(word: str, choice: float) -> None:
-    reply = read_choice(f"<think><choice>9</choice></think>Attempt 1 has [1, 2].\n<CHOICE>{word}</choice>")
-    assert (reply.numbers, reply.reasoning) == ((choice,), "Attempt 1 has [1, 2].")
+    reply = parse_choice(f"<think><choice>9</choice></think>Attempt 1 has [1, 2].\n<CHOICE>{word}</choice>")
+    assert (reply.scores, reply.reasoning) == ((choice,), "Attempt 1 has [1, 2].")
 
 
 def test_the_same_choice_twice_is_one() -> None:
-    assert read_choice("So <choice>2</choice>, then.\n<choice>2</choice>").numbers == (SECOND,)
+    assert parse_choice("So <choice>2</choice>, then.\n<choice>2</choice>").scores == (SECOND,)
 
 
 @pytest.mark.parametrize(
@@ -229,8 +229,8 @@ def test_the_same_choice_twice_is_one() -> None:
     ],
 )
 def test_a_choice_that_is_not_clear_is_refused(text: str, why: str) -> None:
-    with pytest.raises(UnreadableError, match=why):
-        read_choice(text)
+    with pytest.raises(InvalidReplyError, match=why):
+        parse_choice(text)
 
 
 PIECES = ("[1", "[1,", "[", "{", '{"', '{"score":', "{score:1,", "{,", '{"a":[', '{"a":{', "<score>", "1", "8 of ", " ")
@@ -238,9 +238,9 @@ PIECES = ("[1", "[1,", "[", "{", '{"', '{"score":', "{score:1,", "{,", '{"a":[',
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_no_reply_takes_long_to_refuse(piece: str) -> None:
-    text = (piece * LONGEST)[: LONGEST - 6]
+    text = (piece * MAX_LENGTH)[: MAX_LENGTH - 6]
     start = time.process_time()
-    for read in (read_scores, read_tag, read_choice):
-        with suppress(UnreadableError):
+    for read in (parse_scores, parse_tag, parse_choice):
+        with suppress(InvalidReplyError):
             read(f"[1{text}x")
     assert time.process_time() - start < 0.5

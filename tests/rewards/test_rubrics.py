@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from earl_cli.errors import UsageError
-from earl_cli.rewards.judge.declarations import Rubrics, asked, load_rubrics
+from earl_cli.rewards.judge.declarations import Rubrics, format_rubric, load_rubrics
 
 OWN = """
 semantic_consistency = "How well was this done: {instruction}?"
@@ -23,7 +23,7 @@ def test_the_packages_own_ask_for_what_is_read() -> None:
     assert '{"score": [a, b], "reasoning"' in rubrics.perceptual_quality
     assert rubrics.ground_score.endswith("<score>N</score>")
     assert rubrics.pairwise.endswith("<choice>1</choice>\n<choice>2</choice>\n<choice>tie</choice>")
-    said = asked(rubrics.semantic_consistency, ' make {it} "snowy" \n')
+    said = format_rubric(rubrics.semantic_consistency, ' make {it} "snowy" \n')
     assert 'make {it} "snowy"' in said
     assert "{instruction}" not in said
 
@@ -31,7 +31,7 @@ def test_the_packages_own_ask_for_what_is_read() -> None:
 def test_a_file_takes_their_place(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(OWN, encoding="utf-8-sig")
-    assert asked(load_rubrics(path).ground_score, "rain") == "How near is it, after rain?"
+    assert format_rubric(load_rubrics(path).ground_score, "rain") == "How near is it, after rain?"
     assert [each.name for each in fields(Rubrics)] == list(load_rubrics(path).__dict__)
 
 
@@ -50,7 +50,7 @@ def test_a_file_may_leave_pairs_to_the_packages_own_words(tmp_path: Path) -> Non
         (('"How good does it look?"', "3"), "perceptual_quality must be there, and be a text"),
         (('"How good does it look?"', '" "'), "perceptual_quality must be there, and be a text"),
         (("done: {instruction}", "done"), "semantic_consistency needs a place"),
-        (("How good", "{instruction}"), "perceptual_quality sees no instruction"),
+        (("How good", "{instruction}"), "perceptual_quality gets no instruction"),
         (("\nground_score", "\npairwise = 'Which?'\nground_score"), "pairwise needs a place"),
         (("\nground_score", "\npairwise = 1\nground_score"), "pairwise must be there, and be a text"),
         (("\nground_score", "\nmore = 1\nground_score"), "unknown key 'more'"),

@@ -11,8 +11,8 @@ from judge_server import Faults, JudgeServer, picture, some_edits
 
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.rewards.judge.declarations import load_rubrics
-from earl_cli.rewards.registry import choose
-from earl_cli.rewards.viescore import JUDGED, MIXED, judged
+from earl_cli.rewards.registry import load_reward
+from earl_cli.rewards.viescore import JUDGED_REWARDS, MIXED_REWARD, judged_reward
 
 Ask = Callable[..., Judge]
 SC = {"edit_success", "overedit", "semantic_consistency"}
@@ -20,7 +20,7 @@ PQ = {"looks_natural", "no_artifact", "perceptual_quality"}
 
 
 def test_viescore_is_the_root_of_the_lesser_numbers(judge: JudgeServer, ask: Ask) -> None:
-    scores = judged(ask(), load_rubrics(), "viescore")(some_edits(8))
+    scores = judged_reward(ask(), load_rubrics(), "viescore")(some_edits(8))
     assert len(judge.calls) == 16
     for score in scores:
         parts = score.parts
@@ -34,7 +34,7 @@ def test_viescore_is_the_root_of_the_lesser_numbers(judge: JudgeServer, ask: Ask
 
 def test_who_sees_what(judge: JudgeServer, ask: Ask) -> None:
     (edit,) = some_edits(1)
-    judged(ask(), load_rubrics(), MIXED, ("viescore",))([edit])
+    judged_reward(ask(), load_rubrics(), MIXED_REWARD, ("viescore",))([edit])
     seen = {call.text: call.pictures for call in judge.calls}
     consistency = next(text for text in seen if "make it snowy" in text and "<score>" not in text)
     quality = next(text for text in seen if "make it snowy" not in text)
@@ -44,45 +44,47 @@ def test_who_sees_what(judge: JudgeServer, ask: Ask) -> None:
     assert seen[consistency][1] == seen[ground][1] == edited
     assert len({seen[consistency][0], seen[ground][0], edited}) == 3
     judge.forget()
-    judged(ask(), load_rubrics(), MIXED)([replace(edit, source=edit.target)])  # asks about the target as its source
+    judged_reward(ask(), load_rubrics(), MIXED_REWARD)(
+        [replace(edit, source=edit.target)]
+    )  # asks about the target as its source
     assert seen[ground] in {call.pictures for call in judge.calls}
     assert len(judge.calls) == 2
 
 
 def test_the_ground_score_and_the_mix(judge: JudgeServer, ask: Ask) -> None:
-    (ground,) = judged(ask(), load_rubrics(), "ground_score")(some_edits(1))
+    (ground,) = judged_reward(ask(), load_rubrics(), "ground_score")(some_edits(1))
     assert ground.value == ground.parts["ground_score"]
     assert len(judge.calls) == 1
-    (mixed,) = judged(ask(), load_rubrics(), MIXED)(some_edits(1))
+    (mixed,) = judged_reward(ask(), load_rubrics(), MIXED_REWARD)(some_edits(1))
     assert mixed.value == math.sqrt(mixed.parts["perceptual_quality"] * mixed.parts["ground_score"])
     assert mixed.parts["ground_score"] == ground.value
 
 
-@pytest.mark.parametrize("name", JUDGED)
+@pytest.mark.parametrize("name", JUDGED_REWARDS)
 def test_no_picture_is_worth_nothing_and_asks_nothing(name: str, judge: JudgeServer, ask: Ask) -> None:
     drawn, empty = some_edits(2)
-    one, zero = judged(ask(), load_rubrics(), name)([drawn, replace(empty, edited=None, target=None)])
+    one, zero = judged_reward(ask(), load_rubrics(), name)([drawn, replace(empty, edited=None, target=None)])
     assert zero.value == 0
     assert zero.parts.keys() == one.parts.keys()
     assert set(zero.parts.values()) == {0}
-    assert len(judge.calls) == len(JUDGED[name])
+    assert len(judge.calls) == len(JUDGED_REWARDS[name])
 
 
 def test_without_a_target_there_is_no_ground_score(judge: JudgeServer, ask: Ask) -> None:
     edits = [replace(edit, target=None) for edit in some_edits(1)]
-    (ground,) = judged(ask(), load_rubrics(), "ground_score")(edits)
+    (ground,) = judged_reward(ask(), load_rubrics(), "ground_score")(edits)
     assert (ground.value, judge.calls) == (None, [])
     assert "no true edit" in ground.reason
-    (mixed,) = judged(ask(), load_rubrics(), MIXED)(edits)
+    (mixed,) = judged_reward(ask(), load_rubrics(), MIXED_REWARD)(edits)
     assert mixed.value is None
     assert set(mixed.parts) == PQ
-    (whole,) = judged(ask(), load_rubrics(), "viescore", ("ground_score",))(edits)
+    (whole,) = judged_reward(ask(), load_rubrics(), "viescore", ("ground_score",))(edits)
     assert whole.value is not None
 
 
 def test_what_can_not_be_had_is_missing_and_the_rest_stays(judge: JudgeServer, ask: Ask) -> None:
     judge.breaks = "make it snowy"
-    (score,) = judged(ask(), load_rubrics(), "viescore")(some_edits(1))
+    (score,) = judged_reward(ask(), load_rubrics(), "viescore")(some_edits(1))
     assert score.value is None
     assert set(score.parts) == PQ
     assert "status 500" in score.reason
@@ -90,7 +92,7 @@ def test_what_can_not_be_had_is_missing_and_the_rest_stays(judge: JudgeServer, a
 
 
 def test_faults_change_no_score(judge: JudgeServer, ask: Ask) -> None:
-    reward = judged(ask(timeout=0.5), load_rubrics(), "viescore", ("ground_score",))
+    reward = judged_reward(ask(timeout=0.5), load_rubrics(), "viescore", ("ground_score",))
     healthy = reward(some_edits(20))
     judge.forget()
     judge.faults = Faults(0.3, slow=0.6)
@@ -100,11 +102,11 @@ def test_faults_change_no_score(judge: JudgeServer, ask: Ask) -> None:
 
 def test_the_sizes_of_pictures_may_differ(judge: JudgeServer, ask: Ask) -> None:
     edits = [replace(edit, edited=picture(1, side=40)) for edit in some_edits(1)]
-    assert judged(ask(), load_rubrics(), "viescore")(edits)[0].value is not None
+    assert judged_reward(ask(), load_rubrics(), "viescore")(edits)[0].value is not None
 
 
 def test_the_judges_words_stand_by_what_they_explain(judge: JudgeServer, ask: Ask) -> None:
-    (score,) = judged(ask(), load_rubrics(), "viescore", ("ground_score",))(some_edits(1))
+    (score,) = judged_reward(ask(), load_rubrics(), "viescore", ("ground_score",))(some_edits(1))
     assert score.explanations == {
         "sc": "It's there [mostly].",
         "pq": "It's there [mostly].",
@@ -116,7 +118,7 @@ def test_the_judges_words_stand_by_what_they_explain(judge: JudgeServer, ask: As
 def test_what_is_missing_says_why_by_its_name(judge: JudgeServer, ask: Ask) -> None:
     judge.breaks = "make it snowy"
     edits = [replace(edit, target=None) for edit in some_edits(1)]
-    (score,) = judged(ask(), load_rubrics(), "viescore", ("ground_score",))(edits)
+    (score,) = judged_reward(ask(), load_rubrics(), "viescore", ("ground_score",))(edits)
     assert score.missing.keys() == {"semantic_consistency", "ground_score"}
     assert "status 500" in score.missing["semantic_consistency"]
     assert score.missing["semantic_consistency"] in score.reason
@@ -126,14 +128,14 @@ def test_what_is_missing_says_why_by_its_name(judge: JudgeServer, ask: Ask) -> N
 
 def test_what_was_never_drawn_has_neither_words_nor_gaps(judge: JudgeServer, ask: Ask) -> None:
     (edit,) = some_edits(1)
-    (score,) = judged(ask(), load_rubrics(), "viescore")([replace(edit, edited=None)])
+    (score,) = judged_reward(ask(), load_rubrics(), "viescore")([replace(edit, edited=None)])
     assert (score.explanations, score.missing) == ({}, {})
-    assert score.reason == "there is no finished picture"
+    assert score.reason == "the edit is invalid or incomplete"
 
 
 def test_a_weighted_sum_keeps_all_words(judge: JudgeServer, ask: Ask) -> None:
     judge.breaks = "show the"  # what the ground score alone asks
-    (score,) = choose({"viescore": 1, "ground_score": 1}, ask(), load_rubrics())(some_edits(1))
+    (score,) = load_reward({"viescore": 1, "ground_score": 1}, ask(), load_rubrics())(some_edits(1))
     assert score.value is None
     assert score.explanations.keys() == {"viescore.sc", "viescore.pq"}
     assert score.missing.keys() == {"ground_score.ground_score"}

@@ -86,7 +86,7 @@ def scoring_of(asked: ScoringRequest) -> Scoring:
     from earl_cli.evaluation.metrics import DEFAULT, available
     from earl_cli.evaluation.scoring import PROTOCOLS, Scoring
     from earl_cli.rewards.judge.declarations import load_declaration, load_rubrics
-    from earl_cli.rewards.judge.server import reach
+    from earl_cli.rewards.judge.server import open_judge
 
     metrics = (*DEFAULT, "lpips") if asked.lpips else DEFAULT
     available(metrics)
@@ -98,7 +98,7 @@ def scoring_of(asked: ScoringRequest) -> Scoring:
         raise UsageError("the ground score needs a judge", where="--ground-score", hint="--judge http://HOST:4877/v1")
     judge = None
     if asked.judge:
-        judge = reach(asked.judge, asked.model, asked.key_variable, asked.timeout, declaration)[0]
+        judge = open_judge(asked.judge, asked.model, asked.key_variable, asked.timeout, declaration)[0]
         most = f"at most {area} pixels" if area else "as they are"
         console.note(f"protocol {asked.protocol}: {judge.model} sees all pictures of a sample at one size, {most}")
         console.note(f"asked as {declaration.describe()}")
@@ -148,15 +148,15 @@ def score_folder(run: EvalRun, scoring: Scoring, keys: Sequence[tuple[int, int]]
     from earl_cli.evaluation.results import SUMMARY, write_object, write_scored
     from earl_cli.evaluation.scoring import score
     from earl_cli.evaluation.statistics import summary_document
-    from earl_cli.files import exclusive
+    from earl_cli.files import file_lock
     from earl_cli.openai_client.retry import Backoff
 
     wanted = None if keys is None else set(keys)
     chosen = replace(run, lines=tuple(each for each in run.lines if wanted is None or each.result.key in wanted))
     if scoring.judge is not None:
-        judge = replace(scoring.judge, cache=run.folder / CACHE, pacing=Backoff())
+        judge = replace(scoring.judge, cache=run.folder / CACHE, backoff=Backoff())
         scoring = replace(scoring, judge=judge)
-    with exclusive(run.folder / SCORING_LOCK):
+    with file_lock(run.folder / SCORING_LOCK):
         with console.progress(f"scoring {run.editor} on {run.benchmark}", len(chosen.lines), unit="edits") as progress:
             lines = score(chosen, scoring, progress.update)
         write_scored(run.folder, lines, scoring.describe())
@@ -227,11 +227,11 @@ def run_document(run: EvalRun) -> dict[str, Any]:
 def write_tables(output: Path, runs: Sequence[EvalRun], pages: bool) -> dict[str, str]:
     """tables.md, tables.tex and, with ``pages``, report.html in ``output``; their paths by kind."""
     from earl_cli.evaluation import tables
-    from earl_cli.files import whole_file
+    from earl_cli.files import atomic_write
 
     files = {"markdown": output / "tables.md", "latex": output / "tables.tex"}
     for kind, text in (("markdown", tables.markdown(runs)), ("latex", tables.latex(runs))):
-        with whole_file(files[kind]) as aside:
+        with atomic_write(files[kind]) as aside:
             aside.write_text(text, encoding="utf-8")
     if pages:
         from earl_cli.evaluation.report import report

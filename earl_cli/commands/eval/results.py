@@ -69,7 +69,7 @@ def eval_compare(
     from earl_cli.evaluation.comparing import comparability
     from earl_cli.evaluation.statistics import columns_of, compare, finite
     from earl_cli.rewards.judge.declarations import load_declaration
-    from earl_cli.rewards.judge.server import reach
+    from earl_cli.rewards.judge.server import open_judge
 
     client = None
     if pairwise:
@@ -77,7 +77,7 @@ def eval_compare(
             raise UsageError(
                 "a pairwise comparison needs a judge", where="--pairwise", hint="--judge http://HOST:4877/v1"
             )
-        client = reach(judge, judge_model, api_key_variable, timeout, load_declaration(declaration))[0]
+        client = open_judge(judge, judge_model, api_key_variable, timeout, load_declaration(declaration))[0]
     first, second = _only(a), _only(b)
     warnings = comparability([first, second])
     if first.benchmark != second.benchmark:
@@ -139,9 +139,9 @@ def _pairwise(first: EvalRun, second: EvalRun, judge: Any, rubrics: Path | None)
     from earl_cli.evaluation.scoring import pairs_of, shared_keys
     from earl_cli.openai_client.retry import Backoff
     from earl_cli.rewards.judge.declarations import load_rubrics
-    from earl_cli.rewards.judge.pairwise import first_rate, prefer, sign_test_p, tally
+    from earl_cli.rewards.judge.pairwise import count_preferences, first_position_rate, prefer, sign_test_p
 
-    judge = replace(judge, cache=second.folder / CACHE, pacing=Backoff())
+    judge = replace(judge, cache=second.folder / CACHE, backoff=Backoff())
     wording = load_rubrics(rubrics)
     keys = shared_keys(first, second)
     if not keys:
@@ -158,11 +158,11 @@ def _pairwise(first: EvalRun, second: EvalRun, judge: Any, rubrics: Path | None)
                 for pair, each in zip(pairs, answers, strict=True)
             ]
             progress.update(min(start + AT_ONCE, len(keys)), len(keys))
-    result = tally(preferences)
+    result = count_preferences(preferences)
     rows = [["A", str(result.a)], ["B", str(result.b)], ["neither", str(result.ties)]]
     rows += [["of these, the order decided", str(result.inconsistent)], ["no answer", str(result.missing)]]
     console.table([f"{judge.model} prefers", "edits"], rows)
-    p, rate = sign_test_p(result.a, result.b), first_rate(preferences)
+    p, rate = sign_test_p(result.a, result.b), first_position_rate(preferences)
     said = "" if math.isnan(rate) else f"; of two edits the one shown first won {rate:.0%} of the time"
     console.say(f"p {p:.3f} (sign test){said}")
     shown_first = None if math.isnan(rate) else rate
@@ -191,7 +191,7 @@ def eval_report(
     from earl_cli.evaluation import tables
     from earl_cli.evaluation.report import report
     from earl_cli.evaluation.results import find_results, load_run
-    from earl_cli.files import whole_file
+    from earl_cli.files import atomic_write
     from earl_cli.images.html_gallery import check_page_name, write_page
 
     check_page_name(output)
@@ -199,7 +199,7 @@ def eval_report(
     files = {"report": output}
     for kind, path, text in (("markdown", markdown, tables.markdown), ("latex", latex, tables.latex)):
         if path is not None:
-            with whole_file(path) as aside:
+            with atomic_write(path) as aside:
                 aside.write_text(text(runs), encoding="utf-8")
             files[kind] = path
     write_page(output, report(runs, title, entries))

@@ -30,7 +30,7 @@ from earl_cli.evaluation.generating import WHOLE, Selection, folder_of, generate
 from earl_cli.evaluation.results import EvalRun, load_run
 from earl_cli.evaluation.samples import OpenedBenchmark, open_benchmark
 from earl_cli.evaluation.scoring import PROTOCOLS, Scoring
-from earl_cli.files import alone_in
+from earl_cli.files import folder_lock
 from earl_cli.openai_client.client import check_keys
 
 DRAWN_WITH = ("torch", "transformers", "vllm", "diffusers", "pillow")
@@ -147,7 +147,7 @@ def _draw(job: EvalJob) -> None:
     label = f"{job.editor.name} on {job.opened.benchmark.name}"
     part = f" ({job.wanted.share})" if job.wanted.share.count > 1 else ""
     with (
-        alone_in(job.folder, "earl eval", job.wanted.share.part),
+        folder_lock(job.folder, "earl eval", job.wanted.share.part),
         console.progress(f"{label}{part}", unit="edits") as progress,
     ):
         generate(job.folder, job.opened, job.editor, job.wanted, lambda done, of: progress.update(round(done, 1), of))

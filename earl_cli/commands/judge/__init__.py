@@ -53,15 +53,15 @@ def judge_check(
     """Ask a judge one small question, and see that its answer can be read: earl judge check"""
     import numpy as np
 
-    from earl_cli.rewards.judge.client import Question
-    from earl_cli.rewards.judge.declarations import asked, load_declaration, load_rubrics
-    from earl_cli.rewards.judge.server import reach
+    from earl_cli.rewards.judge.client import JudgePrompt
+    from earl_cli.rewards.judge.declarations import format_rubric, load_declaration, load_rubrics
+    from earl_cli.rewards.judge.server import open_judge
 
-    judge, served = reach(api_base, model, api_key_variable, timeout, load_declaration(declaration))
+    judge, served = open_judge(api_base, model, api_key_variable, timeout, load_declaration(declaration))
     red, blue = (np.full((SIDE, SIDE, 3), color, np.uint8) for color in ((200, 30, 30), (30, 30, 200)))
-    text = asked(load_rubrics().semantic_consistency, "make the red square blue")
+    text = format_rubric(load_rubrics().semantic_consistency, "make the red square blue")
     start = time.perf_counter()
-    (answer,) = judge.ask_all([Question(text, (red, blue))])
+    (judgement,) = judge.ask_all([JudgePrompt(text, (red, blue))])
     seconds = time.perf_counter() - start
     document = {
         "api_base": judge.address,
@@ -69,14 +69,16 @@ def judge_check(
         "model": judge.model,
         "declaration": judge.declaration.describe(),
         "seconds": round(seconds, 3),
-        "scores": answer.numbers,
-        "reasoning": answer.text,
+        "scores": judgement.scores,
+        "reasoning": judgement.text,
     }
-    if answer.numbers is None:
-        error = EarlError(answer.text, where=judge.address, hint=f"{judge.model} may be no judge: try another --model")
+    if judgement.scores is None:
+        error = EarlError(
+            judgement.text, where=judge.address, hint=f"{judge.model} may be no judge: try another --model"
+        )
         console.fail(error, beside=document)
         raise typer.Exit(error.exit_code)
-    numbers = ", ".join(f"{number:g}" for number in answer.numbers)
+    numbers = ", ".join(f"{number:g}" for number in judgement.scores)
     rows = [["address", judge.address], ["models", ", ".join(served)], ["asked", judge.model]]
     rows += [["declared as", judge.declaration.describe()]]
     rows += [["answered in", f"{seconds:.2f} s"], ["a red square made blue", f"{numbers} of 10"]]
@@ -116,19 +118,19 @@ def judge_score(
 ) -> None:
     """Score one edit: earl judge score photo.jpg photo.edited.jpg "make it snowy" """
     from earl_cli.rewards.judge.declarations import load_declaration, load_rubrics
-    from earl_cli.rewards.judge.server import reach
-    from earl_cli.rewards.registry import choose
+    from earl_cli.rewards.judge.server import open_judge
+    from earl_cli.rewards.registry import load_reward
     from earl_cli.rewards.reward import Edit
-    from earl_cli.rewards.viescore import JUDGED
+    from earl_cli.rewards.viescore import JUDGED_REWARDS
 
     declared = load_declaration(declaration)
     area = image_area or declared.area
     pixels = [None if path is None else _pixels(path, area) for path in (source, edited, target)]
     wording = load_rubrics(rubrics)
-    judge = reach(api_base, model, api_key_variable, timeout, declared)[0] if reward in JUDGED else None
+    judge = open_judge(api_base, model, api_key_variable, timeout, declared)[0] if reward in JUDGED_REWARDS else None
     assert pixels[0] is not None
     edit = Edit(str(edited), instruction, pixels[0], pixels[1], pixels[2])
-    (score,) = choose(reward, judge, wording)([edit])
+    (score,) = load_reward(reward, judge, wording)([edit])
     document = {
         "reward": reward,
         "model": judge.model if judge else None,
@@ -185,10 +187,10 @@ def judge_serve(
     program = shutil.which("vllm", path=places)
     if program is None and not dry_run:
         raise MissingExtraError("the judge's server needs the package vllm", hint='pip install "earl-cli[vllm]"')
-    from earl_cli.rewards.judge.server import serve_command
+    from earl_cli.rewards.judge.server import server_command
 
     gpus = tensor_parallel or _gpus()
-    command = serve_command("vllm" if dry_run else program or "vllm", model, host, port, gpus, extra or [])
+    command = server_command("vllm" if dry_run else program or "vllm", model, host, port, gpus, extra or [])
     if dry_run:
         console.say(shlex.join(command))
         console.document({"command": command})

@@ -29,12 +29,12 @@ from earl_cli.console import console
 from earl_cli.dashboard import LiveTask, MetricPanel, dashboard, gigabytes, scientific, whole
 from earl_cli.data.batches import DatasetRows
 from earl_cli.errors import EarlError, UsageError
-from earl_cli.files import alone_in, cut_torn_line, is_aside
+from earl_cli.files import folder_lock, is_partial, truncate_incomplete_line
 from earl_cli.generation.editor import takes_vllm
 from earl_cli.generation.engine import Engine
 from earl_cli.generation.vllm.environment import checked_arguments, need_vllm
 from earl_cli.models.bundle import Base, load_vision_of, open_base
-from earl_cli.rewards.registry import reward_of
+from earl_cli.rewards.registry import reward_from_config
 from earl_cli.rewards.reward import Edit, Reward, Score
 from earl_cli.training.common.checkpoints import (
     CHECKPOINTS,
@@ -143,7 +143,7 @@ def _check_before(config: RlConfig) -> None:
 
 def _check(config: RlConfig, base: Base, data: RlData) -> None:
     """Raises for what can be known before any weight is read."""
-    reward_of(config, config.folder / CACHE)
+    reward_from_config(config, config.folder / CACHE)
     check_origin(config.folder, _beginning(config))
     check_resumable(config)
     plan_device(base, config, _longest(config, data))
@@ -179,8 +179,8 @@ def train(resolved: Resolved[RlConfig]) -> None:
         data = load_data(config, base.layout, positions(base))
         _check(config, base, data)
         _warn(resolved, data)
-        reward = reward_of(config, config.folder / CACHE)
-        with alone_in(config.folder / CHECKPOINTS, TRAINING) if rank() == 0 else nullcontext():
+        reward = reward_from_config(config, config.folder / CACHE)
+        with folder_lock(config.folder / CHECKPOINTS, TRAINING) if rank() == 0 else nullcontext():
             _train(config, base, data, reward)
 
 
@@ -192,9 +192,9 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
     vision = load_vision_of(config.model_path, device=config.device, revision=config.model_revision).model
     learner = make_learner(policy, config, place.device)
     if rank() == 0:
-        for left in filter(is_aside, config.folder.rglob("*")):  # by a process that was killed
+        for left in filter(is_partial, config.folder.rglob("*")):  # by a process that was killed
             left.unlink()
-        cut_torn_line(config.folder / LOG)
+        truncate_incomplete_line(config.folder / LOG)
         write_origin(config.folder, _beginning(config))
     start = resume(config, learner)
     without = AdapterFreeReference(learner) if policy.adapted and config.kl_coeff else None

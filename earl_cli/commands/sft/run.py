@@ -23,7 +23,7 @@ from earl_cli.config.sft import SftConfig
 from earl_cli.console import console
 from earl_cli.dashboard import MetricPanel, dashboard, gigabytes, scientific, whole
 from earl_cli.data.batches import ExampleData
-from earl_cli.files import alone_in, is_aside
+from earl_cli.files import folder_lock, is_partial
 from earl_cli.generation.engine import SamplingParams
 from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.training.common.checkpoints import (
@@ -156,7 +156,7 @@ def train(resolved: Resolved[SftConfig]) -> None:
         steps = optimizer_steps(config, len(data.train), world_size())
         _warn(resolved, data, steps)
         disk = sft_disk(config, base, steps)
-        with alone_in(config.output / CHECKPOINTS, TRAINING) if rank() == 0 else nullcontext():
+        with folder_lock(config.output / CHECKPOINTS, TRAINING) if rank() == 0 else nullcontext():
             _train(config, base, data, disk)
 
 
@@ -164,7 +164,7 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
     model, place = load_trainable(base, config, _longest(data))
     console.note(f"{place} · disk: {disk}")
     if rank() == 0:
-        for left in filter(is_aside, config.output.rglob("*")):  # by a process that was killed
+        for left in filter(is_partial, config.output.rglob("*")):  # by a process that was killed
             left.unlink()
         write_origin(config.output, run_origin("sft", config.model, config.data))
     vision = load_vision_of(config.model, device=config.device) if _draws(config) else None

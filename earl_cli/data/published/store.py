@@ -34,7 +34,7 @@ from earl_cli.data.store import (
     table_of,
     write_shard,
 )
-from earl_cli.files import alone_in, is_aside, remove_asides, whole_file
+from earl_cli.files import atomic_write, folder_lock, is_partial, remove_partials
 
 CODES, AREA, FINGERPRINT = 32768, 65536, "published"
 """What published data were made with, where no model says otherwise."""
@@ -129,14 +129,14 @@ def import_published(
         codes, vision_fingerprint, image_area, dataset, rows, shards, None, {}, published.fingerprint, origin
     )
     create_or_resume(output, manifest)
-    with alone_in(output, "earl tokenize import"):
+    with folder_lock(output, "earl tokenize import"):
         missing = open_store(output).missing
         on_rows(rows - sum(bounds[index + 1] - bounds[index] for index in missing))
         for run in _runs(missing):
             with closing(published.read(bounds[run[0]], bounds[run[-1] + 1], codes=codes)) as found:
                 for index in run:
                     part = list(islice(found, bounds[index + 1] - bounds[index]))
-                    remove_asides(shard_path(output, index))
+                    remove_partials(shard_path(output, index))
                     pairs = [row for row in part if isinstance(row, TokenizedPair)]
                     write_shard(output, index, pairs, [row for row in part if isinstance(row, Reject)])
                     on_rows(len(part))
@@ -179,7 +179,7 @@ def export_published(store: Store, output: Path, on_rows: Callable[[int], None] 
     that are there with the right content stay. An earlier list goes first and the new one is written last, so that half
     an export is none.
     """
-    with alone_in(output, "earl tokenize export"):
+    with folder_lock(output, "earl tokenize export"):
         return _export(store, output, on_rows)
 
 
@@ -189,14 +189,14 @@ def _export(store: Store, output: Path, on_rows: Callable[[int], None]) -> Path:
     listing.unlink(missing_ok=True)
     features.mkdir(parents=True, exist_ok=True)
     listing.parent.mkdir(exist_ok=True)
-    for left in filter(is_aside, features.iterdir()):
+    for left in filter(is_partial, features.iterdir()):
         left.unlink()
     unnamed = iter(names)
     for table in store.tables():
         for pair in pairs_of(table):
             _write(features / next(unnamed), write_pth(pair))
         on_rows(table.num_rows)
-    with whole_file(listing) as aside:
+    with atomic_write(listing) as aside:
         content = {"prefix": str(features.resolve()), "path_list": names}
         aside.write_text(json.dumps(content), encoding="utf-8")
     return listing
@@ -205,7 +205,7 @@ def _export(store: Store, output: Path, on_rows: Callable[[int], None]) -> Path:
 def _write(path: Path, content: bytes) -> None:
     if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
         return
-    with whole_file(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(content)
 
 

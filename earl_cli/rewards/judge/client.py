@@ -1,6 +1,7 @@
-"""A judge: a model behind any OpenAI-compatible server that is asked about pictures, many questions at once.
+"""A judge: a vision model behind any OpenAI-compatible server, sent many prompts concurrently.
 
-Faults of the server are waited out, unreadable replies asked again, and answers kept, so that none is paid twice.
+Transient failures are retried, prompts with unreadable replies sent again, and replies kept, so that none is paid
+twice.
 """
 
 from __future__ import annotations
@@ -10,283 +11,312 @@ import hashlib
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import openai
 
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.openai_client.client import (
-    USUAL_KEY,
-    apart,
+    DEFAULT_KEY_VARIABLE,
+    address_without_password,
     checked_address,
-    connect,
-    key_of,
-    plain_address,
-    without_secrets,
+    make_client,
+    outside_event_loop,
+    read_key,
+    redact,
 )
 from earl_cli.openai_client.retry import (
+    FORBIDDEN,
+    NOT_FOUND,
+    PAYLOAD_TOO_LARGE,
+    UNAUTHORIZED,
     ApiRefusedError,
     Backoff,
-    OutOfTriesError,
+    NotFoundError,
+    RetriesExhaustedError,
     TooLargeError,
-    judge_refusal,
-    persistently,
+    call_with_retries,
+    describe_error,
 )
-from earl_cli.rewards.judge.cache import AnswerCache
-from earl_cli.rewards.judge.completion import ModelReply, complete, messages_of
+from earl_cli.rewards.judge.cache import ReplyCache
+from earl_cli.rewards.judge.completion import ModelCompletion, build_messages, complete
 from earl_cli.rewards.judge.declarations import Declaration, load_declaration
-from earl_cli.rewards.judge.replies import Reply, UnreadableError, is_all_thoughts, read_choice, read_scores, read_tag
+from earl_cli.rewards.judge.replies import (
+    InvalidReplyError,
+    ParsedReply,
+    is_unfinished_reasoning,
+    parse_choice,
+    parse_scores,
+    parse_tag,
+)
 from earl_cli.rewards.reward import JudgeDownError, Pixels
 
-ROUNDS = 5  # times that a question is asked until the reply is readable
-AGAIN_TEMPERATURE = 0.5  # at least, from the second round on: at 0 the reply would be the same
-USUAL_MANNER = ("before", "4:4:4", "user")
-"""What isn't part of keys: answers were kept before there were declarations."""
-EASY = "Which colour is this? Say one word."
-READERS: Mapping[str, Callable[[str], Reply]] = {"scores": read_scores, "tag": read_tag, "choice": read_choice}
+MAX_REPLY_ATTEMPTS = 5  # times that a prompt is sent until its reply can be read
+RETRY_TEMPERATURE = 0.5  # at least, from the second time on: at 0 the reply would be the same
+FORMAT_WITHOUT_KEY = ("before", "4:4:4", "user")
+"""Of images, chroma and role. It isn't part of cache keys: caches are older than declarations."""
+HEALTH_PROMPT = "Which colour is this? Say one word."
+ReplyFormat: TypeAlias = Literal["scores", "tag", "choice"]
+PARSERS: Mapping[ReplyFormat, Callable[[str], ParsedReply]] = {
+    "scores": parse_scores,
+    "tag": parse_tag,
+    "choice": parse_choice,
+}
 ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
-    """Pictures uint8[h, w, 3] and a text; ``reads`` names the one of `READERS` that the reply is for.
+class JudgePrompt:
+    """A text and images uint8[h, w, 3]; ``reply_format`` names the one of `PARSERS` that reads the reply.
 
     ``temperature`` None leaves it to the judge's declaration.
     """
 
     text: str
-    pictures: tuple[Pixels, ...]
-    reads: Literal["scores", "tag", "choice"] = "scores"
+    images: tuple[Pixels, ...]
+    reply_format: ReplyFormat = "scores"
     max_tokens: int = 1400
     temperature: float | None = None
 
     def key(self, model: str, declaration: Declaration) -> str:
-        """64 hex digits of all that an answer of ``model`` depends on; the server's address isn't part of it."""
+        """The cache key: 64 hex digits of all that a reply of ``model`` depends on, other than the server's address."""
         temperature, quality = self.temperature_for(declaration), declaration.quality
-        sampling = [self.reads, self.max_tokens, temperature, ROUNDS, AGAIN_TEMPERATURE, quality]
-        manner = (declaration.pictures, declaration.chroma, self.role_for(declaration))
-        more = [] if manner == USUAL_MANNER else [manner]
-        content = json.dumps([model, self.text, sampling, [_digest(picture) for picture in self.pictures], *more])
+        sampling = [self.reply_format, self.max_tokens, temperature, MAX_REPLY_ATTEMPTS, RETRY_TEMPERATURE, quality]
+        message_format = (declaration.images, declaration.chroma, self.role_for(declaration))
+        extra = [] if message_format == FORMAT_WITHOUT_KEY else [message_format]
+        content = json.dumps([model, self.text, sampling, [_digest(image) for image in self.images], *extra])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def temperature_for(self, declaration: Declaration) -> float | None:
-        """What is sent when it is asked for the first time; None is nothing."""
+        """The temperature of the first attempt; None sends none."""
         return declaration.temperature if self.temperature is None else self.temperature
 
     def role_for(self, declaration: Declaration) -> str:
-        """Whose message the text is."""
-        return declaration.role if self.reads == "scores" else "user"
+        """The role of the message that holds the text."""
+        return declaration.role if self.reply_format == "scores" else "user"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A judge's numbers and its reasoning; without numbers ``text`` says why there are none."""
+class Judgement:
+    """A judge's scores from 0 to 10 and, in ``text``, its reasoning; without scores ``text`` says why."""
 
-    numbers: tuple[float, ...] | None
+    scores: tuple[float, ...] | None
     text: str
 
 
 @dataclass
 class Judge:
-    """A model at ``api_base``, such as http://localhost:4877/v1. Nothing is connected before something is asked.
+    """A model at ``api_base``, such as http://localhost:4877/v1. Nothing is connected before the first call.
 
-    ``at_once`` questions are under way at a time, each try of one takes ``timeout`` seconds at most; ``cache`` None
-    keeps answers only for the call. Methods may be called from any thread, one at a time.
+    At most ``concurrency`` prompts are sent at a time, each attempt with ``timeout`` seconds; ``cache`` is the file
+    that keeps replies, with None they are kept for one call. Methods may be called from any thread, one at a time.
     """
 
     api_base: str
     model: str
     cache: Path | None = None
-    api_key_variable: str = USUAL_KEY
-    at_once: int = 64
+    api_key_variable: str = DEFAULT_KEY_VARIABLE
+    concurrency: int = 64
     timeout: float = 120.0
     declaration: Declaration = field(default_factory=load_declaration)
-    pacing: Backoff = field(default_factory=Backoff)
+    backoff: Backoff = field(default_factory=Backoff)
     _has_answered: bool = False
 
     def __post_init__(self) -> None:
         self.api_base = checked_address(self.api_base, "a judge's")
 
-    def ask_all(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer for each question, in order; equal questions are asked once.
+    def ask_all(self, prompts: Sequence[JudgePrompt]) -> list[Judgement]:
+        """One judgement for each prompt, in order; equal prompts are sent once.
 
-        Raises JudgeDownError if the server as such doesn't answer (what it answered until then is kept), UsageError for
-        what a person has to change. A question that alone fails gets an answer without numbers.
+        Raises JudgeDownError if the server answers no prompt (replies until then are kept), UsageError for what the
+        user has to change. A prompt that alone fails gets a judgement without scores.
         """
-        return apart(lambda: self._ask_all(questions))
+        return outside_event_loop(lambda: self._ask_all(prompts))
 
     def models(self) -> list[str]:
-        """Names of the models that the server has. Raises JudgeDownError after a few tries, or UsageError."""
+        """Names of the server's models. Raises JudgeDownError when all attempts fail, or UsageError."""
+        return outside_event_loop(lambda: asyncio.run(self._list_models()))
 
-        async def listed(client: openai.AsyncOpenAI) -> list[str]:
-            return [self._clean(str(each.id)) async for each in client.models.list()]
+    @property
+    def address(self) -> str:
+        """``api_base`` without user name and password."""
+        return address_without_password(self.api_base)
 
-        return apart(lambda: asyncio.run(self._connected(listed, self.pacing)))
+    # -- one call ------------------------------------------------------------------------------------------------
 
-    # -- one pass over questions ---------------------------------------------------------------------------------
-
-    def _ask_all(self, questions: Sequence[Question]) -> list[Answer]:
-        keys = [question.key(self.model, self.declaration) for question in questions]
-        with AnswerCache(self.cache) as cache:
-            answers = {key: Answer(reply.numbers, reply.reasoning) for key, reply in cache.find(keys).items()}
-            self._has_answered |= bool(answers)
-            missing = {key: each for key, each in zip(keys, questions, strict=True) if key not in answers}
+    def _ask_all(self, prompts: Sequence[JudgePrompt]) -> list[Judgement]:
+        keys = [prompt.key(self.model, self.declaration) for prompt in prompts]
+        with ReplyCache(self.cache) as cache:
+            judgements = {key: Judgement(reply.scores, reply.reasoning) for key, reply in cache.find(keys).items()}
+            self._has_answered |= bool(judgements)
+            missing = {key: each for key, each in zip(keys, prompts, strict=True) if key not in judgements}
             if missing:
-                answers |= asyncio.run(self._ask_missing(missing, cache))
-        return [answers[key] for key in keys]
+                judgements |= asyncio.run(self._ask_missing(missing, cache))
+        return [judgements[key] for key in keys]
 
-    async def _ask_missing(self, missing: Mapping[str, Question], cache: AnswerCache) -> dict[str, Answer]:
-        answers: dict[str, Answer] = {}
+    async def _ask_missing(self, missing: Mapping[str, JudgePrompt], cache: ReplyCache) -> dict[str, Judgement]:
+        judgements: dict[str, Judgement] = {}
         refusals: dict[str, str] = {}
-        turn = asyncio.Semaphore(self.at_once)
+        slots = asyncio.Semaphore(self.concurrency)
 
-        async def one(client: openai.AsyncOpenAI, key: str, question: Question) -> None:
-            async with turn:
+        async def one(client: openai.AsyncOpenAI, key: str, prompt: JudgePrompt) -> None:
+            async with slots:
                 try:
-                    answers[key] = await self._answer(client, key, question, cache)
+                    judgements[key] = await self._judgement(client, key, prompt, cache)
                 except ApiRefusedError as error:
                     refusals[key] = str(error)
 
         async with self._client() as client:
             try:
-                async with asyncio.TaskGroup() as group:
-                    for key, question in missing.items():
-                        group.create_task(one(client, key, question))
+                async with asyncio.TaskGroup() as tasks:
+                    for key, prompt in missing.items():
+                        tasks.create_task(one(client, key, prompt))
             except BaseExceptionGroup as failures:
-                raise self._discreet(failures.exceptions[0]) from None
-        self._has_answered |= bool(answers)
+                raise self._redacted(failures.exceptions[0]) from None
+        self._has_answered |= bool(judgements)
         if refusals and not self._has_answered:
-            what = f"the judge's server refuses what it is asked: {next(iter(refusals.values()))}"
-            raise self._discreet(UsageError(what, where=self.address))
-        return answers | {
-            key: Answer(None, self._clean(f"the judge refuses this: {said}")) for key, said in refusals.items()
+            what = f"the judge's server refuses the prompts: {next(iter(refusals.values()))}"
+            raise self._redacted(UsageError(what, where=self.address))
+        return judgements | {
+            key: Judgement(None, self._clean(f"the judge refuses this prompt: {why}")) for key, why in refusals.items()
         }
 
-    async def _answer(self, client: openai.AsyncOpenAI, key: str, question: Question, cache: AnswerCache) -> Answer:
-        messages = await asyncio.to_thread(self._messages, question)
-        wrong = ""
-        for turn in range(ROUNDS):
-            settings = self._settings(question, turn)
+    async def _judgement(
+        self, client: openai.AsyncOpenAI, key: str, prompt: JudgePrompt, cache: ReplyCache
+    ) -> Judgement:
+        messages = await asyncio.to_thread(self._messages, prompt)
+        problem = ""
+        for attempt in range(MAX_REPLY_ATTEMPTS):
+            settings = self._settings(prompt, attempt)
 
-            async def asked(settings: Mapping[str, Any] = settings) -> ModelReply:
+            async def send(settings: Mapping[str, Any] = settings) -> ModelCompletion:
                 return await complete(client, self.model, messages, settings)
 
             try:
-                saying = await self._reply(client, asked)
-            except OutOfTriesError as error:
-                return Answer(None, self._clean(f"the judge fails at this question alone: {error}"))
+                completion = await self._completion(client, send)
+            except RetriesExhaustedError as error:
+                return Judgement(None, self._clean(f"the judge fails at this prompt alone: {error}"))
             except TooLargeError as error:
-                raise ApiRefusedError(f"{error}: {_sizes(question, messages)}") from None
-            raw = self._clean(saying.text)
+                raise ApiRefusedError(f"{error}: {_sizes(prompt, messages)}") from None
+            raw = self._clean(completion.text)
             try:
-                if saying.lacking and is_all_thoughts(raw):
-                    raise UnreadableError("it ends within its thoughts")
-                reply = cache.keep(key, raw, READERS[question.reads](raw))
-                return Answer(reply.numbers, reply.reasoning)
-            except UnreadableError as error:
-                lacking = f" ({saying.lacking})" if saying.lacking else ""
-                said = " ".join(raw[:1000].split())[:120]
-                wrong = f"{error}{lacking}" + (f": {said}" if said else "")
-        return Answer(None, self._clean(f"the judge's reply can't be read, also when asked {ROUNDS} times: {wrong}"))
+                if completion.incomplete and is_unfinished_reasoning(raw):
+                    raise InvalidReplyError("it ends within its reasoning")
+                reply = cache.keep(key, raw, PARSERS[prompt.reply_format](raw))
+                return Judgement(reply.scores, reply.reasoning)
+            except InvalidReplyError as error:
+                incomplete = f" ({completion.incomplete})" if completion.incomplete else ""
+                excerpt = " ".join(raw[:1000].split())[:120]
+                problem = f"{error}{incomplete}" + (f": {excerpt}" if excerpt else "")
+        text = f"the judge's reply can't be read, in {MAX_REPLY_ATTEMPTS} attempts: {problem}"
+        return Judgement(None, self._clean(text))
 
-    def _settings(self, question: Question, turn: int) -> dict[str, Any]:
-        """The parameters of a question that was asked ``turn`` times before; where it was greedy, it isn't any more."""
-        temperature = question.temperature_for(self.declaration)
+    def _settings(self, prompt: JudgePrompt, attempt: int) -> dict[str, Any]:
+        """The sampling parameters of an attempt, counted from 0; later ones aren't greedy."""
+        settings: dict[str, Any] = {"max_tokens": prompt.max_tokens}
+        temperature = prompt.temperature_for(self.declaration)
         if temperature is None:
-            return {"max_tokens": question.max_tokens}
-        if turn:
-            return {"max_tokens": question.max_tokens, "temperature": max(temperature, AGAIN_TEMPERATURE), "seed": turn}
-        return {"max_tokens": question.max_tokens, "temperature": temperature}
+            return settings
+        if attempt:
+            return {**settings, "temperature": max(temperature, RETRY_TEMPERATURE), "seed": attempt}
+        return {**settings, "temperature": temperature}
 
-    def _messages(self, question: Question) -> list[dict[str, Any]]:
-        role = question.role_for(self.declaration)
-        return messages_of(question.text, question.pictures, self.declaration, role)
+    def _messages(self, prompt: JudgePrompt) -> list[dict[str, Any]]:
+        return build_messages(prompt.text, prompt.images, self.declaration, prompt.role_for(self.declaration))
 
-    async def _reply(
-        self, client: openai.AsyncOpenAI, asked: Callable[[], Coroutine[Any, Any, ModelReply]]
-    ) -> ModelReply:
-        """What the judge says. Raises OutOfTriesError if it fails at this question alone, JudgeDownError if at any.
+    async def _completion(
+        self, client: openai.AsyncOpenAI, send: Callable[[], Coroutine[Any, Any, ModelCompletion]]
+    ) -> ModelCompletion:
+        """What ``send`` returns. Raises RetriesExhaustedError if only this prompt fails, JudgeDownError if every one
+        does.
 
-        Which of the two it is shows an easy question; if that is answered, the other one is asked again, since the
-        server may have come back in between.
+        A simple prompt tells which of the two it is; after a reply to that, ``send`` is called again, since the server
+        may have come back in between.
         """
         try:
-            return await self._persistently(asked, self.pacing)
-        except OutOfTriesError as error:
-            await self._check_up(client, str(error))
-        return await self._persistently(asked, self.pacing)
+            return await self._call(send, self.backoff)
+        except RetriesExhaustedError as error:
+            await self._check_health(client, str(error))
+        return await self._call(send, self.backoff)
 
-    async def _check_up(self, client: openai.AsyncOpenAI, failure: str) -> None:
-        """Raise JudgeDownError unless the server answers an easy question."""
-        easy = Question(EASY, (np.full((32, 32, 3), 128, np.uint8),), max_tokens=4)
-        messages = self._messages(easy)
+    async def _check_health(self, client: openai.AsyncOpenAI, failure: str) -> None:
+        """Raise JudgeDownError unless the server replies to a simple prompt, be it with a refusal."""
+        prompt = JudgePrompt(HEALTH_PROMPT, (np.full((32, 32, 3), 128, np.uint8),), max_tokens=4)
+        messages = self._messages(prompt)
 
-        async def asked() -> ModelReply:
-            return await complete(client, self.model, messages, self._settings(easy, 0))
+        async def send() -> ModelCompletion:
+            return await complete(client, self.model, messages, self._settings(prompt, 0))
 
         try:
-            await self._persistently(asked, replace(self.pacing, tries=min(3, self.pacing.tries)))
-        except OutOfTriesError:
-            raise JudgeDownError(
-                self._clean(f"the judge doesn't answer: {failure}"),
-                where=self.address,
-                hint="earl judge check looks at it",
-            ) from None
-        except ApiRefusedError:  # it is there, and answers
+            await self._call(send, replace(self.backoff, attempts=min(3, self.backoff.attempts)))
+        except RetriesExhaustedError:
+            what = self._clean(f"the judge doesn't answer: {failure}")
+            raise JudgeDownError(what, where=self.address, hint="try it with earl judge check") from None
+        except ApiRefusedError:
             pass
+
+    async def _list_models(self) -> list[str]:
+        async def list_models() -> list[str]:
+            return [self._clean(str(each.id)) async for each in client.models.list()]
+
+        try:
+            async with self._client() as client:
+                return await self._call(list_models, self.backoff)
+        except RetriesExhaustedError as error:
+            what = self._clean(f"the judge doesn't answer: {error}")
+            hint = "is this its address? earl judge serve starts one"
+            raise JudgeDownError(what, where=self.address, hint=hint) from None
+        except ApiRefusedError as error:
+            what = self._clean(f"the judge's server refuses to list its models: {error}")
+            raise UsageError(what, where=self.address) from None
+        except EarlError as error:
+            raise self._redacted(error) from None
 
     # -- the connection ------------------------------------------------------------------------------------------
 
-    @property
-    def address(self) -> str:
-        """``api_base`` without a password."""
-        return plain_address(self.api_base)
-
     def _client(self) -> openai.AsyncOpenAI:
-        return connect(self.api_base, self.api_key_variable, self.timeout)
+        return make_client(self.api_base, self.api_key_variable, self.timeout)
 
-    async def _persistently(self, work: Callable[[], Coroutine[Any, Any, ResultT]], pacing: Backoff) -> ResultT:
-        has_key = key_of(self.api_key_variable) is not None
-        refusal = partial(judge_refusal, api_key_variable=self.api_key_variable, has_key=has_key)
-        return await persistently(work, pacing, self.timeout, refusal)
+    async def _call(self, call: Callable[[], Coroutine[Any, Any, ResultT]], backoff: Backoff) -> ResultT:
+        return await call_with_retries(call, backoff, self.timeout, self._refusal)
 
-    async def _connected(
-        self, work: Callable[[openai.AsyncOpenAI], Coroutine[Any, Any, ResultT]], pacing: Backoff
-    ) -> ResultT:
-        try:
-            async with self._client() as client:
-                return await self._persistently(lambda: work(client), pacing)
-        except OutOfTriesError as error:
-            what = self._clean(f"the judge doesn't answer: {error}")
-            raise JudgeDownError(
-                what, where=self.address, hint="is this its address? earl judge serve starts one"
-            ) from None
-        except ApiRefusedError as error:
-            what = self._clean(f"the judge's server refuses what it is asked: {error}")
-            raise UsageError(what, where=self.address) from None
-        except EarlError as error:
-            raise self._discreet(error) from None
+    def _refusal(self, error: openai.APIStatusError) -> Exception:
+        """The error for a status that isn't transient."""
+        status = error.status_code
+        if status in (UNAUTHORIZED, FORBIDDEN):  # without the server's message, which may hold the key
+            has_key = read_key(self.api_key_variable) is not None
+            wrong = "doesn't accept the key in" if has_key else "wants a key, and there is none in"
+            return UsageError(
+                f"the judge's server {wrong} {self.api_key_variable} (status {status})",
+                hint="judge_api_key_variable, or its option, names the environment variable that holds it",
+            )
+        if status == NOT_FOUND:
+            return NotFoundError(
+                f"the judge's server doesn't know the model or the address (status {status}): {describe_error(error)}",
+                hint="earl judge check lists its models; an address usually ends in /v1",
+            )
+        kind = TooLargeError if status == PAYLOAD_TOO_LARGE else ApiRefusedError
+        return kind(f"status {status}: {describe_error(error)}")
 
-    def _discreet(self, error: BaseException) -> BaseException:
-        """The error, if it is one of ours with the address and without the key."""
+    def _redacted(self, error: BaseException) -> BaseException:
+        """The error; an EarlError with the address and without the key."""
         if isinstance(error, EarlError):
             error.what, error.where = self._clean(error.what), error.where or self.address
-            error.__context__ = None  # whose words --debug would show
+            error.__context__ = None  # --debug would show its message
         return error
 
     def _clean(self, text: str) -> str:
-        """A server's words without secrets, before anything is made of them."""
-        return without_secrets(text, self.api_key_variable, self.api_base)
+        """A server's text without secrets."""
+        return redact(text, self.api_key_variable, self.api_base)
 
 
-def _sizes(question: Question, messages: Sequence[Mapping[str, Any]]) -> str:
-    """How large its pictures are."""
-    sizes = " and ".join(f"{picture.shape[1]} x {picture.shape[0]}" for picture in question.pictures)
-    return f"its pictures are {sizes}, {len(json.dumps(messages)) / 1e6:.1f} MB as sent; a smaller area makes them less"
+def _sizes(prompt: JudgePrompt, messages: Sequence[Mapping[str, Any]]) -> str:
+    """How large the prompt's images are."""
+    sizes = " and ".join(f"{image.shape[1]} x {image.shape[0]}" for image in prompt.images)
+    return f"its images are {sizes}, {len(json.dumps(messages)) / 1e6:.1f} MB as sent; a smaller area makes them less"
 
 
-def _digest(picture: Pixels) -> str:
-    return hashlib.sha256(f"{picture.shape}".encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()
+def _digest(image: Pixels) -> str:
+    return hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which of two edits a judge likes better: asked in both orders, so that liking what comes first decides nothing."""
+"""Which of two edits a judge prefers, asked in both orders, so that a position bias doesn't decide."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from earl_cli.rewards.judge.client import Answer, Judge, Question
-from earl_cli.rewards.judge.declarations import Rubrics, asked
+from earl_cli.rewards.judge.client import Judge, Judgement, JudgePrompt
+from earl_cli.rewards.judge.declarations import Rubrics, format_rubric
 from earl_cli.rewards.judge.replies import FIRST, SECOND, TIE
 from earl_cli.rewards.reward import Pixels
 
@@ -19,7 +19,7 @@ Verdict: TypeAlias = Literal["a", "b", "tie"]
 
 @dataclass(frozen=True, eq=False)
 class EditPair:
-    """Two edits ``a`` and ``b`` of one source, uint8[h, w, 3] of any sizes, None where nothing was drawn."""
+    """Two edits ``a`` and ``b`` of one source, uint8[h, w, 3] of any sizes, None where the edit is invalid."""
 
     id: str
     instruction: str
@@ -30,23 +30,23 @@ class EditPair:
 
 @dataclass(frozen=True)
 class Preference:
-    """What a judge made of a pair: ``verdict`` None where it wasn't said, and in ``missing`` why.
+    """A judge's verdict on a pair, None where it gave none; then ``missing`` says why.
 
-    ``consistent`` is False where the two orders contradict each other. ``explanations`` are the judge's words with a
-    first and with b first. ``firsts`` is whether it took what came first, None where it took neither, or where not both
-    orders were answered.
+    ``consistent`` is False where the two orders contradict each other. ``explanations`` are the judge's reasoning with
+    a first and with b first. ``chose_first`` is whether it chose the edit in the first position, in these two orders:
+    None for a tie, or where one of the orders has no answer.
     """
 
     verdict: Verdict | None
     consistent: bool = True
     explanations: tuple[str, str] = ("", "")
     missing: str = ""
-    firsts: tuple[bool | None, bool | None] = (None, None)
+    chose_first: tuple[bool | None, bool | None] = (None, None)
 
 
 @dataclass(frozen=True)
 class PreferenceCounts:
-    """Pairs that ``a`` won, that ``b`` won, ``ties`` (``inconsistent`` of them by contradiction), and ``missing``."""
+    """Pairs that ``a`` won, that ``b`` won, ``ties`` (``inconsistent`` of which by contradiction), and ``missing``."""
 
     a: int
     b: int
@@ -58,17 +58,17 @@ class PreferenceCounts:
 def prefer(judge: Judge, rubrics: Rubrics, pairs: Sequence[EditPair]) -> list[Preference]:
     """One preference for each pair, in order.
 
-    The winner is who wins in both orders; whatever else two answers are is a tie. Nothing is asked where one edit or
-    none was drawn (the drawn one wins), or where both are the same picture (a tie). Raises as `Judge.ask_all`.
+    An edit wins if it wins in both orders; any other two answers are a tie. The judge isn't asked where one edit is
+    invalid (the other wins) or both are, or where both are the same image (ties). Raises as `Judge.ask_all`.
     """
     known = [_without_judge(pair) for pair in pairs]
     open_pairs = [pair for pair, preference in zip(pairs, known, strict=True) if preference is None]
-    questions = [each for pair in open_pairs for each in _both_orders(rubrics, pair)]
-    answers = iter(judge.ask_all(questions) if questions else [])
-    return [preference or _preference(next(answers), next(answers)) for preference in known]
+    prompts = [prompt for pair in open_pairs for prompt in _both_orders(rubrics, pair)]
+    judgements = iter(judge.ask_all(prompts) if prompts else [])
+    return [preference or _preference(next(judgements), next(judgements)) for preference in known]
 
 
-def tally(preferences: Sequence[Preference]) -> PreferenceCounts:
+def count_preferences(preferences: Sequence[Preference]) -> PreferenceCounts:
     """How often each verdict came."""
     verdicts = [each.verdict for each in preferences]
     return PreferenceCounts(
@@ -80,19 +80,20 @@ def tally(preferences: Sequence[Preference]) -> PreferenceCounts:
     )
 
 
-def first_rate(preferences: Sequence[Preference]) -> float:
-    """The share of the choices that fell on what came first: 0.5 without position bias; NaN without a choice.
+def first_position_rate(preferences: Sequence[Preference]) -> float:
+    """The share of choices of the first position: 0.5 without position bias, NaN without choices.
 
-    Only pairs count that were answered in both orders.
+    Only pairs with answers in both orders count.
     """
-    choices = [first for each in preferences for first in each.firsts if first is not None]
+    choices = [first for each in preferences for first in each.chose_first if first is not None]
     return sum(choices) / len(choices) if choices else math.nan
 
 
 def sign_test_p(wins: int, losses: int) -> float:
-    """Two-sided p of the exact sign test: of ``wins`` + ``losses`` fair coins, how often they fall as unevenly.
+    """Two-sided p of the exact sign test: the probability that ``wins`` + ``losses`` fair coins fall at least as
+    unevenly.
 
-    Ties are left out, and pairs count as independent; 1 where nobody won.
+    Ties don't count, and pairs are taken as independent; 1 without wins and losses.
     """
     count = wins + losses
     ways = tail = 1  # n over k, and their sum up to k
@@ -108,28 +109,29 @@ def _without_judge(pair: EditPair) -> Preference | None:
     return Preference("tie") if np.array_equal(pair.a, pair.b) else None
 
 
-def _both_orders(rubrics: Rubrics, pair: EditPair) -> tuple[Question, Question]:
+def _both_orders(rubrics: Rubrics, pair: EditPair) -> tuple[JudgePrompt, JudgePrompt]:
     assert pair.a is not None and pair.b is not None
-    text = asked(rubrics.pairwise, pair.instruction)
+    text = format_rubric(rubrics.pairwise, pair.instruction)
     orders = (pair.source, pair.a, pair.b), (pair.source, pair.b, pair.a)
-    there, back = (Question(text, pictures, reads="choice", max_tokens=1300) for pictures in orders)
-    return there, back
+    a_first, b_first = (JudgePrompt(text, images, "choice", max_tokens=1300) for images in orders)
+    return a_first, b_first
 
 
-def _preference(there: Answer, back: Answer) -> Preference:
-    """From the answers with a first and with b first."""
-    if there.numbers is None or back.numbers is None:
-        words = _words(there), _words(back)
-        return Preference(None, explanations=words, missing=(there if there.numbers is None else back).text)
-    choices = there.numbers[0], back.numbers[0]
+def _preference(a_first: Judgement, b_first: Judgement) -> Preference:
+    """From the judgements with a first and with b first."""
+    if a_first.scores is None or b_first.scores is None:
+        explanations = _explanation(a_first), _explanation(b_first)
+        missing = (a_first if a_first.scores is None else b_first).text
+        return Preference(None, explanations=explanations, missing=missing)
+    choices = a_first.scores[0], b_first.scores[0]
     verdict: Verdict = "a" if choices == (FIRST, SECOND) else "b" if choices == (SECOND, FIRST) else "tie"
     consistent = verdict != "tie" or choices == (TIE, TIE)
-    firsts = _is_first(choices[0]), _is_first(choices[1])
-    return Preference(verdict, consistent, (there.text, back.text), firsts=firsts)
+    chose_first = _is_first(choices[0]), _is_first(choices[1])
+    return Preference(verdict, consistent, (a_first.text, b_first.text), chose_first=chose_first)
 
 
-def _words(answer: Answer) -> str:
-    return "" if answer.numbers is None else answer.text
+def _explanation(judgement: Judgement) -> str:
+    return "" if judgement.scores is None else judgement.text
 
 
 def _is_first(choice: float) -> bool | None:

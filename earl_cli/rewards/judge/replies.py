@@ -1,7 +1,7 @@
-"""Read a judge's reply: models wrap, quote and cut their JSON in many ways, and all that is clear is understood.
+"""Parsing of judges' replies: models wrap, quote and cut their JSON in many ways; whatever is unambiguous is accepted.
 
-What isn't clear (numbers outside 0 to 10, a wrong count, two answers in one reply) is refused with the reason. No reply
-takes longer to read than its length allows: it is at most `LONGEST`, and no pattern goes back over what it has read.
+The rest (scores outside 0 to 10, a wrong count, two different answers) is refused with the reason. Time is linear in
+the length of the reply, which is at most `MAX_LENGTH`: no pattern backtracks.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-LOWEST, HIGHEST = 0, 10
-LONGEST = 20_000
-"""Characters of a reply that are read; what a reasoning model thought before it doesn't count."""
+MIN_SCORE, MAX_SCORE = 0, 10
+MAX_LENGTH = 20_000
+"""Characters of a reply, without the reasoning before it."""
 
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?)\b"
 _OF_TEN = r"(?:\s*(?:/|\bof\b|\bout\s+of\b)\s*10(?:\.0*)?(?![\d.]*\d))?"
-_GRADE = rf"(?:{_NUMBER}){_OF_TEN}"
+_SCORE = rf"(?:{_NUMBER}){_OF_TEN}"
 _QUOTE = "[\"'“”]?"
-_ONE_GRADE = re.compile(rf"({_NUMBER}){_OF_TEN}", re.IGNORECASE)
-_NUMBERS, _GRADES = (
-    re.compile(rf"\[\s*(?:{each})(?:\s*,\s*(?:{each}))*\s*(?:,\s*)?\]", re.IGNORECASE) for each in (_NUMBER, _GRADE)
+_ONE_SCORE = re.compile(rf"({_NUMBER}){_OF_TEN}", re.IGNORECASE)
+_NUMBER_LIST, _SCORE_LIST = (
+    re.compile(rf"\[\s*(?:{each})(?:\s*,\s*(?:{each}))*\s*(?:,\s*)?\]", re.IGNORECASE) for each in (_NUMBER, _SCORE)
 )
 # In a JSON object with unquoted keys, single quotes or no end: the key after the brace or after a comma behind it.
 _LOOSE_SCORE = re.compile(
     rf"\{{(?:[^{{}}]*,)?\s*{_QUOTE}scores?{_QUOTE}\s*[:=]\s*"
-    rf"(\[[^\[\]]*\]|\([^()]*\)|{_QUOTE}{_GRADE}{_QUOTE}(?=\s*(?:[,}}]|$)))",
+    rf"(\[[^\[\]]*\]|\([^()]*\)|{_QUOTE}{_SCORE}{_QUOTE}(?=\s*(?:[,}}]|$)))",
     re.IGNORECASE,
 )
 _LOOSE_REASONING = re.compile(rf"{_QUOTE}reasoning{_QUOTE}\s*[:=]\s*(.*)", re.IGNORECASE | re.DOTALL)
 _WRAPPING = re.compile(r"\|\|V\^=\^V\|\||```\w*")
 _DECORATION = " \n\t\"'“”*_`"
-_PAIRS = ("[]", "()")
+_BRACKETS = ("[]", "()")
 _OBJECT = re.compile(r"\{(?=\s*[\"}])")
-_MOST_OBJECTS = 200  # beginnings of JSON objects that are tried
-_THOUGHT = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
-_END_OF_THOUGHT = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+_MAX_OBJECTS = 200  # beginnings of JSON objects that are tried
+_REASONING_START = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
+_REASONING_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 TIE, FIRST, SECOND = 0.0, 1.0, 2.0
 _CHOICES = {"1": FIRST, "2": SECOND, "tie": TIE}
 _NARROW: dict[int, int | str] = {
@@ -48,96 +48,95 @@ _NARROW: dict[int, int | str] = {
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a judge said: numbers from 0 to 10, and its reasoning, "" if it gave none."""
+class ParsedReply:
+    """Scores from 0 to 10 (or a choice), and the judge's reasoning, "" if it gave none."""
 
-    numbers: tuple[float, ...]
+    scores: tuple[float, ...]
     reasoning: str
 
 
-class UnreadableError(ValueError):
-    """A reply without the numbers that were asked for; the message says what is wrong with it."""
+class InvalidReplyError(ValueError):
+    """A reply without the scores that the prompt asks for; the message says what is wrong with it."""
 
 
-def read_scores(text: str, count: int = 2) -> Reply:
-    """The numbers of a reply such as ``{"score": [6, 0], "reasoning": "…"}``, also of ``[6, 0]``, or of one number.
+def parse_scores(text: str, count: int = 2) -> ParsedReply:
+    """The scores of a reply such as ``{"score": [6, 0], "reasoning": "…"}``, also of ``[6, 0]``, or of one number.
 
-    One number that stands alone counts for all ``count``. ``8/10`` and ``8 out of 10`` are 8, and full-width characters
-    are as good as narrow ones. Raises UnreadableError.
+    One number alone counts for all ``count``. ``8/10`` and ``8 out of 10`` are 8; full-width characters are read as
+    narrow ones. Raises InvalidReplyError.
     """
-    text = _spoken(text)
-    found = _found(text) or _found(_narrow(text))
+    text = _without_reasoning(text)
+    found = _candidates(text) or _candidates(_narrow(text))
     if not found:
-        raise UnreadableError("there is no score in it" if text else "it is empty")
+        raise InvalidReplyError("there is no score in it" if text else "it is empty")
     if len({repr(value) for value, _ in found}) > 1:
-        raise UnreadableError(f"it gives {len(found)} different scores")
+        raise InvalidReplyError(f"it gives {len(found)} different scores")
     value, reasoning = found[-1]
-    numbers = _numbers(value)
-    if numbers is None:
-        number = _number(value)
-        return Reply((number,) * count, reasoning)
-    if len(numbers) != count:
-        raise UnreadableError(f"it gives {len(numbers)} numbers where {count} were asked for")
-    return Reply(numbers, reasoning)
+    scores = _score_list(value)
+    if scores is None:
+        return ParsedReply((_score(value),) * count, reasoning)
+    if len(scores) != count:
+        raise InvalidReplyError(f"it gives {len(scores)} scores where {count} are expected")
+    return ParsedReply(scores, reasoning)
 
 
-def read_tag(text: str) -> Reply:
-    """The whole number of the last ``<score>N</score>`` of a reply, and the text before it. Raises UnreadableError."""
-    text = _spoken(text)
+def parse_tag(text: str) -> ParsedReply:
+    """The integer of the last ``<score>N</score>`` of a reply, and the text before it. Raises InvalidReplyError."""
+    text = _without_reasoning(text)
     found = _tagged(text, "score") or _tagged(_narrow(text), "score")
     if not found:
-        raise UnreadableError("there is no <score>N</score> in it" if text else "it is empty")
-    start, said = found[-1]
-    number = _number(_undecorated(said))
-    if not number.is_integer():
-        raise UnreadableError(f"its score {number:g} is no whole number")
-    return Reply((number,), text[:start].strip())
+        raise InvalidReplyError("there is no <score>N</score> in it" if text else "it is empty")
+    start, inner = found[-1]
+    score = _score(_undecorated(inner))
+    if not score.is_integer():
+        raise InvalidReplyError(f"its score {score:g} is no whole number")
+    return ParsedReply((score,), text[:start].strip())
 
 
-def read_choice(text: str) -> Reply:
+def parse_choice(text: str) -> ParsedReply:
     """The choice of ``<choice>1</choice>``, 2 or tie, as `FIRST`, `SECOND` or `TIE`, and the text before the last one.
 
-    Raises UnreadableError, also for choices that differ.
+    Raises InvalidReplyError, also for several different choices.
     """
-    text = _spoken(text)
+    text = _without_reasoning(text)
     found = _tagged(text, "choice") or _tagged(_narrow(text), "choice")
     if not found:
-        raise UnreadableError("there is no <choice>1</choice> in it" if text else "it is empty")
-    said = {_undecorated(_narrow(each)).lower() for _, each in found}
-    for word in sorted(said - _CHOICES.keys()):
-        raise UnreadableError(f"its choice {word[:40]!r} is not 1, 2 or tie")
-    if len(said) > 1:
-        raise UnreadableError(f"it makes {len(said)} different choices")
-    return Reply((_CHOICES[said.pop()],), text[: found[-1][0]].strip())
+        raise InvalidReplyError("there is no <choice>1</choice> in it" if text else "it is empty")
+    choices = {_undecorated(_narrow(each)).lower() for _, each in found}
+    if unknown := sorted(choices - _CHOICES.keys()):
+        raise InvalidReplyError(f"its choice {unknown[0][:40]!r} is not 1, 2 or tie")
+    if len(choices) > 1:
+        raise InvalidReplyError(f"it makes {len(choices)} different choices")
+    return ParsedReply((_CHOICES[choices.pop()],), text[: found[-1][0]].strip())
 
 
-def is_all_thoughts(text: str) -> bool:
-    """Whether a reply begins with a thought and has no end of one."""
-    return _THOUGHT.match(text.lstrip()) is not None and _END_OF_THOUGHT.search(text) is None
+def is_unfinished_reasoning(text: str) -> bool:
+    """Whether a reply begins with a reasoning tag that is never closed."""
+    return _REASONING_START.match(text.lstrip()) is not None and _REASONING_END.search(text) is None
 
 
-def _spoken(text: str) -> str:
-    """The reply without what a reasoning model thought before it. Raises UnreadableError for more than `LONGEST`."""
-    text = _END_OF_THOUGHT.split(text)[-1].strip()
-    if len(text) > LONGEST:
-        raise UnreadableError(f"it has {len(text)} characters, more than {LONGEST}")
+def _without_reasoning(text: str) -> str:
+    """What follows the last closing reasoning tag. Raises InvalidReplyError for more than `MAX_LENGTH`."""
+    text = _REASONING_END.split(text)[-1].strip()
+    if len(text) > MAX_LENGTH:
+        raise InvalidReplyError(f"it has {len(text)} characters, more than {MAX_LENGTH}")
     return text
 
 
 def _narrow(text: str) -> str:
-    """The text with full-width characters as narrow ones, each in its place."""
+    """The text with narrow in place of full-width characters, one for one."""
     return text.translate(_NARROW)
 
 
-def _found(text: str) -> list[tuple[Any, str]]:
-    """Scores with their reasoning, in whichever form they stand in ``text``."""
+def _candidates(text: str) -> list[tuple[Any, str]]:
+    """Scores with their reasoning, of the first form that ``text`` has any of."""
     return _objects(text) or _loose(text) or _bare(text)
 
 
 def _objects(text: str) -> list[tuple[Any, str]]:
     """Score and reasoning of every JSON object in ``text`` that has a score."""
     found, end, decoder = [], 0, json.JSONDecoder(strict=False)
-    for start in islice(_OBJECT.finditer(text), _MOST_OBJECTS):
+    for start in islice(_OBJECT.finditer(text), _MAX_OBJECTS):
         if start.start() < end:
             continue
         try:
@@ -152,29 +151,30 @@ def _objects(text: str) -> list[tuple[Any, str]]:
 
 
 def _loose(text: str) -> list[tuple[Any, str]]:
+    """As `_objects`, for objects that are no valid JSON."""
     matches = list(_LOOSE_SCORE.finditer(text))
     if not matches:
         return []
     reasoning = _LOOSE_REASONING.search(text, matches[-1].end())
-    words = reasoning[1].rpartition("}")[0] or reasoning[1] if reasoning else ""
-    return [(match[1], words.strip(" \n\"'“”")) for match in matches]
+    reason = reasoning[1].rpartition("}")[0] or reasoning[1] if reasoning else ""
+    return [(match[1], reason.strip(" \n\"'“”")) for match in matches]
 
 
 def _bare(text: str) -> list[tuple[Any, str]]:
-    """Lists of numbers that stand somewhere in the text, or the number or bracketed numbers that are all of it."""
+    """Lists of numbers anywhere in the text, or the number or bracketed numbers that are the whole text."""
     unwrapped = _WRAPPING.sub(" ", text).strip()
     alone = unwrapped.strip(_DECORATION).removesuffix(".").strip(_DECORATION)
-    if _ONE_GRADE.fullmatch(inner := _undecorated(alone).removesuffix(".")):
+    if _ONE_SCORE.fullmatch(inner := _undecorated(alone).removesuffix(".")):
         return [(inner, "")]
-    if alone.startswith("(") and _GRADES.fullmatch(inner := f"[{alone.strip('()')}]"):
+    if alone.startswith("(") and _SCORE_LIST.fullmatch(inner := f"[{alone.strip('()')}]"):
         return [(inner, "")]
-    kind = _NUMBERS if _NUMBERS.search(text) else _GRADES
-    around = kind.sub(" ", unwrapped).strip()
-    return [(match[0], around) for match in kind.finditer(text)]
+    pattern = _NUMBER_LIST if _NUMBER_LIST.search(text) else _SCORE_LIST
+    reason = pattern.sub(" ", unwrapped).strip()
+    return [(match[0], reason) for match in pattern.finditer(text)]
 
 
 def _tagged(text: str, name: str) -> list[tuple[int, str]]:
-    """What stands between ``<name>`` and the next ``</name>``, with the place where it begins."""
+    """The texts between ``<name>`` and the next ``</name>``, with the positions of their opening tags."""
     found, start = [], None
     for tag in re.finditer(rf"<(/?){name}>", text, re.IGNORECASE):
         if not tag[1]:
@@ -186,9 +186,9 @@ def _tagged(text: str, name: str) -> list[tuple[int, str]]:
 
 
 def _undecorated(text: str) -> str:
-    """Without quotes, emphasis and one pair of brackets around it."""
+    """Without quotes, emphasis and one pair of brackets around the text."""
     text = _narrow(text).strip(_DECORATION)
-    if text[:1] + text[-1:] in _PAIRS:
+    if text[:1] + text[-1:] in _BRACKETS:
         text = text[1:-1].strip(_DECORATION)
     return text
 
@@ -199,18 +199,18 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _numbers(value: Any) -> tuple[float, ...] | None:
-    """The numbers of a list or of a list's text; None for what is no list."""
+def _score_list(value: Any) -> tuple[float, ...] | None:
+    """The scores of a list or of the text of one; None for anything else."""
     if isinstance(value, str) and (narrow := _narrow(value).strip())[:1] in ("[", "("):
         value = [part for part in narrow.strip("[]()").split(",") if part.strip()]
-    return tuple(map(_number, value)) if isinstance(value, list) else None
+    return tuple(map(_score, value)) if isinstance(value, list) else None
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, str) and (grade := _ONE_GRADE.fullmatch(_narrow(value).strip(_DECORATION))):
-        value = float(grade[1])
+def _score(value: Any) -> float:
+    if isinstance(value, str) and (match := _ONE_SCORE.fullmatch(_narrow(value).strip(_DECORATION))):
+        value = float(match[1])
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UnreadableError(f"its score {str(value)[:40]!r} is no number")
-    if not (math.isfinite(value) if isinstance(value, float) else True) or not LOWEST <= value <= HIGHEST:
-        raise UnreadableError(f"its score {str(value)[:40]} is not from {LOWEST} to {HIGHEST}")
+        raise InvalidReplyError(f"its score {str(value)[:40]!r} is no number")
+    if not (math.isfinite(value) if isinstance(value, float) else True) or not MIN_SCORE <= value <= MAX_SCORE:
+        raise InvalidReplyError(f"its score {str(value)[:40]} is not from {MIN_SCORE} to {MAX_SCORE}")
     return float(value)

@@ -1,4 +1,4 @@
-"""The published judge: how its server is started, and a client of whichever judge there is."""
+"""The published judge: the command that serves it, and a client to try a judge with."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 from earl_cli.errors import UsageError
 from earl_cli.openai_client.client import check_keys
-from earl_cli.openai_client.retry import Backoff, NotThereError
+from earl_cli.openai_client.retry import Backoff, NotFoundError
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.rewards.judge.declarations import Declaration
 
-MODEL = "Qwen/Qwen2.5-VL-72B-Instruct"
-LISTED = 8  # models in a message
+PUBLISHED_MODEL = "Qwen/Qwen2.5-VL-72B-Instruct"
+MAX_LISTED = 8  # models in an error message
 
 
-def serve_command(
+def server_command(
     program: str, model: str, host: str, port: int, tensor_parallel: int, extra: Sequence[str] = ()
 ) -> list[str]:
-    """The command line of vLLM's server with the published settings; ``extra`` comes last, so it has the last word."""
+    """The command line of vLLM's server with the published settings; the options in ``extra`` override them."""
     settings = {
         "--host": host,
         "--port": port,
@@ -31,27 +31,33 @@ def serve_command(
     return [program, "serve", model, *(str(part) for item in settings.items() for part in item), *extra]
 
 
-def reach(
+def open_judge(
     api_base: str, model: str | None, key_variable: str, timeout: float, declaration: Declaration
 ) -> tuple[Judge, list[str]]:
-    """A client for one or a few questions, that doesn't try for long, and the names of the models that are served.
+    """A client for one or a few prompts, with few retries, and the names of the server's models.
 
-    With ``model`` None it is the published one, or the only one there is. Raises UsageError for a model that isn't
-    served or a variable without a key, JudgeDownError if nobody answers.
+    With ``model`` None it uses the published model, or the server's only one. Raises UsageError for a model that isn't
+    served or a variable without a key, JudgeDownError if the server doesn't answer.
     """
     check_keys([key_variable])
-    pacing = Backoff(tries=3, limits=6)
-    judge = Judge(api_base, model or MODEL, None, key_variable, timeout=timeout, declaration=declaration, pacing=pacing)
+    judge = Judge(
+        api_base,
+        model or PUBLISHED_MODEL,
+        api_key_variable=key_variable,
+        timeout=timeout,
+        declaration=declaration,
+        backoff=Backoff(attempts=3, rate_limit_attempts=6),
+    )
     try:
         served = judge.models()
-    except NotThereError:
+    except NotFoundError:
         if model is None:
             raise
-        served = [model]  # some servers list none, and say at the first question if they don't have it
-    if model is None and MODEL not in served and len(served) == 1:
+        served = [model]  # some servers have no list; the first prompt shows whether they have the model
+    if model is None and PUBLISHED_MODEL not in served and len(served) == 1:
         judge.model = served[0]
     if judge.model not in served:
-        some = ", ".join(served[:LISTED]) + (", …" if len(served) > LISTED else "")
+        listed = ", ".join(served[:MAX_LISTED]) + (", …" if len(served) > MAX_LISTED else "")
         what = f"{judge.model} isn't served here"
-        raise UsageError(what, where=judge.address, hint=f"it serves {some or 'no model'}")
+        raise UsageError(what, where=judge.address, hint=f"it serves {listed or 'no model'}")
     return judge, served

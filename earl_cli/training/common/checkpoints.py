@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 from earl_cli.config.sft import SftConfig
 from earl_cli.errors import OutputError, UsageError, explain
-from earl_cli.files import LOCK, alone_in, whole_file
+from earl_cli.files import LOCK_FILE, atomic_write, folder_lock
 from earl_cli.models.bundle import DESCRIPTION
 
 CHECKPOINTS = "checkpoints"
@@ -36,9 +36,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise OutputError as `alone_in`, without leaving anything behind where nobody has trained yet."""
-    if (folder / LOCK).is_file():
-        with alone_in(folder, TRAINING):
+    """Raise OutputError as `folder_lock`, without leaving anything behind where nobody has trained yet."""
+    if (folder / LOCK_FILE).is_file():
+        with folder_lock(folder, TRAINING):
             pass
 
 
@@ -84,7 +84,7 @@ def writing(what: str, where: Path) -> Iterator[None]:
 
 def write_validation(checkpoint: Path, value: float) -> None:
     """Write down how good the model of a checkpoint is on the validation rows."""
-    with whole_file(checkpoint / VALIDATION) as aside:
+    with atomic_write(checkpoint / VALIDATION) as aside:
         aside.write_text(json.dumps({"value": value}), encoding="utf-8")
 
 
@@ -199,7 +199,7 @@ def run_origin(command: str, model: str | None, data: Sequence[Path]) -> dict[st
 def write_origin(output: Path, now: dict[str, Any]) -> None:
     """Write that down where nothing is to be gone on from; what a run was begun with stays."""
     if latest(output / CHECKPOINTS) is None or not (output / ORIGIN).is_file():
-        with writing("the run's beginning", output), whole_file(output / ORIGIN) as aside:
+        with writing("the run's beginning", output), atomic_write(output / ORIGIN) as aside:
             aside.write_text(json.dumps(now, indent=2), encoding="utf-8")
 
 

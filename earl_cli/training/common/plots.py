@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from earl_cli.errors import UsageError
-from earl_cli.files import whole_file
+from earl_cli.files import atomic_write
 from earl_cli.training.common.curves import Goal, RunCurves, Series, smooth, smoothing_window, thin
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def write_curves(path: Path, runs: Sequence[RunCurves], sheet: PlotSheet, smooth
         figure = render(runs, sheet, smoothing)
         canvas = FigureCanvasAgg(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as aside:
+        with atomic_write(path) as aside:
             if form == "svg":
                 figure.savefig(aside, format=form, metadata={"Date": None})
             else:

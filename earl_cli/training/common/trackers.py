@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from earl_cli.errors import MissingExtraError
-from earl_cli.files import whole_file
+from earl_cli.files import atomic_write
 from earl_cli.training.common.checkpoints import writing
 
 LOG, RUNS = "log.jsonl", "trackers.json"
@@ -94,7 +94,7 @@ def _run_of(folder: Path, tracker: str) -> str:
     runs: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if tracker not in runs:
         runs[tracker] = secrets.token_hex(4)
-        with writing("the names of the trackers' runs", file), whole_file(file) as aside:
+        with writing("the names of the trackers' runs", file), atomic_write(file) as aside:
             aside.write_text(json.dumps(runs), encoding="utf-8")
     return runs[tracker]
 

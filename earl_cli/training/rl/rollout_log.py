@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from earl_cli.data.batches import DatasetRows
-from earl_cli.files import whole_file
+from earl_cli.files import atomic_write
 from earl_cli.images.html_gallery import Entry, ImageFigure, page, write_page
 from earl_cli.training.common.checkpoints import writing
 from earl_cli.training.rl.rollouts import ScoredGroup, decode_images
@@ -72,7 +72,7 @@ def write_rollouts(path: Path, step: int, rows: DatasetRows, groups: Sequence[Sc
         )
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing("the episodes", path), whole_file(path) as aside:
+    with writing("the episodes", path), atomic_write(path) as aside:
         pq.write_table(pa.Table.from_pylist(found, SCHEMA), aside, compression="zstd")
 
 

@@ -19,7 +19,7 @@ from earl_cli.config.loader import read_paths
 from earl_cli.config.rl import RlConfig
 from earl_cli.data.batches import DatasetRows, Mixture, load_rows, mix, sample_rows
 from earl_cli.errors import EarlError, InputError, UsageError
-from earl_cli.files import whole_file
+from earl_cli.files import atomic_write
 from earl_cli.generation.editor import takes_vllm
 from earl_cli.generation.engine import Engine
 from earl_cli.generation.transformers_engine import TransformersEngine
@@ -381,7 +381,7 @@ def save_checkpoint(
                 write_validation(checkpoint, validation)
             if not there:
                 begun = {"iteration": iteration, "way": _way(config)}
-                with whole_file(checkpoint / STATE) as aside:
+                with atomic_write(checkpoint / STATE) as aside:
                     aside.write_text(json.dumps(begun), encoding="utf-8")
                 mark_complete(checkpoint)
     if rank() == 0:

@@ -19,7 +19,7 @@ from torch import Tensor
 from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import DatasetRows, ExampleData, Mixture, collate, load_rows, mix, sample_rows
 from earl_cli.errors import InputError, UsageError
-from earl_cli.files import cut_torn_line
+from earl_cli.files import truncate_incomplete_line
 from earl_cli.generation.engine import SamplingParams, SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.html_gallery import Entry, ImageFigure, page, write_page
@@ -150,7 +150,7 @@ def fine_tune(
         remove_incomplete(folder)
         remove_old(folder, config.keep, GOAL)  # a run may have been killed before it came to that
         link_best(config.output, GOAL)
-        cut_torn_line(config.output / LOG)
+        truncate_incomplete_line(config.output / LOG)
     stop_signal = StopSignal()
     reporter = Reporter(config, on_step, on_validation, data.validation, stop_signal, resumed)
     trainer = SftTrainer(

@@ -16,12 +16,12 @@ from judge_server import MODEL, JudgeServer, picture
 
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.openai_client.retry import Backoff
-from earl_cli.rewards.judge.client import Judge, Question
+from earl_cli.rewards.judge.client import Judge, JudgePrompt
 from earl_cli.rewards.reward import JudgeDownError
 
 Ask = Callable[..., Judge]
-QUESTION = Question("Grade this.", (picture(1),))
-HURRIED = Backoff(tries=2, limits=2, first=0.001)
+QUESTION = JudgePrompt("Grade this.", (picture(1),))
+HURRIED = Backoff(attempts=2, rate_limit_attempts=2, first_delay=0.001)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answering]:
 
 
 def judge_at(address: str, **settings: Any) -> Judge:
-    return Judge(address, MODEL, **{"timeout": 5.0, "pacing": HURRIED, **settings})
+    return Judge(address, MODEL, **{"timeout": 5.0, "backoff": HURRIED, **settings})
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -42,7 +42,7 @@ def test_pictures_and_keys_dont_follow_to_another_server(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     answering.status, answering.headers = status, {"Location": f"{judge.api_base}/chat/completions?key=x"}
-    with pytest.raises(UsageError, match=f"sends on to {judge.api_base}/chat/completions, where") as caught:
+    with pytest.raises(UsageError, match=f"redirects to {judge.api_base}/chat/completions, where") as caught:
         judge_at(f"{answering.server.address}/v1").ask_all([QUESTION])
     assert (caught.value.where, judge.calls, len(answering.seen)) == (f"{answering.server.address}/v1", [], 1)
 
@@ -50,7 +50,7 @@ def test_pictures_and_keys_dont_follow_to_another_server(
 @pytest.mark.parametrize("status", [302, 308])
 def test_a_server_may_move_things_about_itself(status: int, answering: Answering) -> None:
     answering.status, answering.headers = status, {"Location": "/api/chat"}
-    assert judge_at(f"{answering.server.address}/v1").ask_all([QUESTION])[0].numbers == (8, 6)
+    assert judge_at(f"{answering.server.address}/v1").ask_all([QUESTION])[0].scores == (8, 6)
     assert answering.seen == ["/v1/chat/completions", "/api/chat"]
 
 
@@ -63,16 +63,16 @@ def test_a_circle_of_redirects_ends(answering: Answering) -> None:
 @pytest.mark.parametrize("packing", [None, "gzip", "deflate", "raw deflate"])
 def test_a_packed_reply_is_read(packing: str | None, answering: Answering) -> None:
     _pack(answering, answering.body, packing)
-    assert judge_at(f"{answering.server.address}/v1").ask_all([QUESTION])[0].numbers == (8, 6)
+    assert judge_at(f"{answering.server.address}/v1").ask_all([QUESTION])[0].scores == (8, 6)
 
 
 @pytest.mark.parametrize(
     ("content", "packing", "said"),
     [
         (b" " * 2_000_000, None, "larger than 1000000 bytes"),
-        (b" " * 200_000_000, "gzip", "larger than 1000000 bytes when it is unpacked"),
+        (b" " * 200_000_000, "gzip", "larger than 1000000 bytes when it is decompressed"),
         (b"[" * 900_000, None, "no proper answer"),
-        (b"not packed at all", "br", "packed as 'br'"),
+        (b"not compressed at all", "br", "compressed as 'br'"),
     ],
 )
 def test_a_reply_that_is_too_much_is_no_answer(
@@ -86,7 +86,7 @@ def test_a_reply_that_is_too_much_is_no_answer(
 def test_a_reply_that_was_cut_is_no_answer(answering: Answering) -> None:
     _pack(answering, answering.body, "gzip")
     answering.body = answering.body[:-12]
-    with pytest.raises(JudgeDownError, match="can't be unpacked"):
+    with pytest.raises(JudgeDownError, match="can't be decompressed"):
         judge_at(f"{answering.server.address}/v1").ask_all([QUESTION])
 
 
@@ -101,7 +101,7 @@ def _pack(answering: Answering, content: bytes, packing: str | None) -> None:
 def test_an_address_is_understood_however_it_ends(ending: str, judge: JudgeServer) -> None:
     client = judge_at(judge.api_base.removesuffix("/v1") + ending)
     assert client.models() == [MODEL]
-    assert client.ask_all([QUESTION])[0].numbers is not None
+    assert client.ask_all([QUESTION])[0].scores is not None
 
 
 def test_a_server_without_a_version_in_its_addresses(judge: JudgeServer) -> None:
@@ -131,7 +131,7 @@ def test_a_judge_on_this_machine_is_asked_without_a_proxy(
 def test_a_judge_elsewhere_is_asked_through_the_proxy(answering: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", answering.server.address)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert judge_at("http://judge.example/v1").ask_all([QUESTION])[0].numbers == (8, 6)
+    assert judge_at("http://judge.example/v1").ask_all([QUESTION])[0].scores == (8, 6)
     assert answering.seen == ["http://judge.example/v1/chat/completions"]
     monkeypatch.setenv("NO_PROXY", "judge.example")
     with pytest.raises(JudgeDownError, match="no host of that name"):
@@ -170,7 +170,7 @@ def test_a_self_signed_certificate_is_trusted_when_a_person_says_so(
     assert "SSL_CERT_FILE" in str(caught.value)
     assert answering.seen == []
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    assert judge_at(address).ask_all([QUESTION])[0].numbers == (8, 6)
+    assert judge_at(address).ask_all([QUESTION])[0].scores == (8, 6)
 
 
 def test_tls_where_there_is_none(judge: JudgeServer) -> None:
