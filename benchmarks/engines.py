@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from transformers.models.emu3.configuration_emu3 import Emu3TextConfig
 from transformers.models.emu3.modeling_emu3 import Emu3ForCausalLM
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import explain
-from earl_cli.generation.engine import Engine, SamplingParams, SamplingRequest
+from earl_cli.generation.engine import Engine, SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.generation.vllm.engine import VllmEngine
 from earl_cli.models import names

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from transformers import Emu3ForCausalLM, Emu3TextConfig, LogitsProcessor, LogitsProcessorList
 
-from earl_cli.generation.engine import SamplingParams, SamplingRequest
+from earl_cli.config.sampling import SamplingParams
+from earl_cli.generation.engine import SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.tokens.grammar import ImageGrammar
 from earl_cli.tokens.layout import Grid, SequenceLayout

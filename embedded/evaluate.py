@@ -15,8 +15,8 @@ import numpy as np
 from edits import Edit, Pixels, catalogue, to_bytes
 from PIL import Image, ImageFilter
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.generation.editing import EditJob, EditSettings, decoded, draft, encoded, render, sheet
-from earl_cli.generation.engine import SamplingParams
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.compose import compose
 from earl_cli.images.image_file import open_picture
@@ -46,7 +46,7 @@ def evaluate(work: Path, folder: Path, count: int) -> None:
     model = load_model(str(folder), device="cpu")
     engine = TransformersEngine(model.language, model.layout)
     described = json.loads((folder / "earl.json").read_text())
-    sampling = SamplingParams(**described["sampling"])
+    sampling = SamplingParams.from_dict(described["sampling"])
     paths = sorted((work / "photos/heldout").glob("*.png"))
     by_kind: dict[str, list[Edit]] = {}
     for edit in catalogue():

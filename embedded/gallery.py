@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageOps
 
 import earl_cli.evaluation
 from earl_cli.generation.editing import Draft, EditJob, EditSettings, decoded, draft, render, sheet
-from earl_cli.generation.engine import SamplingParams
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.image_file import open_picture
 from earl_cli.models.abilities import examples
@@ -40,7 +39,7 @@ def captioned(images: Sequence[Image.Image], text: str, width: int) -> Image.Ima
 
 def edited(model: EarlModel, engine: TransformersEngine, jobs: Sequence[tuple[Image.Image, str]]) -> list[Image.Image]:
     """Each photo edited by its instruction, at its own size, with seed 0."""
-    settings = EditSettings(SamplingParams(**(model.sampling or {})))
+    settings = EditSettings(model.sampling)
     drafts: list[list[Draft]] = draft(model, engine, [EditJob(photo, asked, (0,)) for photo, asked in jobs], settings)
     return [
         render(model, photo, decoded(model, variant.source), variant, "source").image

@@ -14,8 +14,8 @@ import numpy as np
 from base import abilities
 from numpy.typing import NDArray
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.data.batches import DatasetRows, load_rows
-from earl_cli.generation.engine import SamplingParams
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.models.abilities import understand
 from earl_cli.models.bundle import load_model

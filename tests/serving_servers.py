@@ -16,7 +16,8 @@ import numpy as np
 import openai
 from PIL import Image
 
-from earl_cli.generation.engine import OnProgress, SamplingParams
+from earl_cli.config.sampling import SamplingParams
+from earl_cli.generation.engine import OnProgress
 from earl_cli.serving.app import serve
 from earl_cli.serving.connections import Server
 from earl_cli.serving.limits import ServerLimits

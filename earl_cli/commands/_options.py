@@ -1,14 +1,21 @@
-"""Options that several commands share (engine, judge), and their start without garbage collection."""
+"""Options that several commands share (sampling, engine, judge), and their start without garbage collection."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from dataclasses import Field
+from functools import wraps
+from typing import Annotated, Any, Literal
 
 import typer
 
+from earl_cli.config.sampling import PARAMETERS, kind_of, problem
+from earl_cli.errors import UsageError
+
+OWN = "The model's own by default."
 EngineOption = Annotated[
     Literal["auto", "transformers", "vllm"],
     typer.Option("--engine", help="What samples. auto: vllm for a large model on a GPU, if it is installed."),
@@ -35,6 +42,42 @@ DeclarationOption = Annotated[
     ),
 ]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")]
+
+
+def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with an option for each sampling parameter, such as --top-k, in place of its argument ``sampling``.
+
+    The argument gets those that were given, by the parameter's name. A value that isn't allowed is a UsageError.
+    """
+
+    @wraps(command)
+    def with_options(**arguments: Any) -> None:
+        sampling = {}
+        for parameter in PARAMETERS:
+            value = arguments.pop(parameter.name)
+            if value is not None:
+                if wrong := problem(parameter, value):
+                    raise UsageError(wrong, where=_flag(parameter))
+                sampling[parameter.name] = value
+        command(sampling=sampling, **arguments)
+
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for each in signature.parameters.values():
+        parameters += map(_option, PARAMETERS) if each.name == "sampling" else [each]
+    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+    return with_options
+
+
+def _option(parameter: Field[Any]) -> inspect.Parameter:
+    option = typer.Option(_flag(parameter), help=f"{parameter.metadata['help']} {OWN}")
+    annotation = Annotated[kind_of(parameter) | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _flag(parameter: Field[Any]) -> str:
+    return f"--{parameter.name.replace('_', '-')}"
 
 
 @contextmanager

@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 import threading
 import webbrowser
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
-from earl_cli.commands._options import EngineArgOption, EngineOption, without_collector
+from earl_cli.commands._options import EngineArgOption, EngineOption, sampling_options, without_collector
 from earl_cli.console import console
 from earl_cli.errors import UsageError
 
 MIB = 1 << 20
 
 
+@sampling_options
 def serve(
     *,
     model: Annotated[
         str | None,
         typer.Option("--model", metavar="PATH|HUB_ID[@REV]", help="The small model that ships with earl by default."),
     ] = None,
+    sampling: Mapping[str, float],
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     engine: EngineOption = "auto",
     engine_arg: EngineArgOption = None,
@@ -83,7 +86,7 @@ def serve(
         from earl_cli.serving.app import serve as answer
         from earl_cli.serving.service import service_of
 
-        editor = load_editor(model, device=device, engine=engine, engine_args=engine_args)
+        editor = load_editor(model, device=device, sampling=sampling, engine=engine, engine_args=engine_args)
     console.note(f"{editor.model.name}: {editor.model.plan}")
     service = service_of(editor, limits, key, Site(is_loopback(server.host), public, proxies))
     page = server.page_address if public is None else str(public)

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from earl_cli.config.sampling import PARAMETERS, SamplingParams, problem
 from earl_cli.tokens.grammar import Overlong
 from earl_cli.tokens.layout import THINKING_START, Mode
 
@@ -53,7 +54,7 @@ class RlConfig(BaseModel):
     generations_per_sample: Annotated[int, Field(ge=2)] = 8
     kl_coeff: Amount = 0.0003
     temperature: Above = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: float = 1.0
     top_k: int = -1
     max_response_tokens: Positive = 2048
     model_context_size: Positive = 3000
@@ -131,6 +132,11 @@ class RlConfig(BaseModel):
         return mode_of(self.assistant_prefill)
 
     @property
+    def sampling(self) -> SamplingParams:
+        """How rollouts are sampled."""
+        return SamplingParams(**{each.name: getattr(self, each.name) for each in PARAMETERS})
+
+    @property
     def batch_size(self) -> int:
         """Sequences in memory at a time, in each process."""
         return self.per_device_batch_size
@@ -151,6 +157,14 @@ class RlConfig(BaseModel):
         if self.output is not None:
             return self.output
         return (self.base_exp_dir or Path()) / (self.run_name or "rl")
+
+    @field_validator(*(each.name for each in PARAMETERS))
+    @classmethod
+    def _check_sampling(cls, value: float, info: ValidationInfo) -> float:
+        parameter = next(each for each in PARAMETERS if each.name == info.field_name)
+        if wrong := problem(parameter, value):
+            raise ValueError(wrong)
+        return value
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

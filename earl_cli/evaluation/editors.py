@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -116,7 +116,6 @@ class EarlEditor:
 
     def describe(self) -> Mapping[str, Any]:
         """As `Editor.describe`; the device isn't in it, as far as pictures don't depend on it."""
-        from earl_cli.generation.editor import sampling_of
         from earl_cli.models.abilities import fingerprint as abilities_digest
         from earl_cli.models.bundle import identify
         from earl_cli.models.hub import called
@@ -128,7 +127,7 @@ class EarlEditor:
             "kind": "earl",
             "model": called(self.spec),
             "fingerprint": fingerprint,
-            "sampling": asdict(sampling_of(description.content.get("sampling") or {}, self.sampling)),
+            "sampling": description.sampling.updated(self.sampling).to_dict(),
             "mode": self.mode,
             "image_area": self.image_area or description.image_area,
             "shapes": shapes(() if self.image_area else description.grids),

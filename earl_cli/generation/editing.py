@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from earl_cli import version
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import InputError, ModelError
-from earl_cli.generation.engine import Completion, Engine, SamplingParams, SamplingRequest
+from earl_cli.generation.engine import Completion, Engine, SamplingRequest
 from earl_cli.images.arrays import CELL
 from earl_cli.images.color import on_white
 from earl_cli.images.compose import compose
@@ -165,15 +166,13 @@ def render(
 
 def provenance(model: str, asked: Understood, seed: str, settings: EditSettings) -> dict[str, str]:
     """What a file should remember of its edit, so that it can be made again; ``model`` is the model's name."""
-    sampling = settings.sampling
     return {
         "instruction": asked.instruction,
         **({"understood as": asked.text} if asked.remark else {}),
         "seed": seed,
         "model": model,
         "version": f"earl {version()}",
-        "sampling": f"temperature {sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}, "
-        f"mode {settings.mode}",
+        "sampling": f"{settings.sampling}, mode {settings.mode}",
     }
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.console import console
 from earl_cli.errors import UsageError
 from earl_cli.generation.editing import EditSettings
-from earl_cli.generation.engine import Engine, SamplingParams
+from earl_cli.generation.engine import Engine
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.generation.vllm.environment import has_vllm, need_vllm
 from earl_cli.models.bundle import EarlModel, load_model, open_base
@@ -44,21 +45,21 @@ def load_editor(
 ) -> Editor:
     """The model in a folder, at a Hub id, or (None, "embedded") the embedded one, as `load_model` finds it.
 
-    What ``sampling`` doesn't say (temperature, top_k, top_p) is the model's own choice, else the published values.
-    ``engine_args`` are vLLM's. Raises UsageError for a value that can't be, before the model is loaded,
+    ``sampling`` has some of `SamplingParams`' fields by name; the others are the model's own. ``engine_args`` are
+    vLLM's. Raises UsageError for a value that isn't allowed, before the model is loaded,
     MissingExtraError if vLLM is asked for and missing, and what `load_model` raises.
     """
-    said = sampling or {}
-    sampling_of({}, said)
+    given = sampling or {}
+    SamplingParams.from_dict(given)
     if engine == "vllm":
         need_vllm()
     if takes_vllm(engine, device, lambda: open_base(spec).parameters):
-        return _with_vllm(spec, device, said, mode, image_area, engine_args or {})
+        return _with_vllm(spec, device, given, mode, image_area, engine_args or {})
     if engine_args:
         raise UsageError("only the engine vllm takes arguments", where="--engine-arg", hint="--engine vllm")
     model = load_model(spec, device=device)
     _spare_threads(model)
-    settings = _settings(model, said, mode, image_area)
+    settings = _settings(model, given, mode, image_area)
     return Editor(model, TransformersEngine(model.language, model.layout), settings)
 
 
@@ -85,23 +86,12 @@ def _with_vllm(
     return Editor(model, engine, settings, "vllm")
 
 
-def _settings(model: EarlModel, said: Mapping[str, float], mode: Mode, image_area: int | None) -> EditSettings:
+def _settings(model: EarlModel, sampling: Mapping[str, float], mode: Mode, image_area: int | None) -> EditSettings:
     """What all pictures share; sizes that the model was never trained on are said aloud."""
     if image_area is not None and model.grids:
         known = f"{len(model.grids)} shapes of about {model.image_area} pixels"
         console.warn(f"image area {image_area}: {model.name} was trained on {known} only, so the results are guesses")
-    return EditSettings(sampling_of(model.sampling or {}, said), mode, image_area)
-
-
-def sampling_of(own: Mapping[str, float], said: Mapping[str, float]) -> SamplingParams:
-    """What was said, else what the model names as its own, else the published values. Raises UsageError."""
-    chosen = {**own, **said}
-    usual = SamplingParams()
-    return SamplingParams(
-        temperature=chosen.get("temperature", usual.temperature),
-        top_k=int(chosen.get("top_k", usual.top_k)),
-        top_p=chosen.get("top_p", usual.top_p),
-    )
+    return EditSettings(model.sampling.updated(sampling), mode, image_area)
 
 
 def _spare_threads(model: EarlModel) -> None:

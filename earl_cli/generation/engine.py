@@ -1,7 +1,4 @@
-"""What every sampling engine takes and gives: prompts as ids in, completions that obey the grammar out.
-
-`draw` and its relatives turn a row of logits and one uniform number into a token, so rows are independent.
-"""
+"""What every sampling engine takes and gives: prompts as ids in, completions that obey the grammar out."""
 
 from __future__ import annotations
 
@@ -10,11 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from earl_cli.errors import InputError, UsageError
+from earl_cli.config.sampling import SamplingParams
+from earl_cli.errors import InputError
 from earl_cli.tokens.grammar import FreeState, GrammarState, Overlong, start_state
 from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 
@@ -24,27 +20,6 @@ TEXT_AT_FIRST = 256
 
 OnProgress = Callable[[int, int], None]
 """Called with the tokens that are done and the tokens expected in all; the second may change as pictures begin."""
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How one of the allowed tokens is drawn: logits / ``temperature``, the ``top_k`` best, of them the mass ``top_p``.
-
-    ``temperature`` 0 takes the best one. ``top_k`` of 0 or below and ``top_p`` 1 leave everything in.
-    Raises UsageError for values outside their range.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 2048
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise UsageError(f"a temperature of {self.temperature}", where="temperature", hint="0 (greedy) or above")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"a top-p of {self.top_p}", where="top-p", hint="above 0 and at most 1")
-        if self.top_k != int(self.top_k):
-            raise UsageError(f"a top-k of {self.top_k}", where="top-k", hint="a whole number, 0 for no limit")
 
 
 @dataclass(frozen=True)
@@ -147,47 +122,3 @@ def start_of(request: SamplingRequest, layout: SequenceLayout, limits: SequenceL
         most = least - len(request.prompt) + (0 if drawing else limits.text)
         state = FreeState(vocabulary, min(most, limits.positions - len(request.prompt)))
     return Start(state, room)
-
-
-def uniforms(seed: int, count: int) -> Tensor:
-    """The numbers Float64[count] in [0, 1) that decide a completion, number i its token i; the same on every machine.
-
-    Raises UsageError for a seed outside 64 bits.
-    """
-    if not -(2**63) <= seed < 2**63:
-        raise UsageError(f"the seed {seed} doesn't fit 64 bits", where="seed")
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def draw(logits: Tensor, uniform: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Column Int64[rows] and its log-probability Float32[rows] for each row of ``logits`` Float[rows, columns].
-
-    ``uniform`` Float64[rows] in [0, 1) picks by the inverse of the cumulative distribution over what top-k and then
-    top-p leave. The log-probabilities are those at the temperature (at 1 if greedy), before top-k and top-p.
-    """
-    scaled = logits.float()
-    if sampling.temperature not in (0, 1):
-        scaled = scaled / sampling.temperature
-    if sampling.temperature == 0:
-        columns = scaled.argmax(dim=-1)
-    elif sampling.top_p < 1 or 0 < sampling.top_k < scaled.shape[-1]:
-        limit = sampling.top_k if 0 < sampling.top_k < scaled.shape[-1] else scaled.shape[-1]
-        best, places = scaled.topk(limit, dim=-1)
-        columns = places.gather(-1, _pick(best, uniform, sampling.top_p)[:, None])[:, 0]
-    else:
-        columns = _pick(scaled, uniform, 1.0)
-    return columns, scaled.log_softmax(dim=-1).gather(-1, columns[:, None])[:, 0]
-
-
-def _pick(scores: Tensor, uniform: Tensor, top_p: float) -> Tensor:
-    """Columns Int64[rows]; with ``top_p`` below 1 each row of ``scores`` must fall from left to right."""
-    precise = torch.float32 if scores.device.type == "mps" else torch.float64
-    weights = (scores - scores.amax(dim=-1, keepdim=True)).to(precise).exp()
-    if top_p < 1:
-        before = weights.cumsum(dim=-1) - weights
-        weights = weights.where(before < top_p * weights.sum(dim=-1, keepdim=True), 0)
-    steps = weights.cumsum(dim=-1)
-    total = steps[:, -1:].contiguous()
-    found = torch.searchsorted(steps, uniform.to(steps.dtype).to(steps.device)[:, None] * total, right=True)
-    last = torch.searchsorted(steps, total)  # where rounding takes the aim up to the total itself
-    return torch.minimum(found, last)[:, 0].clamp(max=scores.shape[-1] - 1)  # beyond only if scores are no numbers

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import ModelError
 from earl_cli.generation.decoder import Decoder
 from earl_cli.generation.engine import (
@@ -25,13 +26,11 @@ from earl_cli.generation.engine import (
     Completion,
     OnCompletion,
     OnProgress,
-    SamplingParams,
     SamplingRequest,
     SequenceLimits,
-    draw,
     start_of,
-    uniforms,
 )
+from earl_cli.generation.sampling import sample_tokens, uniforms
 from earl_cli.models.device import free_memory
 from earl_cli.tokens.grammar import FreeState, GrammarState
 from earl_cli.tokens.layout import SequenceLayout
@@ -238,7 +237,7 @@ def _sample(active: Sequence[_Lane], hidden: Tensor, decoder: Decoder, sampling:
         if len(members) < len(logits):
             logits = logits[members]
         uniform = torch.tensor([active[i].uniforms[len(active[i].ids)] for i in members], dtype=torch.float64)
-        columns, logprobs = draw(logits, uniform, sampling)
+        columns, logprobs = sample_tokens(logits, uniform, sampling)
         for i, column, logprob in zip(members, columns.tolist(), logprobs.tolist(), strict=True):
             if math.isnan(logprob):
                 raise ModelError(

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from earl_cli.errors import ModelError, OutputError
+from earl_cli.config.sampling import SamplingParams
+from earl_cli.errors import ModelError, OutputError, UsageError
 from earl_cli.files import atomic_write
 from earl_cli.images.resize import Grids
 from earl_cli.models import names
@@ -51,6 +52,7 @@ LARGEST_AREA, MOST_CODES_A_SIDE = 2**28, 9999
 class Description:
     """What earl.json says of the model in ``folder``; ``vision`` is where its tokenizer is: a folder or a Hub id.
 
+    ``sampling`` is how the model samples by default: its own parameters, and the published ones where it names none.
     ``grids`` are the only shapes it was trained on, in (rows, columns) of codes; empty: any of about ``image_area``.
     """
 
@@ -58,16 +60,17 @@ class Description:
     vocabulary: Vocabulary
     image_area: int
     grids: Grids
+    sampling: SamplingParams
     vision: Path | str
     content: Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class EarlModel:
-    """A model ready to edit: ``abilities`` and ``sampling`` are those entries of earl.json, None where it has none.
+    """A model ready to edit: ``abilities`` is that entry of earl.json, None where it has none.
 
-    ``fingerprint`` names the exact weights and tokenizers, ``image_area`` is in pixels, ``grids`` are as in
-    `Description`, ``folder`` holds the language model.
+    ``fingerprint`` names the exact weights and tokenizers, ``image_area`` is in pixels, ``grids`` and ``sampling`` are
+    as in `Description`, ``folder`` holds the language model.
     """
 
     language: Emu3ForCausalLM
@@ -76,7 +79,7 @@ class EarlModel:
     image_area: int
     grids: Grids
     abilities: Mapping[str, Any] | None
-    sampling: Mapping[str, float] | None
+    sampling: SamplingParams
     name: str
     fingerprint: str
     plan: DevicePlan
@@ -163,7 +166,7 @@ def load_model(
         description.image_area,
         description.grids,
         description.content.get("abilities"),
-        description.content.get("sampling"),
+        description.sampling,
         called(spec),
         _fingerprint(language, vision, layout.text),
         chosen,
@@ -271,9 +274,13 @@ def describe(folder: Path, spec: str | None = None, revision: str | None = None)
     wrong = fault(content.get("abilities"))
     if wrong:
         raise ModelError(wrong, where=where)
-    return Description(
-        folder, vocabulary, area, checked, _vision_source(folder, vision, spec, revision, bool(content)), content
-    )
+    try:
+        sampling = SamplingParams.from_dict({} if content.get("sampling") is None else content["sampling"])
+    except UsageError as error:
+        what = f"sampling: {error.where} {error.what}" if error.where else f"sampling: {error.what}"
+        raise ModelError(what, where=where, hint=error.hint) from None
+    source = _vision_source(folder, vision, spec, revision, bool(content))
+    return Description(folder, vocabulary, area, checked, sampling, source, content)
 
 
 def _vision_source(folder: Path, vision: str, spec: str | None, revision: str | None, described: bool) -> Path | str:

@@ -11,13 +11,12 @@ import socket
 import socketserver
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
 from earl_cli.console import console
-from earl_cli.generation.editor import sampling_of
 from earl_cli.images.image_file import open_picture
 from earl_cli.serving.access import check_host, check_key, check_origin, check_rate
 from earl_cli.serving.connections import Server
@@ -213,7 +212,7 @@ class Handler(socketserver.BaseRequestHandler):
             raise HttpError(400, what, param="size")
         if width * height * len(wanted.seeds) > 2 * limits.max_pixels:
             raise HttpError(400, "too many variants of so large a picture", param="n")
-        sampling = sampling_of(asdict(service.about.sampling), wanted.sampling)
+        sampling = service.about.sampling.updated(wanted.sampling)
         return QueuedEdit(picture, wanted.prompt, wanted.seeds, sampling), replace(wanted, image=b"")
 
     # -- answers -------------------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from earl_cli.serving.limits import ServerLimits, give_back_memory
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from earl_cli.generation.engine import OnProgress, SamplingParams
+    from earl_cli.config.sampling import SamplingParams
+    from earl_cli.generation.engine import OnProgress
     from earl_cli.images.image_file import ImageFile
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from earl_cli.config.sampling import PARAMETERS, kind_of, problem
 from earl_cli.models.abilities import MAX_INSTRUCTION
 from earl_cli.serving.errors import HttpError
 from earl_cli.serving.limits import ServerLimits
@@ -15,6 +16,7 @@ from earl_cli.serving.limits import ServerLimits
 MAX_PARTS = 64
 MAX_HEAD = 2048
 MAX_TEXT = 65536
+MAX_DIGITS = 32
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
 _DISPOSITION = re.compile(rb"^content-disposition:[ \t]*form-data[ \t]*(;.*)$", re.IGNORECASE | re.MULTILINE)
 _PARAMETER = re.compile(rb';[ \t]*([\w*-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))')
@@ -95,7 +97,7 @@ IMAGES = ("image", "image[]")
 IGNORED = frozenset(("user", "quality", "moderation", "input_fidelity", "output_compression", "partial_images"))
 KNOWN = (
     *("prompt", "n", "model", "size", "response_format", "output_format", "background", "stream"),
-    *("seed", "temperature", "top_k", "top_p", "progress"),
+    *("seed", "progress", *(each.name for each in PARAMETERS)),
 )
 Number = TypeVar("Number", int, float)
 
@@ -141,19 +143,14 @@ def asked(fields: Sequence[Field], model: str, limits: ServerLimits) -> ImageEdi
         raise HttpError(400, f"the instruction is longer than {MAX_INSTRUCTION:,} characters", param="prompt")
     _check_choice(values, "response_format", ("b64_json",), "a picture comes as b64_json, never as a URL")
     _check_choice(values, "background", ("auto", "opaque"), "a background can't be made transparent")
-    many = _number(values, "n", int, 1, limits.max_variants)
-    first = _number(values, "seed", int, 0, SEEDS - 1)
-    sampling = {
-        "temperature": _number(values, "temperature", float, 0, 1e6),
-        "top_k": _number(values, "top_k", int, 0, SEEDS),
-        "top_p": _number(values, "top_p", float, 1e-9, 1),
-    }
+    many = _whole_number(values, "n", 1, limits.max_variants)
+    first = _whole_number(values, "seed", 0, SEEDS - 1)
     first = secrets.randbelow(SEEDS) if first is None else first
     return ImageEditRequest(
         image=_only(images),
         prompt=prompt,
         seeds=tuple((first + index) % SEEDS for index in range(many or 1)),
-        sampling={name: value for name, value in sampling.items() if value is not None},
+        sampling=_sampling(values),
         size=None if values.get("size", "") in ("", "auto") else values["size"],
         format=_format(values.get("output_format", "png")),
         stream=_flag(values, "stream"),
@@ -200,18 +197,32 @@ def _flag(values: Mapping[str, str], name: str) -> bool:
     return value in ("true", "1")
 
 
-def _number(
-    values: Mapping[str, str], name: str, kind: Callable[[str], Number], least: float, most: float
-) -> Number | None:
-    """The field as a number; None where it is absent or empty."""
-    value = values.get(name)
-    if not value:
+def _whole_number(values: Mapping[str, str], name: str, least: int, most: int) -> int | None:
+    """The field's value; None where it is absent or empty."""
+    text = values.get(name)
+    if not text:
         return None
-    try:
-        number = kind(value) if len(value) <= 32 else None
-    except ValueError:
-        number = None
+    number = _parsed(text, int)
     if number is None or not least <= number <= most:
-        what = "a whole number" if kind is int else "a number"
-        raise HttpError(400, f"{name} is {what} from {least:.12g} to {most:.12g}", param=name)
+        raise HttpError(400, f"{name} is a whole number from {least} to {most}", param=name)
     return number
+
+
+def _sampling(values: Mapping[str, str]) -> dict[str, float]:
+    """The sampling parameters that the form has; an empty field counts as absent."""
+    found = {}
+    for parameter in PARAMETERS:
+        if text := values.get(parameter.name):
+            value = _parsed(text, kind_of(parameter))
+            wrong = problem(parameter, text if value is None else value)
+            if value is None or wrong:
+                raise HttpError(400, f"{parameter.name} {wrong}", param=parameter.name)
+            found[parameter.name] = value
+    return found
+
+
+def _parsed(text: str, kind: Callable[[str], Number]) -> Number | None:
+    try:
+        return kind(text) if len(text) <= MAX_DIGITS else None
+    except ValueError:
+        return None

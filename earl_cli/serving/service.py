@@ -10,9 +10,9 @@ from importlib.resources import files
 from typing import Any
 
 from earl_cli import version
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.console import console
 from earl_cli.generation.editor import Editor
-from earl_cli.generation.engine import SamplingParams
 from earl_cli.models.abilities import examples
 from earl_cli.serving.limits import ByteBudget, ConcurrencyLimit, Rate, ServerLimits
 from earl_cli.serving.queue import EditQueue, drawing

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from earl_cli import app
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import ModelError
 from earl_cli.generation import editing, editor
-from earl_cli.generation.engine import Completion, Engine, OnCompletion, SamplingParams, SamplingRequest
+from earl_cli.generation.engine import Completion, Engine, OnCompletion, SamplingRequest
 from earl_cli.images import image_file as picture
 
 pytestmark = pytest.mark.slow

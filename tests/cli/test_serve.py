@@ -50,6 +50,7 @@ def test_a_taken_port_is_one_message(say: Callable[..., Said]) -> None:
         (["--port", "70000"], 2, "--port"),
         (["--port", "0", "--engine", "transformers", "--engine-arg", "a=1"], 2, "--engine-arg"),
         (["--max-queue", "0"], 2, "--max-queue"),
+        (["--top-p", "0"], 2, "--top-p: must be above 0 and at most 1"),
         (["--api-key-variable", "EARL_NO_SUCH_KEY"], 2, "EARL_NO_SUCH_KEY"),
         (["--public-url", "photos.example"], 2, "--public-url photos.example: this isn't the address of a page"),
         (["--public-url", "https://me:secret@photos.example"], 2, "--public-url"),

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from earl_cli.generation.editing import Draft, EditJob, EditSettings, decoded, draft, render, sheet
-from earl_cli.generation.engine import SamplingParams
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.arrays import connected
 from earl_cli.models.bundle import load_model
@@ -130,7 +129,6 @@ def scene(name: str) -> Image.Image:
 def cases() -> dict[tuple[str, str, int], Case]:
     """Everything drawn in one batch, as ``earl edit`` does it with the model's own settings."""
     model = load_model()
-    assert model.sampling
     engine = TransformersEngine(model.language, model.layout)
     jobs = [EditJob(scene(name), KINDS[kind], (seed,)) for name, kind, seed in CASES]
     found: dict[tuple[str, str, int], Case] = {}
@@ -141,7 +139,7 @@ def cases() -> dict[tuple[str, str, int], Case]:
         drawn = render(model, source, before, drafts[0], "model").image
         found[CASES[number]] = Case(source, edited.image, drawn, edited.problem)
 
-    draft(model, engine, jobs, EditSettings(SamplingParams(**model.sampling)), on_drafts=take)
+    draft(model, engine, jobs, EditSettings(model.sampling), on_drafts=take)
     missed = [case for case in CASES if case[1] in CIRCLES and found[case].problem]
     assert len(missed) <= 0.05 * sum(kind in CIRCLES for _, kind, _ in CASES), missed
     if os.environ.get("EARL_SHEETS"):

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import Emu3VQVAE
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import InputError, ModelError
 from earl_cli.evaluation.editors import EarlEditor, EditTask
 from earl_cli.generation.editing import SHEET_SIDE, Draft, EditJob, EditSettings, decoded, draft, encoded, render, sheet
 from earl_cli.generation.editor import Editor, load_editor
-from earl_cli.generation.engine import SamplingParams
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.color import on_white
 from earl_cli.models.bundle import EarlModel, load_model

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import InputError
-from earl_cli.generation.engine import SamplingParams
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.generation.vllm.row_sampler import RowSpec, RowState, draw_rows
+from earl_cli.generation.vllm.row_sampler import RowSpec, RowState, sample_rows
 
 if TYPE_CHECKING:
     from conftest import MakeRequest
@@ -26,16 +26,16 @@ POSITIONS = 1024
 def an_order(
     mode: Mode = "edit", seed: int = 0, sampling: SamplingParams | None = None, grammar: bool = True
 ) -> RowSpec:
-    chosen = sampling or SamplingParams()
-    own = chosen.temperature, chosen.top_k, chosen.top_p
-    return RowSpec(mode, 3, 4, grammar, seed, POSITIONS, 60, 5, 24, *own)
+    return RowSpec(mode, 3, 4, grammar, seed, POSITIONS, 60, 5, 24, sampling or SamplingParams())
 
 
 def test_an_order_crosses_as_json() -> None:
     order = an_order("mixed", 7, SamplingParams(0.7, 12, 0.9))
     assert RowSpec.from_dict(json.loads(json.dumps(order.to_dict()))) == order
-    with pytest.raises(InputError, match="how to draw"):
+    with pytest.raises(InputError, match="sampling"):
         RowSpec.from_dict({"mode": "edit"})
+    with pytest.raises(InputError, match="top_p: must be above 0"):
+        RowSpec.from_dict({**order.to_dict(), "sampling": {"top_p": 0}})
 
 
 @pytest.mark.parametrize("mode", ["edit", "mixed"])
@@ -52,7 +52,7 @@ def test_rows_give_what_the_transformers_engine_draws(
         while not lane.state.done:
             logits = tiny.language(torch.tensor([[*request.prompt, *ids]])).logits[:, -1].float().repeat(3, 1)
             untouched = logits[0].clone()
-            draw_rows(logits, [(1, lane)])
+            sample_rows(logits, [(1, lane)])
             assert torch.equal(logits[0], untouched) and torch.equal(logits[2], untouched)
             assert int(logits[1].isfinite().sum()) == 1
             token = int(logits[1].argmax())
@@ -92,7 +92,7 @@ def test_lanes_of_every_kind_share_a_batch(tiny: EarlModel) -> None:
     lanes[4].catch_up([vocabulary.visual_start] * 4)  # a row of codes is full
     logits = torch.randn(5, vocabulary.size)
     best = int(logits[1, vocabulary.visual_start :].argmax()) + vocabulary.visual_start
-    draw_rows(logits, enumerate(lanes))
+    sample_rows(logits, enumerate(lanes))
     tokens = logits.argmax(dim=-1).tolist()
     assert (logits.isfinite().sum(dim=-1) == 1).all()
     assert tokens[0] >= vocabulary.visual_start and tokens[1] == best
@@ -102,5 +102,5 @@ def test_lanes_of_every_kind_share_a_batch(tiny: EarlModel) -> None:
 
 def test_logits_that_are_no_numbers_stay_so(tiny: EarlModel) -> None:
     logits = torch.full((1, tiny.layout.vocabulary.size), torch.nan)
-    draw_rows(logits, [(0, RowState(an_order(), tiny.layout))])
+    sample_rows(logits, [(0, RowState(an_order(), tiny.layout))])
     assert np.isnan(logits[0].numpy()).sum() == 1

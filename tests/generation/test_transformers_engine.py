@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import InputError, ModelError
 from earl_cli.generation.decoder import Decoder
-from earl_cli.generation.engine import Completion, SamplingParams, SamplingRequest
+from earl_cli.generation.engine import Completion, SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.tokens.grammar import start_state
 from earl_cli.tokens.layout import Grid, SequenceLayout

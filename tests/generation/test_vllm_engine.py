@@ -13,8 +13,9 @@ import torch
 from needs_vllm import need_vllm
 from safetensors.torch import load_file, save_file
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import InputError, ModelError, UsageError
-from earl_cli.generation.engine import Completion, SamplingParams, SamplingRequest
+from earl_cli.generation.engine import Completion, SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.generation.vllm.engine import Timeouts, VllmEngine
 from earl_cli.generation.vllm.environment import engine_arguments

@@ -13,7 +13,8 @@ import pytest
 import torch
 from needs_vllm import need_vllm
 
-from earl_cli.generation.engine import SamplingParams, SamplingRequest
+from earl_cli.config.sampling import SamplingParams
+from earl_cli.generation.engine import SamplingRequest
 from earl_cli.generation.vllm.engine import VllmEngine
 from earl_cli.models.bundle import load_model
 from earl_cli.tokens.layout import Grid

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import DeviceError, ModelError
 from earl_cli.models import bundle, device
 from earl_cli.models.bundle import load_model, load_vision_of, open_base, save_trained
@@ -39,7 +40,7 @@ def test_a_folder_loads_whole(tiny_model_dir: Path) -> None:
     )
     assert model.layout.vocabulary.size == model.language.config.vocab_size
     assert model.vision.config.codebook_size == model.layout.vocabulary.codes
-    assert model.sampling == {"temperature": 1.0, "top_k": 64, "top_p": 1.0}
+    assert model.sampling == SamplingParams(1.0, 64, 1.0)
     assert model.abilities is not None
     assert set(model.abilities["kinds"]) == {"snow", "night"}
     assert str(model.plan).startswith("cpu · float32 · sdpa · needs 0.1 GB, ")
@@ -109,6 +110,8 @@ def test_parts_of_two_models_are_noticed(folder: Path) -> None:
         {"grids": [[4, float("inf")]]},
         {"grids": [["4", 4.5]]},
         {"grids": 9},
+        {"sampling": {"top_p": "all"}},
+        {"sampling": [0.5]},
         {"abilities": {"kinds": {"snow": {"example": "x", "effects": ["recolour"]}}}},
     ],
 )

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from serving_servers import Gate, eventually, png
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import InputError
-from earl_cli.generation.engine import SamplingParams
 from earl_cli.generation.vllm.watchdog import EngineError
 from earl_cli.images.image_file import open_picture
 from earl_cli.serving import queue as queues

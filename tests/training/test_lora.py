@@ -15,8 +15,8 @@ from transformers import Emu3ForCausalLM
 
 from earl_cli.app import run
 from earl_cli.config.loader import load_config
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.config.sft import SftConfig
-from earl_cli.generation.engine import SamplingParams
 from earl_cli.models.bundle import Base, load_model, load_vision_of, open_base
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.sft.model import load_trainable, merged_model, merged_weights

@@ -14,8 +14,8 @@ from PIL import Image
 from trainings import options, write_pairs
 
 from earl_cli.app import run
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.data.batches import ExampleData, load_rows
-from earl_cli.generation.engine import SamplingParams
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.models.vision import decode, images_of
 from earl_cli.training.sft.run import write_gallery

@@ -22,8 +22,9 @@ from pydantic import ValidationError
 from trainings import CPU
 
 from earl_cli.config.rl import RlConfig
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import DeviceError, InputError, UsageError
-from earl_cli.generation.engine import Completion, SamplingParams, SamplingRequest
+from earl_cli.generation.engine import Completion, SamplingRequest
 from earl_cli.generation.vllm.engine import Timeouts, VllmEngine
 from earl_cli.generation.vllm.process import HOST, ProcessEngine, variables
 from earl_cli.generation.vllm.watchdog import EngineError
@@ -210,7 +211,8 @@ def test_what_is_wrong_at_the_start_is_told_and_leaves_no_process(embedded: Earl
 
 ORPHAN = """
 import numpy as np
-from earl_cli.generation.engine import SamplingParams, SamplingRequest
+from earl_cli.config.sampling import SamplingParams
+from earl_cli.generation.engine import SamplingRequest
 from earl_cli.generation.vllm.process import ProcessEngine
 from earl_cli.models.bundle import load_model
 from earl_cli.tokens.layout import Grid

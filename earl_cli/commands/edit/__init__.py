@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from earl_cli import version
-from earl_cli.commands._options import EngineArgOption, EngineOption
+from earl_cli.commands._options import OWN, EngineArgOption, EngineOption, sampling_options
 from earl_cli.commands.edit.files import find_sources, split_words
 from earl_cli.commands.edit.run import EditRequest, EditSummary, ResultKind, edit_all
 from earl_cli.commands.edit.targets import Targets
@@ -21,9 +21,9 @@ from earl_cli.errors import PartialFailureError, UsageError
 
 SEEDS = 2**31
 EXAMPLES_SHOWN = 8
-OWN = "The model's own by default."
 
 
+@sampling_options
 def edit(
     words: Annotated[
         list[str] | None,
@@ -50,13 +50,7 @@ def edit(
         int | None,
         typer.Option("--seed", min=0, max=SEEDS - 1, help="Variants count up from it. Random by default, and shown."),
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0, help=f"0 takes the likeliest code. {OWN}")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", min=0, help=f"Choose among the k likeliest. {OWN}")] = None,
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", min=0, max=1, help=f"Choose among the likeliest that sum to p. {OWN}")
-    ] = None,
+    sampling: Mapping[str, float],
     think: Annotated[
         bool, typer.Option("--think", help="Let the model reason first, and show what it thought.")
     ] = False,
@@ -92,11 +86,10 @@ def edit(
         raise UsageError("a picture and JSON can't both go to stdout", where="--json", hint="-o FILE")
     console.stdout_is_data = piped
     first = secrets.randbelow(SEEDS) if seed is None else seed
-    said = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     order = EditRequest(
         instruction=instruction,
         seeds=tuple((first + index) % SEEDS for index in range(variants)),
-        sampling={key: value for key, value in said.items() if value is not None},
+        sampling=sampling,
         mode="reasoning" if think else "edit",
         size=size,
         sheets=sheets,
@@ -130,7 +123,7 @@ def _report(order: EditRequest, outcome: EditSummary, named: int, seconds: float
             "model": model.name,
             "device": str(model.device),
             "engine": outcome.editor.engine_name,
-            "sampling": asdict(outcome.editor.settings.sampling),
+            "sampling": outcome.editor.settings.sampling.to_dict(),
         }
         document["abilities"] = _abilities(order.instruction, model.abilities)
     if not outcome.failed:

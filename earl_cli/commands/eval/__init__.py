@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,11 +10,13 @@ import typer
 
 from earl_cli.commands._options import (
     API_KEY_VARIABLE,
+    OWN,
     TIMEOUT,
     EngineArgOption,
     EngineOption,
     KeyOption,
     TimeoutOption,
+    sampling_options,
 )
 from earl_cli.commands.eval.options import (
     AreaOption,
@@ -28,9 +31,8 @@ from earl_cli.commands.eval.options import (
 )
 from earl_cli.console import console
 
-OWN = "The model's own by default."
 
-
+@sampling_options
 def eval(
     *,
     benchmark: Annotated[
@@ -71,9 +73,7 @@ def eval(
         int | None, typer.Option("--image-area", min=64, help=f"Pixels of the picture the model sees. {OWN}")
     ] = None,
     think: Annotated[bool, typer.Option("--think", help="Let the model reason first.")] = False,
-    temperature: Annotated[float | None, typer.Option("--temperature", min=0, help=f"0 is greedy. {OWN}")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", min=0, help=OWN)] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", min=0, max=1, help=OWN)] = None,
+    sampling: Mapping[str, float],
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     engine: EngineOption = "auto",
     engine_arg: EngineArgOption = None,
@@ -105,11 +105,10 @@ def eval(
     from earl_cli.evaluation.editor_registry import Options
     from earl_cli.generation.vllm.environment import engine_arguments
 
-    said = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     options = Options(
         device=device,
         mode="reasoning" if think else "edit",
-        sampling={key: value for key, value in said.items() if value is not None},
+        sampling=sampling,
         image_area=image_area,
         size=size,
         engine=engine,

@@ -24,7 +24,6 @@ from earl_cli.console import console
 from earl_cli.dashboard import MetricPanel, dashboard, gigabytes, scientific, whole
 from earl_cli.data.batches import ExampleData
 from earl_cli.files import folder_lock, is_partial
-from earl_cli.generation.engine import SamplingParams
 from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.training.common.checkpoints import (
     CHECKPOINTS,
@@ -168,7 +167,6 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
             left.unlink()
         write_origin(config.output, run_origin("sft", config.model, config.data))
     vision = load_vision_of(config.model, device=config.device) if _draws(config) else None
-    sampling = SamplingParams(**dict(base.description.content.get("sampling") or {}))
 
     with (
         stopped("step", config.output),
@@ -183,7 +181,9 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
             path = config.output / GALLERIES / f"step-{step:06d}.html"
             if vision is not None and not (again and path.is_file()):
                 title = f"{config.output.name}, step {step}"
-                write_gallery(model, vision.model, base.layout, held, config.gallery_rows, sampling, path, title)
+                write_gallery(
+                    model, vision.model, base.layout, held, config.gallery_rows, base.description.sampling, path, title
+                )
 
         result = fine_tune(config, model, base, data, on_step, on_validation)
     if rank() > 0:

@@ -19,13 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import ModelError, UsageError
 from earl_cli.generation.engine import (
     MAX_TEXT_TOKENS,
     Completion,
     OnCompletion,
     OnProgress,
-    SamplingParams,
     SamplingRequest,
     SequenceLimits,
     Start,
@@ -225,9 +225,7 @@ class VllmEngine:
             start.state.longest,
             self.limits.text,
             2 * grid.codes,
-            sampling.temperature,
-            sampling.top_k,
-            sampling.top_p,
+            sampling,
             request.overlong,
         )
 

@@ -14,8 +14,9 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import EarlError
-from earl_cli.generation.engine import SamplingParams, SamplingRequest
+from earl_cli.generation.engine import SamplingRequest
 from earl_cli.generation.vllm.engine import VllmEngine
 
 PULSE, GRACE = 1.0, 10.0

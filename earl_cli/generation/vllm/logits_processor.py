@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor, MoveDirectionality
 
-from earl_cli.generation.vllm.row_sampler import KEY, RowSpec, RowState, draw_rows
+from earl_cli.generation.vllm.row_sampler import KEY, RowSpec, RowState, sample_rows
 from earl_cli.tokens.layout import SequenceLayout
 from earl_cli.tokens.text import load_text_tokenizer
 from earl_cli.tokens.vocabulary import Vocabulary
@@ -66,5 +66,5 @@ class SamplingProcessor(LogitsProcessor):
         """Draw a token for every row, ``logits`` Float32[rows, vocabulary]."""
         for lane, written in self.lanes.values():
             lane.catch_up(written)
-        draw_rows(logits, ((row, lane) for row, (lane, _) in self.lanes.items()))
+        sample_rows(logits, ((row, lane) for row, (lane, _) in self.lanes.items()))
         return logits

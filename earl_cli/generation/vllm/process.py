@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import EarlError
-from earl_cli.generation.engine import Completion, OnCompletion, OnProgress, SamplingParams, SamplingRequest
+from earl_cli.generation.engine import Completion, OnCompletion, OnProgress, SamplingRequest
 from earl_cli.generation.vllm.engine import Timeouts
 from earl_cli.generation.vllm.environment import check_device, environment, log_file, need_vllm
 from earl_cli.generation.vllm.plugin import MEMORY, NCCL

@@ -7,14 +7,15 @@ same picture whatever computes the logits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from earl_cli.errors import InputError
-from earl_cli.generation.engine import SamplingParams, draw, uniforms
+from earl_cli.config.sampling import SamplingParams
+from earl_cli.errors import InputError, UsageError
+from earl_cli.generation.sampling import sample_tokens, uniforms
 from earl_cli.tokens.grammar import FreeState, GrammarState, Overlong, start_state
 from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 
@@ -38,27 +39,20 @@ class RowSpec:
     longest: int
     max_text_tokens: int
     max_grid_codes: int
-    temperature: float
-    top_k: int
-    top_p: float
+    sampling: SamplingParams
     overlong: Overlong = "force"
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return asdict(self)
+        return {**vars(self), "sampling": self.sampling.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RowSpec:
         """The inverse of `to_dict`. Raises InputError for anything else."""
         try:
-            return cls(**values)
-        except TypeError as error:
-            raise InputError(f"this says not how to draw: {error}", where="extra_args") from None
-
-    @property
-    def sampling(self) -> SamplingParams:
-        """How one of the allowed tokens is drawn."""
-        return SamplingParams(self.temperature, self.top_k, self.top_p)
+            return cls(**{**values, "sampling": SamplingParams.from_dict(values["sampling"])})
+        except (KeyError, TypeError, UsageError) as error:
+            raise InputError(f"no row can be sampled by this: {error}", where=f"extra_args[{KEY!r}]") from None
 
     def start(self, layout: SequenceLayout) -> GrammarState | FreeState:
         """Where the completion begins. Raises InputError for a mode or grid that can't be."""
@@ -95,7 +89,7 @@ class RowState:
         return float(self.uniforms[min(self.seen, len(self.uniforms) - 1)])
 
 
-def draw_rows(logits: Tensor, lanes: Iterable[tuple[int, RowState]]) -> None:
+def sample_rows(logits: Tensor, lanes: Iterable[tuple[int, RowState]]) -> None:
     """Draws one token for each (row, lane); in place, on ``logits`` Float32[rows, vocabulary].
 
     Afterwards the token's own logit is its log-probability as `Completion` has it, 0 if it was forced, and every other
@@ -113,7 +107,7 @@ def draw_rows(logits: Tensor, lanes: Iterable[tuple[int, RowState]]) -> None:
     for (start, stop, sampling), members in groups.items():
         rows = torch.tensor([row for row, _ in members], device=logits.device)
         uniform = torch.tensor([number for _, number in members], dtype=torch.float64)
-        columns, logprobs = draw(logits[:, start:stop].index_select(0, rows), uniform, sampling)
+        columns, logprobs = sample_tokens(logits[:, start:stop].index_select(0, rows), uniform, sampling)
         drawn.append((rows, start + columns, logprobs))
     if forced:
         rows, tokens = torch.tensor(forced, device=logits.device).unbind(dim=1)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from earl_cli.config.rl import RlConfig
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import DeviceError, UsageError
-from earl_cli.generation.engine import Completion, Engine, OnCompletion, OnProgress, SamplingParams, SamplingRequest
+from earl_cli.generation.engine import Completion, Engine, OnCompletion, OnProgress, SamplingRequest
 from earl_cli.generation.vllm.engine import VllmEngine
 from earl_cli.generation.vllm.process import ProcessEngine
 from earl_cli.models.bundle import Base

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.data.batches import DatasetRows
-from earl_cli.generation.engine import Completion, Engine, OnProgress, SamplingParams, SamplingRequest
+from earl_cli.generation.engine import Completion, Engine, OnProgress, SamplingRequest
 from earl_cli.models.vision import decode, images_of, spatial_factor
 from earl_cli.rewards.reward import Edit, Pixels, Score
 from earl_cli.tokens.grammar import Overlong

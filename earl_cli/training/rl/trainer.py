@@ -17,7 +17,7 @@ from torch import Tensor
 from earl_cli.config.rl import RlConfig
 from earl_cli.data.batches import DatasetRows
 from earl_cli.errors import EarlError
-from earl_cli.generation.engine import OnProgress, SamplingParams
+from earl_cli.generation.engine import OnProgress
 from earl_cli.rewards.reward import Edit, JudgeDownError, Score
 from earl_cli.tokens.layout import SequenceLayout
 from earl_cli.training.common.distributed import all_gather, rank, world_size
@@ -102,7 +102,6 @@ def sample_policy(
 ) -> list[Rollout] | None:
     """Sample from the policy as it is; None if a signal asked this process to stop meanwhile."""
     config = run.config
-    sampling = SamplingParams(config.temperature, config.top_k, config.top_p)
     with run.learner.full_model() as language, run.engine(language) as engine:
         return run.stop_signal.run_unless_stopped(
             lambda: generate_rollouts(
@@ -111,7 +110,7 @@ def sample_policy(
                 rows,
                 prompts,
                 config.mode,
-                sampling,
+                config.sampling,
                 grammar=config.emu3_use_logit_processor,
                 overlong=config.overlong,
                 on_progress=on_progress,

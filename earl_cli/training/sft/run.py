@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from earl_cli.config.sampling import SamplingParams
 from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import DatasetRows, ExampleData, Mixture, collate, load_rows, mix, sample_rows
 from earl_cli.errors import InputError, UsageError
 from earl_cli.files import truncate_incomplete_line
-from earl_cli.generation.engine import SamplingParams, SamplingRequest
+from earl_cli.generation.engine import SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.html_gallery import Entry, ImageFigure, page, write_page
 from earl_cli.models.bundle import Base
@@ -224,8 +225,7 @@ def write_gallery(
         texts += [("problem", answer.problem)] if answer.problem else []
         entries.append(Entry(data.rows.id(row), figures, texts))
     path.parent.mkdir(parents=True, exist_ok=True)
-    how = f"temperature {sampling.temperature:g}, top-k {sampling.top_k}, seed 0"
-    note = f"{how}; validation pairs that were drawn at random, none picked"
+    note = f"{sampling}, seed 0; validation pairs that were drawn at random, none picked"
     write_page(path, page(title, [note], entries))
 
 
