@@ -135,7 +135,7 @@ def earl() -> Any:
         assert {len(ids) for ids in drawn} == {COMPLETION}
         groups = score_groups(config, layout, rollouts, [Score(value) for value in count_low_ids(drawn)])
         update(run, iteration, groups, clock)
-        return clock.figures()
+        return clock.metrics()
 
     return step
 
@@ -212,11 +212,12 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as folder:
         theirs, ours = compare_steps(arguments.rounds, Path(folder))
-    best = min(ours, key=lambda figures: figures["seconds"])
+    best = min(ours, key=lambda metrics: metrics["time/iteration"])
     print(f"TRL   {min(theirs):6.2f} s a step")
-    phases = ", ".join(f"{name.removeprefix('seconds_')} {value:.2f}" for name, value in best.items() if "_" in name)
-    print(f"EARL  {best['seconds']:6.2f} s a step: {phases}")
-    print(f"ratio {min(theirs) / best['seconds']:6.2f}")
+    seconds = best.pop("time/iteration")
+    phases = ", ".join(f"{name.removeprefix('time/')} {value:.2f}" for name, value in best.items())
+    print(f"EARL  {seconds:6.2f} s a step: {phases}")
+    print(f"ratio {min(theirs) / seconds:6.2f}")
 
 
 if __name__ == "__main__":

@@ -187,7 +187,10 @@ def curves(work: Path, target: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    keys = (("reward", "reward of the edits it learns from"), ("validation_reward", "held-out pictures and phrases"))
+    keys = (
+        ("reward/mean", "reward of the edits it learns from"),
+        ("validation/reward/mean", "held-out pictures and phrases"),
+    )
     by_row: dict[Row, list[Path]] = {}
     for model in models():
         if model.rl:
@@ -195,8 +198,8 @@ def curves(work: Path, target: Path) -> None:
     for (row, logs), colour in zip(by_row.items(), pyplot.colormaps["tab10"].colors, strict=False):
         found = [read_run(log, str(log)) for log in logs]
         for panel, (key, title) in zip(panels, keys, strict=True):
-            steps = found[0].figures[key].steps
-            drawn = np.array([smooth(run.figures[key].values, 8 if key == "reward" else 1) for run in found])
+            steps = found[0].metrics[key].steps
+            drawn = np.array([smooth(run.metrics[key].values, 8 if key == "reward/mean" else 1) for run in found])
             panel.plot(steps, drawn.mean(axis=0), label=name_of(row), color=colour)
             panel.fill_between(steps, drawn.min(axis=0), drawn.max(axis=0), color=colour, alpha=0.2, linewidth=0)
             panel.set(title=title, xlabel="iteration")

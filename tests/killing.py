@@ -22,14 +22,13 @@ from victims import Run
 
 from earl_cli.files import is_partial
 from earl_cli.training.common.checkpoints import BEST, CHECKPOINTS, LOCK, MODEL_ONLY, STATE, TRAINING, checkpoints
-from earl_cli.training.common.curves import read_run
-from earl_cli.training.common.trackers import LOG
+from earl_cli.training.common.curves import LOG, read_run
 
 MODEL = "model.safetensors"
 KILLS = int(os.environ.get("EARL_SOAK_KILLS", "0"))
 SOAK = KILLS > 0
 SEED = int(os.environ.get("EARL_SOAK_SEED", random.randrange(1 << 32) if SOAK else "0"))
-MEASURED = re.compile(r"seconds.*|memory|.*runtime|.*per_second|total_flos|train_loss")
+MEASURED = re.compile(r"time/.*|memory|.*runtime|.*per_second|total_flos|train_loss")
 """Figures of a log that are other ones each time, or of what was done since the last start."""
 
 MOMENTS = ("in the first steps", "in a checkpoint", "between checkpoints", "between mark and clean-up")
@@ -176,7 +175,7 @@ def files(output: Path) -> dict[str, bytes]:
 
 def figures(output: Path) -> dict[str, list[float]]:
     """All that was logged, and isn't measured."""
-    found = read_run(output / LOG, "run").figures
+    found = read_run(output / LOG, "run").metrics
     return {name: series.values.tolist() for name, series in found.items() if not MEASURED.fullmatch(name)}
 
 

@@ -23,15 +23,15 @@ def a_run(folder: Path, steps: int = 400, floor: float = 2.0) -> Path:
     rows: list[dict[str, float]] = []
     for step in range(1, steps + 1):
         loss = floor + 8 * np.exp(-step / 60)
-        figures = {"loss": loss + noise[step], "grad_norm": 1 + abs(noise[step]), "learning_rate": 1e-4 / step}
-        rows.append({"step": step, **figures, "epoch": step / 100})
+        metrics = {"loss": loss + noise[step], "grad_norm": 1 + abs(noise[step]), "learning_rate": 1e-4 / step}
+        rows.append({"step": step, **metrics, "epoch": step / 100})
         if step % 50 == 0:
             rows.append({"step": step, "eval_loss": loss + 0.1, "eval_runtime": 3.0})
     return write_log(folder, rows)
 
 
 def a_rl_run(folder: Path, iterations: int = 300, seed: int = 0, best: float = 7.0) -> Path:
-    """Every figure that an iteration logs, with a course as one hopes for."""
+    """Every metric that an iteration logs, with a course as one hopes for."""
     draws = np.random.default_rng(seed)
     rows: list[dict[str, float]] = []
     for step in range(1, iterations + 1):
@@ -43,29 +43,29 @@ def a_rl_run(folder: Path, iterations: int = 300, seed: int = 0, best: float = 7
             "reference": 4 + draws.normal(0, 0.2),
             "update": 22 + draws.normal(0, 0.7),
         }
-        figures = {
-            "reward": reward,
-            "reward_std": 2.4 - 0.6 * done + draws.normal(0, 0.1),
-            "reward_p10": max(0.0, reward - 3.4 + draws.normal(0, 0.4)),
-            "reward_p50": reward + 0.3 + draws.normal(0, 0.2),
-            "reward_p90": min(10.0, reward + 2.6 + draws.normal(0, 0.2)),
-            "group_std": 1.5 - 0.7 * done + draws.normal(0, 0.08),
+        metrics = {
+            "reward/mean": reward,
+            "reward/std": 2.4 - 0.6 * done + draws.normal(0, 0.1),
+            "reward/p10": max(0.0, reward - 3.4 + draws.normal(0, 0.4)),
+            "reward/p50": reward + 0.3 + draws.normal(0, 0.2),
+            "reward/p90": min(10.0, reward + 2.6 + draws.normal(0, 0.2)),
+            "reward/group_std": 1.5 - 0.7 * done + draws.normal(0, 0.08),
             "kl": 0.03 * done + abs(draws.normal(0, 0.002)),
             "entropy": 4.6 - 1.1 * done + draws.normal(0, 0.05),
             "loss": draws.normal(0, 0.01),
             "grad_norm": 0.4 + draws.gamma(2, 0.1),
             "learning_rate": 3e-6,
-            "no_signal": draws.binomial(16, 0.05 + 0.2 * done) / 16,
-            "finished": 1 - draws.binomial(128, 0.03 * (1 - done)) / 128,
-            "completion_tokens": 1091 + draws.normal(0, 6),
-            "missing_rewards": draws.binomial(128, 0.004) / 128,
-            "mismatch": 0.002 + abs(draws.normal(0, 0.0004)),
-            "part_perceptual_quality": 0.7 * reward,
-            "seconds": sum(seconds.values()),
-            **{f"seconds_{name}": spent for name, spent in seconds.items()},
+            "reward/frac_zero_std": draws.binomial(16, 0.05 + 0.2 * done) / 16,
+            "completions/frac_valid": 1 - draws.binomial(128, 0.03 * (1 - done)) / 128,
+            "completions/mean_length": 1091 + draws.normal(0, 6),
+            "reward/frac_missing": draws.binomial(128, 0.004) / 128,
+            "sampler_mismatch": 0.002 + abs(draws.normal(0, 0.0004)),
+            "rewards/perceptual_quality/mean": 0.7 * reward,
+            "time/iteration": sum(seconds.values()),
+            **{f"time/{name}": spent for name, spent in seconds.items()},
             "memory": 6.1e10,
         }
-        rows.append({"step": step, **{key: float(value) for key, value in figures.items()}})
+        rows.append({"step": step, **{key: float(value) for key, value in metrics.items()}})
         if step % 50 == 0:
-            rows.append({"step": step, "validation_reward": reward + 0.1, "validation_missing": 0.0})
+            rows.append({"step": step, "validation/reward/mean": reward + 0.1, "validation/reward/frac_missing": 0.0})
     return write_log(folder, rows)

@@ -184,13 +184,13 @@ def check_output(output: Path, force: bool) -> None:
         raise OutputError("the file exists already", where=str(output), hint="--force overwrites it, -o names another")
 
 
-def plot(sheet: PlotSheet, runs: Sequence[Path], output: Path, smooth: int | None, figures: Sequence[str]) -> None:
+def plot(sheet: PlotSheet, runs: Sequence[Path], output: Path, smooth: int | None, metrics: Sequence[str]) -> None:
     """Draw the runs on this sheet, and say where each of them stands."""
     from earl_cli.training.common.curves import read_runs
     from earl_cli.training.common.plots import choose_panels, write_curves
 
     found = read_runs(runs)
-    chosen = choose_panels(sheet, found, figures)
+    chosen = choose_panels(sheet, found, metrics)
     for run in found:
         if run.command not in (None, sheet.command):
             console.warn(f"{run.name} is a run of earl {run.command}, whose curves earl {run.command} plot draws")
@@ -201,14 +201,14 @@ def plot(sheet: PlotSheet, runs: Sequence[Path], output: Path, smooth: int | Non
     console.document(
         {
             "output": str(output),
-            "figures": [panel.key for panel in chosen.panels],
+            "metrics": [panel.key for panel in chosen.panels],
             "runs": [_document(sheet, run) for run in found],
         }
     )
 
 
 def _row(sheet: PlotSheet, run: RunCurves) -> list[str]:
-    last, best = run.last(sheet.measure), run.best(sheet.validation, sheet.goal)
+    last, best = run.last(sheet.metric), run.best(sheet.validation, sheet.goal)
     return [
         run.name,
         f"{run.steps:,}",
@@ -218,7 +218,7 @@ def _row(sheet: PlotSheet, run: RunCurves) -> list[str]:
 
 
 def _document(sheet: PlotSheet, run: RunCurves) -> dict[str, Any]:
-    last, best = run.last(sheet.measure), run.best(sheet.validation, sheet.goal)
+    last, best = run.last(sheet.metric), run.best(sheet.validation, sheet.goal)
     return {
         "run": run.name,
         "log": str(run.log),

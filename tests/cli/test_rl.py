@@ -20,8 +20,10 @@ from earl_cli.app import run
 from earl_cli.data.store import Manifest, Reject, create_or_resume, write_shard
 from earl_cli.models.bundle import load_model, open_base
 from earl_cli.training.common.checkpoints import CHECKPOINTS, LOCK, checkpoints
+from earl_cli.training.common.curves import read_runs
 from earl_cli.training.rl.rollout_log import SCHEMA
 
+OLD_LOG = Path(__file__).parents[1] / "training" / "old_logs" / "rl.jsonl"
 SMALL: dict[str, object] = {"num_iterations": 2, "episodes_per_iteration": 6, "generations_per_sample": 2}
 SMALL |= {"max_response_tokens": 64, "model_context_size": 128, "learning_rate": 1e-3, "precision": "float32"}
 SMALL |= {"log_episodes_every_n_iterations": 1, "gradient_checkpointing": "false", "per_device_batch_size": 4}
@@ -384,7 +386,8 @@ def test_episodes_galleries_log_and_model(rl: Callable[..., Said], tmp_path: Pat
     assert said.code == 0, said.err
     output = tmp_path / "out"
     log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    rewards = {line["step"]: line["validation_reward"] for line in log if line.get("validation_reward") is not None}
+    held = "validation/reward/mean"
+    rewards = {line["step"]: line[held] for line in log if held in line}
     step = max((each for each in rewards if each), key=lambda each: (rewards[each], -each))
     best = {"iteration": step, "validation_reward": rewards[step]}
     assert said.document == {"model": str(output), "iterations": 2, "resumed_from": 0, "best": best}
@@ -411,7 +414,7 @@ def test_episodes_galleries_log_and_model(rl: Callable[..., Said], tmp_path: Pat
     assert (output / "galleries/step-000001.html").read_text(encoding="utf-8").count("<img") >= 9
     log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [0, 1, 1, 2, 2]
-    assert [("reward" in line, "validation_reward" in line) for line in log] == [
+    assert [("reward/mean" in line, held in line) for line in log] == [
         (False, True),
         (True, False),
         (False, True),
@@ -419,11 +422,17 @@ def test_episodes_galleries_log_and_model(rl: Callable[..., Said], tmp_path: Pat
         (False, True),
     ]
     rewards = [row["reward"] for row in pq.read_table(output / "episodes/step-000001.parquet").to_pylist()]
-    assert log[1]["reward"] == pytest.approx(sum(rewards) / len(rewards))
+    assert log[1]["reward/mean"] == pytest.approx(sum(rewards) / len(rewards))
     assert load_model(str(output), device="cpu").image_area == 32 * 32
-    again = rl("--json", "--validation", store, validation_rows=3, num_iterations=3)
+    (output / "log.jsonl").write_bytes(OLD_LOG.read_bytes())  # as if version 0.1.0 had begun the run
+    again = rl("--json", "--validation", store, validation_rows=3, validate_every=1, num_iterations=3)
     assert again.code == 0, again.err
     assert again.document["resumed_from"] == 2
+    (curves,) = read_runs([output])
+    assert curves.metrics["reward/mean"].steps.tolist() == [1, 2, 3]
+    assert curves.metrics[held].steps.tolist() == [0, 1, 2, 3]
+    added = (output / "log.jsonl").read_text().removeprefix(OLD_LOG.read_text()).splitlines()
+    assert [json.loads(line)["step"] for line in added] == [3, 3]  # the validation after step 2 isn't repeated
 
 
 def test_rewards_of_ones_own_and_sums(rl: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,8 @@ def test_a_run_is_drawn_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_document_has_the_highest_validation_reward(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
-    lines += [{"step": 101, "validation_reward": 9.5}, {"step": 102, "validation_reward": 2.0, "reward": 1.5}]
+    lines += [{"step": 101, "validation/reward/mean": 9.5}]
+    lines += [{"step": 102, "validation/reward/mean": 2.0, "reward/mean": 1.5}]
     Path("run/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert run(["rl", "plot", "run", "-o", "curves.svg", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -47,18 +48,33 @@ def test_the_document_has_the_highest_validation_reward(capsys: pytest.CaptureFi
             "best_validation_step": 101,
         }
     ]
-    assert document["figures"][:2] == ["reward", "validation_reward"]
+    assert document["metrics"][:2] == ["reward/mean", "validation/reward/mean"]
 
 
-def test_figures_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["seconds_update", "part_perceptual_quality"]
-    assert run(["rl", "plot", "run", *(part for name in names for part in ("--figure", name)), "-o", "x.svg"]) == 0
+def test_metrics_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["time/update", "rewards/perceptual_quality/mean"]
+    assert run(["rl", "plot", "run", *(part for name in names for part in ("--metric", name)), "-o", "x.svg"]) == 0
     text = Path("x.svg").read_text(encoding="utf-8")
     assert "Time for the update" in text
-    assert "part perceptual quality" in text
+    assert "rewards perceptual quality mean" in text
     assert "Reward<" not in text
-    assert run(["rl", "plot", "run", "--figure", "klk", "-o", "y.svg"]) == 2
-    assert "there are: reward," in capsys.readouterr().err
+    assert run(["rl", "plot", "run", "--metric", "klk", "-o", "y.svg"]) == 2
+    assert "there are: reward/mean," in capsys.readouterr().err
+
+
+def test_a_log_of_version_0_1_0_is_plotted(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("old").mkdir()
+    Path("old/log.jsonl").write_bytes((Path(__file__).parents[1] / "training/old_logs/rl.jsonl").read_bytes())
+    assert run(["rl", "plot", "old", "run", "-o", "x.svg", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["metrics"][:3] == ["reward/mean", "validation/reward/mean", "reward/group_std"]
+    old = document["runs"][0]
+    assert (old["steps"], old["best_validation_step"]) == (2, 0)
+    assert old["reward"] == pytest.approx(-0.0784679)
+    names = [part for name in ("reward", "part_colour", "seconds_update") for part in ("--figure", name)]
+    assert run(["rl", "plot", "old", *names, "-o", "y.svg", "--json"]) == 0
+    chosen = ["reward/mean", "rewards/colour/mean", "time/update"]
+    assert json.loads(capsys.readouterr().out)["metrics"] == chosen
 
 
 @pytest.mark.parametrize(("command", "other"), [("rl", "sft"), ("sft", "rl")])

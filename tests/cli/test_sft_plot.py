@@ -47,7 +47,7 @@ def test_the_document(runs: list[str], capsys: pytest.CaptureFixture[str]) -> No
     assert run(["sft", "plot", "one/log.jsonl", "two", "-o", "new/x.svg", "--smooth", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
         "output": "new/x.svg",
-        "figures": ["loss", "eval_loss", "learning_rate", "grad_norm"],
+        "metrics": ["loss", "eval_loss", "learning_rate", "grad_norm"],
         "runs": [
             {
                 "run": "one",
@@ -70,8 +70,8 @@ def test_the_document(runs: list[str], capsys: pytest.CaptureFixture[str]) -> No
     assert Path("new/x.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
-def test_one_figure_alone(runs: list[str]) -> None:
-    assert run(["sft", "plot", *runs, "--figure", "loss", "-o", "loss.svg"]) == 0
+def test_one_metric_alone(runs: list[str]) -> None:
+    assert run(["sft", "plot", *runs, "--metric", "loss", "-o", "loss.svg"]) == 0
     text = Path("loss.svg").read_text(encoding="utf-8")
     assert "Training loss" in text
     assert "Learning rate" not in text
@@ -95,7 +95,7 @@ def test_a_picture_that_is_there_stays(runs: list[str], capsys: pytest.CaptureFi
         (["damaged"], 3, 'error: damaged/log.jsonl: line 2 is damaged: {"st'),
         (["one", "-o", "curves.pdf"], 2, "error: curves.pdf: curves are drawn as .png or .svg"),
         (["one", "-o", "folder.png"], 2, "error: folder.png: this is a folder"),
-        (["one", "--figure", "los"], 2, "hint: there are: loss, grad_norm, learning_rate, eval_loss, eval_runtime"),
+        (["one", "--metric", "los"], 2, "hint: there are: loss, grad_norm, learning_rate, eval_loss, eval_runtime"),
         (["one", "--smooth", "0"], 2, "'--smooth'"),
         ([], 2, "RUN"),
     ],

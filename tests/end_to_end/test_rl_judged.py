@@ -85,7 +85,7 @@ def test_a_faulty_judge_makes_the_weights_of_a_healthy_one(
     assert len(seen) > 5, seen
     assert sum(seen.values()) - seen[None] > 0.2 * len(judge.calls)
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
-    assert [line["missing_rewards"] for line in log] == [0.0] * ITERATIONS
+    assert [line["reward/frac_missing"] for line in log] == [0.0] * ITERATIONS
 
 
 @pytest.mark.parametrize("sharing", [1, 2])

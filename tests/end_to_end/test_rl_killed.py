@@ -35,8 +35,7 @@ from trainings import Trainings, options, write_pairs
 from victims import own_program
 
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
-from earl_cli.training.common.curves import read_run
-from earl_cli.training.common.trackers import LOG
+from earl_cli.training.common.curves import LOG, read_run
 
 pytestmark = pytest.mark.slow
 

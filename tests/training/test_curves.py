@@ -12,10 +12,11 @@ from logs import write_log
 
 from earl_cli.errors import InputError
 from earl_cli.training.common.curves import LOG, RunCurves, Series, read_run, read_runs, smooth, smoothing_window, thin
+from earl_cli.training.common.plots import RL
 
 
 def points(run: RunCurves, key: str) -> dict[int, float]:
-    series = run.figures[key]
+    series = run.metrics[key]
     return dict(zip(series.steps.tolist(), series.values.tolist(), strict=True))
 
 
@@ -36,8 +37,17 @@ def test_a_log_is_read(tmp_path: Path) -> None:
     assert (run.last("reward"), run.best("reward", "highest")) == (None, None)
     assert points(run, "loss") == {1: 9.0, 10: 5.0, 20: 4.0}
     assert points(run, "learning_rate") == {1: 1e-5, 10: 2e-5}
-    assert set(run.figures) == {"loss", "learning_rate", "eval_loss", "eval_runtime"}
+    assert set(run.metrics) == {"loss", "learning_rate", "eval_loss", "eval_runtime"}
     assert read_runs([tmp_path / "fit" / LOG])[0].name == "fit"
+
+
+def test_every_metric_of_an_old_log_has_its_present_name() -> None:
+    old = read_run(Path(__file__).parent / "old_logs" / "rl.jsonl", "old")
+    assert old.command == "rl"
+    panels = {panel.key for panel in (*RL.panels, *RL.others)}
+    assert old.metrics.keys() - panels == {f"rewards/{part}/mean" for part in ("colour", "removed", "structure")}
+    assert panels <= old.metrics.keys()
+    assert points(old, "validation/reward/mean").keys() == {0, 1, 2}
 
 
 def test_a_resumed_run_replaces_what_it_does_again(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_panels_are_those_that_some_run_has(tmp_path: Path) -> None:
     assert keys(choose_panels(SFT, full, ["epoch", "loss", "loss"])) == ["epoch", "loss"]
     other = read_runs([write_log(tmp_path / "b", [{"step": 1, "mean_reward": 1.0}])])
     assert [panel.name for panel in choose_panels(SFT, other, []).panels] == ["mean reward"]
-    with pytest.raises(UsageError, match="no run has the figure 'los'") as found:
+    with pytest.raises(UsageError, match="no run has the metric 'los'") as found:
         choose_panels(SFT, other, ["los"])
     assert "mean_reward" in str(found.value.hint)
 
@@ -126,7 +126,7 @@ def test_numbers_at_an_axis(value: float, text: str) -> None:
 def test_a_sheet_of_reinforcement_learning(tmp_path: Path) -> None:
     runs = read_runs([a_rl_run(tmp_path / "a"), a_rl_run(tmp_path / "b", 150, seed=1)])
     sheet = choose_panels(RL, runs, [])
-    assert keys(sheet)[:5] == ["reward", "validation_reward", "group_std", "kl", "entropy"]
+    assert keys(sheet)[:5] == ["reward/mean", "validation/reward/mean", "reward/group_std", "kl", "entropy"]
     assert "loss" not in keys(sheet)
     write_curves(tmp_path / "curves.svg", runs, sheet)
     written = re.findall(">([^<>]+)</text>", (tmp_path / "curves.svg").read_text(encoding="utf-8"))
@@ -137,16 +137,16 @@ def test_a_sheet_of_reinforcement_learning(tmp_path: Path) -> None:
 
 def test_every_figure_of_the_log_has_a_name_and_a_unit(tmp_path: Path) -> None:
     runs = read_runs([a_rl_run(tmp_path)])
-    sheet = choose_panels(RL, runs, list(runs[0].figures))
-    assert len(sheet.panels) == len(runs[0].figures) > 20
-    assert [panel.key for panel in sheet.panels if panel.axis == "as logged"] == ["part_perceptual_quality"]
+    sheet = choose_panels(RL, runs, list(runs[0].metrics))
+    assert len(sheet.panels) == len(runs[0].metrics) > 20
+    assert [panel.key for panel in sheet.panels if panel.axis == "as logged"] == ["rewards/perceptual_quality/mean"]
     assert len({panel.name for panel in sheet.panels}) == len(sheet.panels)
 
 
 def test_the_band_lies_between_its_figures(tmp_path: Path) -> None:
-    rows = [{"step": step, "reward": 5.0, "reward_p10": 2.0, "reward_p90": 7.5} for step in range(1, 101)]
-    runs = read_runs([write_log(tmp_path / "a", rows), write_log(tmp_path / "b", [{"step": 1, "reward": 1.0}])])
-    (axes,) = render(runs, choose_panels(RL, runs, ["reward"]), None).axes
+    rows = [{"step": step, "reward/mean": 5.0, "reward/p10": 2.0, "reward/p90": 7.5} for step in range(1, 101)]
+    runs = read_runs([write_log(tmp_path / "a", rows), write_log(tmp_path / "b", [{"step": 1, "reward/mean": 1.0}])])
+    (axes,) = render(runs, choose_panels(RL, runs, ["reward/mean"]), None).axes
     (band,) = axes.collections
     heights = band.get_paths()[0].vertices[:, 1]  # type: ignore[index]
     assert (heights.min(), heights.max()) == pytest.approx((2.0, 7.5))

@@ -76,7 +76,7 @@ class Recorder:
 
     def __init__(self, save: Callable[[int, float | None], object], stop_after: int | None = None) -> None:
         self.save, self.stop_after = save, stop_after
-        self.figures: list[dict[str, float]] = []
+        self.metrics: list[dict[str, float]] = []
         self.validations: list[dict[str, float]] = []
         self.groups: list[ScoredGroup] = []
         self.waits: list[tuple[int, str]] = []
@@ -87,14 +87,14 @@ class Recorder:
     def sampling(self, _: int, done: int, expected: int) -> None:
         assert 0 < done <= expected
 
-    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
-        self.figures.append(dict(figures))
+    def iteration(self, step: int, metrics: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
+        self.metrics.append(dict(metrics))
         self.groups += groups
         if step == self.stop_after:
             raise KeyboardInterrupt
 
-    def validation(self, _step: int, figures: Mapping[str, float], _groups: Sequence[ScoredGroup]) -> None:
-        self.validations.append(dict(figures))
+    def validation(self, _step: int, metrics: Mapping[str, float], _groups: Sequence[ScoredGroup]) -> None:
+        self.validations.append(dict(metrics))
 
     def is_best(self, _validation: float) -> bool:
         return False
@@ -146,7 +146,7 @@ def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) 
 def test_what_is_rewarded_becomes_more(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
     more = {"num_iterations": 30, "kl_coeff": 0.0, "validation": [], "learning_rate": 1e-2}
     callbacks, _ = train(settings(tiny_model_dir, store, tmp_path / "run", generations_per_sample=6, **more))
-    rewards = [figures["reward"] for figures in callbacks.figures]
+    rewards = [metrics["reward/mean"] for metrics in callbacks.metrics]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.05, rewards
     assert load_model(str(tmp_path / "run"), device="cpu").layout.vocabulary.codes == 512
 
@@ -154,14 +154,16 @@ def test_what_is_rewarded_becomes_more(tiny_model_dir: Path, store: Path, tmp_pa
 def test_figures_of_an_iteration(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
     config = settings(tiny_model_dir, store, tmp_path / "run", log_episodes_every_n_iterations=1, kl_coeff=0.1)
     callbacks, _ = train(config)
-    first, last = callbacks.figures[0], callbacks.figures[-1]
+    first, last = callbacks.metrics[0], callbacks.metrics[-1]
     assert first["kl"] == pytest.approx(0, abs=1e-9)
     assert last["kl"] > 1e-5
-    assert first["mismatch"] < 1e-4
+    assert first["sampler_mismatch"] < 1e-4
     assert first["entropy"] == pytest.approx(math.log(512), abs=0.2)  # of random weights over 512 codes
-    assert first["reward_p10"] <= first["reward_p50"] <= first["reward_p90"]
-    assert (first["finished"], first["missing_rewards"], first["no_signal"]) == (1.0, 0.0, 0.0)
-    assert first["seconds"] >= sum(value for name, value in first.items() if name.startswith("seconds_")) - 1e-6
+    assert first["reward/p10"] <= first["reward/p50"] <= first["reward/p90"]
+    shares = ("completions/frac_valid", "reward/frac_missing", "reward/frac_zero_std")
+    assert [first[name] for name in shares] == [1.0, 0.0, 0.0]
+    phases = [first[f"time/{phase}"] for phase in ("sampling", "reward", "reference", "update")]
+    assert first["time/iteration"] >= sum(phases) - 1e-6
     assert len(callbacks.validations) == 3
     group = callbacks.groups[0]
     assert len(group.rollout.completions) == 4
@@ -191,17 +193,17 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(
     way: str, tiny_model_dir: Path, store: Path, tmp_path: Path
 ) -> None:
     undisturbed, weights = train(settings(tiny_model_dir, store, tmp_path / "whole", **WAYS[way]))
-    assert all(math.isfinite(value) for figures in undisturbed.figures for value in figures.values())
+    assert all(math.isfinite(value) for metrics in undisturbed.metrics for value in metrics.values())
     config = settings(tiny_model_dir, store, tmp_path / "torn", **WAYS[way])
     for stop in (1, 3, None):
         callbacks, found = train(config, stop_after=stop)
     assert same(found, weights)
-    assert callbacks.figures[-1]["reward"] == undisturbed.figures[-1]["reward"]
+    assert callbacks.metrics[-1]["reward/mean"] == undisturbed.metrics[-1]["reward/mean"]
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "torn/model.safetensors").read_bytes()
     start = open_base(str(tiny_model_dir)).language
     moved = load_model(str(tmp_path / "whole"), device="cpu").language.state_dict()
     old = load_model(str(start.folder), device="cpu").language.state_dict()
-    learned = any(figures["no_signal"] < 1 for figures in undisturbed.figures)
+    learned = any(metrics["reward/frac_zero_std"] < 1 for metrics in undisturbed.metrics)
     assert same(moved, old) != learned
     assert learned == (way != "no grammar")  # without one, random weights draw no picture at all
 
@@ -228,7 +230,7 @@ def test_the_switched_cycles_train_their_kind_of_token(tiny_model_dir: Path, sto
     """In edit mode there is no text to train: such an iteration leaves the weights as they are."""
     more = {"train_text_tokens_only": True, "text_only_cycle_steps": 2, "text_only_steps": 1, "validation": []}
     callbacks, _ = train(settings(tiny_model_dir, store, tmp_path / "run", **more))
-    assert ["grad_norm" in figures for figures in callbacks.figures] == [False, True, False, True]
+    assert ["grad_norm" in metrics for metrics in callbacks.metrics] == [False, True, False, True]
 
 
 def test_as_published_thinking_that_leaves_no_room_gives_no_picture(
@@ -288,13 +290,13 @@ def test_a_run_that_is_killed_while_a_validation_waits_validates_after_all(
     log = tmp_path / "run/log.jsonl"
     with pytest.raises(JudgeDownError):
         train(config, judge)
-    assert not is_logged(log, 0, "validation_missing")
+    assert not is_logged(log, 0, "validation/reward/frac_missing")
     judge_is_down = False
     callbacks, _ = train(config, judge)
     assert len(callbacks.validations) == 2
-    log_metrics(log, 1, {"validation_missing": 0.0})
-    assert is_logged(log, 1, "validation_missing")
-    assert not is_logged(log, 1, "reward")
+    log_metrics(log, 1, {"validation/reward/frac_missing": 0.0})
+    assert is_logged(log, 1, "validation/reward/frac_missing")
+    assert not is_logged(log, 1, "reward/mean")
 
 
 def test_a_judge_that_stays_down_ends_the_run_with_a_checkpoint_if_patience_has_an_end(
@@ -313,7 +315,7 @@ def test_missing_rewards_leave_the_group(tiny_model_dir: Path, store: Path, tmp_
 
     more = {"log_episodes_every_n_iterations": 1, "num_iterations": 1, "validation": []}
     callbacks, _ = train(settings(tiny_model_dir, store, tmp_path / "run", **more), judge)
-    assert callbacks.figures[0]["missing_rewards"] == pytest.approx(1 / 3)
+    assert callbacks.metrics[0]["reward/frac_missing"] == pytest.approx(1 / 3)
     for group in callbacks.groups:
         missing = [score.value is None for score in group.scores]
         assert np.isnan(group.advantages).tolist() == missing
@@ -325,8 +327,8 @@ def test_no_reward_at_all_changes_nothing(tiny_model_dir: Path, store: Path, tmp
         return [Score(None, reason="none") for _ in edits]
 
     callbacks, _ = train(settings(tiny_model_dir, store, tmp_path / "run", num_iterations=2), nothing)
-    assert all("grad_norm" not in figures and "reward" not in figures for figures in callbacks.figures)
-    assert json.dumps(callbacks.figures, allow_nan=False)
+    assert all("grad_norm" not in metrics and "reward/mean" not in metrics for metrics in callbacks.metrics)
+    assert json.dumps(callbacks.metrics, allow_nan=False)
 
 
 def test_old_checkpoints_keep_their_model_alone(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:

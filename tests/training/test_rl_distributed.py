@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 SHARDINGS = ("none", "zero2", "zero3")
 TOLERANCE = 1e-6
 """Of a weight, which the update moves by up to 1e-3: the sums are the same, in another order."""
-MEASURED = ("seconds", "memory")
+MEASURED = ("time/", "memory")
 REWARDS = '''
 import os
 
@@ -116,7 +116,7 @@ def test_what_is_logged_is_what_one_process_logs(
     """Of rewards, lengths, KL and gradient, and of a validation on three rows, which two can't share equally."""
     expected = logged(alone)
     assert len(expected) == 3
-    assert {"reward", "kl", "loss", "grad_norm", "entropy"} <= expected[1].keys()
+    assert {"reward/mean", "kl", "loss", "grad_norm", "entropy"} <= expected[1].keys()
     for one, other in zip(expected, logged(together[sharding][0]), strict=True):
         assert one.keys() == other.keys()
         assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
@@ -154,7 +154,7 @@ def test_a_process_with_nothing_to_learn_keeps_the_others_company(
     for name in expected:
         assert (found[name] - expected[name]).abs().max() < TOLERANCE, name
     plain, sharded = logged(tmp_path / "plain"), logged(tmp_path / "sharded")
-    assert plain[1]["no_signal"] == 0.5
+    assert plain[1]["reward/frac_zero_std"] == 0.5
     assert sharded[1] == pytest.approx(plain[1], rel=1e-4, abs=1e-6)
 
 
@@ -170,8 +170,8 @@ def test_a_validation_with_nothing_for_the_second_process(sharding: str, setting
     """Nor is its reward asked about nothing."""
     more = ("--reward", "rewards_of_ranks:alike", *options(validation_rows=1, sharding=sharding))
     setting.run(tmp_path / "out", 2, *more)
-    lines = [line for line in logged(tmp_path / "out") if "validation_reward" in line]
-    assert [line["validation_missing"] for line in lines] == [0, 0]
+    lines = [line for line in logged(tmp_path / "out") if "validation/reward/mean" in line]
+    assert [line["validation/reward/frac_missing"] for line in lines] == [0, 0]
 
 
 # -- what can't be shared --------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def test_every_sharding_trains_in_bfloat16(sharding: str, tiny_model_dir: Path, 
     found = figures(tiny_model_dir, tmp_path, sharding=sharding)
     assert len(found) == 4
     assert all(line["grad_norm"] > 0 for line in found)
-    assert found[0]["mismatch"] < 0.1
+    assert found[0]["sampler_mismatch"] < 0.1
     assert abs(found[0]["kl"]) < 0.01
     assert found[-1]["kl"] > found[0]["kl"]
 

@@ -21,8 +21,8 @@ from earl_cli.data.store import Manifest, TokenizedPair, create_or_resume, write
 from earl_cli.errors import EarlError, InputError
 from earl_cli.models.bundle import load_model, open_base, save_trained
 from earl_cli.training.common.checkpoints import CHECKPOINTS, VALIDATION, latest
+from earl_cli.training.common.curves import LOG
 from earl_cli.training.common.stopping import TrainingStopped
-from earl_cli.training.common.trackers import LOG
 from earl_cli.training.sft.model import load_trainable
 from earl_cli.training.sft.run import SftResult, fine_tune, load_data
 from earl_cli.training.sft.trainer import SftTrainer

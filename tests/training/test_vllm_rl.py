@@ -25,7 +25,7 @@ def expected(place: Path) -> list[dict[str, float]]:
 
 def test_adapters_are_sampled_with(place: Path) -> None:
     first, second = train(place, "adapters", engine="vllm", lora_rank=4)
-    assert max(first["mismatch"], second["mismatch"]) < 1e-3
+    assert max(first["sampler_mismatch"], second["sampler_mismatch"]) < 1e-3
     assert first["grad_norm"] > 0
 
 
@@ -37,7 +37,7 @@ def test_two_processes_with_an_engine_each_or_one_together_learn_as_with_transfo
     found = train(place, f"shared-{shared}", 2, engine="vllm", engine_args=arguments)
     assert [row["step"] for row in found] == [1, 2]
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours["mismatch"] < 1e-3
-        assert ours["reward"] == pytest.approx(theirs["reward"], abs=0.02)
+        assert ours["sampler_mismatch"] < 1e-3
+        assert ours["reward/mean"] == pytest.approx(theirs["reward/mean"], abs=0.02)
     assert found[0]["loss"] == pytest.approx(expected[0]["loss"], abs=0.02)
-    assert found[1]["reward"] > found[0]["reward"]
+    assert found[1]["reward/mean"] > found[0]["reward/mean"]

@@ -99,9 +99,9 @@ def rl_plot(
     *,
     output: Output = Path("curves.png"),
     smooth: Smooth = None,
-    figure: Annotated[
+    metric: Annotated[
         list[str] | None,
-        typer.Option("--figure", help="Only this figure of the logs, such as reward or kl; may be repeated."),
+        typer.Option("--metric", "--figure", help="Plot only this metric, such as reward/mean or kl; may be repeated."),
     ] = None,
     force: Force = False,
 ) -> None:
@@ -109,4 +109,4 @@ def rl_plot(
     check_output(output, force)
     from earl_cli.training.common.plots import RL
 
-    plot(RL, runs, output, smooth, figure or [])
+    plot(RL, runs, output, smooth, metric or [])

@@ -49,6 +49,7 @@ from earl_cli.training.common.checkpoints import (
     write_origin,
     writing,
 )
+from earl_cli.training.common.curves import LOG
 from earl_cli.training.common.distributed import (
     all_gather,
     init_processes,
@@ -63,7 +64,7 @@ from earl_cli.training.common.distributed import (
 )
 from earl_cli.training.common.memory import check_disk_space, rl_disk, rl_memory
 from earl_cli.training.common.stopping import StopSignal
-from earl_cli.training.common.trackers import LOG, is_logged, log_metrics, peak_memory, start_trackers
+from earl_cli.training.common.trackers import is_logged, log_metrics, peak_memory, start_trackers
 from earl_cli.training.optimizer_backends import Learner, make_learner
 from earl_cli.training.rl.rollout_log import write_gallery, write_rollouts
 from earl_cli.training.rl.rollouts import ScoredGroup, sequence_lengths
@@ -203,7 +204,7 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
         stopped("iteration", config.folder),
         redirect_stdout(sys.stderr),
         _engine(config, base, data, learner, place.device) as engine,
-        dashboard(f"improving {config.folder.name}", FIGURES, unit="iterations") as board,
+        dashboard(f"improving {config.folder.name}", METRICS, unit="iterations") as board,
     ):
         board.update(start, config.num_iterations, {}, "starting")
         noted, callbacks = _Noted(reward), _Callbacks(config, base, learner, data, vision, board, start)
@@ -222,9 +223,10 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
             callbacks=callbacks,
             stop_signal=stop_signal,
         )
-        done = any(all_gather(is_logged(config.folder / LOG, start, "validation_missing")))  # or killed before it was
+        # a run may have been killed between a checkpoint and its validation
+        validated = any(all_gather(is_logged(config.folder / LOG, start, "validation/reward/frac_missing")))
         with stop_signal.handling("as soon as this iteration's weights are whole"):
-            train_policy(run, start, validated=done)
+            train_policy(run, start, validated=validated)
         with writing("the model", config.folder):
             save_model(config, base, learner, config.folder)
     failure = _nothing_learned(callbacks, noted) if start < config.num_iterations else None
@@ -322,19 +324,19 @@ class _Callbacks:
     def sampling(self, iteration: int, done: int, expected: int) -> None:
         self.phase(iteration, f"sampling {done / expected:.0%}")
 
-    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
-        self.had_reward |= figures["missing_rewards"] < 1
-        self.had_signal |= figures["no_signal"] < 1
-        self._log(step, {**figures, **self._memory()})
+    def iteration(self, step: int, metrics: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
+        self.had_reward |= metrics["reward/frac_missing"] < 1
+        self.had_signal |= metrics["reward/frac_zero_std"] < 1
+        self._log(step, {**metrics, **self._memory()})
         if rank() == 0 and groups:
             write_rollouts(self.folder / EPISODES / f"step-{step:06d}.parquet", step, self.data.rows, groups)
             self._draw(f"step-{step:06d}", f"iteration {step}", self.data.rows, groups)
 
-    def validation(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
+    def validation(self, step: int, metrics: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
         if rank() == 0 and self.data.validation_data is not None:
             title = f"validation after {step} iterations"
             self._draw(f"validation-{step:06d}", title, self.data.validation_data, groups)
-        self._log(step, figures)  # last: what is logged isn't done again when the run goes on
+        self._log(step, metrics)  # last: what is logged isn't done again when the run goes on
 
     def is_best(self, validation: float) -> bool:
         return on_rank_zero(lambda: is_better(validation, self.folder / CHECKPOINTS, GOAL))
@@ -356,13 +358,13 @@ class _Callbacks:
         console.warn(f"{problem}; everything is saved, and the run goes on when the judge is back")
         self.phase(iteration, "waiting for the judge")
 
-    def _log(self, step: int, figures: Mapping[str, float]) -> None:
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         if rank() > 0:
             return
-        log_metrics(self.folder / LOG, step, figures)
+        log_metrics(self.folder / LOG, step, metrics)
         for track in self.trackers:
-            track(step, figures)
-        self.board.update(step, self.config.num_iterations, figures)
+            track(step, metrics)
+        self.board.update(step, self.config.num_iterations, metrics)
 
     def _draw(self, name: str, title: str, rows: DatasetRows, groups: Sequence[ScoredGroup]) -> None:
         notes = [f"temperature {self.config.temperature:g}", "the best, median and worst by reward"]
@@ -385,30 +387,30 @@ def share(value: float) -> str:
     return f"{value:.0%}"
 
 
-FIGURES = (
-    MetricPanel("reward", plotted=True),
-    MetricPanel("validation_reward", "validation reward", plotted=True),
+METRICS = (
+    MetricPanel("reward/mean", "reward", plotted=True),
+    MetricPanel("validation/reward/mean", "validation reward", plotted=True),
     MetricPanel("kl", "KL", plotted=True),
     MetricPanel("entropy", plotted=True),
-    MetricPanel("reward_p10", "reward 10 %"),
-    MetricPanel("reward_p50", "50 %"),
-    MetricPanel("reward_p90", "90 %"),
-    MetricPanel("group_std", "spread in a group"),
-    MetricPanel("no_signal", "without signal", share),
-    MetricPanel("finished", "finished", share),
-    MetricPanel("missing_rewards", "missing rewards", share),
-    MetricPanel("completion_tokens", "tokens", whole),
-    MetricPanel("part_semantic_consistency", "SC"),
-    MetricPanel("part_perceptual_quality", "PQ"),
-    MetricPanel("part_ground_score", "ground score"),
+    MetricPanel("reward/p10", "reward 10 %"),
+    MetricPanel("reward/p50", "50 %"),
+    MetricPanel("reward/p90", "90 %"),
+    MetricPanel("reward/group_std", "spread in a group"),
+    MetricPanel("reward/frac_zero_std", "equal rewards", share),
+    MetricPanel("completions/frac_valid", "valid", share),
+    MetricPanel("reward/frac_missing", "missing rewards", share),
+    MetricPanel("completions/mean_length", "tokens", whole),
+    MetricPanel("rewards/semantic_consistency/mean", "SC"),
+    MetricPanel("rewards/perceptual_quality/mean", "PQ"),
+    MetricPanel("rewards/ground_score/mean", "ground score"),
     MetricPanel("grad_norm", "gradient norm"),
     MetricPanel("learning_rate", "learning rate", scientific),
-    MetricPanel("mismatch", "sampler mismatch", scientific),
-    MetricPanel("seconds", "iteration", seconds),
-    MetricPanel("seconds_sampling", "sampling", seconds),
-    MetricPanel("seconds_reward", "reward", seconds),
-    MetricPanel("seconds_reference", "reference", seconds),
-    MetricPanel("seconds_update", "update", seconds),
+    MetricPanel("sampler_mismatch", "sampler mismatch", scientific),
+    MetricPanel("time/iteration", "iteration", seconds),
+    MetricPanel("time/sampling", "sampling", seconds),
+    MetricPanel("time/reward", "reward", seconds),
+    MetricPanel("time/reference", "reference", seconds),
+    MetricPanel("time/update", "update", seconds),
     MetricPanel("memory", form=gigabytes),
 )
 

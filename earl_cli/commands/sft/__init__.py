@@ -78,9 +78,9 @@ def sft_plot(
     *,
     output: Output = Path("curves.png"),
     smooth: Smooth = None,
-    figure: Annotated[
+    metric: Annotated[
         list[str] | None,
-        typer.Option("--figure", help="Only this figure of the logs, such as loss or eval_loss; may be repeated."),
+        typer.Option("--metric", "--figure", help="Plot only this metric, such as loss or eval_loss; may be repeated."),
     ] = None,
     force: Force = False,
 ) -> None:
@@ -88,4 +88,4 @@ def sft_plot(
     check_output(output, force)
     from earl_cli.training.common.plots import SFT
 
-    plot(SFT, runs, output, smooth, figure or [])
+    plot(SFT, runs, output, smooth, metric or [])

@@ -171,11 +171,11 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
     with (
         stopped("step", config.output),
         redirect_stdout(sys.stderr),
-        dashboard(f"training {config.output.name}", FIGURES, unit="steps") as board,
+        dashboard(f"training {config.output.name}", METRICS, unit="steps") as board,
     ):
 
-        def on_step(step: int, steps: int, figures: Mapping[str, float]) -> None:
-            board.update(step, steps, figures)
+        def on_step(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+            board.update(step, steps, metrics)
 
         def on_validation(step: int, held: ExampleData, again: bool) -> None:
             path = config.output / GALLERIES / f"step-{step:06d}.html"
@@ -205,7 +205,7 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
     )
 
 
-FIGURES = (
+METRICS = (
     MetricPanel("loss", plotted=True),
     MetricPanel("eval_loss", "validation loss", plotted=True),
     MetricPanel("learning_rate", form=scientific, plotted=True),

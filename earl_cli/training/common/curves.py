@@ -17,6 +17,23 @@ from numpy.typing import NDArray
 from earl_cli.errors import InputError
 
 LOG = "log.jsonl"
+RENAMED = {
+    "reward": "reward/mean",
+    "reward_std": "reward/std",
+    "reward_p10": "reward/p10",
+    "reward_p50": "reward/p50",
+    "reward_p90": "reward/p90",
+    "group_std": "reward/group_std",
+    "no_signal": "reward/frac_zero_std",
+    "missing_rewards": "reward/frac_missing",
+    "finished": "completions/frac_valid",
+    "completion_tokens": "completions/mean_length",
+    "mismatch": "sampler_mismatch",
+    "seconds": "time/iteration",
+    "validation_reward": "validation/reward/mean",
+    "validation_missing": "validation/reward/frac_missing",
+}
+"""Names under which version 0.1.0 logged these metrics; `metric_name` translates them."""
 Goal: TypeAlias = Literal["lowest", "highest"]
 
 
@@ -35,28 +52,41 @@ class RunCurves:
     name: str
     log: Path
     steps: int
-    figures: Mapping[str, Series]
+    metrics: Mapping[str, Series]
 
     @property
     def command(self) -> str | None:
-        """The command that logged it: sft or rl, as far as its figures tell."""
-        if self.figures.keys() & {"completion_tokens", "validation_reward", "validation_missing"}:
+        """The command that logged it: sft or rl, as far as its metrics tell."""
+        if self.metrics.keys() & {
+            "completions/mean_length",
+            "validation/reward/mean",
+            "validation/reward/frac_missing",
+        }:
             return "rl"
-        return "sft" if self.figures.keys() & {"loss", "eval_loss"} else None
+        return "sft" if self.metrics.keys() & {"loss", "eval_loss"} else None
 
     def last(self, key: str) -> float | None:
         """The value of a figure that was logged last."""
-        series = self.figures.get(key)
+        series = self.metrics.get(key)
         return float(series.values[-1]) if series else None
 
     def best(self, key: str, goal: Goal) -> tuple[int, float] | None:
         """The step with the best value of a figure, and that value; None where there is none."""
-        series = self.figures.get(key)
+        series = self.metrics.get(key)
         if series is None or not np.isfinite(series.values).any():
             return None
         known = np.where(np.isfinite(series.values), series.values, np.nan)
         place = int(np.nanargmin(known) if goal == "lowest" else np.nanargmax(known))
         return int(series.steps[place]), float(known[place])
+
+
+def metric_name(logged: str) -> str:
+    """The present name of a metric, which the log of an old run may hold under another."""
+    if logged.startswith("part_"):
+        return f"rewards/{logged.removeprefix('part_')}/mean"
+    if logged.startswith("seconds_"):
+        return f"time/{logged.removeprefix('seconds_')}"
+    return RENAMED.get(logged, logged)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -82,12 +112,12 @@ def read_run(log: Path, name: str) -> RunCurves:
         raise InputError("this is no log of a run", where=str(log), hint="name a run's output folder, or its log.jsonl")
     by_step: dict[int, dict[str, float]] = {}  # in the order of the steps
     newest = 0
-    for step, figures in _lines(content, log):
+    for step, metrics in _lines(content, log):
         if step < newest:
             by_step = {other: found for other, found in sorted(by_step.items()) if other <= step}
         newest = step
-        by_step.setdefault(step, {}).update(figures)
-    keys = dict.fromkeys(key for figures in by_step.values() for key in figures)
+        by_step.setdefault(step, {}).update(metrics)
+    keys = dict.fromkeys(key for metrics in by_step.values() for key in metrics)
     if not keys:
         raise InputError("nothing is logged yet", where=str(log), hint="wait for the first steps of the run")
     series = {key: [(step, found[key]) for step, found in by_step.items() if key in found] for key in keys}
@@ -109,13 +139,13 @@ def _lines(content: bytes, log: Path) -> Iterator[tuple[int, dict[str, float]]]:
             step = found.pop("step")
             if type(step) is not int or not 0 <= step < 2**53:
                 raise TypeError
-            figures = {key: float(value) for key, value in found.items() if _is_number(value)}
+            metrics = {metric_name(key): float(value) for key, value in found.items() if _is_number(value)}
         except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
             if number == len(lines):  # without its end, so not written whole
                 return
             hint = "remove this line, and the others can be drawn"
             raise InputError(f"line {number} is damaged: {_excerpt(line)}", where=str(log), hint=hint) from None
-        yield step, figures
+        yield step, metrics
 
 
 def _is_number(value: object) -> bool:

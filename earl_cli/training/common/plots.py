@@ -6,6 +6,7 @@ Nothing here needs torch.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from PIL import Image
 
 from earl_cli.errors import UsageError
 from earl_cli.files import atomic_write
-from earl_cli.training.common.curves import Goal, RunCurves, Series, smooth, smoothing_window, thin
+from earl_cli.training.common.curves import Goal, RunCurves, Series, metric_name, smooth, smoothing_window, thin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,9 +37,9 @@ STEEP = 20  # from this ratio of the highest to the middle value on, a panel has
 
 @dataclass(frozen=True)
 class MetricPlot:
-    """How a figure of the log is drawn: its name, its axis with the unit, whether it is smoothed, and from zero on.
+    """How a metric of the log is plotted: its name, its axis with the unit, whether it is smoothed, and from zero on.
 
-    ``band`` are two figures, a lower and an upper one, between which the panel is shaded.
+    ``band`` are two metrics, a lower and an upper one, between which the panel is shaded.
     """
 
     key: str
@@ -51,10 +52,10 @@ class MetricPlot:
 
 @dataclass(frozen=True)
 class PlotSheet:
-    """What is drawn of a kind of run: its panels, and others for those who ask for them; what a step is.
+    """The plots of a kind of run: ``panels`` by default, ``others`` on request; ``step`` names what a step is.
 
-    ``measure`` is what a run is measured by, ``validation`` the figure that says it of a validation, and ``goal`` its
-    better side.
+    ``metric`` is the metric that the run optimizes, ``measure`` its short name, ``validation`` its metric on validation
+    data, and ``goal`` its better side.
     """
 
     command: str
@@ -62,6 +63,7 @@ class PlotSheet:
     others: tuple[MetricPlot, ...]
     step: str
     measure: str
+    metric: str
     validation: str
     goal: Goal
 
@@ -77,6 +79,7 @@ SFT = PlotSheet(
     others=(),
     step="optimizer step",
     measure="loss",
+    metric="loss",
     validation="eval_loss",
     goal="lowest",
 )
@@ -84,59 +87,58 @@ SFT = PlotSheet(
 RL = PlotSheet(
     command="rl",
     panels=(
-        MetricPlot("reward", "Reward", "mean", smoothed=True, band=("reward_p10", "reward_p90")),
-        MetricPlot("validation_reward", "Validation reward", "mean"),
-        MetricPlot("group_std", "Spread within a group", "standard deviation", smoothed=True, from_zero=True),
+        MetricPlot("reward/mean", "Reward", "mean", smoothed=True, band=("reward/p10", "reward/p90")),
+        MetricPlot("validation/reward/mean", "Validation reward", "mean"),
+        MetricPlot("reward/group_std", "Spread within a group", "standard deviation", smoothed=True, from_zero=True),
         MetricPlot("kl", "KL from the reference", "nats per token", smoothed=True, from_zero=True),
         MetricPlot("entropy", "Entropy", "nats per token", smoothed=True),
-        MetricPlot("no_signal", "Groups without signal", "share", smoothed=True, from_zero=True),
-        MetricPlot("finished", "Finished edits", "share", smoothed=True),
-        MetricPlot("completion_tokens", "Length of an edit", "tokens", smoothed=True),
-        MetricPlot("missing_rewards", "Missing rewards", "share", smoothed=True, from_zero=True),
+        MetricPlot("reward/frac_zero_std", "Groups with equal rewards", "share", smoothed=True, from_zero=True),
+        MetricPlot("completions/frac_valid", "Valid edits", "share", smoothed=True),
+        MetricPlot("completions/mean_length", "Length of an edit", "tokens", smoothed=True),
+        MetricPlot("reward/frac_missing", "Missing rewards", "share", smoothed=True, from_zero=True),
         MetricPlot("grad_norm", "Gradient norm", "L2 norm, before clipping", smoothed=True),
-        MetricPlot("mismatch", "Sampler against policy", "difference of log p, nats", smoothed=True),
-        MetricPlot("seconds", "Time", "seconds an iteration", smoothed=True, from_zero=True),
+        MetricPlot("sampler_mismatch", "Sampler mismatch", "difference of log p, nats", smoothed=True),
+        MetricPlot("time/iteration", "Time", "seconds an iteration", smoothed=True, from_zero=True),
     ),
     others=(
         MetricPlot("loss", "Loss", "nats per token", smoothed=True),
         MetricPlot("learning_rate", "Learning rate", "size of a step", from_zero=True),
-        MetricPlot("reward_std", "Spread of all rewards", "standard deviation", smoothed=True, from_zero=True),
-        MetricPlot("reward_p10", "Reward of the worst tenth", "10 % are below", smoothed=True),
-        MetricPlot("reward_p50", "Median reward", "half are below", smoothed=True),
-        MetricPlot("reward_p90", "Reward of the best tenth", "90 % are below", smoothed=True),
-        MetricPlot("validation_missing", "Missing validation rewards", "share", from_zero=True),
-        MetricPlot("seconds_sampling", "Time for sampling", "seconds an iteration", smoothed=True, from_zero=True),
-        MetricPlot("seconds_reward", "Time for rewards", "seconds an iteration", smoothed=True, from_zero=True),
-        MetricPlot(
-            "seconds_reference", "Time for the reference", "seconds an iteration", smoothed=True, from_zero=True
-        ),
-        MetricPlot("seconds_update", "Time for the update", "seconds an iteration", smoothed=True, from_zero=True),
+        MetricPlot("reward/std", "Spread of all rewards", "standard deviation", smoothed=True, from_zero=True),
+        MetricPlot("reward/p10", "Reward of the worst tenth", "10 % are below", smoothed=True),
+        MetricPlot("reward/p50", "Median reward", "half are below", smoothed=True),
+        MetricPlot("reward/p90", "Reward of the best tenth", "90 % are below", smoothed=True),
+        MetricPlot("validation/reward/frac_missing", "Missing validation rewards", "share", from_zero=True),
+        MetricPlot("time/sampling", "Time for sampling", "seconds an iteration", smoothed=True, from_zero=True),
+        MetricPlot("time/reward", "Time for rewards", "seconds an iteration", smoothed=True, from_zero=True),
+        MetricPlot("time/reference", "Time for the reference", "seconds an iteration", smoothed=True, from_zero=True),
+        MetricPlot("time/update", "Time for the update", "seconds an iteration", smoothed=True, from_zero=True),
         MetricPlot("memory", "Memory", "bytes at most", from_zero=True),
     ),
     step="iteration",
     measure="reward",
-    validation="validation_reward",
+    metric="reward/mean",
+    validation="validation/reward/mean",
     goal="highest",
 )
 
 
 def choose_panels(sheet: PlotSheet, runs: Sequence[RunCurves], keys: Sequence[str]) -> PlotSheet:
-    """The sheet with the panels of these figures, or with those of its own that some run has.
+    """The sheet with the plots of these metrics, under their present or old names, or with its own that some run has.
 
-    Raises UsageError for a figure that no run has.
+    Raises UsageError for a metric that no run has.
     """
-    there = dict.fromkeys(key for run in runs for key in run.figures)
-    for key in keys:
-        if key not in there:
-            what = f"no run has the figure {key!r}"
-            raise UsageError(what, where="--figure", hint=f"there are: {', '.join(there)}")
+    there = dict.fromkeys(key for run in runs for key in run.metrics)
+    for asked in keys:
+        if metric_name(asked) not in there:
+            what = f"no run has the metric {asked!r}"
+            raise UsageError(what, where="--metric", hint=f"there are: {', '.join(there)}")
     known = {panel.key: panel for panel in (*sheet.panels, *sheet.others)}
     own = [panel.key for panel in sheet.panels if panel.key in there]
-    chosen = dict.fromkeys(keys) or own or there
+    chosen = dict.fromkeys(map(metric_name, keys)) or own or there
     return replace(
         sheet,
         panels=tuple(
-            known.get(key) or MetricPlot(key, key.replace("_", " "), "as logged", smoothed=True) for key in chosen
+            known.get(key) or MetricPlot(key, re.sub("[/_]", " ", key), "as logged", smoothed=True) for key in chosen
         ),
     )
 
@@ -208,7 +210,7 @@ def render(runs: Sequence[RunCurves], sheet: PlotSheet, smoothing: int | None) -
     abreast = min(len(runs), 5, max(1, int(wide / (0.8 + 0.08 * max(len(_short(run.name)) for run in runs)))))
     size = (wide, high * rows + (1.0 if rows == 1 else 0) + 0.22 * math.ceil(len(runs) / abreast) + 0.1)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, hspace=0.04, wspace=0.03))
-    steps = [step for run in runs for series in run.figures.values() for step in (series.steps[0], series.steps[-1])]
+    steps = [step for run in runs for series in run.metrics.values() for step in (series.steps[0], series.steps[-1])]
     first, last = min(steps), max(steps)
     margin = max(0.02 * (last - first), 0.5)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -223,14 +225,14 @@ def render(runs: Sequence[RunCurves], sheet: PlotSheet, smoothing: int | None) -
 
 
 def _draw_panel(axes: Axes, runs: Sequence[RunCurves], panel: MetricPlot, smoothing: int | None) -> None:
-    drawn = [(i, run) for i, run in enumerate(runs) if panel.key in run.figures]
+    drawn = [(i, run) for i, run in enumerate(runs) if panel.key in run.metrics]
     faint = 0.22 * min(1, 3 / len(runs))
     said = ""
     for i, run in drawn:
-        series = run.figures[panel.key]
+        series = run.metrics[panel.key]
         count, color = len(series.values), COLORS[i % len(COLORS)]
         width = (smoothing or smoothing_window(count)) if panel.smoothed else 1
-        band = [run.figures[key] for key in panel.band or () if key in run.figures]
+        band = [run.metrics[key] for key in panel.band or () if key in run.metrics]
         if len(band) == 2 and np.array_equal(band[0].steps, band[1].steps):
             said = "line: mean, band: 10 % to 90 %"
             low, high = (smooth(edge.values, width) for edge in band)
@@ -244,7 +246,7 @@ def _draw_panel(axes: Axes, runs: Sequence[RunCurves], panel: MetricPlot, smooth
     axes.set_title(panel.name, parse_math=False)
     axes.set_title(said, loc="right", fontsize=7.5, fontweight="normal", color=GREY)
     axes.set_ylabel(panel.axis, parse_math=False)
-    _scale(axes, [run.figures[panel.key] for _, run in drawn], panel.from_zero)
+    _scale(axes, [run.metrics[panel.key] for _, run in drawn], panel.from_zero)
 
 
 def _scale(axes: Axes, drawn: Sequence[Series], from_zero: bool) -> None:

@@ -1,4 +1,4 @@
-"""The log of a run, a line of JSON for each logged step, and the trackers that get the same figures."""
+"""The log of a run, a line of JSON for each logged step, and the trackers that get the same metrics."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from typing import Any
 from earl_cli.errors import MissingExtraError
 from earl_cli.files import atomic_write
 from earl_cli.training.common.checkpoints import writing
+from earl_cli.training.common.curves import metric_name
 
-LOG, RUNS = "log.jsonl", "trackers.json"
+RUNS = "trackers.json"
 LogMetrics = Callable[[int, Mapping[str, float]], None]
 
 
-def log_metrics(log: Path, step: int, figures: Mapping[str, float]) -> None:
-    """Append the figures of a step. Raises OutputError if the disk doesn't take them."""
+def log_metrics(log: Path, step: int, metrics: Mapping[str, float]) -> None:
+    """Append the metrics of a step. Raises OutputError if the disk doesn't take them."""
     with writing("the log", log), log.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **figures}) + "\n")
+        file.write(json.dumps({"step": step, **metrics}) + "\n")
 
 
-def is_logged(log: Path, step: int, figure: str) -> bool:
-    """Whether the log has this figure of this step."""
+def is_logged(log: Path, step: int, metric: str) -> bool:
+    """Whether the log has this metric of this step, under its present or its old name."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    return any(found["step"] == step and figure in found for found in map(json.loads, lines))
+    return any(found["step"] == step and metric in map(metric_name, found) for found in map(json.loads, lines))
 
 
 def peak_memory() -> int:
@@ -45,7 +46,7 @@ def check_trackers(trackers: Sequence[str]) -> None:
 
 
 def start_trackers(trackers: Sequence[str], folder: Path, config: Mapping[str, Any], done: int) -> list[LogMetrics]:
-    """Each tracker as a function of step and figures.
+    """Each tracker as a function of step and metrics.
 
     A run that goes on behind ``done`` steps goes on there as well: which run it is stands in `RUNS` in its folder.
     """
@@ -57,8 +58,8 @@ def _tensorboard(folder: Path, _config: Mapping[str, Any], done: int) -> LogMetr
 
     writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
 
-    def track(step: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
+    def track(step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
             writer.add_scalar(name, value, step)
         writer.flush()
 
@@ -77,7 +78,7 @@ def _wandb(folder: Path, config: Mapping[str, Any], _done: int) -> LogMetrics:
         resume="allow",
         allow_val_change=True,
     )
-    return lambda step, figures: wandb.log(dict(figures), step=step)
+    return lambda step, metrics: wandb.log(dict(metrics), step=step)
 
 
 def _trackio(folder: Path, config: Mapping[str, Any], _done: int) -> LogMetrics:
@@ -85,7 +86,7 @@ def _trackio(folder: Path, config: Mapping[str, Any], _done: int) -> LogMetrics:
 
     run = f"{folder.resolve().name}-{_run_of(folder, 'trackio')}"  # a name is all that trackio knows a run by
     trackio.init(project="earl", name=run, config=dict(config), resume="allow")
-    return lambda step, figures: trackio.log(dict(figures), step=step)
+    return lambda step, metrics: trackio.log(dict(metrics), step=step)
 
 
 def _run_of(folder: Path, tracker: str) -> str:

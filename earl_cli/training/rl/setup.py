@@ -77,10 +77,10 @@ class RunCallbacks(Protocol):
     def sampling(self, iteration: int, done: int, expected: int) -> None:
         """So many tokens of an iteration are drawn."""
 
-    def iteration(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
+    def iteration(self, step: int, metrics: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
         """``step`` iterations are done; the groups are those of all processes, on those that are logged, else none."""
 
-    def validation(self, step: int, figures: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
+    def validation(self, step: int, metrics: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
         """After ``step`` iterations the policy does so well on prompts that it isn't trained on."""
 
     def is_best(self, validation: float) -> bool:

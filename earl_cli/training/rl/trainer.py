@@ -68,7 +68,7 @@ def train_policy(run: RlRun, start: int = 0, *, validated: bool = False) -> None
         step = iteration + 1
         logged = step % config.log_episodes_every_n_iterations == 0
         shown = [group for part in all_gather(groups if logged else []) for group in part]
-        callbacks.iteration(step, {**learned, **rollout_metrics(groups), **clock.figures()}, shown)
+        callbacks.iteration(step, {**learned, **rollout_metrics(groups), **clock.metrics()}, shown)
         last = step == config.num_iterations
         stop_if_requested(run, step)
         found = None
@@ -185,8 +185,8 @@ def validate(run: RlRun, step: int) -> float | None:
     groups = [group for part in all_gather(score_groups(run.config, run.layout, rollouts, scores)) for group in part]
     values = reward_values([score for group in groups for score in group.scores])
     values = values[~values.isnan()]
-    figures = {"validation_missing": 1 - len(values) / len(groups)}
+    metrics = {"validation/reward/frac_missing": 1 - len(values) / len(groups)}
     if len(values):
-        figures["validation_reward"] = float(values.mean())
-    run.callbacks.validation(step, figures, groups)
-    return figures.get("validation_reward")
+        metrics["validation/reward/mean"] = float(values.mean())
+    run.callbacks.validation(step, metrics, groups)
+    return metrics.get("validation/reward/mean")

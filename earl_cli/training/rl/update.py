@@ -37,20 +37,20 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     scores = [score for group in every for score in group[0]]
     values = np.array([value for value, _ in scores if value is not None])
     spreads = [np.std(there) for group in every if (there := [value for value, _ in group[0] if value is not None])]
-    figures = {
-        "finished": float(np.mean([done for group in every for done in group[1]])),
-        "completion_tokens": float(np.mean([length for group in every for length in group[2]])),
-        "no_signal": float(np.mean([not group[3] for group in every])),
-        "missing_rewards": 1 - len(values) / len(scores),
+    metrics = {
+        "completions/frac_valid": float(np.mean([done for group in every for done in group[1]])),
+        "completions/mean_length": float(np.mean([length for group in every for length in group[2]])),
+        "reward/frac_zero_std": float(np.mean([not group[3] for group in every])),
+        "reward/frac_missing": 1 - len(values) / len(scores),
     }
     if len(values):
         low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
-        figures |= {"reward": float(values.mean()), "reward_std": float(values.std())}
-        figures |= {"reward_p10": float(low), "reward_p50": float(middle), "reward_p90": float(high)}
-        figures |= {"group_std": float(np.mean(spreads))}
+        metrics |= {"reward/mean": float(values.mean()), "reward/std": float(values.std())}
+        metrics |= {"reward/p10": float(low), "reward/p50": float(middle), "reward/p90": float(high)}
+        metrics |= {"reward/group_std": float(np.mean(spreads))}
     for name in sorted({name for _, parts in scores for name in parts}):
-        figures[f"part_{name}"] = float(np.mean([parts[name] for _, parts in scores if name in parts]))
-    return figures
+        metrics[f"rewards/{name}/mean"] = float(np.mean([parts[name] for _, parts in scores if name in parts]))
+    return metrics
 
 
 class PhaseTimer:
@@ -69,10 +69,10 @@ class PhaseTimer:
         finally:
             self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - begun
 
-    def figures(self) -> dict[str, float]:
-        """``seconds`` in all, and ``seconds_…`` of each phase."""
-        parts = {f"seconds_{name}": spent for name, spent in self.spent.items()}
-        return {"seconds": time.monotonic() - self.begun, **parts}
+    def metrics(self) -> dict[str, float]:
+        """Seconds: ``time/iteration`` in all, and ``time/NAME`` of each phase."""
+        parts = {f"time/{name}": spent for name, spent in self.spent.items()}
+        return {"time/iteration": time.monotonic() - self.begun, **parts}
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ def update(run: RlRun, iteration: int, groups: Sequence[ScoredGroup], clock: Pha
                     where=str(config.folder),
                     hint="the last checkpoint is kept; try a lower learning_rate",
                 )
-    return {**sums.figures(total), "grad_norm": norm, "learning_rate": rate}
+    return {**sums.means(total), "grad_norm": norm, "learning_rate": rate}
 
 
 def token_masks(run: RlRun, group: ScoredGroup, kind: TokenKind) -> list[NDArray[np.bool_]]:
@@ -224,11 +224,11 @@ class _MetricSums:
         if work.reference is not None:
             found["kl"] = k3(logprobs, work.reference)
         if config.separate_language_and_vision_vocabs and config.emu3_use_logit_processor:
-            found["mismatch"] = (logprobs - work.sampled).abs()
+            found["sampler_mismatch"] = (logprobs - work.sampled).abs()
         for name, values in found.items():
             self.values[name] = self.values.get(name, torch.zeros(())) + work.weight * values.sum().double().cpu()
 
-    def figures(self, total: int) -> dict[str, float]:
+    def means(self, total: int) -> dict[str, float]:
         """The loss over all ``total`` tokens, the others' means over those that were run.
 
         ``entropy`` is the mean of −log p, whose expectation it is.

@@ -36,9 +36,9 @@ from earl_cli.training.common.checkpoints import (
     remove_incomplete,
     remove_old,
 )
+from earl_cli.training.common.curves import LOG
 from earl_cli.training.common.distributed import rank, silence_libraries, uses_cpu
 from earl_cli.training.common.stopping import StopSignal
-from earl_cli.training.common.trackers import LOG
 from earl_cli.training.sft.loss import separate_vocabularies, whole_vocabulary
 from earl_cli.training.sft.model import merged_model
 from earl_cli.training.sft.trainer import GOAL, OnStep, OnValidation, Reporter, SftTrainer, training_arguments

@@ -33,9 +33,10 @@ from earl_cli.training.common.checkpoints import (
     write_validation,
     writing,
 )
+from earl_cli.training.common.curves import LOG
 from earl_cli.training.common.distributed import deepspeed_config, on_rank_zero, uses_bfloat16, uses_cpu, world_size
 from earl_cli.training.common.stopping import StopSignal, TrainingStopped
-from earl_cli.training.common.trackers import LOG, LogMetrics, log_metrics, peak_memory, start_trackers
+from earl_cli.training.common.trackers import LogMetrics, log_metrics, peak_memory, start_trackers
 from earl_cli.training.sft.loss import count_labels
 from earl_cli.training.sft.model import ADAPTER, save_model
 
@@ -292,17 +293,17 @@ class Reporter(TrainerCallback):
     def on_log(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        figures = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, (int, float))}
-        if "loss" in figures:
-            figures |= self._pace()
+        metrics = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, (int, float))}
+        if "loss" in metrics:
+            metrics |= self._pace()
         if state.is_world_process_zero:
-            log_metrics(self.config.output / LOG, state.global_step, figures)
-            named = {_tracked(key): value for key, value in figures.items()}
+            log_metrics(self.config.output / LOG, state.global_step, metrics)
+            named = {_tracked(key): value for key, value in metrics.items()}
             for track in self.trackers:
                 track(state.global_step, named)
-            self.on_step(state.global_step, state.max_steps, figures)
-        if not math.isfinite(figures.get("grad_norm", 0.0)):
-            raise self._diverged(f"the gradient is {figures['grad_norm']} at step {state.global_step}")
+            self.on_step(state.global_step, state.max_steps, metrics)
+        if not math.isfinite(metrics.get("grad_norm", 0.0)):
+            raise self._diverged(f"the gradient is {metrics['grad_norm']} at step {state.global_step}")
 
     def _diverged(self, what: str) -> EarlError:
         where, hint = str(self.config.output), "the last checkpoint is kept; try a lower learning_rate"
@@ -383,5 +384,5 @@ def _is_of(entry: Mapping[str, Any], step: int) -> bool:
 
 
 def _tracked(key: str) -> str:
-    """A figure's name for trackers, as transformers has it: train/loss, eval/loss."""
+    """A metric's name for trackers, as transformers has it: train/loss, eval/loss."""
     return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
