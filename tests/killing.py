@@ -20,8 +20,8 @@ from typing import Any
 from trainings import Trainings, torchrun, worker
 from victims import Run
 
-from earl_cli.files import is_partial
-from earl_cli.training.common.checkpoints import BEST, CHECKPOINTS, LOCK, MODEL_ONLY, STATE, TRAINING, checkpoints
+from earl_cli.files import LOCK_FILE, is_partial
+from earl_cli.training.common.checkpoints import BEST, CHECKPOINTS, MODEL_ONLY, STATE, TRAINING, checkpoints
 from earl_cli.training.common.curves import LOG, read_run
 
 MODEL = "model.safetensors"
@@ -290,7 +290,7 @@ def refused(setting: Setting, output: Path) -> None:
 def start_and_fill(setting: Setting, output: Path, fill: Callable[[], object]) -> list[Run]:
     """Started on a disk that has room, which somebody else takes while it trains."""
     runs = setting.start(output)
-    lock, end = output / CHECKPOINTS / LOCK, time.monotonic() + 60
+    lock, end = output / CHECKPOINTS / LOCK_FILE, time.monotonic() + 60
     holder = ""
     while holder != f"{runs[0].pid} {TRAINING}":
         assert time.monotonic() < end, runs[0].output
@@ -322,7 +322,7 @@ def kill_under_torchrun(setting: Setting, output: Path, killed: int) -> None:
     """One of two processes: torchrun ends the other, and the next start goes on."""
     process = torchrun(2, *setting.arguments, "-o", output)
     try:
-        while not (output / CHECKPOINTS / LOCK).exists():
+        while not (output / CHECKPOINTS / LOCK_FILE).exists():
             assert process.poll() is None, process.communicate()
         victim, other = (worker(process.pid, rank) for rank in (killed, 1 - killed))
         assert setting.reaches(output, ["between checkpoints"], 120)

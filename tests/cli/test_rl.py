@@ -18,8 +18,9 @@ from trainings import options, write_pairs
 
 from earl_cli.app import run
 from earl_cli.data.store import Manifest, Reject, create_or_resume, write_shard
+from earl_cli.files import LOCK_FILE
 from earl_cli.models.bundle import load_model, open_base
-from earl_cli.training.common.checkpoints import CHECKPOINTS, LOCK, checkpoints
+from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.common.curves import read_runs
 from earl_cli.training.rl.rollout_log import SCHEMA
 
@@ -294,7 +295,7 @@ def run_of_sft(out: Path) -> None:
 
 def training_at_work(out: Path) -> None:
     (out / CHECKPOINTS).mkdir(parents=True)
-    lock = (out / CHECKPOINTS / LOCK).open("w", encoding="utf-8")
+    lock = (out / CHECKPOINTS / LOCK_FILE).open("w", encoding="utf-8")
     fcntl.flock(lock, fcntl.LOCK_EX)
     AT_WORK.append(lock)
 

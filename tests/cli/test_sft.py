@@ -22,10 +22,11 @@ from trainings import options, write_pairs
 
 from earl_cli.app import run
 from earl_cli.data.store import Manifest, Reject, create_or_resume, write_shard
+from earl_cli.files import LOCK_FILE
 from earl_cli.models import names
 from earl_cli.models.bundle import load_model
 from earl_cli.models.checkpoint import load_language
-from earl_cli.training.common.checkpoints import CHECKPOINTS, LOCK, checkpoints
+from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
 
 SMALL = {"max_steps": 4, "batch_size": 2, "accumulation": 1, "warmup_steps": 1, "learning_rate": 3e-3}
 MORE = {"precision": "float32", "log_every": 1, "gradient_checkpointing": "false"}
@@ -271,7 +272,7 @@ def run_of_another_model(out: Path) -> None:
 
 def training_at_work(out: Path) -> None:
     (out / CHECKPOINTS).mkdir(parents=True)
-    lock = (out / CHECKPOINTS / LOCK).open("w", encoding="utf-8")
+    lock = (out / CHECKPOINTS / LOCK_FILE).open("w", encoding="utf-8")
     fcntl.flock(lock, fcntl.LOCK_EX)
     AT_WORK.append(lock)
 

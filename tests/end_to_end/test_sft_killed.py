@@ -33,7 +33,8 @@ from killing import (
 from trainings import Trainings, options, torchrun, worker, write_pairs
 from victims import own_program
 
-from earl_cli.training.common.checkpoints import CHECKPOINTS, LOCK, checkpoints
+from earl_cli.files import LOCK_FILE
+from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +130,7 @@ def test_processes_whose_torchrun_was_killed_end_too(settings: Callable[[str], S
     setting, output = settings("together"), tmp_path / "run"
     process = torchrun(2, *setting.arguments, *options(max_steps=100_000), "-o", output)
     try:
-        while not (output / CHECKPOINTS / LOCK).exists():
+        while not (output / CHECKPOINTS / LOCK_FILE).exists():
             assert process.poll() is None, process.communicate()
         workers = [worker(process.pid, rank) for rank in range(2)]
         assert setting.reaches(output, ["between checkpoints"], 120)
