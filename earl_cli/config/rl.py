@@ -56,6 +56,7 @@ class RlConfig(BaseModel):
     temperature: Above = 1.0
     top_p: float = 1.0
     top_k: int = -1
+    min_p: float = 0.0
     max_response_tokens: Positive = 2048
     model_context_size: Positive = 3000
     per_device_batch_size: Positive = 8

@@ -46,6 +46,12 @@ class SamplingParams:
         "above 0 and at most 1",
         lambda value: 0 < value <= 1,
     )
+    min_p: float = _parameter(
+        0.0,
+        "Leave out tokens below this share of the likeliest one's probability; 0 leaves out none.",
+        "from 0 (off) to 1",
+        lambda value: 0 <= value <= 1,
+    )
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -26,7 +26,8 @@ def sample_tokens(logits: Tensor, uniform: Tensor, sampling: SamplingParams) -> 
     """Column Int64[rows] and its log-probability Float32[rows] for each row of ``logits`` Float[rows, columns].
 
     The logits are divided by the temperature; of the ``top_k`` best columns those stay that come before the sum of the
-    probabilities reaches ``top_p``. ``uniform`` Float64[rows] in [0, 1) picks among these by the inverse of the
+    probabilities reaches ``top_p``, and of these those with at least ``min_p`` times the largest probability (Nguyen et
+    al., arXiv 2407.01082). ``uniform`` Float64[rows] in [0, 1) picks among what is left by the inverse of the
     cumulative distribution. The log-probabilities are those at the temperature (at 1 if it is 0), over all columns.
     """
     scaled = logits.float()
@@ -50,6 +51,8 @@ def _columns(scores: Tensor, uniform: Tensor, sampling: SamplingParams) -> Tenso
     if sampling.top_p < 1:
         before = weights.cumsum(dim=-1) - weights
         weights = weights.where(before < sampling.top_p * weights.sum(dim=-1, keepdim=True), 0)
+    if sampling.min_p > 0:
+        weights = weights.where(weights >= sampling.min_p, 0)  # the largest weight is 1
     steps = weights.cumsum(dim=-1)
     total = steps[:, -1:].contiguous()
     found = torch.searchsorted(steps, uniform.to(steps.dtype).to(steps.device)[:, None] * total, right=True)

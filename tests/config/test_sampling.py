@@ -17,6 +17,7 @@ params = st.builds(
     temperature=st.just(0.0) | st.floats(1e-6, 1e9),
     top_k=st.integers(-1, 2**31 - 1),
     top_p=st.floats(0, 1, exclude_min=True),
+    min_p=st.floats(0, 1),
 )
 
 
@@ -27,6 +28,7 @@ def test_what_is_written_comes_back(sampling: SamplingParams) -> None:
 
 def test_what_names_a_results_folder_stays() -> None:
     assert SamplingParams().to_dict() == {"temperature": 1.0, "top_k": 2048, "top_p": 1.0}
+    assert SamplingParams(min_p=0.1).to_dict() == {"temperature": 1.0, "top_k": 2048, "top_p": 1.0, "min_p": 0.1}
 
 
 def test_given_values_replace_the_model_s_own() -> None:
@@ -47,6 +49,8 @@ def test_given_values_replace_the_model_s_own() -> None:
         ("top_p", 0),
         ("top_p", 1.1),
         ("top_p", None),
+        ("min_p", -0.1),
+        ("min_p", 2),
         ("top_k", 1.5),
         ("top_k", 2**40),
         ("top_k", [64]),
@@ -59,7 +63,7 @@ def test_values_that_are_not_allowed(name: str, value: object) -> None:
 
 
 def test_what_is_no_set_of_parameters() -> None:
-    with pytest.raises(UsageError, match=r"no sampling parameter 'top_q' .there are temperature, top_k, top_p"):
+    with pytest.raises(UsageError, match=r"no sampling parameter 'top_q' .there are temperature, top_k, top_p, min_p"):
         SamplingParams.from_dict({"top_q": 1})
     with pytest.raises(UsageError, match="must be an object"):
         SamplingParams.from_dict([1])

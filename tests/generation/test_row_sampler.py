@@ -30,7 +30,7 @@ def an_order(
 
 
 def test_an_order_crosses_as_json() -> None:
-    order = an_order("mixed", 7, SamplingParams(0.7, 12, 0.9))
+    order = an_order("mixed", 7, SamplingParams(0.7, 12, 0.9, 0.05))
     assert RowSpec.from_dict(json.loads(json.dumps(order.to_dict()))) == order
     with pytest.raises(InputError, match="sampling"):
         RowSpec.from_dict({"mode": "edit"})
@@ -39,7 +39,7 @@ def test_an_order_crosses_as_json() -> None:
 
 
 @pytest.mark.parametrize("mode", ["edit", "mixed"])
-@pytest.mark.parametrize("sampling", [SamplingParams(0), SamplingParams(), SamplingParams(1.3, 50, 0.8)])
+@pytest.mark.parametrize("sampling", [SamplingParams(0), SamplingParams(), SamplingParams(1.3, 50, 0.8, 0.1)])
 def test_rows_give_what_the_transformers_engine_draws(
     tiny: EarlModel, request_for: MakeRequest, mode: Mode, sampling: SamplingParams
 ) -> None:

@@ -14,7 +14,7 @@ from earl_cli.generation.sampling import sample_tokens, uniforms
 
 
 def allowed(logits: np.ndarray, sampling: SamplingParams) -> np.ndarray:
-    """Probabilities of one row by the definition: temperature, then the k best, then the mass p of them."""
+    """Probabilities of one row by definition: temperature, then top-k, of these top-p, of these min-p."""
     scaled = logits.astype(np.float64) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")
     if 0 < sampling.top_k < len(scaled):
@@ -22,6 +22,7 @@ def allowed(logits: np.ndarray, sampling: SamplingParams) -> np.ndarray:
     probability = np.exp(scaled[order] - scaled.max())
     probability /= probability.sum()
     kept = order[np.cumsum(probability) - probability < sampling.top_p]
+    kept = kept[scaled[kept] - scaled.max() >= np.log(sampling.min_p)] if sampling.min_p else kept
     result = np.zeros(len(scaled))
     result[kept] = np.exp(scaled[kept] - scaled.max())
     return result / result.sum()
@@ -34,11 +35,12 @@ def allowed(logits: np.ndarray, sampling: SamplingParams) -> np.ndarray:
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
     top_k=st.sampled_from([-1, 0, 1, 3, 2048]),
     top_p=st.sampled_from([0.2, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
 )
 def test_every_share_of_the_unit_interval_goes_to_the_right_column(
-    seed: int, columns: int, temperature: float, top_k: int, top_p: float
+    seed: int, columns: int, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
-    sampling = SamplingParams(temperature, top_k, top_p)
+    sampling = SamplingParams(temperature, top_k, top_p, min_p)
     logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 2, columns).astype(np.float32))
     points = 4000
     chosen, logprobs = sample_tokens(logits.expand(points, -1), (torch.arange(points) + 0.5) / points, sampling)
@@ -55,7 +57,9 @@ def test_greedy_takes_the_best_and_says_its_probability() -> None:
     assert torch.allclose(logprobs, logits.log_softmax(-1).amax(-1))
 
 
-@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(top_k=5), SamplingParams(top_p=0.5)])
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(), SamplingParams(top_k=5), SamplingParams(top_p=0.5), SamplingParams(min_p=1)]
+)
 def test_the_ends_of_the_interval_stay_inside(sampling: SamplingParams) -> None:
     logits = torch.full((2, 50), -1e4)
     logits[:, 7] = 0
@@ -66,7 +70,12 @@ def test_the_ends_of_the_interval_stay_inside(sampling: SamplingParams) -> None:
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     torch.manual_seed(0)
     logits, uniform = torch.randn(9, 300) * 3, torch.rand(9, dtype=torch.float64)
-    for sampling in (SamplingParams(), SamplingParams(top_k=20), SamplingParams(0.5, 50, 0.8)):
+    for sampling in (
+        SamplingParams(),
+        SamplingParams(top_k=20),
+        SamplingParams(0.5, 50, 0.8),
+        SamplingParams(2, 0, 1, 0.2),
+    ):
         together, _ = sample_tokens(logits, uniform, sampling)
         alone = [sample_tokens(logits[i : i + 1], uniform[i : i + 1], sampling)[0].item() for i in range(9)]
         assert together.tolist() == alone
@@ -78,3 +87,13 @@ def test_the_numbers_of_a_seed_are_always_the_same() -> None:
     assert uniforms(-1, 3).tolist() != uniforms(1, 3).tolist()
     with pytest.raises(UsageError, match="64 bits"):
         uniforms(2**64, 1)
+
+
+def test_min_p_counts_from_the_likeliest_token() -> None:
+    """Of 0.5, 0.25, 0.2 and 0.05 a share of 0.4 keeps what is at least 0.2, so 0.5, 0.25 and 0.2 of 0.95."""
+    logits = torch.tensor([0.05, 0.5, 0.2, 0.25], dtype=torch.float64).log()
+    points = 9500
+    uniform = (torch.arange(points) + 0.5) / points
+    columns, logprobs = sample_tokens(logits.expand(points, -1), uniform, SamplingParams(1, 0, 1, 0.4 - 1e-6))
+    assert torch.bincount(columns, minlength=4).tolist() == pytest.approx([0, 5000, 2000, 2500], abs=1)
+    assert torch.allclose(logprobs, logits[columns].float())  # those of the model, before anything is left out

@@ -85,7 +85,7 @@ def test_every_completion_is_a_picture(tiny: EarlModel, request_for: MakeRequest
 
 
 @pytest.mark.parametrize(
-    "sampling", [SamplingParams(0.7, 50), SamplingParams(1.0, -1), SamplingParams(1.3, 0, 0.9), GREEDY]
+    "sampling", [SamplingParams(0.7, 50), SamplingParams(1.0, -1), SamplingParams(1.3, 0, 0.9, 0.1), GREEDY]
 )
 def test_logprobs_are_those_of_a_full_forward_pass(
     tiny: EarlModel, request_for: MakeRequest, sampling: SamplingParams

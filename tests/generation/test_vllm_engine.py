@@ -109,7 +109,7 @@ def test_greedy_ids_of_60_prompts_are_those_of_transformers(embedded: EarlModel,
         assert parsed.finished and parsed.problem is None
 
 
-@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(1.3, 0), SamplingParams(0.7, 100, 0.8)])
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(1.3, 0), SamplingParams(0.7, 100, 0.8, 0.1)])
 def test_a_seed_means_the_same_picture_in_both_engines(
     embedded: EarlModel, engine: VllmEngine, sampling: SamplingParams
 ) -> None:

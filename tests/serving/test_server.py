@@ -106,6 +106,7 @@ def test_the_async_client_gets_its_own_pictures_eight_at_once(server: Running) -
         ({"temperature": "nan"}, "temperature"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": 0}, "top_p"),
+        ({"min_p": 1.5}, "min_p"),
         ({"top_k": "many"}, "top_k"),
         ({"size": "1024x1024"}, "size"),
         ({"output_format": "tiff"}, "output_format"),
@@ -156,7 +157,10 @@ def test_a_png_remembers_how_it_was_made(server: Running) -> None:
         assert picture.info["instruction"] == "make it snowy"
         assert picture.info["seed"] == "3"
         assert picture.info["model"] == "tiny"
-        assert "temperature 0.25, top-k 5" in picture.info["sampling"]
+        assert picture.info["sampling"] == "temperature 0.25, top-k 5, top-p 1, mode edit"
+    entry = server.post(min_p=0.1).json()["data"][0]
+    with Image.open(io.BytesIO(base64.b64decode(entry["b64_json"]))) as picture:
+        assert picture.info["sampling"].endswith(", top-p 1, min-p 0.1, mode edit")
 
 
 def test_progress_is_an_event(gate: Gate) -> None:
