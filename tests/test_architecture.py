@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+DECISIONS = (ROOT / "docs" / "DECISIONS.md").read_text(encoding="utf-8")
 PACKAGE = ROOT / "earl_cli"
 
 
@@ -25,12 +26,12 @@ def test_every_module_that_is_named_exists() -> None:
     assert len(named) > 100
     assert [path.name for path in named if path.suffix in (".py", ".toml") and not path.is_file()] == []
     assert [folder for folder in tree() if not (PACKAGE / folder).is_dir()] == []
-    mentioned = [each.split(".") for each in re.findall(r"`((?:[a-z_]+\.)+[a-z_]+)`", PAGE)]
+    mentioned = [each.split(".") for each in re.findall(r"`((?:[a-z_]+\.)+[A-Za-z_.]+)`", PAGE + DECISIONS)]
     rooms = [each for each in mentioned if (PACKAGE / each[0]).is_dir()]
     assert rooms
     for folder, module, *function in rooms:
         code = (PACKAGE / folder / f"{module}.py").read_text(encoding="utf-8")
-        assert all(f"def {name}(" in code for name in function), f"{folder}.{module}.{function}"
+        assert all(re.search(rf"\b(def|class) {name}\b", code) for name in function), f"{folder}.{module}.{function}"
 
 
 def test_every_module_is_named() -> None:

@@ -63,7 +63,7 @@ def run_page(name: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_every_file_that_a_page_names_exists() -> None:
-    named = {(FOLDER / link).resolve() for text in PAGES.values() for link in re.findall(r"\]\((\S+?)\)", text)}
+    named = {(FOLDER / link).resolve() for text in PAGES.values() for link in re.findall(r"\]\(([^\s)#]+)", text)}
     named |= {ROOT / path for text in PAGES.values() for path in re.findall(r"`(earl_cli/[\w/.]+)`", text)}
     assert len(named) > 15
     assert [str(path) for path in named if not path.exists()] == []
@@ -92,7 +92,7 @@ def test_add_a_reward(workplace: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_add_a_judge(workplace: Path, judge: JudgeServer, capsys: pytest.CaptureFixture[str]) -> None:
     run_page("judge", capsys)
     asked = [call.body["messages"] for call in judge.calls][-1]
-    assert [message["role"] for message in asked][0] == "system"
+    assert asked[0]["role"] == "system"
 
 
 def test_add_a_model(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +102,6 @@ def test_add_a_model(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_change_the_loss(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With equal log-probabilities both losses have one gradient; away from them CISPO keeps it and PPO's is clipped."""
+    """Where the ratio is 1 both have one gradient; further away CISPO keeps its own and PPO's is clipped."""
     numbers = [float(each) for each in re.findall(r"-?\d+\.\d+", run_page("loss", capsys))]
     assert numbers == pytest.approx([-1.0, -1.2, 1.0, 2.4], abs=1e-3)
