@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -27,27 +27,27 @@ from earl_cli.console import NARROW, console, is_closed
 from earl_cli.errors import EarlError, UsageError, explain
 
 COMMANDS = {
-    "edit": "Edit pictures by an instruction in plain words.",
-    "serve": "Serve a page and an HTTP endpoint that edit pictures.",
-    "tokenize": "Turn pairs of pictures and instructions into a token store.",
-    "tokenize inspect": "Say what a token store holds, and draw some of its pairs.",
+    "edit": "Edit photos by an instruction in plain words.",
+    "serve": "Serve a web page and an HTTP endpoint that edit photos.",
+    "tokenize": "Turn image pairs with instructions into a token store.",
+    "tokenize inspect": "Show what a token store contains; decode a sample of it to a page.",
     "tokenize verify": "Check every shard and row of token stores.",
-    "tokenize merge": "Make one token store of several.",
+    "tokenize merge": "Merge several token stores into one.",
     "tokenize export": "Write a token store as published .pth files, as one Parquet file, or as JSON lines.",
-    "tokenize import": "Bring published .pth data into a token store, without running pickled code.",
-    "sft": "Train a model on a token store, and resume where it stopped.",
-    "sft plot": "Draw the curves of training runs.",
-    "rl": "Improve a model by a reward, and resume where it stopped.",
-    "rl plot": "Draw the curves of reinforcement learning.",
-    "eval": "Evaluate models on benchmarks, and report it.",
-    "eval list": "List the benchmarks and the editors that have a name.",
-    "eval score": "Score finished edits again, by another judge for instance.",
+    "tokenize import": "Import published .pth data into a token store, without running pickled code.",
+    "sft": "Fine-tune a model on token stores; resumes a stopped run.",
+    "sft plot": "Plot the metrics of fine-tuning runs.",
+    "rl": "Improve a model by reinforcement learning; resumes too.",
+    "rl plot": "Plot the metrics of reinforcement learning runs.",
+    "eval": "Evaluate models on benchmarks and write a report.",
+    "eval list": "List the named benchmarks and editors.",
+    "eval score": "Score finished edits again, for instance by another judge.",
     "eval compare": "Compare two editors sample by sample.",
-    "eval report": "Write one page, and tables, of results from anywhere.",
-    "judge": "Serve, try and check the judge that rewards edits.",
+    "eval report": "Write a page and tables of any results.",
+    "judge": "Serve, try and check the judge model that scores edits.",
     "judge serve": "Serve the judge with vLLM and the published settings.",
-    "judge score": "Say what one edit is worth, with the judge's reasons.",
-    "judge check": "Ask a judge one small question, and see that its answer can be read.",
+    "judge score": "Score one edit, with the judge's reasons.",
+    "judge check": "Send a judge one small request and check that its reply can be parsed.",
     "doctor": "Check this installation, its devices and its model.",
 }
 
@@ -55,7 +55,7 @@ EXIT_CODES = {
     0: "done",
     1: "unexpected failure; --debug shows where",
     2: "an option or argument that can't be used",
-    3: "a picture, table or text that can't be read",
+    3: "an image, table or text that can't be read",
     4: "a model that can't be loaded",
     5: "a device that is missing, broken or too small",
     6: "an optional package is missing",
@@ -76,8 +76,20 @@ _MODULES = {
 }
 """Where in `earl_cli.commands` a command is that isn't in the module or package of its first word."""
 
+OPTION_ALIASES = {
+    "tokenize": {"--CoT-keys": "--cot-keys", "--output-path": "--output", "--random-seed": "--seed"},
+    "tokenize import": {"--output-path": "--output"},
+    "tokenize merge": {"--output-path": "--output"},
+    "tokenize export": {"--output-path": "--output"},
+    "sft": {"--save-layout": "--save-format"},
+    "sft plot": {"--figure": "--metric"},
+    "rl": {"--judge": "--judge-model"},
+    "rl plot": {"--figure": "--metric"},
+}
+"""Published and older spellings of options. They work as the option they stand for, and no help shows them."""
+
 _received: list[int] = []
-"""The codes of signals that asked this process to stop."""
+"""Exit codes of the stop signals that this process has received."""
 
 
 class LazyGroup(TyperGroup):
@@ -89,32 +101,28 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """As in Typer, with the placeholder replaced by the real command, which takes the global options as well."""
-        if not ctx.resilient_parsing:  # a shell that completes wants no complaints
+        if not ctx.resilient_parsing:  # shell completion shows no errors
             _check_command(args)
         name, placeholder, rest = super().resolve_command(ctx, args)
         if name is None:
             return name, placeholder, rest
         if rest and f"{name} {rest[0]}" in COMMANDS:
             name, rest = f"{name} {rest[0]}", rest[1:]
-        function = name.replace(" ", "_")
-        more = [f"{other}: {text}" for other, text in COMMANDS.items() if other.startswith(f"{name} ")]
-        single = typer.Typer(add_completion=False, rich_markup_mode=self.rich_markup_mode)
-        single.command(name, epilog=_paragraph("More", more))(getattr(import_module(module_of(name)), function))
-        command = typer.main.get_command(single)
-        if self.rich_markup_mode is not None:  # what rich draws: brackets are brackets, such as [@REV]
+        command = command_of(name, self.rich_markup_mode)
+        if self.rich_markup_mode is not None:  # rich would take brackets, such as [@REV], for markup
             params: list[Any] = command.params
             for param in params:
                 param.help = param.help and param.help.replace("[", r"\[")
         command.params += [param for param in self.params if param.opts[0] in _GLOBAL_OPTIONS]
-        return name, command, rest
+        return name, command, _without_aliases(name, rest)
 
     def make_context(self, *args: Any, **settings: Any) -> Any:
-        """As in Typer; a reader that went away, of the help for instance, ends the program quietly."""
+        """As in Typer; a closed pipe, for instance of `earl --help | head`, ends the program quietly."""
         with _quiet_end():
             return super().make_context(*args, **settings)
 
     def invoke(self, ctx: Any) -> Any:
-        """As in Typer; a reader that went away ends the program quietly."""
+        """As in Typer; a closed pipe ends the program quietly."""
         with _quiet_end():
             return super().invoke(ctx)
 
@@ -122,6 +130,23 @@ class LazyGroup(TyperGroup):
 def module_of(name: str) -> str:
     """The module that has the function of a command, such as `edit` or `tokenize inspect`."""
     return f"earl_cli.commands.{_MODULES.get(name, name.split(maxsplit=1)[0])}"
+
+
+def command_of(name: str, markup: Literal["markdown", "rich"] | None = None) -> Any:
+    """The command of this name with its options and arguments; imports its module."""
+    more = [f"{other}: {text}" for other, text in COMMANDS.items() if other.startswith(f"{name} ")]
+    single = typer.Typer(add_completion=False, rich_markup_mode=markup)
+    function = getattr(import_module(module_of(name)), name.replace(" ", "_"))
+    single.command(name, epilog=_paragraph("More", more))(function)
+    return typer.main.get_command(single)
+
+
+def _without_aliases(name: str, args: Sequence[str]) -> list[str]:
+    """The arguments of a command with its `OPTION_ALIASES` replaced; what follows ``--`` stays as it is."""
+    aliases = OPTION_ALIASES.get(name, {})
+    end = args.index("--") if "--" in args else len(args)
+    words = [word.partition("=") for word in args[:end]]
+    return ["".join((aliases.get(option, option), *value)) for option, *value in words] + [*args[end:]]
 
 
 def _check_command(args: Sequence[str]) -> None:
@@ -147,13 +172,13 @@ def _quiet_end() -> Iterator[None]:
 
 
 def _discard_stdout() -> int:
-    """Nobody reads stdout any more."""
+    """The exit code after a closed pipe; what is still buffered for stdout is dropped."""
     _discard(sys.stdout)
     return PIPE_CLOSED
 
 
 def _discard(stream: TextIO) -> None:
-    """What Python still has to flush goes nowhere."""
+    """Redirect the stream to the null device, so that flushing what it still holds can't fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -189,19 +214,19 @@ def _root(
 
 
 def _placeholder() -> None:
-    """Stands in the list of commands until the real one is needed."""
+    """Listed in place of a command until that is imported."""
 
 
 def build_app() -> typer.Typer:
-    """The Typer app. Nothing but Typer and this module is imported for it; help is drawn by rich on terminals only."""
+    """The Typer app. Nothing but Typer and this module is imported for it; rich renders help on terminals only."""
     codes = [f"{code:>3}  {text}" for code, text in EXIT_CODES.items()]
     app = typer.Typer(
         cls=LazyGroup,
         name="earl",
-        help='Edit pictures by instruction, and train the models that do it. Try: earl edit photo.jpg "make it snowy"',
+        help='Edit photos by instruction, and train the models that do it. Try: earl edit photo.jpg "make it snowy"',
         epilog=_paragraph("Exit codes", codes),
         invoke_without_command=True,
-        rich_markup_mode="rich" if _draws_help() else None,
+        rich_markup_mode="rich" if _renders_help() else None,
         context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback()(_root)
@@ -210,25 +235,25 @@ def build_app() -> typer.Typer:
     return app
 
 
-def _draws_help() -> bool:
+def _renders_help() -> bool:
     return sys.stdout.isatty() and shutil.get_terminal_size().columns >= NARROW
 
 
 def _paragraph(title: str, lines: Sequence[str]) -> str | None:
-    """Lines under a title, for the end of a help page; \\b keeps them as they are where rich doesn't draw."""
+    """Lines under a title, for the end of a help page; \\b keeps the line breaks where rich doesn't render."""
     text = "\n".join([f"{title}:", *lines])
-    return (text if _draws_help() else f"\b\n{text}") if lines else None
+    return (text if _renders_help() else f"\b\n{text}") if lines else None
 
 
 def run(args: Sequence[str]) -> int:
-    """Run one command line and return its exit code; messages and results are on stderr and stdout by then."""
+    """Run one command line and return its exit code; messages are on stderr and results on stdout."""
     with _buffered_stdout():
         return _run_to_the_end(args)
 
 
 def _run_to_the_end(args: Sequence[str]) -> int:
     console.reset()
-    console.json = "--json" in args  # also for a complaint about the options themselves
+    console.json = "--json" in args  # also for an error about the options themselves
     if console.json and is_closed(sys.stdout):
         console.lose(OSError(errno.EBADF, ""))
         code = 0
@@ -256,7 +281,7 @@ def _run_to_the_end(args: Sequence[str]) -> int:
 def _buffered_stdout() -> Iterator[None]:
     """Give stdout a buffer for a while, if PYTHONUNBUFFERED took it away.
 
-    Without one, what a full disk or a reader that went away leaves of a write is dropped, and nobody hears of it.
+    Without a buffer, the rest of a write that a full disk or a closed pipe cut short is lost without an error.
     """
     own = sys.stdout
     raw = getattr(own, "buffer", None)
@@ -269,7 +294,7 @@ def _buffered_stdout() -> Iterator[None]:
         yield
     finally:
         sys.stdout = own
-        with suppress(OSError):  # which has been told by now
+        with suppress(OSError):  # already reported
             text.detach()
             buffered.detach()
 
@@ -294,7 +319,7 @@ def _run(args: Sequence[str]) -> int:
         error = _usage(failure, args) if isinstance(failure, TyperException) else explain(failure)
         if console.debug:
             traceback.print_exception(error)
-        if _received and type(error) is EarlError:  # a library has made its own failure of the signal that stopped it
+        if _received and type(error) is EarlError:  # a library turned the stop signal into an error of its own
             if _received[-1] == STOPPED:
                 console.note("stopped")
             return _received[-1]
@@ -303,7 +328,7 @@ def _run(args: Sequence[str]) -> int:
 
 
 def _is_of_stdout(failure: OSError) -> bool:
-    """Whether it was the writing of help or of a version that failed: what is left of that can't be written either."""
+    """Whether writing help or the version to stdout failed: what is still buffered can't be written either."""
     try:
         sys.stdout.flush()
     except OSError as again:
@@ -311,18 +336,18 @@ def _is_of_stdout(failure: OSError) -> bool:
     return False
 
 
-def _usage(complaint: TyperException, args: Sequence[str]) -> UsageError:
-    """Typer's own complaint about options and arguments, as one of ours."""
-    context = getattr(complaint, "ctx", None)
+def _usage(failure: TyperException, args: Sequence[str]) -> UsageError:
+    """Typer's own error about options and arguments, as a UsageError."""
+    context = getattr(failure, "ctx", None)
     words = [word for word in args if not word.startswith("-")]
     named = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), "")
     command = context.command_path if context else f"earl {named}".strip()
-    option = getattr(complaint, "option_name", None)
-    if context is not None and option is not None and hasattr(complaint, "possibilities"):
+    option = getattr(failure, "option_name", None)
+    if context is not None and option is not None and hasattr(failure, "possibilities"):
         from earl_cli.mistyped import unknown_option
 
         return unknown_option(option, command, (each for param in context.command.params for each in param.opts))
-    what = complaint.format_message().replace("\n\t", " ").replace("Value error, ", "")
+    what = failure.format_message().replace("\n\t", " ").replace("Value error, ", "")
     return UsageError(what, hint=f"{command} --help lists what there is")
 
 
@@ -337,10 +362,10 @@ def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _keep_closed_streams_closed() -> None:
-    """Take the numbers of standard streams that were closed from outside, so that no file of ours gets one.
+    """Occupy the descriptors of standard streams that were closed before the start, so that no file gets them.
 
-    stdin and stdout are opened the wrong way round: to use them fails as it does for closed ones. What goes to stderr
-    goes nowhere: there is no other place to complain.
+    stdin is opened for writing and stdout for reading, so that using them fails as a closed stream does. stderr goes to
+    the null device: there is no other place for messages.
     """
     ways = (("stdin", os.O_WRONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w"))
     for name, way, mode in ways:
@@ -352,7 +377,9 @@ def _keep_closed_streams_closed() -> None:
 def main() -> NoReturn:
     """The executable ``earl``."""
     _keep_closed_streams_closed()
-    signal.signal(signal.SIGTERM, _terminate)  # so that temporary files are removed on the way out
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored, as with nohup
+    signal.signal(signal.SIGTERM, _terminate)  # as an exception, so that temporary files are removed
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # otherwise it is ignored on purpose, as in the background of a script
         signal.signal(signal.SIGINT, _interrupt)
     sys.exit(run(sys.argv[1:]))

@@ -1,6 +1,6 @@
-"""What people and programs see: plain lines, tables and progress for people, one JSON document for programs.
+"""Output: lines, tables and progress for people, one JSON document for programs.
 
-On a terminal rich draws; elsewhere everything is plain lines. rich is imported only when something has to be drawn.
+rich renders on a terminal; elsewhere everything is plain lines. rich is imported only when it renders.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 PLAIN_PROGRESS_SECONDS = 5.0
-NARROW = 60  # columns of a terminal in which a bar, times and remarks have no room
+NARROW = 60  # columns of a terminal that has no room for a bar, times and remarks
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class Progress(Protocol):
-    """A running task: ``advance`` adds finished units; ``update`` sets how many are done, of how many, and a remark.
+    """A running task: ``advance`` adds finished units; ``update`` sets finished units, the total, and a remark.
 
-    The first update says what was done before; rate and time left are those of what comes after.
+    The first update sets what was finished before the start; it doesn't count in the rate.
     """
 
     def advance(self, units: float = 1) -> None: ...
@@ -41,9 +41,9 @@ class Console:
 
     ``json``: exactly one JSON document on stdout, everything for people on stderr.
     ``quiet``: errors only. ``debug``: tracebacks with them.
-    ``stdout_is_data``: a picture goes to stdout, so lines for people go to stderr.
-    ``lost``: why something that belongs on stdout isn't there. Nothing stops for that; the command line ends with it.
-    A stream that was closed before the program began wants no lines, and stderr's own failures can be told nowhere.
+    ``stdout_is_data``: an image goes to stdout, so lines for people go to stderr.
+    ``lost``: the error of a failed write to stdout. It doesn't stop the work, but decides the exit code.
+    Nothing is written to a stream that was closed before the start; failed writes to stderr are ignored.
     """
 
     def __init__(self) -> None:
@@ -63,23 +63,23 @@ class Console:
             self._line(text, self._people())
 
     def block(self, text: str) -> None:
-        """Lines of result, as a model or a judge wrote them."""
+        """Lines of result, verbatim from a model or a judge."""
         if not self.quiet:
             for line in text.splitlines():
                 self.plain(printable(line), self._people())
 
     def note(self, text: str) -> None:
-        """A line beside the result: what was chosen, what is running. Always on stderr."""
+        """A remark: what was chosen, what is running. Always on stderr."""
         if not self.quiet:
             self._line(text, sys.stderr, style="dim")
 
     def warn(self, text: str) -> None:
-        """Something the person should know, that stops nothing. Always on stderr."""
+        """A warning. Always on stderr."""
         if not self.quiet:
             self._line(f"warning: {text}", sys.stderr, style="yellow")
 
     def fail(self, error: EarlError, beside: Mapping[str, Any] | None = None) -> None:
-        """The message of an error on stderr, and with ``json`` its document, among what else there is to report."""
+        """The message of an error on stderr; with ``json`` also its document, with the keys of ``beside``."""
         where = f"{error.where}: " if error.where else ""
         self._line(f"error: {where}{error.what}", sys.stderr, style="red")
         if error.hint:
@@ -99,12 +99,12 @@ class Console:
             self.lose(error)
 
     def lose(self, error: OSError) -> None:
-        """Something that belongs on stdout can't be written there."""
+        """Record a failed write to stdout."""
         what = "it is closed" if error.errno == errno.EBADF else f"it can't be written: {error.strerror or error}"
         self.lost = self.lost or OutputError(what, where="stdout")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-        """Rows under headings: drawn on a terminal, aligned by spaces elsewhere."""
+        """Rows under headings: rendered by rich on a terminal, aligned by spaces elsewhere."""
         if self.quiet:
             return
         stream = self._people()
@@ -131,7 +131,7 @@ class Console:
         """A bar on a terminal; elsewhere a line on stderr at most every few seconds; nothing with ``quiet``."""
         label = one_line(label)
         if self.quiet:
-            yield _Silent()
+            yield _NoProgress()
         elif self.draws:
             with self.display() as screen, _rich_progress(screen, label, total, unit) as task:
                 yield task
@@ -140,12 +140,12 @@ class Console:
 
     @property
     def draws(self) -> bool:
-        """Whether progress is drawn: stderr is a terminal, and nobody asked for quiet."""
+        """Whether progress is rendered: stderr is a terminal, and ``quiet`` is off."""
         return not self.quiet and _is_terminal(sys.stderr)
 
     @contextmanager
     def display(self) -> Iterator[RichConsole]:
-        """rich's console for what is drawn in place on stderr; meanwhile lines and tables go above it."""
+        """rich's console for a live display on stderr; meanwhile lines and tables go above it."""
         outer = self._screen
         self._screen = self._rich(sys.stderr)
         try:
@@ -166,7 +166,7 @@ class Console:
             self.plain(text, stream)
 
     def plain(self, line: str, stream: TextIO) -> None:
-        """A line as it is, in one piece, as several threads may speak."""
+        """Write a line in one call, as several threads may write."""
         if is_closed(stream):
             return
         try:
@@ -187,7 +187,7 @@ def error_document(error: EarlError) -> dict[str, Any]:
 
 
 def printable(text: str) -> str:
-    """The text without control characters, those of direction too: a file's name or a model may hold anything."""
+    """The text without control characters, those of direction too: file names and models may contain anything."""
 
     def escaped(match: re.Match[str]) -> str:
         number = ord(match[0])
@@ -197,7 +197,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text as a part of a line, which it can't end: every line of the console is such."""
+    """The text with control characters and line ends escaped, so that it stays within its line."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -215,7 +215,7 @@ def shortened(text: str, length: int = 60) -> str:
 
 
 def is_closed(stream: TextIO) -> bool:
-    """Whether the stream was closed before the program began."""
+    """Whether the stream was closed before the program started."""
     try:
         os.write(stream.fileno(), b"")
     except OSError as error:
@@ -224,7 +224,7 @@ def is_closed(stream: TextIO) -> bool:
 
 
 class Pace:
-    """How fast a task goes. The first update says what was done before: it counts neither as work nor as time."""
+    """The speed of a task. What the first update sets was finished before: it counts neither as work nor as time."""
 
     def __init__(self) -> None:
         self.started = self.seen = time.monotonic()
@@ -259,7 +259,7 @@ class Pace:
         return max(0.0, (total - self.done) / self.rate - (time.monotonic() - self.seen))
 
 
-class _Silent:
+class _NoProgress:
     def advance(self, units: float = 1) -> None:
         """Nothing to show."""
 
@@ -332,23 +332,23 @@ def _rich_progress(screen: RichConsole, label: str, total: float | None, unit: s
         columns = [bars.SpinnerColumn(), columns[0], bars.BarColumn(), columns[1], bars.TextColumn(unit, markup=False)]
         columns += [bars.TimeElapsedColumn(), bars.TimeRemainingColumn(), Rate()]
         columns += [bars.TextColumn("{task.fields[note]}", markup=False)]
-    shared = _is_terminal(sys.stdout)  # else lines for stdout would land in the bar's stream
+    shared = _is_terminal(sys.stdout)  # otherwise lines for stdout would go to stderr
     with bars.Progress(*columns, console=screen, transient=True, redirect_stdout=shared) as display:
         task = display.add_task(label, total=total, note="")
         first = True
 
-        class Drawn:
+        class Bar:
             def advance(self, units: float = 1) -> None:
                 display.advance(task, units)
 
             def update(self, done: float, total: float | None = None, note: str = "") -> None:
                 nonlocal first
-                if first and done:  # what was done before must not count as speed
+                if first and done:  # units finished before the start don't count in the speed
                     display.reset(task, completed=int(done), total=total)
                 first = False
                 display.update(task, completed=done, total=total, note=one_line(note))
 
-        yield Drawn()
+        yield Bar()
 
 
 def _aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Errors for the person at the keyboard: what went wrong, where, what to do about it; each class has its exit code."""
+"""Errors with a message for the user: what went wrong, where, what to do; each class has its exit code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EarlError(Exception):
         return f"{text} ({self.hint})" if self.hint else text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As it is, whatever a class of them is made from: an error comes back whole from another process."""
+        """Pickle all fields whatever the arguments of the class, so that an error crosses processes unchanged."""
         return _again, (type(self), self.args), self.__dict__
 
 
@@ -54,7 +54,7 @@ class ModelError(EarlError):
 
 
 class DeviceError(EarlError):
-    """A device that isn't there, doesn't work, or has too little memory."""
+    """A device that is missing, broken, or has too little memory."""
 
     exit_code = 5
 
@@ -93,12 +93,12 @@ _PATH_ERRORS = {
 
 
 def first_line(failure: Exception) -> str:
-    """The first line of what an exception of a library says, or of which kind it is if it says nothing."""
+    """The first line of an exception's message, or its class name if the message is empty."""
     return (str(failure).strip().splitlines() or [type(failure).__name__])[0]
 
 
 def explain(failure: Exception) -> EarlError:
-    """What a person should read about ``failure``: its own message if it has one, else what kind of thing happened."""
+    """``failure`` as an EarlError: itself if it is one, else an explanation of known kinds of failures."""
     if isinstance(failure, EarlError):
         return failure
     error = _explanation(failure)
@@ -118,7 +118,7 @@ def _explanation(failure: Exception) -> EarlError:
     if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
         return DeviceError(
             "not enough memory",
-            hint="ask for less at once (fewer variants, smaller pictures, a smaller batch), or another device",
+            hint="reduce variants, image size or batch size, or choose another device",
         )
     if isinstance(failure, ModuleNotFoundError) and failure.name and not failure.name.startswith("earl_cli"):
         package = failure.name.partition(".")[0]
@@ -130,7 +130,7 @@ def _explanation(failure: Exception) -> EarlError:
 
 
 def _refused(path: str) -> EarlError:
-    """Permission was denied: to read what is there, to write, or to look into the folder at all."""
+    """The error of a denied permission: to read a file, to write, or to search the folder."""
     folder = str(Path(path).parent)
     if not os.access(folder, os.X_OK):
         return InputError("no permission to look into this folder", where=folder)

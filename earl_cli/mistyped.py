@@ -1,4 +1,4 @@
-"""What a person may have meant who typed a command or an option that isn't there."""
+"""Suggestions for unknown commands and options."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ MEANT = {"train": "sft", "help": "--help", "version": "--version"}
 
 
 def unknown_command(words: str, commands: Collection[str]) -> UsageError:
-    """The error for a command that isn't there; the nearest one, in any case, is its hint."""
+    """The error for an unknown command, with the nearest one as hint."""
     near = MEANT.get(words.lower()) or nearest(words, commands)
     if near:
         hint = f"did you mean 'earl {near}'?"
     elif _exists(words):
-        hint = f'earl edit {words} "make it snowy" edits a picture; earl --help lists the commands'
+        hint = f'earl edit {words} "make it snowy" edits a photo; earl --help lists the commands'
     else:
         hint = "earl --help lists the commands"
     return UsageError(f"there is no command {words[:80]!r}", hint=hint)
 
 
 def meant_below(command: str, word: str, commands: Collection[str]) -> bool:
-    """Whether the word after a command is no file's name but nearly one of the commands below it."""
+    """Whether the word after a command is no existing file but a misspelled sub-command."""
     below = [name for name in commands if name.startswith(f"{command} ")]
     return not _exists(word) and nearest(word, below) is not None
 
 
 def nearest(words: str, commands: Collection[str]) -> str | None:
-    """The command that is spelled most alike, by its whole name or by the last of its words; None if none is near."""
+    """The command with the most similar name, or similar last word; None if none is similar."""
     names = {word: name for name in commands for word in (name.rpartition(" ")[2], name)}
     near = difflib.get_close_matches(words.lower(), names, 1, cutoff=0.7)
     return names[near[0]] if near else None
@@ -44,7 +44,7 @@ def _exists(word: str) -> bool:
 
 
 def unknown_option(option: str, command: str, known: Iterable[str]) -> UsageError:
-    """The error for an option that ``command`` ("earl", "earl edit") lacks; its hint is the one that may be meant."""
+    """The error for an unknown option of ``command`` ("earl", "earl edit"), with the nearest one as hint."""
     options = sorted(known)
     name = option.lower().replace("_", "-")
     keys = _keys(command)
@@ -55,18 +55,18 @@ def unknown_option(option: str, command: str, known: Iterable[str]) -> UsageErro
         hint = f"did you mean {name}?"
     elif key in keys or (not near and difflib.get_close_matches(key, keys, 1, cutoff=0.8)):
         key = difflib.get_close_matches(key, keys, 1)[0]
-        hint = f"{key} is a value of the config: --set {key}=VALUE"
+        hint = f"{key} is a key of the config: --set {key}=VALUE"
     elif near:
         hint = f"did you mean {near[0]}?"
     elif command == "earl":
-        hint = "options of a command stand after its name, as in: earl edit photo.jpg ... --seed 3"
+        hint = "options of a command come after its name, as in: earl edit photo.jpg ... --seed 3"
     else:
         hint = f"{command} --help lists what there is"
     return UsageError(f"{command} has no option {option}", hint=hint)
 
 
 def _keys(command: str) -> list[str]:
-    """The keys of a training's config."""
+    """The config keys of a training command."""
     if command == "earl sft":
         from earl_cli.config.sft import SftConfig
 

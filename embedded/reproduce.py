@@ -97,7 +97,7 @@ def steps(work: Path) -> list[Step]:
         found.append(Step(f"pairs {name}", script("pairs.py", name, str(pictures), str(edits)), ("photos",)))
     for name in STORES:
         pairs, store = str(work / "pairs" / name), str(root / "tokens" / name)
-        command = (*EARL, "tokenize", pairs, "-o", store, "--CoT-keys", "plan")
+        command = (*EARL, "tokenize", pairs, "-o", store, "--cot-keys", "plan")
         found.append(Step(f"tokenize {name}", command, (f"pairs {name}",)))
 
     def data(chosen: str) -> tuple[str, ...]:

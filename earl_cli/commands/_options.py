@@ -18,30 +18,35 @@ from earl_cli.errors import UsageError
 OWN = "The model's own by default."
 EngineOption = Annotated[
     Literal["auto", "transformers", "vllm"],
-    typer.Option("--engine", help="What samples. auto: vllm for a large model on a GPU, if it is installed."),
+    typer.Option("--engine", help="The sampling engine. auto: vllm for a large model on a GPU, if it is installed."),
 ]
 EngineArgOption = Annotated[
     list[str] | None,
-    typer.Option("--engine-arg", metavar="KEY=VALUE", help="An argument of vLLM, such as tensor_parallel_size=2."),
+    typer.Option(
+        "--engine-arg", metavar="KEY=VALUE", help="An argument of vLLM, such as tensor_parallel_size=2; repeatable."
+    ),
 ]
 
 
 API_BASE, API_KEY_VARIABLE, TIMEOUT = "http://localhost:4877/v1", "OPENAI_API_KEY", 120.0
 DECLARATION = "earl"
 ApiBaseOption = Annotated[
-    str, typer.Option("--api-base", envvar="APP__REWARD_FUNCTION_API_BASE", help="The judge's address.")
+    str, typer.Option("--api-base", envvar="APP__REWARD_FUNCTION_API_BASE", help="URL of the judge's server.")
 ]
 JudgeOption = Annotated[
-    str | None, typer.Option("--model", help="Which of its models; the published judge, or the only one.")
+    str | None,
+    typer.Option("--model", help="Name of the judge's model. By default the published one, or the only one served."),
 ]
-KeyOption = Annotated[str, typer.Option("--api-key-variable", help="The environment variable that holds the key.")]
+KeyOption = Annotated[str, typer.Option("--api-key-variable", help="Environment variable with the API key.")]
 DeclarationOption = Annotated[
     str,
     typer.Option(
-        "--declaration", metavar="NAME|FILE.toml", help="How it is asked: earl, viescore-published, or a file of yours."
+        "--declaration",
+        metavar="NAME|FILE.toml",
+        help="Request format of the judge: earl, viescore-published, or a file.",
     ),
 ]
-TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Timeout of one request, in seconds.")]
 
 
 def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -82,7 +87,7 @@ def _flag(parameter: Field[Any]) -> str:
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Imports and loading make millions of objects that stay; looking for garbage among them takes a quarter longer."""
+    """Without garbage collection: imports and loading make millions of permanent objects, and run a quarter faster."""
     gc.disable()
     try:
         yield

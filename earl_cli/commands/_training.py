@@ -35,19 +35,18 @@ if TYPE_CHECKING:
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="The model to start from: a folder, ORG/NAME[@REV] or embedded.")
 ]
-DataOption = Annotated[
-    list[Path] | None, typer.Option("--data", help="A token store or published folder; may be repeated.")
-]
+DataOption = Annotated[list[Path] | None, typer.Option("--data", help="A token store or published folder; repeatable.")]
 CoefficientsOption = Annotated[
-    str | None, typer.Option("--coefficients", help="How often each set occurs in the mixture: 1,0.5")
+    str | None, typer.Option("--coefficients", help="Weight of each data set in the mixture: 1,0.5")
 ]
 ValidationOption = Annotated[
-    list[Path] | None, typer.Option("--validation", help="A token store to validate on; may be repeated.")
+    list[Path] | None, typer.Option("--validation", help="A token store to validate on; repeatable.")
 ]
-OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where the trained model goes.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run and of its model.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a value of the config; may be repeated.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the config (earl config keys); repeatable."),
 ]
 
 
@@ -77,7 +76,7 @@ def show_sets(sets: list[dict[str, Any]]) -> None:
 
 
 def show_memory(memory: Memory, base: Base, processes: int, sampler: SamplerMemory | None = None) -> dict[str, int]:
-    """Print what each device needs, by what it is for, and what vLLM takes of it in between; returns the bytes."""
+    """Print the memory that each device needs, by purpose, and vLLM's share while it samples; returns the bytes."""
     parts = asdict(memory)
     host = parts.pop("host")
     found = {**parts, "device": memory.device, "host": host}
@@ -95,16 +94,16 @@ def show_memory(memory: Memory, base: Base, processes: int, sampler: SamplerMemo
 
 
 def show_disk(disk: Disk) -> dict[str, int]:
-    """Print what of the disk a run needs; returns the bytes."""
+    """Print the disk space that a run needs; returns bytes by purpose."""
     console.say(f"disk: {disk}")
     return {"checkpoint": disk.checkpoint, "model": disk.model, "in_all": disk.total}
 
 
-# -- what is refused, by the plan as by the run ------------------------------------------------------------------------
+# -- checks of the plan and of the run          ------------------------------------------------------------------------
 
 
 def check_before(command: str, config: SftConfig | RlConfig, output: Path) -> None:
-    """Raise for a number of processes, trackers or a folder that can't be, before model and data are opened."""
+    """Check the number of processes, the trackers and the folder, before model and data are opened."""
     from earl_cli.training.common.distributed import check_world_size
     from earl_cli.training.common.trackers import check_trackers
 
@@ -115,7 +114,7 @@ def check_before(command: str, config: SftConfig | RlConfig, output: Path) -> No
 
 
 def problem_of(check: Callable[[], None]) -> EarlError | None:
-    """What a check raises."""
+    """The error that a check raises, if any."""
     try:
         check()
     except EarlError as problem:
@@ -124,7 +123,7 @@ def problem_of(check: Callable[[], None]) -> EarlError | None:
 
 
 def refuse_after(plan: Mapping[str, Any], problem: EarlError | None) -> None:
-    """The plan's one document; and after it, as its last word, what the run would refuse."""
+    """Print the plan's document, then the error that the run would end with, if any."""
     if problem is None:
         console.document(plan)
         return
@@ -137,7 +136,7 @@ def refuse_after(plan: Mapping[str, Any], problem: EarlError | None) -> None:
 
 @contextmanager
 def stopped(unit: str, output: Path) -> Iterator[None]:
-    """Say where a training stopped that was asked to, once everything is saved."""
+    """Report where a training stopped after a signal, once everything is saved."""
     from earl_cli.training.common.stopping import TrainingStopped
 
     try:
@@ -149,7 +148,7 @@ def stopped(unit: str, output: Path) -> Iterator[None]:
 
 
 def ending(output: Path, unit: str, best: tuple[int, float] | None) -> str:
-    """Where everything is."""
+    """The line that names the run's files."""
     from earl_cli.training.common.checkpoints import BEST, CHECKPOINTS
 
     found = f", the best by validation ({unit} {best[0]}: {best[1]:.4f}) in {BEST}/" if best else ""
@@ -165,19 +164,21 @@ Runs: TypeAlias = Annotated[
     list[Path], typer.Argument(metavar="RUN", help="Output folders of runs, or their log.jsonl files.")
 ]
 Output: TypeAlias = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FILE", help="The picture to write: .png or .svg.")
+    Path, typer.Option("--output", "-o", metavar="FILE", help="The image to write: .png or .svg.")
 ]
 Smooth: TypeAlias = Annotated[
     int | None,
-    typer.Option("--smooth", min=1, help="Over how many logged values to smooth; 1: not at all. By default a 20th."),
+    typer.Option(
+        "--smooth", min=1, help="Window of the moving average, in logged steps; 1: none. A 20th of the log by default."
+    ),
 ]
-Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Write over a picture that is there.")]
+Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite an image that exists.")]
 
 
 def check_output(output: Path, force: bool) -> None:
-    """Raise UsageError for a name that is no picture's, OutputError for one that is taken."""
+    """Raise UsageError for a name that isn't .png or .svg, OutputError for a file that exists."""
     if output.suffix.lower() not in (".png", ".svg"):
-        raise UsageError("curves are drawn as .png or .svg", where=str(output), hint="-o curves.png")
+        raise UsageError("metrics are plotted as .png or .svg", where=str(output), hint="-o curves.png")
     if output.is_dir():
         raise UsageError("this is a folder", where=str(output), hint=f"-o {output / 'curves.png'}")
     if output.exists() and not force:
@@ -185,7 +186,7 @@ def check_output(output: Path, force: bool) -> None:
 
 
 def plot(sheet: PlotSheet, runs: Sequence[Path], output: Path, smooth: int | None, metrics: Sequence[str]) -> None:
-    """Draw the runs on this sheet, and say where each of them stands."""
+    """Plot the metrics of the runs, and show a summary of each."""
     from earl_cli.training.common.curves import read_runs
     from earl_cli.training.common.plots import choose_panels, write_curves
 
@@ -193,11 +194,11 @@ def plot(sheet: PlotSheet, runs: Sequence[Path], output: Path, smooth: int | Non
     chosen = choose_panels(sheet, found, metrics)
     for run in found:
         if run.command not in (None, sheet.command):
-            console.warn(f"{run.name} is a run of earl {run.command}, whose curves earl {run.command} plot draws")
+            console.warn(f"{run.name} is a run of earl {run.command}, which earl {run.command} plot is for")
     write_curves(output, found, chosen, smooth)
     titles = ["run", "steps", f"last {sheet.measure}", f"best validation {sheet.measure}"]
     console.table(titles, [_row(sheet, run) for run in found])
-    console.say(f"curves in {output}")
+    console.say(f"plot in {output}")
     console.document(
         {
             "output": str(output),

@@ -1,4 +1,4 @@
-"""``earl doctor``: does this installation work, what would be chosen here, and how to get what is missing."""
+"""``earl doctor``: checks the installation, shows the devices chosen, and how to install what is missing."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ def doctor() -> None:
 
 
 def _guarded(run: Callable[[], Iterator[Check]]) -> list[Check]:
-    """All checks of a group; one that raises is itself a finding."""
+    """All checks of a group; an exception is itself reported as a broken check."""
     found: list[Check] = []
     try:
         found.extend(run())
-    except Exception as failure:  # whatever is wrong here is what the doctor is for
+    except Exception as failure:  # reported as a finding
         if console.debug:
             traceback.print_exception(failure)
         name = run.__name__.replace("_", " ")
@@ -124,7 +124,7 @@ def packages() -> Iterator[Check]:
 
 
 def extras() -> Iterator[Check]:
-    """Optional packages, each once: its version, or what it is for and the command that installs it."""
+    """Optional packages, each once: version, or purpose and the command that installs it."""
     found: dict[str, tuple[Requirement, str]] = {}
     for requirement, extra in _requirements() if version() != UNKNOWN else ():
         if extra is not None and extra != "dev":
@@ -141,7 +141,7 @@ def extras() -> Iterator[Check]:
 
 
 def _requirements() -> Iterator[tuple[Requirement, str | None]]:
-    """What the package's own metadata requires: each requirement without its marker, and the extra it belongs to."""
+    """Requirements in the package's metadata, without their markers, each with the extra it belongs to."""
     from packaging.requirements import Requirement
 
     for line in metadata.requires("earl-cli") or []:

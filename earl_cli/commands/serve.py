@@ -1,4 +1,4 @@
-"""``earl serve``: the model behind an HTTP endpoint in the OpenAI protocol's shape, and a page to use it from."""
+"""``earl serve``: a model behind an HTTP endpoint of OpenAI's image-edit protocol, with a web page."""
 
 from __future__ import annotations
 
@@ -22,34 +22,36 @@ def serve(
     *,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="PATH|HUB_ID[@REV]", help="The small model that ships with earl by default."),
+        typer.Option(
+            "--model", metavar="PATH|HUB_ID[@REV]", help="The model. The small one that ships with earl by default."
+        ),
     ] = None,
     sampling: Mapping[str, float],
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     engine: EngineOption = "auto",
     engine_arg: EngineArgOption = None,
     host: Annotated[
-        str, typer.Option("--host", help="Who may ask: 127.0.0.1 is this machine only, 0.0.0.0 is everybody.")
+        str, typer.Option("--host", help="Address to listen on: 127.0.0.1 is this machine only, 0.0.0.0 every network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Where it listens; 0 is any free one.")] = 8360,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8360,
     api_key_variable: Annotated[
-        str | None, typer.Option("--api-key-variable", help="Ask for the key in this environment variable.")
+        str | None, typer.Option("--api-key-variable", help="Require the API key in this environment variable.")
     ] = None,
     public_address: Annotated[
         str | None,
-        typer.Option("--public-url", metavar="URL", help="Where people find it behind a proxy: https://host/prefix."),
+        typer.Option("--public-url", metavar="URL", help="Public URL behind a proxy: https://host/prefix."),
     ] = None,
     trusted_proxy: Annotated[
         list[str] | None,
-        typer.Option("--trusted-proxy", metavar="ADDRESS", help="Believe this proxy's X-Forwarded-For; repeatable."),
+        typer.Option("--trusted-proxy", metavar="ADDRESS", help="Trust the X-Forwarded-For of this proxy; repeatable."),
     ] = None,
-    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="How many edits may wait.")] = 32,
-    max_variants: Annotated[int, typer.Option("--max-variants", min=1, help="How many variants at a time.")] = 8,
-    max_pixels: Annotated[int, typer.Option("--max-pixels", min=1, help="Refuse larger pictures.")] = 50_000_000,
-    max_upload: Annotated[int, typer.Option("--max-upload", min=1, help="Refuse larger files; in MiB.")] = 32,
-    rate: Annotated[
-        int, typer.Option("--rate", min=0, help="Edits a minute that one address may ask for; 0 is any number.")
-    ] = 60,
+    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Most edits in the queue.")] = 32,
+    max_variants: Annotated[int, typer.Option("--max-variants", min=1, help="Most variants of one request.")] = 8,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", min=1, help="Refuse images with more pixels.")
+    ] = 50_000_000,
+    max_upload: Annotated[int, typer.Option("--max-upload", min=1, help="Refuse larger files, in MiB.")] = 32,
+    rate: Annotated[int, typer.Option("--rate", min=0, help="Most edits a minute from one address; 0: no limit.")] = 60,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Serve a page for editing photos, and the OpenAI protocol's image edits: earl serve
@@ -79,7 +81,7 @@ def serve(
         share=requests * 3 // 4,
         connections=requests + ServerLimits.connections - ServerLimits.requests,
     )
-    server = Server(host, port, limits.connections)  # a port that is taken is known before the model is loaded
+    server = Server(host, port, limits.connections)  # fails on a port in use before the model is loaded
 
     with without_collector():
         from earl_cli.generation.editor import load_editor
@@ -92,11 +94,11 @@ def serve(
     page = server.page_address if public is None else str(public)
     if key is None and (public is not None or not service.site.is_local):
         reached = server.host if public is None else page
-        console.warn(f"all who reach {reached} can edit here: there is no password. --api-key-variable asks for one")
+        console.warn(f"everybody who can reach {reached} can edit: no key is required. --api-key-variable requires one")
     if public is not None and not proxies:
         console.warn(
-            "all who come through a proxy count as one address (--rate, wrong keys): "
-            "--trusted-proxy ADDRESS believes what that proxy says of them"
+            "all clients behind a proxy count as one address (--rate, wrong keys): "
+            "--trusted-proxy ADDRESS trusts the addresses that it forwards"
         )
 
     def ready() -> None:
@@ -124,8 +126,8 @@ def serve(
 def _key(variable: str | None) -> str | None:
     key = os.environ.get(variable, "").strip() if variable else None
     if key == "":
-        raise UsageError("this environment variable has no key", where=variable, hint=f"export {variable}=...")
+        raise UsageError("this environment variable holds no key", where=variable, hint=f"export {variable}=...")
     if key is not None and not (key.isascii() and key.isprintable()):
-        hint = "a key of ASCII letters, digits and signs; an HTTP header carries no others"
+        hint = "use ASCII letters, digits and punctuation, as HTTP headers carry nothing else"
         raise UsageError("this key can't be sent by clients", where=variable, hint=hint)
     return key

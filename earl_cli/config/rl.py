@@ -97,9 +97,7 @@ class RlConfig(BaseModel):
     judge_at_once: Positive = 64
     judge_timeout: Above = 120.0  # seconds for one answer
     judge_patience: Above | None = None  # seconds that a run waits for a judge that is down; None: as long as it takes
-    overlong: Overlong = (
-        "force"  # zero, as published: thinking that leaves no room gives no picture, worth 0 to viescore
-    )
+    overlong: Overlong = "force"  # zero, as published: thinking that leaves no room gives no image, worth 0 to viescore
     train_forced_tokens: bool = False  # as published; the grammar leaves them no choice
     advantage_over_std: bool = True  # False: Dr. GRPO, arXiv 2503.20783
     local_credit: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of a code's advantage that is its own place's

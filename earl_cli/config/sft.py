@@ -61,7 +61,7 @@ class SftConfig(BaseModel):
 
     validate_every: Positive = 100
     validation_rows: Positive = 1000  # in all, shared equally by the validation sets
-    gallery_rows: Count = 8  # of them drawn as pictures at every validation
+    gallery_rows: Count = 8  # of them drawn as images at every validation
     checkpoint_every: Positive = 100
     keep: Positive = 2  # whole checkpoints to go on from; of the best by validation the model always stays
     log_every: Positive = 10

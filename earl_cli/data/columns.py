@@ -91,7 +91,7 @@ def find_columns(wanted: PairColumns, source: Source, *, reason: str = "") -> Pa
         find("--edited-image", wanted.target, TARGET_NAMES, "picture"),
         find("--edit-instruction", wanted.instruction, INSTRUCTION_NAMES),
         find("--id-key", wanted.id) if wanted.id else usual_column(source, ID_NAMES),
-        tuple(find("--CoT-keys", key) or key for key in wanted.thoughts),
+        tuple(find("--cot-keys", key) or key for key in wanted.thoughts),
     )
     if missing:
         flags, faults = (dict.fromkeys(each) for each in zip(*missing, strict=True))

@@ -228,7 +228,7 @@ def create_or_resume(folder: Path, manifest: Manifest) -> Store:
             raise UsageError(
                 what if folder.is_dir() else "this is a file, and a token store is a folder",
                 where=str(folder),
-                hint="choose another --output-path",
+                hint="choose another --output",
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_manifest(folder, manifest)
@@ -238,7 +238,7 @@ def create_or_resume(folder: Path, manifest: Manifest) -> Store:
         raise UsageError(
             f"this store was made differently: {'; '.join(different)}",
             where=str(folder),
-            hint="choose another --output-path",
+            hint="choose another --output",
         )
     return store
 

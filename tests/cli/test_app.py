@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,10 @@ def test_help_imports_nothing_heavy(imported: list[set[str]], number: int) -> No
     own = {name for name in modules if name.startswith("earl_cli.")}
     allowed = {"app", "console", "errors", "commands"}
     if args[0] in app.COMMANDS:
-        allowed |= {f"commands.{name}" for name in ("_options", "_training", "eval.options")}
+        allowed |= {f"commands.{name}" for name in ("_options", "_training", "eval.options")} | {
+            "config",
+            "config.sampling",
+        }
         allowed |= {f"commands.edit.{name}" for name in ("files", "run", "targets")}
         allowed |= {f"commands.{args[0]}", app.module_of(" ".join(args[:-1])).removeprefix("earl_cli.")}
     assert own <= {f"earl_cli.{name}" for name in allowed}
@@ -142,7 +146,7 @@ def test_version_is_the_package_metadata(capsys: pytest.CaptureFixture[str]) -> 
         ("help", "there is no command 'help'", "did you mean 'earl --help'?"),
         ("x" * 5000, f"there is no command '{'x' * 80}'", "earl --help lists the commands"),
         ("gibberish", "there is no command 'gibberish'", "earl --help lists the commands"),
-        ("photo.jpg snowy", "there is no command 'photo.jpg'", 'earl edit photo.jpg "make it snowy" edits a picture'),
+        ("photo.jpg snowy", "there is no command 'photo.jpg'", 'earl edit photo.jpg "make it snowy" edits a photo'),
         ("edit --Seed 3", "earl edit has no option --Seed", "did you mean --seed?"),
         ("edit --top_k 3", "earl edit has no option --top_k", "did you mean --top-k?"),
         ("edit --varients 3", "earl edit has no option --varients", "did you mean --variants?"),
@@ -150,7 +154,7 @@ def test_version_is_the_package_metadata(capsys: pytest.CaptureFixture[str]) -> 
         ("sft --learning-rate 1", "earl sft has no option --learning-rate", "--set learning_rate=VALUE"),
         ("rl --validation_rows 1", "earl rl has no option --validation_rows", "--set validation_rows=VALUE"),
         ("sft --learning-rat 1", "earl sft has no option --learning-rat", "--set learning_rate=VALUE"),
-        ("--model x edit", "earl has no option --model", "options of a command stand after its name"),
+        ("--model x edit", "earl has no option --model", "options of a command come after its name"),
         ("serve --gibberish", "earl serve has no option --gibberish", "earl serve --help lists what there is"),
         ("sft --config", "Option '--config' requires an argument.", "earl sft --help lists what there is"),
         ("eval list --json=1", "Option '--json' does not take a value.", "earl eval list --help lists"),
@@ -184,13 +188,13 @@ def test_a_folder_called_like_a_command_below_is_data(
     assert "inspekt: there is no data" in capsys.readouterr().err
 
 
-def test_brackets_of_help_are_drawn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(app, "_draws_help", lambda: True)
+def test_brackets_of_help_are_rendered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(app, "_renders_help", lambda: True)
     monkeypatch.setenv("COLUMNS", "160")
     assert app.run(["sft", "--help"]) == 0
-    drawn = capsys.readouterr().out
-    assert "ORG/NAME[@REV]" in drawn
-    assert "╭" in drawn
+    rendered = capsys.readouterr().out
+    assert "ORG/NAME[@REV]" in rendered
+    assert "╭" in rendered
 
 
 @pytest.mark.parametrize(
@@ -421,12 +425,12 @@ def test_the_documented_exit_codes_are_the_real_ones() -> None:
         ("--version >&-", 8, "error: stdout: it is closed"),
         ("--help >&-", 8, "error: stdout: it is closed"),
         ("edit --json >&-", 8, "error: stdout: it is closed"),
-        ("edit >&- <&-", 2, "error: no picture and no instruction"),
+        ("edit >&- <&-", 2, "error: no image and no instruction"),
         ("edit 2>&-", 2, ""),
         ("edit >&- 2>&-", 2, ""),
         ("edit 2>/dev/full", 2, ""),
         ("--version >/dev/full", 8, "error: stdout: it can't be written: No space left on device"),
-        ("edit --json >/dev/full", 2, "error: no picture and no instruction"),
+        ("edit --json >/dev/full", 2, "error: no image and no instruction"),
     ],
 )
 def test_closed_and_full_streams_are_one_true_message(line: str, code: int, says: str) -> None:
@@ -434,3 +438,58 @@ def test_closed_and_full_streams_are_one_true_message(line: str, code: int, says
     done = subprocess.run(["sh", "-c", script, sys.executable], capture_output=True, text=True, check=False)
     assert (done.returncode, "".join(done.stderr.splitlines()[:1])) == (code, says)
     assert "Traceback" not in done.stderr
+
+
+EXAMPLES = {
+    "--CoT-keys": "plan,objects",
+    "--output-path": "out",
+    "--random-seed": "7",
+    "--save-layout": "original",
+    "--figure": "loss",
+    "--judge": "a-model",
+}
+ALIASES = [(command, old, new) for command, table in app.OPTION_ALIASES.items() for old, new in table.items()]
+
+
+@pytest.mark.parametrize(("command", "old", "new"), ALIASES)
+@pytest.mark.parametrize("joined", [False, True])
+def test_an_older_spelling_of_an_option_is_the_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, old: str, new: str, joined: bool
+) -> None:
+    got: list[dict[str, Any]] = []
+    whole = app.command_of
+
+    def recording(name: str, *args: Any) -> Any:
+        found = whole(name, *args)
+        found.callback = lambda **values: got.append(values)
+        return found
+
+    monkeypatch.setattr(app, "command_of", recording)
+    words = [param.name for param in whole(command).params if param.required and param.param_type_name == "argument"]
+    needed = {"tokenize export": ["--format", "pth"]}.get(command, [])
+    needed += [] if new == "--output" or not command.startswith("tokenize") else ["-o", "out"]
+    for option in (old, new):
+        pair = [f"{option}={EXAMPLES[old]}"] if joined else [option, EXAMPLES[old]]
+        assert app.run([*command.split(), *words, *needed, *pair]) == 0, capsys.readouterr().err
+    assert got[0] == got[1]
+    assert app.run([*command.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert new in shown
+    assert f"{old} " not in shown
+
+
+def test_what_follows_two_dashes_is_no_alias() -> None:
+    assert app._without_aliases("rl", ["--judge", "a", "--", "--judge", "b"]) == [
+        "--judge-model",
+        "a",
+        "--",
+        "--judge",
+        "b",
+    ]
+
+
+def test_every_option_is_in_kebab_case() -> None:
+    spelled = [option for name in app.COMMANDS for param in app.command_of(name).params for option in param.opts]
+    assert len(spelled) > 100
+    options = [option for option in spelled if option.startswith("-")]
+    assert [option for option in options if not re.fullmatch(r"--[a-z]+(-[a-z]+)*|-[a-z]", option)] == []

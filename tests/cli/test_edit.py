@@ -235,7 +235,7 @@ def test_the_same_line_again_edits_no_edit(earl) -> None:
     photo(Path("a.png"))
     earl("*.png", "make it snowy", "--compare")
     _, err = earl("*.png", "make it snowy")
-    assert "left out, as earlier runs wrote them: a.edited.compare.png, a.edited.png" in err
+    assert "left out, as results of earlier runs: a.edited.compare.png, a.edited.png" in err
     names = ["a.edited-2.png", "a.edited.compare.png", "a.edited.png", "a.png"]
     assert sorted(path.name for path in Path().iterdir()) == names
 
@@ -294,7 +294,7 @@ def test_a_stdout_that_takes_nothing_costs_no_edit(earl, monkeypatch: pytest.Mon
     assert sorted(path.name for path in Path().iterdir()) == names
     with stream_of(monkeypatch, "stdout", full()):
         _, err = earl("a.png", "make it snowy", "-o", "-", code=8)
-    assert err.endswith("error: stdout: the picture can't be written: No space left on device\n")
+    assert err.endswith("error: stdout: the image can't be written: No space left on device\n")
 
 
 def test_a_model_that_never_learned_to_reason_says_nothing_of_its_own(
@@ -406,8 +406,8 @@ def test_json_and_a_picture_do_not_share_stdout(earl) -> None:
     ("args", "code", "said"),
     [
         (["make it snowy", "a.png"], 2, "comes last"),
-        (["make", "it", "snowy"], 2, "no picture, only words"),
-        (["https://example.org/a.png", "night"], 2, "an address, not a file"),
+        (["make", "it", "snowy"], 2, "no image, only words"),
+        (["https://example.org/a.png", "night"], 2, "a URL, not a file"),
         (["a.png", "snow " * 2400], 2, "12,000 characters"),
         (["a.png"], 2, "instruction is missing"),
         (["a.png", " "], 2, "instruction is empty"),

@@ -45,19 +45,19 @@ def test_the_last_word_is_the_instruction(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "no picture and no instruction"),
+        ([], "no image and no instruction"),
         (["a.png"], "instruction is missing"),
         (["sub"], "instruction is missing"),
         (["missing.jpg"], "instruction is missing"),
-        (["make it snowy"], "no picture"),
+        (["make it snowy"], "no image"),
         (["a.png", ""], "instruction is empty"),
         (["a.png", "  "], "instruction is empty"),
         (["a.png", "b.jpg"], "instruction is missing"),
         (["make it snowy", "a.png"], "comes last"),
         (["make it snowy", "missing.png"], "comes last"),
         (["a.png", "make", "it", "snowy"], "several words"),
-        (["make", "it", "snowy"], 'no picture, only words: "make it snowy"'),
-        (["snowy", "please"], "no picture, only words"),
+        (["make", "it", "snowy"], 'no image, only words: "make it snowy"'),
+        (["snowy", "please"], "no image, only words"),
     ],
 )
 def test_each_mistake_has_its_message(folder: Path, words: list[str], said: str) -> None:
@@ -89,8 +89,8 @@ def test_a_very_long_instruction_is_refused() -> None:
 @pytest.mark.parametrize(
     "word", ["https://example.org/a.jpg", "HTTP://x/y", "ftp://x/a.png", "data:image/png;base64,i"]
 )
-def test_an_address_is_said_to_be_one(folder: Path, word: str) -> None:
-    with pytest.raises(UsageError, match="an address, not a file"):
+def test_a_url_is_said_to_be_one(folder: Path, word: str) -> None:
+    with pytest.raises(UsageError, match="a URL, not a file"):
         split_words(["a.png", word, "night"])
     Path("data:image").touch()
     assert split_words(["data:image", "night"])[0] == ["data:image"]
@@ -137,7 +137,7 @@ def test_results_of_earlier_runs_are_left_out(folder: Path) -> None:
 def test_a_result_that_is_named_is_edited_again(folder: Path) -> None:
     assert names("a.edited.png", "b.jpg") == ["a.edited.png", "b.jpg"]
     assert names("*.edited*.png") == ["a.edited-2.png", "a.edited.png"]
-    assert find_sources(["*.edited.gif"]).failed[0].error.what == "no picture matches"
+    assert find_sources(["*.edited.gif"]).failed[0].error.what == "no image matches"
     Path("x.edited.d").mkdir()
     Path("x.edited.d/a.edited.png").touch()
     assert find_sources(["x.edited.d"]).sources == []

@@ -101,7 +101,7 @@ def test_stdout_takes_one_picture(folder: Path) -> None:
     assert not Targets(None, False, False).to_stdout([file], 4)
     assert not Targets("new.png", False, False).to_stdout([stdin], 4)
     for sources, pictures in [([stdin, file], 1), ([file], 4)]:
-        with pytest.raises(UsageError, match="one picture"):
+        with pytest.raises(UsageError, match="one image"):
             Targets("-", False, True).to_stdout(sources, pictures)
     with pytest.raises(UsageError, match="one name for several"):
         Targets("new.png", False, True).to_stdout([file, stdin], 2)

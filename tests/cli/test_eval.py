@@ -207,7 +207,7 @@ def test_an_editor_that_draws_nothing_is_named_at_the_end(say: Say, tmp_path: Pa
     (tmp_path / "theirs").mkdir()
     said = say("eval", "-b", "pairs", "-m", "results:theirs")
     assert said.code == 0
-    assert "no picture was drawn by theirs on pairs: there is no s0.png" in said.err
+    assert "theirs on pairs gave no image: there is no s0.png" in said.err
 
 
 def test_a_later_call_for_more_samples_scores_all_of_them(say: Say) -> None:
@@ -228,7 +228,7 @@ def test_without_true_edits_and_judge_that_is_said(say: Say) -> None:
     pairs(Path("blind"), 2, targets=False)
     said = say("eval", "-b", "blind", "-m", "copy")
     assert said.code == 0
-    assert "blind has no true edits, so its pictures are drawn and nothing is scored" in said.err
+    assert "blind has no target images, so edits are generated and not scored" in said.err
     assert "only a judge can score them" in complaint(say("eval", "score", "results"), 2)
 
 

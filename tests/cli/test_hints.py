@@ -6,7 +6,6 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 import typer
@@ -49,11 +48,8 @@ STYLE = "images/html_gallery"  # custom properties of a style sheet
 @cache
 def options(command: str) -> set[str]:
     """All that a command takes, with those of the program."""
-    name = command.replace(" ", "_")
-    single = typer.Typer(add_completion=False)
-    single.command(command)(getattr(import_module(app.module_of(command)), name))
     program = typer.main.get_command(app.build_app()).params
-    found = [*typer.main.get_command(single).params, *program]
+    found = [*app.command_of(command).params, *program]
     return {option for each in found for option in (*each.opts, *each.secondary_opts)} | {"--help"}
 
 
@@ -69,6 +65,8 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
     while todo:
         node = todo.pop()
         if isinstance(node, ast.FunctionDef) and VLLM.get(module) == node.name:
+            continue
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "OPTION_ALIASES":  # options of the past
             continue
         if isinstance(node, ast.JoinedStr):
             parts = [str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values]

@@ -169,7 +169,7 @@ def test_what_a_person_gets_wrong(
 def test_a_healthy_judge_is_found_so(judge: JudgeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["judge", "check", "--api-base", judge.api_base]) == 0
     out = capsys.readouterr().out
-    assert "its answer can be read" in out
+    assert "its reply can be parsed" in out
     assert MODEL in out
     judge.models = ("small-judge",)
     assert run(["judge", "check", "--api-base", judge.api_base, "--json"]) == 0

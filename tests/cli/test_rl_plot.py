@@ -26,7 +26,7 @@ def test_a_run_is_drawn_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert head.split("  ")[-1] == "best validation reward"
     assert row.split()[:2] == ["run", "100"]
     assert row.endswith("at step 100")
-    assert last == "curves in curves.png"
+    assert last == "plot in curves.png"
     with Image.open("curves.png") as picture:
         assert picture.format == "PNG"
 
@@ -84,6 +84,6 @@ def test_a_run_of_the_other_command_is_said_to_be_one(
     a_run(Path("of-sft"), 20)
     place = {"sft": "of-sft", "rl": "run"}
     assert run([command, "plot", place[other], "-o", "x.svg"]) == 0
-    assert f"is a run of earl {other}, whose curves earl {other} plot draws" in capsys.readouterr().err
+    assert f"is a run of earl {other}, which earl {other} plot is for" in capsys.readouterr().err
     assert run([command, "plot", place[command], "-o", "y.svg"]) == 0
     assert "warning" not in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_too_long_sequences_are_trained_on_and_counted(sft: Callable[..., Said])
     said = sft("--max-length", 52, "--json", max_steps=1)  # every third pair has 3 x 4 codes, the others fewer
     assert said.code == 0, said.err
     assert said.document["skipped"] == 0
-    assert "warning: 4 pairs have more than 52 tokens, up to 57, and are trained on as they are" in said.err
+    assert "warning: 4 examples have more than 52 tokens, up to 57, and are trained on as they are" in said.err
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
@@ -130,8 +130,8 @@ def test_too_long_sequences_are_left_out_if_one_says_so(sft: Callable[..., Said]
     said = sft("--max-length", 52, "--json", "--validation", store, too_long="skip", max_steps=1)
     assert said.code == 0, said.err
     assert said.document["skipped"] == 4
-    assert "warning: 4 pairs have more than 52 tokens and are left out" in said.err
-    assert "warning: 4 validation pairs have too many tokens and are left out" in said.err
+    assert "warning: 4 examples have more than 52 tokens and are left out" in said.err
+    assert "warning: 4 validation examples have too many tokens and are left out" in said.err
 
 
 def test_if_all_are_too_long_none_is_left_out(sft: Callable[..., Said]) -> None:
@@ -171,7 +171,7 @@ def test_a_length_beyond_the_models(sft: Callable[..., Said]) -> None:
         (("--coefficients", "0.01"), {}, "the coefficients leave not a single pair"),
         ((), {"quantize": "4bit"}, "set lora_rank as well"),
         ((), {"lora_rank": 4, "sharding": "zero3"}, "use sharding none or zero2"),
-        (("--save-layout", "both"), {}, "save_layout"),
+        (("--save-format", "both"), {}, "save_layout"),
         (("--config", "sft/simpel"), {}, "no such config file or recipe"),
         (("--set", "epochs"), {}, "not of the form key=value"),
         ((), {"processes": 4}, "this config is for 4 processes, 1 run"),
@@ -366,7 +366,7 @@ def test_settings_without_effect_are_named(values: dict[str, object], expected: 
 @pytest.mark.slow
 def test_the_original_layout_loads_back(sft: Callable[..., Said], tmp_path: Path) -> None:
     assert sft("-o", tmp_path / "native").code == 0
-    assert sft("-o", tmp_path / "original", "--save-layout", "original").code == 0
+    assert sft("-o", tmp_path / "original", "--save-format", "original").code == 0
     stored = json.loads((tmp_path / "original" / "config.json").read_text())
     assert (stored["model_type"], stored["architectures"]) == (names.ORIGINAL_LANGUAGE, [names.LANGUAGE_CLASS])
     native, original = (load_language(tmp_path / each).state_dict() for each in ("native", "original"))

@@ -35,7 +35,7 @@ def test_runs_are_drawn_and_listed(runs: list[str], capsys: pytest.CaptureFixtur
         "run  steps  last loss  best validation loss",
         "one  1,200  1.8000     2.0000 at step 800",
         "two  1,200  1.8000     -",
-        "curves in curves.png",
+        "plot in curves.png",
     ]
     assert captured.err == ""
     with Image.open("curves.png") as picture:
@@ -93,7 +93,7 @@ def test_a_picture_that_is_there_stays(runs: list[str], capsys: pytest.CaptureFi
         (["."], 3, "error: .: there is no log.jsonl in this folder"),
         (["empty"], 3, "error: empty/log.jsonl: nothing is logged yet"),
         (["damaged"], 3, 'error: damaged/log.jsonl: line 2 is damaged: {"st'),
-        (["one", "-o", "curves.pdf"], 2, "error: curves.pdf: curves are drawn as .png or .svg"),
+        (["one", "-o", "curves.pdf"], 2, "error: curves.pdf: metrics are plotted as .png or .svg"),
         (["one", "-o", "folder.png"], 2, "error: folder.png: this is a folder"),
         (["one", "--metric", "los"], 2, "hint: there are: loss, grad_norm, learning_rate, eval_loss, eval_runtime"),
         (["one", "--smooth", "0"], 2, "'--smooth'"),

@@ -57,7 +57,7 @@ def test_folders_of_splits(earl: Earl, tmp_path: Path) -> None:
     assert "name one with --split (all takes every file), or give its path" in err
     assert not (tmp_path / "store").exists()
     out, _ = earl(str(data), "--split", "train")
-    assert "2 pairs in" in out
+    assert "2 examples in" in out
     assert open_store(tmp_path / "store").table()["instruction"].to_pylist() == ["train"] * 2
 
 
@@ -72,7 +72,7 @@ def test_a_presets_columns_are_told_from_those_that_are_there(earl: Earl, tmp_pa
 
 def test_a_presets_split_is_that_of_its_own_place(earl: Earl, tmp_path: Path) -> None:
     data = tables(tmp_path / "copy", source_img=png("red"), target_img=png("grey"), instruction="grey")
-    assert "2 pairs in" in earl(str(data), "--preset", "magic_brush")[0]
+    assert "2 examples in" in earl(str(data), "--preset", "magic_brush")[0]
 
 
 def test_one_bad_sample_is_named_and_the_others_are_there(earl: Earl, tmp_path: Path) -> None:
@@ -84,6 +84,6 @@ def test_one_bad_sample_is_named_and_the_others_are_there(earl: Earl, tmp_path: 
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
     out, err = earl(str(tmp_path / "data.tar"))
-    assert "1 pairs in" in out
+    assert "1 examples in" in out
     assert "1 left out" in out
     assert "its .json is not valid JSON" in err

@@ -54,7 +54,7 @@ def publish(base: Path, count: int = 3, codes: int = 512, **others: Any) -> None
 def test_it_says_what_came_in_and_what_was_left_out(earl: Earl) -> None:
     publish(Path("omni/train"), bad=b"", listed=[1])
     out, err = earl("omni/train", "-o", "store")
-    assert "3 pairs in store, 2 left out (1 pickle, 1 fields; see *.rejects.jsonl)" in out
+    assert "3 examples in store, 2 left out (1 pickle, 1 fields; see *.rejects.jsonl)" in out
     assert "5 files in omni/train" in err
     assert "warning: left out bad.pth: not a file of torch.save that can be read" in err
     manifest = open_store(Path("store")).manifest
@@ -76,7 +76,7 @@ def test_it_says_what_came_in_and_what_was_left_out(earl: Earl) -> None:
 def test_the_codebook_is_a_models_or_as_given(earl: Earl, tiny_model_dir: Path) -> None:
     publish(Path("x"), big={"original_image": np.full((1, 1), 600), "instruction": "do"})
     out, err = earl("x", "-o", "store", "--model", str(tiny_model_dir), "--dataset-name", "mine")
-    assert "3 pairs in store, 1 left out (1 codes" in out
+    assert "3 examples in store, 1 left out (1 codes" in out
     assert "big.pth: original_image has the code 600, outside of a codebook of 512" in err
     manifest = open_store(Path("store")).manifest
     assert (manifest.codes, manifest.image_area, manifest.dataset) == (512, 1024, "mine")
@@ -84,7 +84,7 @@ def test_the_codebook_is_a_models_or_as_given(earl: Earl, tiny_model_dir: Path) 
     earl("x", "-o", "other", "--codes", "1024", "--image-area", "9216")
     assert (open_store(Path("other")).manifest.codes, open_store(Path("other")).manifest.image_area) == (1024, 9216)
     _, err = earl("x", "-o", "third", "--model", str(tiny_model_dir), "--codes", "1024", code=2)
-    assert "--codes and --image-area are the model's own" in err
+    assert "--codes and --image-area follow from --model" in err
     _, err = earl("x", "-o", "store", code=2)
     assert "this store was made differently: codes 512 there, 32768 now" in err
 
@@ -98,8 +98,8 @@ def test_failures_name_the_file_and_run_nothing(earl: Earl) -> None:
     publish(Path("evil"), later={"instruction": Evil()})
     out, err = earl("evil", "-o", "store")
     assert "left out later.pth: this file asks for 'posix.system', which could run code" in err
-    assert "1 left out as they could run code: don't use data from this place" in err
-    assert "3 pairs in store, 1 left out (1 unsafe" in out
+    assert "1 left out as they could run code: don't use data from this source" in err
+    assert "3 examples in store, 1 left out (1 unsafe" in out
     publish(Path("bare"), later=pickle.dumps(Evil()))
     out, _ = earl("bare", "-o", "store-2", "--json")
     assert json.loads(out)["rejects"] == {"pickle": 1}
@@ -122,7 +122,7 @@ def test_tokenized_data_on_the_hub_is_fetched(earl: Earl, hub: Hub, tmp_path: Pa
     publish(tmp_path / "repository/omni/dev", 1)
     hub.add(Repository("org/name", {"main": tmp_path / "repository"}, kind="dataset"))
     out, _ = earl("org/name", "--subset", "omni", "--split", "train", "-o", "store")
-    assert "3 pairs in store" in out
+    assert "3 examples in store" in out
     store = open_store(Path("store"))
     assert store.manifest.dataset == "org/name/omni/train"
     assert store.table()["instruction"].to_pylist() == ["do 0", "do 1", "do 2"]

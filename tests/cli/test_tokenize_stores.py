@@ -37,8 +37,8 @@ def test_inspect_says_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     write_store(tmp_path / "s", shards=[0, 1])
     assert run(["tokenize", "inspect", str(tmp_path / "s")]) == 0
     lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
-    assert ["pairs", f"10 of {ROWS} rows"] in lines
-    assert ["left out", "2 (1 image, 1 text)"] in lines
+    assert ["examples", f"10 of {ROWS} rows"] in lines
+    assert ["rejected", "2 (1 image, 1 text)"] in lines
     assert ["shards", "2 of 4, missing: 2 to 3"] in lines
     assert ["dataset", "set 0"] in lines
     assert any(line[0] == "plan, characters" for line in lines)
@@ -72,7 +72,7 @@ def test_the_page_shows_what_the_codes_decode_to(
         assert f">{pair.id}<" in text
         assert f"source, {pair.source.shape[0]} × {pair.source.shape[1]}" in text
     assert run(["tokenize", "inspect", str(store.folder), *given[2:]]) == 0
-    assert "8 pairs drawn in" in capsys.readouterr().out
+    assert "8 examples in" in capsys.readouterr().out
     assert page.read_text(encoding="utf-8").count("<img") == 16
 
 
@@ -98,8 +98,8 @@ def test_another_tokenizer_is_refused_and_the_right_one_named(
 @pytest.mark.parametrize(
     ("more", "code", "what"),
     [
-        (["--sample", "3"], 2, "--sample is about drawn pairs"),
-        (["--model", "x"], 2, "--model is about drawn pairs"),
+        (["--sample", "3"], 2, "--sample is for the page of examples"),
+        (["--model", "x"], 2, "--model is for the page of examples"),
         (["--sample", "0", "--html", "p.html"], 2, "greater than or equal to 1"),
         (["--html", "notes.html"], 8, "no page that earl made"),
     ],
@@ -120,11 +120,11 @@ def test_what_inspect_cannot_do(
     assert Path("notes.html").read_text() == "mine"
 
 
-def test_a_store_without_pairs_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_without_examples_gives_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_store(tmp_path / "s", rejected=range(ROWS))
     assert run(["tokenize", "inspect", str(tmp_path / "s")]) == 0
     assert run(["tokenize", "inspect", str(tmp_path / "s"), "--html", str(tmp_path / "p.html")]) == 3
-    assert "not a single pair to draw" in capsys.readouterr().err
+    assert "this store has no examples" in capsys.readouterr().err
 
 
 # -- verify ------------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_verify_says_that_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixt
     folders = [str(write_store(tmp_path / name, seed=i).folder) for i, name in enumerate("ab")]
     assert run(["tokenize", "verify", *folders]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{folder}: {PAIRS} pairs in 4 shards: no problem found" for folder in folders
+        f"{folder}: {PAIRS} examples in 4 shards: no problem found" for folder in folders
     ]
     assert run(["tokenize", "verify", *folders, "--json"]) == 0
     assert document(capsys)["stores"] == [{"store": folder, "pairs": PAIRS, "problems": []} for folder in folders]
@@ -148,7 +148,7 @@ def test_verify_lists_every_problem_of_every_store(tmp_path: Path, capsys: pytes
     command = ["tokenize", "verify", str(none), str(bad), str(good)]
     assert run(command) == 3
     shown = capsys.readouterr()
-    assert f"{good}: {PAIRS} pairs" in shown.out
+    assert f"{good}: {PAIRS} examples" in shown.out
     for where, what in [
         (none, "there is no such token store"),
         (bad, r"shard 2 is missing \(of 4\)"),
@@ -173,7 +173,7 @@ def test_merge_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run(["tokenize", "merge", *parts[:2], "-o", str(output)]) == 0
     shown = capsys.readouterr()
     assert "warning: not finished: shard 2 is missing (of 4)" in shown.err
-    assert run(["tokenize", "merge", *parts, "--output-path", str(output), "--json"]) == 0
+    assert run(["tokenize", "merge", *parts, "--output", str(output), "--json"]) == 0
     expected = {"store": str(output), "pairs": PAIRS, "rows": ROWS, "shards": 4, "missing": []}
     assert document(capsys) == expected
     assert contents(output) == contents(whole)
@@ -203,7 +203,7 @@ def test_export_and_export_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     else:
         assert len(list(output.rglob("*.pth"))) == PAIRS
     assert run(command) == 8
-    assert "--force writes over it" in capsys.readouterr().err
+    assert "--force overwrites it" in capsys.readouterr().err
     assert run([*command, "--force"]) == 0
 
 
@@ -230,7 +230,7 @@ def test_an_unfinished_store_is_exported_only_on_demand(
     assert "--partial" in errors
     assert not (tmp_path / "out").exists()
     assert run([*command, "--partial"]) == 0
-    assert "12 pairs in" in capsys.readouterr().out
+    assert "12 examples in" in capsys.readouterr().out
     assert open_store(store).missing == [1, 3]
 
 
@@ -239,8 +239,8 @@ def test_an_unfinished_store_is_exported_only_on_demand(
     [
         ("jsonl", "folder", 2, "this is a folder"),
         ("pth", "file", 2, "this is a file"),
-        ("pth", "folder", 8, "something of this name already"),
-        ("parquet", "file", 8, "something of this name already"),
+        ("pth", "folder", 8, "this exists already"),
+        ("parquet", "file", 8, "this exists already"),
         ("jsonl", "s/rows.jsonl", 2, "inside the store"),
         ("csv", "new", 2, "'csv' is not one of"),
     ],
@@ -267,5 +267,5 @@ def test_where_an_export_cannot_go(
 def test_nothing_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_store(tmp_path / "s", rejected=range(ROWS))
     assert run(["tokenize", "export", str(tmp_path / "s"), "--format", "jsonl", "-o", str(tmp_path / "out")]) == 3
-    assert "not a single pair" in capsys.readouterr().err
+    assert "this store has no examples" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -106,7 +106,7 @@ def test_columns_within_others_have_dotted_names(tmp_path: Path) -> None:
     [
         (PairColumns(source="photo"), "no column 'photo'.*source, edited, instruction.*--original-image-key"),
         (PairColumns(id="n"), "no column 'n'.*--id-key"),
-        (PairColumns(thoughts=("plan",)), "no column 'plan'.*--CoT-keys"),
+        (PairColumns(thoughts=("plan",)), "no column 'plan'.*--cot-keys"),
     ],
 )
 def test_a_column_that_is_not_there_lists_those_that_are(wanted: PairColumns, message: str, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:
     assert caught.value.what.endswith("; no column 'plan'; no column 'boxes'")
     assert caught.value.hint == (
         "--preset p expects after; the columns are pic (pictures), x; name the right ones with "
-        "--original-image-key, --edited-image, --edit-instruction, --CoT-keys"
+        "--original-image-key, --edited-image, --edit-instruction, --cot-keys"
     )
 
 

@@ -1,4 +1,4 @@
-"""``earl edit``: pictures in, edited pictures out; what one bad file costs is that file."""
+"""``earl edit``: edits files, folders and streams; a file that fails doesn't stop the others."""
 
 from __future__ import annotations
 
@@ -36,39 +36,52 @@ def edit(
     *,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE|DIR/|-", help="Where to. Beside the original by default."),
+        typer.Option("--output", "-o", metavar="FILE|DIR/|-", help="Where results go. Beside the photo by default."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite.")] = False,
-    variants: Annotated[int, typer.Option("--variants", "-n", min=1, help="How many different edits.")] = 1,
-    grid: Annotated[bool, typer.Option("--grid", help="Also write all variants in one picture.")] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="Also write before and after side by side.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    variants: Annotated[
+        int, typer.Option("--variants", "-n", min=1, help="Number of edits, each from its own seed.")
+    ] = 1,
+    grid: Annotated[bool, typer.Option("--grid", help="Also write one image of all variants.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also write one image with before and after side by side.")
+    ] = False,
     size: Annotated[
         Literal["source", "model"],
-        typer.Option("--size", help="source: the photo's own size. model: exactly what the model drew."),
+        typer.Option("--size", help="source: the photo's own size. model: the model's output as it is."),
     ] = "source",
     seed: Annotated[
         int | None,
-        typer.Option("--seed", min=0, max=SEEDS - 1, help="Variants count up from it. Random by default, and shown."),
+        typer.Option(
+            "--seed",
+            min=0,
+            max=SEEDS - 1,
+            help="Seed of the first variant; the next ones count up. Random by default, and shown.",
+        ),
     ] = None,
     sampling: Mapping[str, float],
     think: Annotated[
-        bool, typer.Option("--think", help="Let the model reason first, and show what it thought.")
+        bool, typer.Option("--think", help="Let the model reason before the edit, and show its reasoning.")
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="PATH|HUB_ID[@REV]", help="The small model that ships with earl by default."),
+        typer.Option(
+            "--model", metavar="PATH|HUB_ID[@REV]", help="The model. The small one that ships with earl by default."
+        ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     engine: EngineOption = "auto",
     engine_arg: EngineArgOption = None,
     image_area: Annotated[
-        int | None, typer.Option("--image-area", min=64, help=f"Pixels of the picture the model sees. {OWN}")
+        int | None, typer.Option("--image-area", min=64, help=f"Pixels of the image that the model sees. {OWN}")
     ] = None,
-    max_pixels: Annotated[int, typer.Option("--max-pixels", min=1, help="Refuse larger pictures.")] = 200_000_000,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", min=1, help="Refuse images with more pixels.")
+    ] = 200_000_000,
 ) -> None:
-    """Edit pictures by an instruction: earl edit photo.jpg "make it snowy"
+    """Edit photos by an instruction: earl edit photo.jpg "make it snowy"
 
-    The result lies beside the original as photo.edited.jpg, at its size. Nothing is overwritten without --force.
+    The result is photo.edited.jpg beside the photo, at the photo's size. Nothing is overwritten without --force.
     """
     from earl_cli.generation.vllm.environment import engine_arguments
 
@@ -77,16 +90,16 @@ def edit(
     sources, failed = found.sources, found.failed
     named = len(sources) + len(failed)
     if found.earlier:
-        console.note(f"left out, as earlier runs wrote them: {listed(found.earlier)}")
+        console.note(f"left out, as results of earlier runs: {listed(found.earlier)}")
     targets = Targets(output, force, several=named > 1)
     chosen: list[tuple[ResultKind, bool]] = [("grid", grid), ("compare", compare)]
     sheets = tuple(kind for kind, wanted in chosen if wanted)
     piped = bool(sources) and targets.to_stdout(sources, len(sheets) or variants)
     if piped and console.json:
-        raise UsageError("a picture and JSON can't both go to stdout", where="--json", hint="-o FILE")
+        raise UsageError("an image and JSON can't both go to stdout", where="--json", hint="-o FILE")
     console.stdout_is_data = piped
     first = secrets.randbelow(SEEDS) if seed is None else seed
-    order = EditRequest(
+    request = EditRequest(
         instruction=instruction,
         seeds=tuple((first + index) % SEEDS for index in range(variants)),
         sampling=sampling,
@@ -102,48 +115,48 @@ def edit(
     )
     started = time.monotonic()
     with targets:
-        outcome = edit_all(order, sources, targets, failed, piped)
-    _report(order, outcome, named, time.monotonic() - started)
+        summary = edit_all(request, sources, targets, failed, piped)
+    _report(request, summary, named, time.monotonic() - started)
 
 
-def _report(order: EditRequest, outcome: EditSummary, named: int, seconds: float) -> None:
-    """The end of the run: what the model can't do, the JSON document, the summary of failures and their exit code."""
-    if outcome.failed and not outcome.results and named == 1:
-        raise outcome.failed[0].error
+def _report(request: EditRequest, summary: EditSummary, named: int, seconds: float) -> None:
+    """End of the run: remarks on the instruction, the JSON document, the summary of failures and its exit code."""
+    if summary.failed and not summary.results and named == 1:
+        raise summary.failed[0].error
     document: dict[str, Any] = {
-        "instruction": order.instruction,
-        "results": [asdict(result) for result in outcome.results],
-        "failed": [{"source": each.name, **error_document(each.error)} for each in outcome.failed],
+        "instruction": request.instruction,
+        "results": [asdict(result) for result in summary.results],
+        "failed": [{"source": each.name, **error_document(each.error)} for each in summary.failed],
         "seconds": round(seconds, 3),
         "version": version(),
     }
-    if outcome.editor:
-        model = outcome.editor.model
+    if summary.editor:
+        model = summary.editor.model
         document |= {
             "model": model.name,
             "device": str(model.device),
-            "engine": outcome.editor.engine_name,
-            "sampling": outcome.editor.settings.sampling.to_dict(),
+            "engine": summary.editor.engine_name,
+            "sampling": summary.editor.settings.sampling.to_dict(),
         }
-        document["abilities"] = _abilities(order.instruction, model.abilities)
-    if not outcome.failed:
+        document["abilities"] = _abilities(request.instruction, model.abilities)
+    if not summary.failed:
         if named > 1:
-            console.note(f"{named} pictures in {seconds:.1f} s")
+            console.note(f"{named} images in {seconds:.1f} s")
         console.document(document)
         return
-    for each in outcome.failed:
+    for each in summary.failed:
         if console.debug:
             traceback.print_exception(each.error)
         hint = f" ({each.error.hint})" if each.error.hint else ""
         console.warn(f"{one_line(each.name)}: {each.error.what}{hint}")
-    names = "; ".join(one_line(each.name) for each in outcome.failed)
-    summary = PartialFailureError(f"{len(outcome.failed)} failed, {len(outcome.results)} written; failed: {names}")
-    console.fail(summary, beside=document)
-    raise typer.Exit(summary.exit_code)
+    names = "; ".join(one_line(each.name) for each in summary.failed)
+    failure = PartialFailureError(f"{len(summary.failed)} failed, {len(summary.results)} written; failed: {names}")
+    console.fail(failure, beside=document)
+    raise typer.Exit(failure.exit_code)
 
 
 def _abilities(instruction: str, abilities: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What the model understands the instruction as; said aloud where that isn't what was typed, or nothing."""
+    """What the model reads the instruction as, for JSON; a note where that differs, a warning where it is unknown."""
     if not abilities:
         return None
     from earl_cli.models.abilities import doubt, examples, understand

@@ -1,4 +1,4 @@
-"""The work of ``earl edit``: open a few pictures, sample their edits in one batch, and save each beside the next."""
+"""The work of ``earl edit``: open some images, sample their edits in one batch, save them during the next batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VARIANTS_AT_ONCE, VLLM_AT_ONCE = 8, 64
 
 @dataclass(frozen=True)
 class EditRequest:
-    """What the person asked for. ``sampling`` has only what was said; ``sheets`` are "grid" and "compare"."""
+    """A command line of ``earl edit``. ``sampling`` has only the options given; ``sheets`` are "grid" and "compare"."""
 
     instruction: str
     seeds: tuple[int, ...]
@@ -53,7 +53,7 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class EditOutput:
-    """One picture that was written; ``output`` is None for stdout. A grid or a comparison shows several edits."""
+    """One image that was written; ``output`` is None for stdout. A grid or comparison has several seeds."""
 
     kind: ResultKind
     source: str
@@ -67,31 +67,31 @@ class EditOutput:
 
 @dataclass
 class EditRecord:
-    """What came of one picture; only one thread works on a picture at a time."""
+    """Results, failures and notes of one image; only one thread works on an image at a time."""
 
     results: list[EditOutput] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
-    said: set[str] = field(default_factory=set)
+    notes: set[str] = field(default_factory=set)
 
-    def tell(self, name: str, notes: Iterable[str]) -> None:
-        """Show what a person should know of this picture, each once."""
+    def show_notes(self, name: str, notes: Iterable[str]) -> None:
+        """Show notes on this image, each once."""
         for note in notes:
-            if note not in self.said:
-                self.said.add(note)
+            if note not in self.notes:
+                self.notes.add(note)
                 console.note(f"{name}: {note}")
 
     @contextmanager
-    def going_on(self, name: str) -> Iterator[None]:
-        """A failure in here is noted under ``name`` and ends nothing else."""
+    def recording(self, name: str) -> Iterator[None]:
+        """Record an exception under ``name`` instead of raising it."""
         try:
             yield
         except BrokenPipeError:
             raise
-        except Exception as failure:  # whatever is wrong with one picture must not cost the others
-            self.note(name, failure)
+        except Exception as failure:  # one bad image must not stop the others
+            self.add_failure(name, failure)
 
-    def note(self, name: str, failure: Exception) -> None:
-        """Remember a failure; its message says where, if it doesn't yet."""
+    def add_failure(self, name: str, failure: Exception) -> None:
+        """Record a failure, with the image as its place if it names none."""
         error = explain(failure)
         error.where = error.where or name
         self.failed.append(Failed(name, error))
@@ -99,7 +99,7 @@ class EditRecord:
 
 @dataclass(frozen=True)
 class EditSummary:
-    """What came of an order, in the order of its pictures; ``editor`` is None where none of them could be opened."""
+    """Results and failures in the order of the images; ``editor`` is None if no image could be opened."""
 
     failed: list[Failed]
     results: list[EditOutput]
@@ -108,85 +108,85 @@ class EditSummary:
 
 @dataclass(frozen=True)
 class OpenedInput:
-    """A picture that is ready to be edited.
+    """An image that is ready to be edited.
 
-    ``paths`` and ``sheets`` are the names that ``targets`` gave its results; none where they go to stdout.
+    ``paths`` and ``sheets`` are the output paths of its results, empty where they go to stdout.
     """
 
     source: InputFile
-    picture: ImageFile
+    image: ImageFile
     paths: tuple[Path, ...]
     sheets: tuple[Path, ...]
     targets: Targets
-    made: EditRecord
+    record: EditRecord
 
 
 def edit_all(
-    order: EditRequest, sources: Sequence[InputFile], targets: Targets, failed: Sequence[Failed], piped: bool
+    request: EditRequest, sources: Sequence[InputFile], targets: Targets, failed: Sequence[Failed], piped: bool
 ) -> EditSummary:
-    """Edit every source; one that fails is noted and the others go on. The model is loaded when the first is open."""
-    made = [EditRecord() for _ in sources]
-    pictures = _openable(order, sources, made, targets, piped)
+    """Edit every source; failures are recorded, not raised. The model is loaded once the first image is open."""
+    records = [EditRecord() for _ in sources]
+    images = _openable(request, sources, records, targets, piped)
     editor = None
-    if first := next(pictures, None):
+    if first := next(images, None):
         with without_collector():
-            editor = _load(order)
-        _edit(order, editor, chain([first], pictures), len(sources))
+            editor = _load(request)
+        _edit(request, editor, chain([first], images), len(sources))
     return EditSummary(
-        [*failed, *(failure for each in made for failure in each.failed)],
-        [result for each in made for result in each.results],
+        [*failed, *(failure for each in records for failure in each.failed)],
+        [result for each in records for result in each.results],
         editor,
     )
 
 
-def _edit(order: EditRequest, editor: Editor, pictures: Iterator[OpenedInput], total: int) -> None:
-    """Sample batch after batch; what is drawn is finished beside that. No more than two batches are open at a time."""
+def _edit(request: EditRequest, editor: Editor, images: Iterator[OpenedInput], total: int) -> None:
+    """Sample batch after batch, post-processing in a thread of its own. At most two batches are in work at a time."""
     from earl_cli.generation.editing import PostprocessThread
 
-    at_once = max(1, (VLLM_AT_ONCE if editor.engine_name == "vllm" else VARIANTS_AT_ONCE) // len(order.seeds))
-    waiting: deque[Future[None]] = deque()
+    at_once = max(1, (VLLM_AT_ONCE if editor.engine_name == "vllm" else VARIANTS_AT_ONCE) // len(request.seeds))
+    unfinished: deque[Future[None]] = deque()
     finished = 0
     with (
-        console.progress("editing", unit="tokens" if total == 1 else "pictures") as progress,
-        PostprocessThread() as beside,
+        console.progress("editing", unit="tokens" if total == 1 else "images") as progress,
+        PostprocessThread() as postprocess,
     ):
 
         def take(opened: OpenedInput, drafts: Sequence[Draft]) -> None:
-            waiting.append(beside.submit(_finish, order, opened, drafts, editor, beside.ending))
+            unfinished.append(postprocess.submit(_finish, request, opened, drafts, editor, postprocess.ending))
 
         def settle(most: int) -> None:
-            """Count what is finished, and wait until no more than ``most`` pictures aren't."""
+            """Count finished images, and block until at most ``most`` are unfinished."""
             nonlocal finished
-            while waiting and (len(waiting) > most or waiting[0].done()):
-                waiting.popleft().result()
+            while unfinished and (len(unfinished) > most or unfinished[0].done()):
+                unfinished.popleft().result()
                 finished += 1
                 if total > 1:
                     progress.update(finished, total)
 
         def show(done: int, expected: int) -> None:
-            settle(len(waiting))
+            settle(len(unfinished))
             if total > 1:
                 progress.update(finished, total, f"sampling {done / expected:.0%}")
             else:
                 progress.update(done, expected)
 
-        while batch := list(islice(pictures, at_once)):
-            _draw(order, editor, batch, take, show)
+        while batch := list(islice(images, at_once)):
+            _sample(request, editor, batch, take, show)
             settle(at_once)
         settle(0)
 
 
-def _draw(
-    order: EditRequest,
+def _sample(
+    request: EditRequest,
     editor: Editor,
     batch: Sequence[OpenedInput],
     take: Callable[[OpenedInput, Sequence[Draft]], None],
     on_progress: OnProgress,
 ) -> None:
-    """Sample a batch; ``take`` gets each picture with its drafts. If that fails, each of the rest is tried alone."""
+    """Sample a batch; ``take`` gets each image with its drafts. After a failure, each of the rest is tried alone."""
     from earl_cli.generation.editing import EditJob, draft
 
-    jobs = [EditJob(opened.picture.rgb, order.instruction, order.seeds) for opened in batch]
+    jobs = [EditJob(opened.image.rgb, request.instruction, request.seeds) for opened in batch]
     left = dict(enumerate(batch))
     try:
         draft(
@@ -199,86 +199,86 @@ def _draw(
         )
     except BrokenPipeError:
         raise
-    except Exception as failure:  # noted, or tried again one by one: one may be at fault
+    except Exception as failure:  # recorded, or tried again one by one, as one image may be at fault
         for opened in left.values():
             if len(batch) == 1:
-                opened.made.note(opened.source.name, failure)
+                opened.record.add_failure(opened.source.name, failure)
             else:
-                _draw(order, editor, [opened], take, on_progress)
+                _sample(request, editor, [opened], take, on_progress)
 
 
 def _openable(
-    order: EditRequest, sources: Sequence[InputFile], made: Sequence[EditRecord], targets: Targets, piped: bool
+    request: EditRequest, sources: Sequence[InputFile], records: Sequence[EditRecord], targets: Targets, piped: bool
 ) -> Iterator[OpenedInput]:
-    """Those pictures that can be opened, each when it is asked for."""
-    for source, own in zip(sources, made, strict=True):
-        with own.going_on(source.name):
-            yield _open(source, order, targets, piped, own)
+    """The images that can be opened, each opened when it is requested."""
+    for source, own in zip(sources, records, strict=True):
+        with own.recording(source.name):
+            yield _open(source, request, targets, piped, own)
 
 
-def _open(source: InputFile, order: EditRequest, targets: Targets, piped: bool, made: EditRecord) -> OpenedInput:
+def _open(source: InputFile, request: EditRequest, targets: Targets, piped: bool, record: EditRecord) -> OpenedInput:
     from earl_cli.images.image_file import open_picture
 
     if source.path is None and sys.stdin.isatty():
-        raise InputError("nothing is piped into stdin", where="-", hint="earl edit - ... < photo.jpg")
-    picture = open_picture(source.path or sys.stdin.buffer, name=source.name, max_pixels=order.max_pixels)
-    made.tell(source.name, picture.notes)
-    paths = () if piped else tuple(targets.path(source, picture.format) for _ in order.seeds)
-    sheets = () if piped else tuple(targets.beside(paths[0], kind, source) for kind in order.sheets)
-    return OpenedInput(source, picture, paths, sheets, targets, made)
+        raise InputError("stdin is a terminal, not a pipe", where="-", hint="earl edit - ... < photo.jpg")
+    image = open_picture(source.path or sys.stdin.buffer, name=source.name, max_pixels=request.max_pixels)
+    record.show_notes(source.name, image.notes)
+    paths = () if piped else tuple(targets.path(source, image.format) for _ in request.seeds)
+    sheets = () if piped else tuple(targets.beside(paths[0], kind, source) for kind in request.sheets)
+    return OpenedInput(source, image, paths, sheets, targets, record)
 
 
-def _load(order: EditRequest) -> Editor:
+def _load(request: EditRequest) -> Editor:
     from earl_cli.generation.editor import load_editor
 
     editor = load_editor(
-        order.model,
-        device=order.device,
-        sampling=order.sampling,
-        mode=order.mode,
-        image_area=order.image_area,
-        engine=order.engine,
-        engine_args=order.engine_args,
+        request.model,
+        device=request.device,
+        sampling=request.sampling,
+        mode=request.mode,
+        image_area=request.image_area,
+        engine=request.engine,
+        engine_args=request.engine_args,
     )
     console.note(f"{editor.model.name}: {editor.model.plan} · {editor.engine_name}")
     return editor
 
 
-def _finish(order: EditRequest, opened: OpenedInput, drafts: Sequence[Draft], editor: Editor, ending: Event) -> None:
-    """Decode, compose and save all variants of one picture, and the sheets that show several; less at the run's end."""
+def _finish(request: EditRequest, opened: OpenedInput, drafts: Sequence[Draft], editor: Editor, ending: Event) -> None:
+    """Decode, compose and save all variants of one image, and its sheets; stops early when the run is ending."""
     from earl_cli.generation.editing import decoded, render, sheet
 
-    made, images = opened.made, []
-    with made.going_on(opened.source.name):
+    record, images = opened.record, []
+    with record.recording(opened.source.name):
         before = decoded(editor.model, drafts[0].source)
         for index, draft in enumerate(drafts):
             if ending.is_set():
                 return
             name = opened.source.name if len(drafts) == 1 else f"{opened.source.name}, seed {draft.seed}"
-            if order.mode != "edit" and draft.answer.thoughts:
+            if request.mode != "edit" and draft.answer.thoughts:
                 console.block(f"reasoning: {draft.answer.thoughts}")
-            elif order.mode != "edit":
+            elif request.mode != "edit":
                 console.warn(f"{name}: the model gave no reasoning; --think is for models that were trained to")
-            with made.going_on(name):
-                edited = render(editor.model, opened.picture.pixels, before, draft, order.size)
+            with record.recording(name):
+                edited = render(editor.model, opened.image.pixels, before, draft, request.size)
                 images.append(edited.image)
-                if opened.paths or not order.sheets:
+                if opened.paths or not request.sheets:
                     path = opened.paths[index] if opened.paths else None
-                    made.results.append(
-                        _save(order, "edit", edited.image, path, [draft], opened, editor, edited.problem)
+                    record.results.append(
+                        _save(request, "edit", edited.image, path, [draft], opened, editor, edited.problem)
                     )
-        for index, kind in enumerate(order.sheets if images else ()):
+        for index, kind in enumerate(request.sheets if images else ()):
             if ending.is_set():
                 return
-            with made.going_on(f"{opened.source.name}, {kind}"):
-                shown = images if kind == "grid" else [opened.picture.rgb.resize(images[0].size), *images]
+            with record.recording(f"{opened.source.name}, {kind}"):
+                shown = images if kind == "grid" else [opened.image.rgb.resize(images[0].size), *images]
                 path = opened.sheets[index] if opened.sheets else None
                 tiles = sheet(shown, columns=None if kind == "grid" else len(shown))
-                made.results.append(_save(order, kind, tiles, path, drafts, opened, editor))
+                record.results.append(_save(request, kind, tiles, path, drafts, opened, editor))
 
 
 def _save(
-    order: EditRequest,
+    request: EditRequest,
     kind: ResultKind,
     image: Image,
     path: Path | None,
@@ -287,7 +287,7 @@ def _save(
     editor: Editor,
     problem: str | None = None,
 ) -> EditOutput:
-    """Write one picture, to stdout where it has no path, with what is needed to make it again."""
+    """Write one image, to stdout if it has no path, with the metadata that reproduces it."""
     from earl_cli.generation.editing import provenance
     from earl_cli.images.image_file import save_picture
     from earl_cli.models.abilities import understand
@@ -295,20 +295,20 @@ def _save(
     name = opened.source.name
     seeds = tuple(draft.seed for draft in drafts)
     shown = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    asked = understand(order.instruction, editor.model.abilities)
-    metadata = provenance(editor.model.name, asked, shown, editor.settings)
+    instruction = understand(request.instruction, editor.model.abilities)
+    metadata = provenance(editor.model.name, instruction, shown, editor.settings)
     if path:
         wanted, path = path, opened.targets.still(path, opened.source)
-        lost = save_picture(image, path, like=opened.picture, metadata=metadata)
+        lost = save_picture(image, path, like=opened.image, metadata=metadata)
         if path != wanted and opened.targets.chosen:
-            what = f"something else was written there meanwhile; what was drawn is {path}"
-            opened.made.note(name, OutputError(what, where=str(wanted)))
+            what = f"another program wrote this file meanwhile; the edit is in {path}"
+            opened.record.add_failure(name, OutputError(what, where=str(wanted)))
     else:
         encoded = io.BytesIO()
-        form = opened.picture.format if opened.picture.format in EXTENSIONS else "PNG"
-        lost = save_picture(image, encoded, like=opened.picture, format=form, metadata=metadata)
+        form = opened.image.format if opened.image.format in EXTENSIONS else "PNG"
+        lost = save_picture(image, encoded, like=opened.image, format=form, metadata=metadata)
         _to_stdout(encoded.getbuffer())
-    opened.made.tell(name, lost)
+    opened.record.show_notes(name, lost)
     output = str(path) if path else None
     console.say(f"{name} -> {output or 'stdout'}  ({image.width} x {image.height}, seed {shown})")
     if kind != "edit":
@@ -325,4 +325,4 @@ def _to_stdout(data: memoryview) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OutputError(f"the picture can't be written: {error.strerror}", where="stdout") from error
+        raise OutputError(f"the image can't be written: {error.strerror}", where="stdout") from error

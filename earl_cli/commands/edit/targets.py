@@ -1,7 +1,7 @@
-"""Where each result of ``earl edit`` goes.
+"""The output path of each result of ``earl edit``.
 
-A name is taken when it is chosen, by an empty file that only one process can make there; that also finds what can't be
-written, before anything is drawn.
+A path is reserved when it is chosen, by an empty file that only one process can create; a path that can't be written is
+so found before anything is sampled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from earl_cli.commands.edit.files import MARK, PICTURE_SUFFIXES, STREAM, WRITABLE, InputFile, kind_of
+from earl_cli.commands.edit.files import IMAGE_SUFFIXES, MARK, STREAM, WRITABLE, InputFile, kind_of
 from earl_cli.console import is_closed
 from earl_cli.errors import OutputError, UsageError
 
@@ -22,17 +22,17 @@ EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 
 @dataclass
 class Targets:
-    """Chooses the names of one run's results; what it has given out once, it doesn't give again.
+    """Chooses the output paths of one run, each only once.
 
-    ``output`` is a file, a folder (it exists, ends in a slash, or there are several pictures), ``-``, or None: beside
-    the original. A name chosen here is the next free one; a name the person chose must be free, unless ``force``.
-    As a context, it takes away at the end whatever holds a name that no result got.
+    ``output`` is a file, a folder (it exists, ends in a slash, or there are several images), ``-``, or None: beside
+    the original. Names chosen here are the next free ones; a file named by the user must not exist, unless ``force``.
+    As a context manager, it removes the empty files of reserved paths that got no result.
     """
 
     output: str | None
     force: bool
     several: bool
-    given: set[Path] = field(default_factory=set, init=False)
+    _reserved: set[Path] = field(default_factory=set, init=False)
     _held: dict[Path, tuple[int, int]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -59,31 +59,31 @@ class Targets:
         """Whether ``-o`` names a folder."""
         if self.output is None or self.output == STREAM:
             return False
-        no_picture = Path(self.output).suffix.lower() not in PICTURE_SUFFIXES
-        return kind_of(self.output) == "folder" or self.output.endswith("/") or (self.several and no_picture)
+        no_image = Path(self.output).suffix.lower() not in IMAGE_SUFFIXES
+        return kind_of(self.output) == "folder" or self.output.endswith("/") or (self.several and no_image)
 
-    def to_stdout(self, sources: Sequence[InputFile], pictures: int) -> bool:
-        """Whether the one result goes to stdout. UsageError where there is more than one, or stdout is a terminal."""
+    def to_stdout(self, sources: Sequence[InputFile], images: int) -> bool:
+        """Whether the result goes to stdout. Raises UsageError for more than one result, and for a terminal."""
         piped = self.output is None and len(sources) == 1 and sources[0].path is None
         if not piped and self.output != STREAM:
             if self.chosen is not None and len(sources) > 1:
-                raise UsageError("one name for several pictures", where=f"-o {self.output}", hint="-o FOLDER/")
+                raise UsageError("one name for several images", where=f"-o {self.output}", hint="-o FOLDER/")
             return False
-        if len(sources) > 1 or pictures > 1:
-            raise UsageError("stdout takes one picture", where="-o -", hint="-n 1, or --grid, or -o FILE")
+        if len(sources) > 1 or images > 1:
+            raise UsageError("stdout takes one image", where="-o -", hint="-n 1, or --grid, or -o FILE")
         if sys.stdout.isatty():
-            raise UsageError("a picture can't be shown on a terminal", where="stdout", hint="-o FILE, or pipe it on")
+            raise UsageError("an image can't be shown on a terminal", where="stdout", hint="-o FILE, or pipe it on")
         if is_closed(sys.stdout):
             raise OutputError("it is closed", where="stdout", hint="-o FILE")
         return True
 
     def path(self, source: InputFile, kind: str) -> Path:
-        """Where the next result of ``source`` goes. ``kind`` is its format where the name is chosen here.
+        """The path of the next result of ``source``; ``kind`` is the format where the name is chosen here.
 
-        OutputError where nothing can be written.
+        Raises OutputError where nothing can be written.
         """
         if self.chosen is not None:
-            return self._give(self.chosen, source)
+            return self._allot(self.chosen, source)
         if source.is_stream and self.output is None:
             raise OutputError("it has no folder for the edit", where=source.name, hint="say where to: -o FILE")
         folder = Path(self.output) if self.output else source.path.parent if source.path else Path()
@@ -94,41 +94,41 @@ class Targets:
         stem, suffix = (source.path.stem, source.path.suffix) if source.path else ("stdin", "")
         if suffix.lower() not in WRITABLE:
             suffix = EXTENSIONS.get(kind, ".png")
-        return self._give(folder / f"{stem}{MARK}{suffix}", source)
+        return self._allot(folder / f"{stem}{MARK}{suffix}", source)
 
     def beside(self, result: Path, mark: str, source: InputFile) -> Path:
-        """Where a further picture about ``result`` goes: photo.edited.compare.jpg for photo.edited.jpg."""
-        return self._give(result.with_name(f"{result.stem}.{mark}{result.suffix}"), source)
+        """The path of a further image beside ``result``: photo.edited.compare.jpg for photo.edited.jpg."""
+        return self._allot(result.with_name(f"{result.stem}.{mark}{result.suffix}"), source)
 
     def still(self, path: Path, source: InputFile) -> Path:
-        """``path``, or the next free name where somebody has written to ``path`` since it was given out."""
+        """``path``, or the next free one if another program has written to ``path`` since it was reserved."""
         if path not in self._held or self._holds(path):
             return path
         return self._next(path, source)
 
     @property
     def chosen(self) -> Path | None:
-        """The file that the person named, if they named one."""
+        """The file that the user named, if any."""
         return None if self.output is None or self.output == STREAM or self.is_folder else Path(self.output)
 
-    def _give(self, wanted: Path, source: InputFile) -> Path:
+    def _allot(self, wanted: Path, source: InputFile) -> Path:
         if self.chosen is None:
             return self._next(wanted, source)
         path = next(self._unused(wanted))
-        if not self._take(path, source):
+        if not self._reserve(path, source):
             raise _exists(path)
         return path
 
     def _next(self, wanted: Path, source: InputFile) -> Path:
-        return next(each for each in self._unused(wanted) if self._take(each, source))
+        return next(each for each in self._unused(wanted) if self._reserve(each, source))
 
     def _unused(self, path: Path) -> Iterator[Path]:
-        """photo.edited.jpg, photo.edited-2.jpg, photo.edited-3.jpg, …, without those that were given out."""
+        """photo.edited.jpg, photo.edited-2.jpg, photo.edited-3.jpg, …, without those that are reserved."""
         names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
-        return (each for each in itertools.chain([path], names) if each not in self.given)
+        return (each for each in itertools.chain([path], names) if each not in self._reserved)
 
-    def _take(self, path: Path, source: InputFile) -> bool:
-        """Whether the name is this run's now. OutputError if nothing can be written there."""
+    def _reserve(self, path: Path, source: InputFile) -> bool:
+        """Reserve the path; False if it exists. Raises OutputError if nothing can be written there."""
         try:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _permissions(source))
         except FileExistsError:
@@ -140,11 +140,11 @@ class Targets:
             status = os.fstat(file)
             os.close(file)
             self._held[path] = (status.st_dev, status.st_ino)
-        self.given.add(path)
+        self._reserved.add(path)
         return True
 
     def _may_replace(self, path: Path) -> bool:
-        """Whether this run may write where something is. OutputError if it may but can't."""
+        """Whether this run may overwrite what exists. Raises OutputError if it may but can't."""
         if path.exists() and not path.is_file():
             return self.chosen is not None and not path.is_dir()  # a pipe or a device
         if not self.force:
@@ -156,7 +156,7 @@ class Targets:
         return True
 
     def _holds(self, path: Path) -> bool:
-        """Whether the empty file that took the name is still there."""
+        """Whether the empty file that reserves the path is still there."""
         try:
             status = path.lstat()
         except OSError:
@@ -190,10 +190,10 @@ def _check_folder(folder: Path) -> None:
 
 
 def _permissions(source: InputFile) -> int:
-    """Those of a new file, as far as the photo has them."""
+    """Permissions of a new file: the usual ones that the photo has as well."""
     usual = 0o666
     try:
         own = usual if source.path is None or source.is_stream else source.path.stat().st_mode
-    except OSError:  # it has gone since it was opened
+    except OSError:  # deleted since it was opened
         own = usual
     return usual & (own | 0o200)

@@ -1,4 +1,4 @@
-"""``earl eval``: evaluate models on benchmarks; results that exist are not sampled again. And ``earl eval list``."""
+"""``earl eval``: evaluate models on benchmarks, resuming from existing results. And ``earl eval list``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def eval(
             "--benchmark",
             "-b",
             metavar="NAME|FILE.toml|DATA",
-            help="A name of earl eval list, a file that declares one, or your own pairs; may be repeated.",
+            help="A name of earl eval list, a file that declares one, or your own examples; repeatable.",
         ),
     ] = None,
     model: Annotated[
@@ -51,28 +51,31 @@ def eval(
             "-m",
             metavar="[NAME=]WHAT",
             help="A model folder or Hub id, embedded, a baseline of earl eval list, results:FOLDER, "
-            "https://HOST/v1#MODEL or copy; may be repeated.",
+            "https://HOST/v1#MODEL or copy; repeatable.",
         ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where results go.")] = Path("results"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the results.")] = Path(
+        "results"
+    ),
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="So many samples, picked at random and always the same.")
+        int | None, typer.Option("--limit", min=1, help="Number of samples, a fixed random subset.")
     ] = None,
     shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="This process' part; torchrun's rank by default.")
+        str | None, typer.Option("--shard", metavar="I/N", help="Do part I of N; torchrun's rank by default.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed.")] = 0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many edits of each sample.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first edit of each sample.")] = 0,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of edits of each sample.")] = 1,
     size: Annotated[
         Literal["source", "model"] | None,
         typer.Option(
-            "--size", help="source: the photo's size. model: what the model drew. The benchmark's own choice."
+            "--size",
+            help="source: at the photo's size. model: the model's output as it is. The benchmark's by default.",
         ),
     ] = None,
     image_area: Annotated[
-        int | None, typer.Option("--image-area", min=64, help=f"Pixels of the picture the model sees. {OWN}")
+        int | None, typer.Option("--image-area", min=64, help=f"Pixels of the image that the model sees. {OWN}")
     ] = None,
-    think: Annotated[bool, typer.Option("--think", help="Let the model reason first.")] = False,
+    think: Annotated[bool, typer.Option("--think", help="Let the model reason before the edit.")] = False,
     sampling: Mapping[str, float],
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     engine: EngineOption = "auto",
@@ -88,17 +91,18 @@ def eval(
     declaration: JudgeDeclarationOption = None,
     judge_area: AreaOption = None,
     endpoint_seed: Annotated[
-        bool, typer.Option(help="Send seeds to an image-edit endpoint; some servers know none.")
+        bool, typer.Option(help="Send seeds to an image-edit endpoint; some servers refuse them.")
     ] = True,
     endpoint_key_variable: Annotated[
-        str, typer.Option("--endpoint-key-variable", help="The environment variable with an image-edit endpoint's key.")
+        str,
+        typer.Option("--endpoint-key-variable", help="Environment variable with the key of an image-edit endpoint."),
     ] = API_KEY_VARIABLE,
-    floor: Annotated[bool, typer.Option(help="Also score the unchanged source, the floor of every table.")] = True,
+    floor: Annotated[bool, typer.Option(help="Also score the unchanged source as a baseline.")] = True,
     page: Annotated[bool, typer.Option("--report/--no-report", help="Also write report.html.")] = True,
 ) -> None:
     """Evaluate models on benchmarks: earl eval --benchmark embedded --model embedded
 
-    Stopped or killed, the same call goes on where it was. With several processes the last one scores.
+    The same command resumes a stopped or killed run. Of several processes the last one scores.
     """
     from earl_cli.commands.eval.run import EvalRequest, evaluate
     from earl_cli.data.shard_plan import read_share
@@ -116,7 +120,7 @@ def eval(
         endpoint_key_variable=endpoint_key_variable,
         endpoint_seed=endpoint_seed,
     )
-    order = EvalRequest(
+    request = EvalRequest(
         benchmarks=tuple(dict.fromkeys(benchmark or ["embedded"])),
         models=tuple(dict.fromkeys([*(model or ["embedded"]), *(["copy"] if floor else [])])),
         options=options,
@@ -124,7 +128,7 @@ def eval(
         limit=limit,
         seeds=tuple(range(seed, seed + seeds)),
         share=read_share(shard),
-        asked=ScoringRequest(
+        scoring=ScoringRequest(
             judge,
             judge_model,
             api_key_variable,
@@ -138,11 +142,11 @@ def eval(
         ),
         page=page,
     )
-    evaluate(order)
+    evaluate(request)
 
 
 def eval_list() -> None:
-    """List the benchmarks and the editors that have a name."""
+    """List the named benchmarks and editors."""
     from earl_cli.evaluation.baselines import BASELINES
     from earl_cli.evaluation.benchmarks import PACKAGE, benchmarks
 
@@ -155,14 +159,14 @@ def eval_list() -> None:
             dict.fromkeys("in the package" if part.place.startswith(PACKAGE) else part.place for part in each.parts)
         )
         rows.append([name, each.title, places, target, each.note])
-    rows.append(["PATH", "your own pairs: a folder with a list, .jsonl, .csv, .parquet", "-", "if there", ""])
-    console.table(["benchmark", "what", "from", "true edits", "note"], rows, title="Benchmarks")
+    rows.append(["PATH", "your own examples: a folder with a list, .jsonl, .csv, .parquet", "-", "if given", ""])
+    console.table(["benchmark", "title", "source", "targets", "note"], rows, title="Benchmarks")
     editors = [["embedded", "the small model that ships with earl"], ["PATH or ORG/NAME", "any EARL model"]]
     editors += [[name, f"baseline: {each.model}"] for name, each in BASELINES.items()]
     editors += [
         ["https://HOST/v1#MODEL", "any OpenAI-compatible image-edit endpoint"],
-        ["results:FOLDER", "finished pictures, named by the samples' ids"],
-        ["copy", "the unchanged source, the floor"],
+        ["results:FOLDER", "finished images, named by sample id"],
+        ["copy", "the unchanged source, the baseline"],
     ]
     console.table(["editor", "what"], editors, title="Editors")
     console.document(

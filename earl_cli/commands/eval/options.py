@@ -1,4 +1,4 @@
-"""What the commands of ``earl eval`` share: how edits are scored, and how figures look on a terminal."""
+"""Shared by the commands of ``earl eval``: scoring options, scoring, tables of metrics."""
 
 from __future__ import annotations
 
@@ -24,36 +24,40 @@ JudgeAddressOption = Annotated[
         "--judge",
         metavar="URL",
         envvar="APP__REWARD_FUNCTION_API_BASE",
-        help="The judge's address, such as http://localhost:4877/v1. Without one there is no VIEScore.",
+        help="URL of the judge's server, such as http://localhost:4877/v1; needed for VIEScore.",
     ),
 ]
 JudgeModelOption = Annotated[
-    str | None, typer.Option("--judge-model", help="Which of its models; the published reward's, or the only one.")
+    str | None,
+    typer.Option(
+        "--judge-model",
+        help="Name of the judge's model. By default that of the published reward, or the only one served.",
+    ),
 ]
 RubricsOption = Annotated[
-    Path | None, typer.Option("--rubrics", metavar="FILE", help="Your own wording of the judge's task.")
+    Path | None, typer.Option("--rubrics", metavar="FILE", help="Rubrics in place of the package's.")
 ]
 GroundOption = Annotated[
-    bool, typer.Option("--ground-score", help="Also ask the judge how close an edit comes to the true one.")
+    bool, typer.Option("--ground-score", help="Also let the judge score how close an edit is to the target.")
 ]
-LpipsOption = Annotated[bool, typer.Option("--lpips", help="Also LPIPS; needs torchvision, which fetches weights.")]
+LpipsOption = Annotated[
+    bool, typer.Option("--lpips", help="Also compute LPIPS; needs torchvision, which downloads weights.")
+]
 ProtocolOption = Annotated[
     Literal["earl", "paper"],
-    typer.Option("--protocol", help="paper: the published rows, the judge asked as published, at 256 x 256 pixels."),
+    typer.Option("--protocol", help="paper: the published samples and judge requests, at 256 x 256 pixels."),
 ]
 JudgeDeclarationOption = Annotated[
     str | None,
     typer.Option(
         "--declaration",
         metavar="NAME|FILE.toml",
-        help="How the judge is asked: earl, viescore-published, or a file of yours. The protocol's by default.",
+        help="Request format of the judge: earl, viescore-published, or a file. The protocol's by default.",
     ),
 ]
 AreaOption = Annotated[
     int | None,
-    typer.Option(
-        "--judge-area", min=1, help="Pixels that the judge sees of a picture at most. The protocol's by default."
-    ),
+    typer.Option("--judge-area", min=1, help="Most pixels of an image that the judge sees. The protocol's by default."),
 ]
 CACHE = "judge.sqlite"
 MAIN = ("vie_all", "vie_sc", "vie_pq", "reference", "psnr", "ssim", "l1")
@@ -64,7 +68,7 @@ SCORING_LOCK = ".scoring.lock"
 
 @dataclass(frozen=True)
 class ScoringRequest:
-    """What a person said about scoring: the judge, how it is asked, what else is measured."""
+    """The scoring options of a command line: judge, request format, extra metrics."""
 
     judge: str | None = None
     model: str | None = None
@@ -78,38 +82,38 @@ class ScoringRequest:
     lpips: bool = False
 
 
-def scoring_of(asked: ScoringRequest) -> Scoring:
-    """How edits are to be scored, by a judge that answers and has the model, if an address is given.
+def scoring_of(request: ScoringRequest) -> Scoring:
+    """The scoring that was requested, with a connection to the judge if a URL is given.
 
-    Raises UsageError, MissingExtraError or JudgeDownError before anything is drawn.
+    Raises UsageError, MissingExtraError or JudgeDownError before anything is sampled.
     """
     from earl_cli.evaluation.metrics import DEFAULT, available
     from earl_cli.evaluation.scoring import PROTOCOLS, Scoring
     from earl_cli.rewards.judge.declarations import load_declaration, load_rubrics
     from earl_cli.rewards.judge.server import open_judge
 
-    metrics = (*DEFAULT, "lpips") if asked.lpips else DEFAULT
+    metrics = (*DEFAULT, "lpips") if request.lpips else DEFAULT
     available(metrics)
-    protocol = PROTOCOLS[asked.protocol]
-    declaration = load_declaration(asked.declaration or protocol.declaration)
-    area = asked.area or protocol.area or declaration.area
-    rubrics = load_rubrics(asked.rubrics)
-    if asked.ground_score and not asked.judge:
+    protocol = PROTOCOLS[request.protocol]
+    declaration = load_declaration(request.declaration or protocol.declaration)
+    area = request.area or protocol.area or declaration.area
+    rubrics = load_rubrics(request.rubrics)
+    if request.ground_score and not request.judge:
         raise UsageError("the ground score needs a judge", where="--ground-score", hint="--judge http://HOST:4877/v1")
     judge = None
-    if asked.judge:
-        judge = open_judge(asked.judge, asked.model, asked.key_variable, asked.timeout, declaration)[0]
+    if request.judge:
+        judge = open_judge(request.judge, request.model, request.key_variable, request.timeout, declaration)[0]
         most = f"at most {area} pixels" if area else "as they are"
-        console.note(f"protocol {asked.protocol}: {judge.model} sees all pictures of a sample at one size, {most}")
-        console.note(f"asked as {declaration.describe()}")
-    return Scoring(judge, rubrics, metrics, asked.ground_score, area, asked.protocol)
+        console.note(f"protocol {request.protocol}: {judge.model} sees all images of a sample at one size, {most}")
+        console.note(f"request format: {declaration.describe()}")
+    return Scoring(judge, rubrics, metrics, request.ground_score, area, request.protocol)
 
 
 def finish(runs: Sequence[EvalRun], scoring: Scoring, document: Mapping[str, Any]) -> None:
-    """The end of a command that scores: its document, and an error where not one edit could be scored."""
-    undrawn = [run for run in runs if run.lines and not any(line.result.edited_image for line in run.lines)]
-    if undrawn:
-        console.warn(f"no picture was drawn by {_names(undrawn)}: {undrawn[0].lines[0].result.problem}")
+    """Print the document of a command that scores; exit with an error where no edit could be scored."""
+    invalid = [run for run in runs if run.lines and not any(line.result.edited_image for line in run.lines)]
+    if invalid:
+        console.warn(f"{_names(invalid)} gave no image: {invalid[0].lines[0].result.problem}")
     failure = _failure(runs, scoring)
     if failure is None:
         console.document(document)
@@ -119,7 +123,7 @@ def finish(runs: Sequence[EvalRun], scoring: Scoring, document: Mapping[str, Any
 
 
 def _failure(runs: Sequence[EvalRun], scoring: Scoring) -> EarlError | None:
-    """What to say of runs in which nothing was scored; None if there are none."""
+    """The error of runs in which nothing was scored; None if there are none."""
     if empty := [run for run in runs if not run.lines and run.unreadable]:
         return InputError(f"no row of {empty[0].benchmark} can be used: {empty[0].unreadable[0].problem}")
     judged = [run for run in runs if run.lines and scoring.judge]
@@ -129,7 +133,7 @@ def _failure(runs: Sequence[EvalRun], scoring: Scoring) -> EarlError | None:
     why = next((why for run in lost for line in run.lines for why in line.missing.values()), "")
     what = f"the judge gave no score for any edit of {_names(lost)}: {why}"
     kind = EarlError if len(lost) == len(judged) else PartialFailureError
-    return kind(what, where=scoring.judge.address, hint="earl judge check looks at it; earl eval score asks again")
+    return kind(what, where=scoring.judge.address, hint="earl judge check tests it; earl eval score scores again")
 
 
 def _names(runs: Sequence[EvalRun]) -> str:
@@ -139,9 +143,9 @@ def _names(runs: Sequence[EvalRun]) -> str:
 
 
 def score_folder(run: EvalRun, scoring: Scoring, keys: Sequence[tuple[int, int]] | None = None) -> EvalRun:
-    """Score a run's lines, or those of ``keys``, with progress; write what came of it into its folder.
+    """Score a run's lines, or those of ``keys``, with progress, and write scores and summary into its folder.
 
-    The judge's answers are kept there. Of several processes that come here one works, the others wait.
+    The judge's replies are cached there. Only one process at a time scores a folder; others block until it is done.
     """
     from dataclasses import replace
 
@@ -166,7 +170,7 @@ def score_folder(run: EvalRun, scoring: Scoring, keys: Sequence[tuple[int, int]]
 
 
 def show_runs(runs: Sequence[EvalRun]) -> None:
-    """A table for each benchmark: editors, their figures with 95 % intervals, what is missing."""
+    """A table for each benchmark: editors, metrics with 95 % intervals, counts of invalid and missing results."""
     from earl_cli.evaluation.comparing import comparability
     from earl_cli.evaluation.results import COLUMNS
     from earl_cli.evaluation.statistics import columns_of, summarize
@@ -179,16 +183,16 @@ def show_runs(runs: Sequence[EvalRun]) -> None:
             names = [name for name in names if name in MAIN]
         groups = [summarize(run)[0] for run in mine]
         lost = any(estimate.missing for group in groups for estimate in group.columns.values())
-        undrawn = any(group.undrawn for group in groups)
+        invalid = any(group.undrawn for group in groups)
         heads = ["editor", "edits", *(COLUMNS[name].title for name in names)]
         rows = []
         for run, group in zip(mine, groups, strict=True):
             row = [run.editor, str(group.samples)]
             row += [cell(group.columns.get(name), COLUMNS[name].digits) for name in names]
-            row += [str(group.undrawn)] if undrawn else []
+            row += [str(group.undrawn)] if invalid else []
             row += [str(max((each.missing for each in group.columns.values()), default=0))] if lost else []
             rows.append(row)
-        heads += ["not drawn"] if undrawn else []
+        heads += ["invalid"] if invalid else []
         heads += ["missing"] if lost else []
         console.table(heads, rows, title=benchmark)
         reasons = {why for run in mine for line in run.lines for why in line.missing.values()}
@@ -212,7 +216,7 @@ def cell(estimate: Estimate | None, digits: int) -> str:
 
 
 def run_document(run: EvalRun) -> dict[str, Any]:
-    """A run for ``--json``: where it is, and its figures."""
+    """A run for ``--json``: its folder and metrics."""
     from earl_cli.evaluation.statistics import group_document, summarize
 
     return {

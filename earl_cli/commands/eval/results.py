@@ -53,7 +53,7 @@ def eval_compare(
     b: Annotated[Path, typer.Argument(metavar="B", help="Results of another one on the same benchmark.")],
     *,
     pairwise: Annotated[
-        bool, typer.Option("--pairwise", help="Also ask the judge which of two edits is better, in both orders.")
+        bool, typer.Option("--pairwise", help="Also let the judge choose the better of two edits, in both orders.")
     ] = False,
     judge: JudgeAddressOption = None,
     judge_model: JudgeModelOption = None,
@@ -64,7 +64,7 @@ def eval_compare(
 ) -> None:
     """Compare two editors sample by sample: earl eval compare results/omniedit/A results/omniedit/B
 
-    Says by how much B differs from A, with a 95 % interval, a p-value and the samples that it wins.
+    Shows the difference of B to A with a 95 % interval, a p-value, and the number of samples that B wins.
     """
     from earl_cli.evaluation.comparing import comparability
     from earl_cli.evaluation.statistics import columns_of, compare, finite
@@ -85,8 +85,8 @@ def eval_compare(
     found = {name: compare(first, second, name) for name in columns_of([first, second])}
     differences = {name: each for name, each in found.items() if each is not None}
     if not differences and not pairwise:
-        what = "no sample has a figure in both"
-        raise InputError(what, where=f"{a}, {b}", hint="earl eval score gives them figures")
+        what = "no sample has a metric in both"
+        raise InputError(what, where=f"{a}, {b}", hint="earl eval score computes them")
     console.say(f"A: {first.editor} ({a})")
     console.say(f"B: {second.editor} ({b})")
     _show(differences)
@@ -128,9 +128,9 @@ def _show(differences: dict[str, Difference]) -> None:
             ]
         )
     if rows:
-        console.table(["figure", "A", "B", "B - A", "95 % interval", "p", "B better / same / worse"], rows)
-        pictures = max(each.pictures for each in differences.values())
-        console.note(f"intervals and p are over {pictures} source pictures; seeds of a sample are averaged")
+        console.table(["metric", "A", "B", "B - A", "95 % interval", "p", "B better / same / worse"], rows)
+        images = max(each.pictures for each in differences.values())
+        console.note(f"intervals and p are over {images} source images; seeds of a sample are averaged")
 
 
 def _pairwise(first: EvalRun, second: EvalRun, judge: Any, rubrics: Path | None) -> dict[str, Any]:
@@ -145,10 +145,10 @@ def _pairwise(first: EvalRun, second: EvalRun, judge: Any, rubrics: Path | None)
     wording = load_rubrics(rubrics)
     keys = shared_keys(first, second)
     if not keys:
-        raise InputError("there is no sample and seed that both have", where=f"{first.folder}, {second.folder}")
+        raise InputError("the two have no sample and seed in common", where=f"{first.folder}, {second.folder}")
     preferences: list[Preference] = []
     verdicts: list[dict[str, Any]] = []
-    with console.progress("asking the judge", len(keys), unit="pairs") as progress:
+    with console.progress("comparing", len(keys), unit="pairs") as progress:
         for start in range(0, len(keys), AT_ONCE):
             pairs = pairs_of(first, second, keys[start : start + AT_ONCE], judge.declaration.area)
             answers = prefer(judge, wording, pairs)
@@ -160,14 +160,14 @@ def _pairwise(first: EvalRun, second: EvalRun, judge: Any, rubrics: Path | None)
             progress.update(min(start + AT_ONCE, len(keys)), len(keys))
     result = count_preferences(preferences)
     rows = [["A", str(result.a)], ["B", str(result.b)], ["neither", str(result.ties)]]
-    rows += [["of these, the order decided", str(result.inconsistent)], ["no answer", str(result.missing)]]
+    rows += [["of these, decided by the order", str(result.inconsistent)], ["no reply", str(result.missing)]]
     console.table([f"{judge.model} prefers", "edits"], rows)
     p, rate = sign_test_p(result.a, result.b), first_position_rate(preferences)
-    said = "" if math.isnan(rate) else f"; of two edits the one shown first won {rate:.0%} of the time"
+    said = "" if math.isnan(rate) else f"; the edit shown first won {rate:.0%} of the time"
     console.say(f"p {p:.3f} (sign test){said}")
     shown_first = None if math.isnan(rate) else rate
-    asked = {"judge": judge.model, "declaration": judge.declaration.describe()}
-    return {**asked, **asdict(result), "p": p, "first_rate": shown_first, "verdicts": verdicts}
+    about = {"judge": judge.model, "declaration": judge.declaration.describe()}
+    return {**about, **asdict(result), "p": p, "first_rate": shown_first, "verdicts": verdicts}
 
 
 def eval_report(
@@ -175,19 +175,19 @@ def eval_report(
         list[Path], typer.Argument(metavar="RESULTS", help="Folders of earl eval, or files of published JSON lines.")
     ],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.html", help="Where the page goes.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.html", help="The page to write.")] = Path(
         "report.html"
     ),
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Also tables in Markdown.")
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write tables in Markdown.")
     ] = None,
-    latex: Annotated[Path | None, typer.Option("--latex", metavar="FILE", help="Also LaTeX tables.")] = None,
-    title: Annotated[str, typer.Option("--title", help="The page's title.")] = "Evaluation",
+    latex: Annotated[Path | None, typer.Option("--latex", metavar="FILE", help="Also write tables in LaTeX.")] = None,
+    title: Annotated[str, typer.Option("--title", help="Title of the page.")] = "Evaluation",
     entries: Annotated[
-        int, typer.Option("--entries", min=0, help="So many samples of each benchmark in the gallery.")
+        int, typer.Option("--entries", min=0, help="Most samples of each benchmark in the gallery.")
     ] = 200,
 ) -> None:
-    """Write one page of several results: earl eval report results -o report.html"""
+    """Write a page and tables of any results: earl eval report results -o report.html"""
     from earl_cli.evaluation import tables
     from earl_cli.evaluation.report import report
     from earl_cli.evaluation.results import find_results, load_run
@@ -228,20 +228,20 @@ def eval_score(
 ) -> None:
     """Score finished edits again, for instance by another judge: earl eval score results/omniedit/NAME
 
-    The new scores take the place of the old ones; what a judge answered before isn't asked again.
+    The new scores replace the old ones; cached replies of a judge are used again.
     """
     from earl_cli.evaluation.generating import keys_of_subset
     from earl_cli.evaluation.results import adopt, find_results, load_run
 
-    asked = ScoringRequest(
+    request = ScoringRequest(
         judge, judge_model, api_key_variable, timeout, protocol, declaration, judge_area, rubrics, ground_score, lpips
     )
     folders = [adopt(place) if place.is_file() else place for place in find_results(results)]
     runs = [load_run(folder, scored=False) for folder in folders]
     if not judge and not any(line.result.gt_edited_image for run in runs for line in run.lines):
-        what = "these edits have no true ones to be compared with, so only a judge can score them"
+        what = "these edits have no target images, so only a judge can score them"
         raise UsageError(what, where="--judge", hint="--judge http://HOST:4877/v1; earl judge serve starts one")
-    scoring = scoring_of(asked)
+    scoring = scoring_of(request)
     scored = [score_folder(run, scoring, keys_of_subset(run) if protocol == "paper" else None) for run in runs]
     show_runs(scored)
     finish(scored, scoring, {"results": [run_document(run) for run in scored]})

@@ -1,4 +1,4 @@
-"""The work of ``earl eval``: check everything, draw what is missing, score what is complete, report."""
+"""The work of ``earl eval``: check everything, generate what is missing, score what is complete, report."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from earl_cli.evaluation.scoring import PROTOCOLS, Scoring
 from earl_cli.files import folder_lock
 from earl_cli.openai_client.client import check_keys
 
-DRAWN_WITH = ("torch", "transformers", "vllm", "diffusers", "pillow")
+GENERATION_PACKAGES = ("torch", "transformers", "vllm", "diffusers", "pillow")
 NOTES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """What the person asked for."""
+    """A command line of ``earl eval``."""
 
     benchmarks: tuple[str, ...]
     models: tuple[str, ...]
@@ -48,7 +48,7 @@ class EvalRequest:
     limit: int | None
     seeds: tuple[int, ...]
     share: ShardShare
-    asked: ScoringRequest
+    scoring: ScoringRequest
     page: bool
 
 
@@ -62,20 +62,20 @@ class EvalJob:
     folder: Path
 
 
-def evaluate(order: EvalRequest) -> None:
-    """Everything that ``earl eval`` does. Whatever can be wrong with the order is found before the first edit."""
-    if order.output.exists() and not order.output.is_dir():
-        raise OutputError("this is a file, not a folder for results", where=str(order.output))
-    check_keys(_key_variables(order))
-    scoring = scoring_of(order.asked)
-    jobs = _jobs(order)
+def evaluate(request: EvalRequest) -> None:
+    """Run ``earl eval``. All errors of the request are found before the first edit is generated."""
+    if request.output.exists() and not request.output.is_dir():
+        raise OutputError("this is a file, not a folder for results", where=str(request.output))
+    check_keys(_key_variables(request))
+    scoring = scoring_of(request.scoring)
+    jobs = _jobs(request)
     if scoring.judge is None:
-        _say_what_is_missing(jobs)
+        _note_missing_judge(jobs)
     for job in jobs:
         start_run(job.folder, job.opened, job.editor, _versions())
     places = [(job.folder, job.opened, job.wanted) for job in jobs]
-    while jobs:  # a model that has drawn everything leaves the memory before the next one comes
-        _draw(jobs.pop(0))
+    while jobs:  # a model is freed before the next one is loaded
+        _generate(jobs.pop(0))
     for opened in dict.fromkeys(opened for _, opened, _ in places):
         for note, numbers in sorted(opened.notes.items(), key=lambda each: -len(each[1]))[:NOTES_SHOWN]:
             console.note(f"{opened.benchmark.name}: {len(numbers)} samples: {note}")
@@ -84,56 +84,58 @@ def evaluate(order: EvalRequest) -> None:
         whole = replace(wanted, share=WHOLE)
         left = len(missing(folder, opened, whole))
         if left:
-            console.note(f"{folder}: {left} edits are left to other processes; the last one scores")
+            console.note(f"{folder}: {left} edits are left for other processes; the last one scores")
         else:
             runs.append(score_folder(load_run(folder, scored=False), scoring, keys(opened, whole)))
     if len(runs) == len(places):
-        _report(order, runs, scoring)
+        _report(request, runs, scoring)
     else:
         console.document({"results": [str(folder) for folder, *_ in places], "complete": False})
 
 
-def _key_variables(order: EvalRequest) -> list[str]:
-    """The environment variables whose keys this evaluation needs."""
-    judge = [order.asked.key_variable] if order.asked.judge else []
-    endpoints = any(is_endpoint(spec) for spec in order.models)
-    return [*judge, *([order.options.endpoint_key_variable] if endpoints else [])]
+def _key_variables(request: EvalRequest) -> list[str]:
+    """The environment variables whose API keys this evaluation needs."""
+    judge = [request.scoring.key_variable] if request.scoring.judge else []
+    endpoints = any(is_endpoint(spec) for spec in request.models)
+    return [*judge, *([request.options.endpoint_key_variable] if endpoints else [])]
 
 
-def _say_what_is_missing(jobs: Sequence[EvalJob]) -> None:
-    """What there will be no figures of without a judge."""
-    console.note("no judge is named (--judge), so there is no VIEScore; figures come from true edits only")
+def _note_missing_judge(jobs: Sequence[EvalJob]) -> None:
+    """Show which metrics need a judge where none is given."""
+    console.note("without a judge (--judge) there is no VIEScore; metrics compare with target images only")
     alone = dict.fromkeys(
         job.opened.benchmark.name for job in jobs if not any(part.columns.target for part in job.opened.parts)
     )
     if alone:
-        what = f"{', '.join(alone)} has no true edits, so its pictures are drawn and nothing is scored"
-        console.warn(f"{what}; earl eval score scores them later by a judge")
+        what = f"{', '.join(alone)} has no target images, so edits are generated and not scored"
+        console.warn(f"{what}; earl eval score --judge scores them later")
 
 
 def _versions() -> dict[str, str]:
-    """Of this program, and of what it draws with."""
+    """Versions of this program and of the packages that generate edits."""
     found = {"earl": version()}
-    for package in DRAWN_WITH:
+    for package in GENERATION_PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
 
 
-def _jobs(order: EvalRequest) -> list[EvalJob]:
+def _jobs(request: EvalRequest) -> list[EvalJob]:
     """Every editor on every benchmark, an editor's together. Raises UsageError if two would share a folder."""
-    opened = [open_benchmark(find_benchmark(name)) for name in order.benchmarks]
+    opened = [open_benchmark(find_benchmark(name)) for name in request.benchmarks]
     jobs: list[EvalJob] = []
-    for spec in order.models:
-        with without_collector():  # its imports; models come later, and leave the memory again
-            pick = choose(spec, replace(order.options, on_load=console.note))
+    for spec in request.models:
+        with without_collector():  # only imports: models are loaded later, and freed again
+            pick = choose(spec, replace(request.options, on_load=console.note))
         for each in opened:
             editor = pick(each.benchmark.size)
             about = editor.describe()
-            seeds = order.seeds[:1] if about["kind"] == COPY else order.seeds  # the source is the same for all of them
-            subset = each.benchmark.paper if PROTOCOLS[order.asked.protocol].subset else None
-            wanted = Selection(order.limit, seeds, order.share, subset)
-            folder = folder_of(order.output, each.benchmark.name, about)
+            seeds = (
+                request.seeds[:1] if about["kind"] == COPY else request.seeds
+            )  # the source is the same for all of them
+            subset = each.benchmark.paper if PROTOCOLS[request.scoring.protocol].subset else None
+            wanted = Selection(request.limit, seeds, request.share, subset)
+            folder = folder_of(request.output, each.benchmark.name, about)
             jobs.append(EvalJob(each, editor, wanted, folder))
     folders = [job.folder for job in jobs]
     twice = next((job for job in jobs if folders.count(job.folder) > 1), None)
@@ -143,7 +145,7 @@ def _jobs(order: EvalRequest) -> list[EvalJob]:
     return jobs
 
 
-def _draw(job: EvalJob) -> None:
+def _generate(job: EvalJob) -> None:
     label = f"{job.editor.name} on {job.opened.benchmark.name}"
     part = f" ({job.wanted.share})" if job.wanted.share.count > 1 else ""
     with (
@@ -153,9 +155,9 @@ def _draw(job: EvalJob) -> None:
         generate(job.folder, job.opened, job.editor, job.wanted, lambda done, of: progress.update(round(done, 1), of))
 
 
-def _report(order: EvalRequest, runs: Sequence[EvalRun], scoring: Scoring) -> None:
+def _report(request: EvalRequest, runs: Sequence[EvalRun], scoring: Scoring) -> None:
     show_runs(runs)
-    files = write_tables(order.output, runs, order.page)
+    files = write_tables(request.output, runs, request.page)
     for path in files.values():
         console.say(path)
     document: dict[str, Any] = {"results": [run_document(run) for run in runs], "complete": True, **files}

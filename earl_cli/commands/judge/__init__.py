@@ -35,7 +35,7 @@ from earl_cli.errors import MissingExtraError
 
 
 def judge(ctx: typer.Context) -> None:
-    """Serve, try and check the judge that rewards edits."""
+    """Serve, try and check the judge model that scores edits."""
     print(ctx.get_help())
 
 
@@ -50,7 +50,7 @@ def judge_check(
     declaration: DeclarationOption = DECLARATION,
     timeout: TimeoutOption = TIMEOUT,
 ) -> None:
-    """Ask a judge one small question, and see that its answer can be read: earl judge check"""
+    """Send a judge one small request and check that its reply can be parsed: earl judge check"""
     import numpy as np
 
     from earl_cli.rewards.judge.client import JudgePrompt
@@ -74,33 +74,33 @@ def judge_check(
     }
     if judgement.scores is None:
         error = EarlError(
-            judgement.text, where=judge.address, hint=f"{judge.model} may be no judge: try another --model"
+            judgement.text, where=judge.address, hint=f"{judge.model} may not be a vision model: try another --model"
         )
         console.fail(error, beside=document)
         raise typer.Exit(error.exit_code)
     numbers = ", ".join(f"{number:g}" for number in judgement.scores)
-    rows = [["address", judge.address], ["models", ", ".join(served)], ["asked", judge.model]]
-    rows += [["declared as", judge.declaration.describe()]]
-    rows += [["answered in", f"{seconds:.2f} s"], ["a red square made blue", f"{numbers} of 10"]]
+    rows = [["address", judge.address], ["models", ", ".join(served)], ["model", judge.model]]
+    rows += [["declaration", judge.declaration.describe()]]
+    rows += [["time", f"{seconds:.2f} s"], ["a red square made blue", f"{numbers} of 10"]]
     console.table(["judge", "found"], rows)
-    console.say("its answer can be read")
+    console.say("its reply can be parsed")
     console.document(document)
 
 
 def judge_score(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="The photo before.")],
     edited: Annotated[Path, typer.Argument(metavar="EDIT", help="The photo after.")],
-    instruction: Annotated[str, typer.Argument(metavar="INSTRUCTION", help="What the editor was told.")],
+    instruction: Annotated[str, typer.Argument(metavar="INSTRUCTION", help="The instruction of the edit.")],
     *,
     target: Annotated[
-        Path | None, typer.Option("--target", metavar="FILE", help="The true edit; the ground score needs it.")
+        Path | None, typer.Option("--target", metavar="FILE", help="The target image; the ground score needs it.")
     ] = None,
     reward: Annotated[
         str,
         typer.Option("--reward", help="viescore, ground_score, sqrt(viescore_pqxground_score), or module:function."),
     ] = "viescore",
     rubrics: Annotated[
-        Path | None, typer.Option("--rubrics", metavar="FILE", help="Your own wording of the judge's task.")
+        Path | None, typer.Option("--rubrics", metavar="FILE", help="Rubrics in place of the package's.")
     ] = None,
     api_base: ApiBaseOption = API_BASE,
     model: JudgeOption = None,
@@ -112,7 +112,7 @@ def judge_score(
         typer.Option(
             "--image-area",
             min=1,
-            help="Pictures of more pixels are made smaller for the judge. As declared by default.",
+            help="Downscale larger images for the judge to this many pixels. The declaration's by default.",
         ),
     ] = None,
 ) -> None:
@@ -152,35 +152,35 @@ def judge_score(
 
 
 def _pixels(path: Path, area: int | None) -> Pixels:
-    """A picture uint8[h, w, 3] of at most about ``area`` pixels, if that is given."""
+    """An image uint8[h, w, 3], downscaled to about ``area`` pixels if it has more."""
     import numpy as np
 
     from earl_cli.images.image_file import open_picture
 
-    picture = open_picture(path).rgb
-    shrink = min(1.0, (area / (picture.width * picture.height)) ** 0.5) if area else 1.0
+    image = open_picture(path).rgb
+    shrink = min(1.0, (area / (image.width * image.height)) ** 0.5) if area else 1.0
     if shrink < 1:
-        picture = picture.resize((max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink))))
-    return np.asarray(picture)
+        image = image.resize((max(1, round(image.width * shrink)), max(1, round(image.height * shrink))))
+    return np.asarray(image)
 
 
 def judge_serve(
     extra: Annotated[
         list[str] | None,
-        typer.Argument(metavar="OPTION", help="More options of vllm serve, after --; they override those set here."),
+        typer.Argument(metavar="OPTION", help="More options of vllm serve, after --; they override EARL's."),
     ] = None,
     *,
     model: Annotated[
-        str, typer.Option("--model", help="A Hub id or folder of a model that sees pictures.")
+        str, typer.Option("--model", help="Hub id or folder of a vision language model.")
     ] = "Qwen/Qwen2.5-VL-72B-Instruct",
     host: Annotated[
-        str, typer.Option("--host", help="Who may ask: 127.0.0.1 is this machine only, 0.0.0.0 is everybody.")
+        str, typer.Option("--host", help="Address to listen on: 127.0.0.1 is this machine only, 0.0.0.0 every network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Where it listens.")] = 4877,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 4877,
     tensor_parallel: Annotated[
         int | None, typer.Option("--tensor-parallel", min=1, help="GPUs that share the model; all by default.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the command line.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command line, and stop.")] = False,
 ) -> None:
     """Serve the judge with vLLM: earl judge serve --host 0.0.0.0"""
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -197,7 +197,7 @@ def judge_serve(
         return
     console.note(shlex.join(command))
     sys.stdout.flush()
-    os.execv(command[0], command)  # signals reach the server itself, and its exit code is this command's
+    os.execv(command[0], command)  # the server gets signals itself, and its exit code is this command's
 
 
 def _gpus() -> int:

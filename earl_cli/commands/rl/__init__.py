@@ -29,7 +29,7 @@ from earl_cli.errors import UsageError
 OPTIONS = {
     "model_path": "--model",
     "reward_function_api_base": "--api-base",
-    "reward_function_api_model_name": "--judge",
+    "reward_function_api_model_name": "--judge-model",
     "num_iterations": "--iterations",
 }
 
@@ -51,16 +51,16 @@ def rl(
         typer.Option("--reward", help="viescore, ground_score, reference, MODULE:FUNCTION, or weights as JSON."),
     ] = None,
     api_base: Annotated[
-        str | None, typer.Option("--api-base", help="Where the judge is, such as http://localhost:4877/v1.")
+        str | None, typer.Option("--api-base", help="URL of the judge's server, such as http://localhost:4877/v1.")
     ] = None,
-    judge: Annotated[str | None, typer.Option("--judge", help="The judge's model name.")] = None,
-    iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="How many iterations in all.")] = None,
+    judge_model: Annotated[str | None, typer.Option("--judge-model", help="Name of the judge's model.")] = None,
+    iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Number of iterations in all.")] = None,
     output: OutputOption = None,
     device: DeviceOption = None,
     sets: SetOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show values, data and memory, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show config, data and memory, and stop.")] = False,
 ) -> None:
-    """Improve a model by its own edits and a reward: earl rl --config embedded/rl --data store/ -o better/"""
+    """Improve a model by reinforcement learning: earl rl --config embedded/rl --data store/ -o better/"""
     from earl_cli.config.loader import resolve
     from earl_cli.config.rl import RlConfig
 
@@ -71,7 +71,7 @@ def rl(
         "validation": validation or None,
         "reward": _weights(reward) if reward and reward.startswith("{") else reward,
         "reward_function_api_base": api_base,
-        "reward_function_api_model_name": judge,
+        "reward_function_api_model_name": judge_model,
         "num_iterations": iterations,
         "output": output,
         "device": device,
@@ -101,11 +101,11 @@ def rl_plot(
     smooth: Smooth = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", "--figure", help="Plot only this metric, such as reward/mean or kl; may be repeated."),
+        typer.Option("--metric", help="Plot only this metric of the log, such as reward/mean or kl; repeatable."),
     ] = None,
     force: Force = False,
 ) -> None:
-    """Draw the curves of reinforcement learning: earl rl plot run-a/ run-b/ -o curves.svg"""
+    """Plot the metrics of reinforcement learning runs: earl rl plot run-a/ run-b/ -o curves.svg"""
     check_output(output, force)
     from earl_cli.training.common.plots import RL
 

@@ -1,4 +1,4 @@
-"""What ``earl rl`` does once its config is known: show the plan, or train. Both refuse what can't be, in one order."""
+"""``earl rl`` with a validated config: show the plan, or train; both run the same checks in the same order."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ from earl_cli.training.rl.trainer import train_policy
 
 EPISODES, GALLERIES, CACHE = "episodes", "galleries", "judge.sqlite"
 COLLECTIVE_TIMEOUT = 7200.0
-"""Seconds that a process waits for the others, of which one may sample or ask the judge for long."""
+"""Timeout of collective operations in seconds: another process may be sampling or calling the judge for long."""
 
 
 def show_plan(resolved: Resolved[RlConfig]) -> None:
-    """Everything that can be known of a run without its weights, and then what the run would refuse."""
+    """Show what is known of a run without reading weights, then the error it would end with, if any."""
     config = resolved.config
     read_slurm_environment()
     console.quiet |= rank() > 0
@@ -136,7 +136,7 @@ def show_plan(resolved: Resolved[RlConfig]) -> None:
 
 
 def _check_before(config: RlConfig) -> None:
-    """Raises for what can be known before model and data are opened."""
+    """Checks before model and data are opened."""
     check_before("rl", config, config.folder)
     _check_shares(config, world_size())
     _check_engine(config)
@@ -156,7 +156,7 @@ def _beginning(config: RlConfig) -> dict[str, Any]:
 
 
 def _warn(resolved: Resolved[RlConfig], data: RlData) -> None:
-    """Say what of the settings and of the data comes out otherwise than one may think."""
+    """Warn of settings and data that have another effect than expected."""
     config = resolved.config
     if data.skipped:
         console.warn(f"{data.skipped} prompts have too many tokens and are left out")
@@ -173,7 +173,7 @@ def train(resolved: Resolved[RlConfig]) -> None:
     read_slurm_environment()
     if config.sharding != "none":
         set_single_process_environment()
-    console.quiet |= rank() > 0  # of several processes the first speaks
+    console.quiet |= rank() > 0  # only the first process prints
     with report_once():
         _check_before(config)
         base = _base(config)
@@ -207,7 +207,7 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
         dashboard(f"improving {config.folder.name}", METRICS, unit="iterations") as board,
     ):
         board.update(start, config.num_iterations, {}, "starting")
-        noted, callbacks = _Noted(reward), _Callbacks(config, base, learner, data, vision, board, start)
+        recorder, callbacks = _ReasonRecorder(reward), _Callbacks(config, base, learner, data, vision, board, start)
         run = RlRun(
             config=config,
             layout=base.layout,
@@ -218,7 +218,7 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
             vision=vision,
             learner=learner,
             reference=without or reference,
-            reward=noted,
+            reward=recorder,
             engine=engine,
             callbacks=callbacks,
             stop_signal=stop_signal,
@@ -229,7 +229,7 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
             train_policy(run, start, validated=validated)
         with writing("the model", config.folder):
             save_model(config, base, learner, config.folder)
-    failure = _nothing_learned(callbacks, noted) if start < config.num_iterations else None
+    failure = _nothing_learned(callbacks, recorder) if start < config.num_iterations else None
     if rank() > 0:
         if failure:
             raise typer.Exit(failure.exit_code)
@@ -250,31 +250,31 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
     console.document(document)
 
 
-class _Noted:
-    """A reward that remembers why it gave no value, the first time that it didn't."""
+class _ReasonRecorder:
+    """A reward that records the first reason for a missing value."""
 
     def __init__(self, reward: Reward) -> None:
-        self.reward, self.why = reward, ""
+        self.reward, self.reason = reward, ""
 
     def __call__(self, edits: Sequence[Edit], /) -> list[Score]:
         scores = self.reward(edits)
-        self.why = self.why or next((score.reason for score in scores if score.value is None), "")
+        self.reason = self.reason or next((score.reason for score in scores if score.value is None), "")
         return scores
 
 
-def _nothing_learned(callbacks: _Callbacks, reward: _Noted) -> EarlError | None:
-    """What to say of a run in which no edit got a reward; None if one did. Warns where none was better than another."""
+def _nothing_learned(callbacks: _Callbacks, reward: _ReasonRecorder) -> EarlError | None:
+    """The error of a run in which no edit got a reward, else None; warns if all rewards of each group were equal."""
     if not callbacks.had_reward:
-        why = f": {' '.join(reward.why.split())}" if reward.why else ""
-        hint = "the model is what it was; earl judge score tries a reward on one edit"
+        why = f": {' '.join(reward.reason.split())}" if reward.reason else ""
+        hint = "the model is unchanged; earl judge score tries a reward on one edit"
         return EarlError(f"nothing was learned, since no edit got a reward{why}", where="reward", hint=hint)
     if not callbacks.had_signal:
-        console.warn("all edits of a prompt always got the same reward, so none was learned from")
+        console.warn("all edits of a prompt always got the same reward, so nothing was learned")
     return None
 
 
 def _check_engine(config: RlConfig) -> None:
-    """What of the engine can be known before anything is loaded."""
+    """Checks of the engine before anything is loaded."""
     if config.engine_place == "separate":
         from earl_cli.training.rl.rollout_engines import check_engine_gpus
 
@@ -291,7 +291,7 @@ def _check_engine(config: RlConfig) -> None:
 def _engine(
     config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device
 ) -> Iterator[Callable[[Any], AbstractContextManager[Engine]]]:
-    """What samples, by the config and by what is installed."""
+    """The engine of the rollouts, by the config and by what is installed."""
     if config.engine_place == "separate":
         from earl_cli.training.rl.rollout_engines import SeparateSampler
 
@@ -306,7 +306,7 @@ def _engine(
 
 
 class _Callbacks:
-    """Shows the run, logs it, and writes its checkpoints, episodes and galleries."""
+    """Shows the run, logs it, and writes its checkpoints, rollouts and galleries."""
 
     def __init__(
         self, config: RlConfig, base: Base, learner: Learner, data: RlData, vision: Any, board: LiveTask, start: int
@@ -330,12 +330,12 @@ class _Callbacks:
         self._log(step, {**metrics, **self._memory()})
         if rank() == 0 and groups:
             write_rollouts(self.folder / EPISODES / f"step-{step:06d}.parquet", step, self.data.rows, groups)
-            self._draw(f"step-{step:06d}", f"iteration {step}", self.data.rows, groups)
+            self._write_gallery(f"step-{step:06d}", f"iteration {step}", self.data.rows, groups)
 
     def validation(self, step: int, metrics: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
         if rank() == 0 and self.data.validation_data is not None:
             title = f"validation after {step} iterations"
-            self._draw(f"validation-{step:06d}", title, self.data.validation_data, groups)
+            self._write_gallery(f"validation-{step:06d}", title, self.data.validation_data, groups)
         self._log(step, metrics)  # last: what is logged isn't done again when the run goes on
 
     def is_best(self, validation: float) -> bool:
@@ -349,7 +349,7 @@ class _Callbacks:
 
             try:
                 push(checkpoint / MODEL, repository, checkpoint.name)
-            except EarlError as error:  # the run has its checkpoint, and goes on
+            except EarlError as error:  # the checkpoint is on disk, so the run goes on
                 console.warn(str(error))
 
     def waiting(self, iteration: int, problem: EarlError) -> None:
@@ -366,7 +366,7 @@ class _Callbacks:
             track(step, metrics)
         self.board.update(step, self.config.num_iterations, metrics)
 
-    def _draw(self, name: str, title: str, rows: DatasetRows, groups: Sequence[ScoredGroup]) -> None:
+    def _write_gallery(self, name: str, title: str, rows: DatasetRows, groups: Sequence[ScoredGroup]) -> None:
         notes = [f"temperature {self.config.temperature:g}", "the best, median and worst by reward"]
         path = self.folder / GALLERIES / f"{name}.html"
         title = f"{self.folder.name}, {title}"
@@ -416,7 +416,7 @@ METRICS = (
 
 
 def _check_shares(config: RlConfig, processes: int) -> None:
-    """Raise UsageError if the prompts of an iteration can't be shared equally."""
+    """Raise UsageError if the prompts of an iteration can't be divided equally among the processes."""
     if config.prompts_per_iteration % processes:
         prompts, generations = config.prompts_per_iteration, config.generations_per_sample
         raise UsageError(

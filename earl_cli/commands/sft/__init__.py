@@ -37,20 +37,18 @@ def sft(
     coefficients: CoefficientsOption = None,
     validation: ValidationOption = None,
     cot_keys: Annotated[
-        str | None, typer.Option("--cot-keys", help="Train to think first, on these keys: plan,objects")
+        str | None, typer.Option("--cot-keys", help="Train with a chain of thought made of these keys: plan,objects")
     ] = None,
     output: OutputOption = None,
-    max_length: Annotated[
-        int | None, typer.Option("--max-length", min=1, help="The most tokens of a sequence.")
-    ] = None,
-    save_layout: Annotated[
-        str | None, typer.Option("--save-layout", help="native (transformers) or original (Emu3's own).")
+    max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="Most tokens of a sequence.")] = None,
+    save_format: Annotated[
+        str | None, typer.Option("--save-format", help="native (transformers) or original (Emu3's own).")
     ] = None,
     device: DeviceOption = None,
     sets: SetOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show values, data, steps and memory, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show config, data, steps and memory, and stop.")] = False,
 ) -> None:
-    """Train a model on token stores: earl sft --config embedded/sft --model base/ --data store/ -o my-editor/"""
+    """Fine-tune a model on token stores: earl sft --config embedded/sft --model base/ --data store/ -o my-editor/"""
     from earl_cli.config.loader import resolve
     from earl_cli.config.sft import SftConfig
 
@@ -62,7 +60,7 @@ def sft(
         "cot_keys": listed(cot_keys),
         "output": output,
         "max_length": max_length,
-        "save_layout": save_layout,
+        "save_layout": save_format,
         "device": device,
     }
     resolved = resolve(SftConfig, config, sets or [], given)
@@ -80,11 +78,11 @@ def sft_plot(
     smooth: Smooth = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", "--figure", help="Plot only this metric, such as loss or eval_loss; may be repeated."),
+        typer.Option("--metric", help="Plot only this metric of the log, such as loss or eval_loss; repeatable."),
     ] = None,
     force: Force = False,
 ) -> None:
-    """Draw the curves of training runs: earl sft plot run-a/ run-b/ -o curves.svg"""
+    """Plot the metrics of fine-tuning runs: earl sft plot run-a/ run-b/ -o curves.svg"""
     check_output(output, force)
     from earl_cli.training.common.plots import SFT
 

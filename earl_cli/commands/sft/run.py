@@ -1,4 +1,4 @@
-"""What ``earl sft`` does once its config is known: show the plan, or train. Both refuse what can't be, in one order."""
+"""``earl sft`` with a validated config: show the plan, or train; both run the same checks in the same order."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ GALLERIES = "validation"
 
 
 def show_plan(resolved: Resolved[SftConfig]) -> None:
-    """Everything that can be known of a run without its weights, and then what the run would refuse."""
+    """Show what is known of a run without reading weights, then the error it would end with, if any."""
     config = resolved.config
     read_slurm_environment()
     console.quiet |= rank() > 0
@@ -73,10 +73,11 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
     ]
     show_sets(sets)
     lengths = rows.lengths[data.train.order]
-    pairs = config.batch_size * config.accumulation * processes
-    epochs = steps * pairs / len(data.train)
+    examples = config.batch_size * config.accumulation * processes
+    epochs = steps * examples / len(data.train)
     console.say(
-        f"{steps} steps of {pairs} pairs: {epochs:.3g} epochs of {len(data.train)} pairs and {lengths.sum():,} tokens"
+        f"{steps} steps of {examples} examples: {epochs:.3g} epochs of {len(data.train)} examples and "
+        f"{lengths.sum():,} tokens"
         + (f"; {rows.thinking} of {len(rows)} rows have a chain of thought" if config.cot_keys else "")
     )
     memory = estimate(
@@ -107,12 +108,12 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
 
 
 def _check_before(config: SftConfig) -> None:
-    """Raises for what can be known before model and data are opened."""
+    """Checks before model and data are opened."""
     check_before("sft", config, config.output)
 
 
 def _check(config: SftConfig, base: Base, data: SftData) -> None:
-    """Raises for what can be known before any weight is read."""
+    """Checks before any weight is read."""
     check_origin(config.output, run_origin("sft", config.model, config.data))
     check_resumable(config, world_size())
     plan_device(base, config, _longest(data))
@@ -124,17 +125,17 @@ def _longest(data: SftData) -> int:
 
 
 def _warn(resolved: Resolved[SftConfig], data: SftData, steps: int) -> None:
-    """Say what of the settings and of the data comes out otherwise than one may think."""
+    """Warn of settings and data that have another effect than expected."""
     config, found = resolved.config, data.lengths
     if data.skipped:
-        console.warn(f"{data.skipped} pairs have more than {found.limit} tokens and are left out")
+        console.warn(f"{data.skipped} examples have more than {found.limit} tokens and are left out")
     elif found.over:
         console.warn(
-            f"{found.over} pairs have more than {found.limit} tokens, up to {found.longest}, and are trained on as "
+            f"{found.over} examples have more than {found.limit} tokens, up to {found.longest}, and are trained on as "
             "they are; too_long=skip leaves them out, too_long=stop refuses them"
         )
     if data.validation_skipped:
-        console.warn(f"{data.validation_skipped} validation pairs have too many tokens and are left out")
+        console.warn(f"{data.validation_skipped} validation examples have too many tokens and are left out")
     other = changed_data(config.output, run_origin("sft", config.model, config.data))
     for text in (*config.remarks(steps, resolved.origins), *([other] if other else [])):
         console.warn(text)
@@ -146,7 +147,7 @@ def train(resolved: Resolved[SftConfig]) -> None:
     read_slurm_environment()
     if config.sharding != "none":
         set_single_process_environment()
-    console.quiet |= rank() > 0  # of several processes the first speaks
+    console.quiet |= rank() > 0  # only the first process prints
     with report_once():
         _check_before(config)
         base = open_base(config.model)
@@ -166,7 +167,7 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
         for left in filter(is_partial, config.output.rglob("*")):  # by a process that was killed
             left.unlink()
         write_origin(config.output, run_origin("sft", config.model, config.data))
-    vision = load_vision_of(config.model, device=config.device) if _draws(config) else None
+    vision = load_vision_of(config.model, device=config.device) if _renders_samples(config) else None
 
     with (
         stopped("step", config.output),
@@ -215,7 +216,7 @@ METRICS = (
 )
 
 
-def _draws(config: SftConfig) -> bool:
-    """Whether validations are drawn: where the weights are in one place, by the first process."""
+def _renders_samples(config: SftConfig) -> bool:
+    """Whether this process renders samples at validations: the first one, where it has the whole weights."""
     whole = not config.sharding.startswith("zero3") and config.quantize == "none"
     return bool(config.validation and config.gallery_rows and whole and rank() == 0)

@@ -1,4 +1,4 @@
-"""``earl tokenize``: pairs of pictures in, a token store out; an interrupted pass goes on where it stopped."""
+"""``earl tokenize``: image pairs in, a token store out; an interrupted pass resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -21,82 +21,99 @@ DATA, COLUMNS, WORK = "Data", "Columns", "Work"
 def tokenize(
     data: Annotated[
         str | None,
-        typer.Argument(metavar="PAIRS", help="A folder or file of pairs, a folder of Parquet or tars, or ORG/NAME."),
+        typer.Argument(
+            metavar="PAIRS",
+            help="A folder or list of image pairs, a folder of Parquet or tars, or ORG/NAME on the Hub.",
+        ),
     ] = None,
     *,
-    output: Annotated[Path, typer.Option("--output-path", "--output", "-o", help="The store to write or go on with.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The token store to write or resume.")],
     model: Annotated[
-        str | None, typer.Option("--model", help="Whose vision tokenizer to use; the embedded model's by default.")
+        str | None,
+        typer.Option("--model", help="The model whose vision tokenizer is used; the embedded one by default."),
     ] = None,
     source: Annotated[
         str, typer.Option("--source", help="auto, local, or HF for the Hub.", rich_help_panel=DATA)
     ] = "auto",
     preset: Annotated[
-        str | None, typer.Option("--preset", help="The flags for a published data set.", rich_help_panel=DATA)
+        str | None,
+        typer.Option("--preset", help="Column names and split of a published data set.", rich_help_panel=DATA),
     ] = None,
     subset: Annotated[
-        str | None, typer.Option("--subset", help="The configuration: on the Hub, or a folder.", rich_help_panel=DATA)
+        str | None, typer.Option("--subset", help="The configuration on the Hub, or a folder.", rich_help_panel=DATA)
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option("--split", help="The split, by a folder's or file's name; all for all.", rich_help_panel=DATA),
+        typer.Option(
+            "--split", help="The split, by the name of a folder or file; all: every one.", rich_help_panel=DATA
+        ),
     ] = None,
     data_files: Annotated[
         list[str] | None,
-        typer.Option("--data-files", help="Take only files like this pattern; may be repeated.", rich_help_panel=DATA),
+        typer.Option("--data-files", help="Read only files of this pattern; repeatable.", rich_help_panel=DATA),
     ] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.", rich_help_panel=DATA)
     ] = None,
     streaming: Annotated[
-        bool, typer.Option("--streaming", help="Read Parquet on the Hub in place.", rich_help_panel=DATA)
+        bool,
+        typer.Option(
+            "--streaming", help="Read Parquet on the Hub without downloading whole files.", rich_help_panel=DATA
+        ),
     ] = False,
     urls: Annotated[
-        bool, typer.Option("--allow-urls", help="Fetch pictures that the data gives as URLs.", rich_help_panel=DATA)
+        bool, typer.Option("--allow-urls", help="Download images that the data gives as URLs.", rich_help_panel=DATA)
     ] = False,
     dataset_name: Annotated[
-        str | None, typer.Option("--dataset-name", help="A name to remember the data by.", rich_help_panel=DATA)
+        str | None,
+        typer.Option("--dataset-name", help="Name of the data set in the store's manifest.", rich_help_panel=DATA),
     ] = None,
     source_column: Annotated[
-        str | None, typer.Option("--original-image-key", help="Column of the source picture.", rich_help_panel=COLUMNS)
+        str | None, typer.Option("--original-image-key", help="Column of the source image.", rich_help_panel=COLUMNS)
     ] = None,
     target_column: Annotated[
-        str | None, typer.Option("--edited-image", help="Column of the edited picture.", rich_help_panel=COLUMNS)
+        str | None, typer.Option("--edited-image", help="Column of the target image.", rich_help_panel=COLUMNS)
     ] = None,
     instruction_column: Annotated[
         str | None, typer.Option("--edit-instruction", help="Column of the instruction.", rich_help_panel=COLUMNS)
     ] = None,
     thought_columns: Annotated[
         list[str] | None,
-        typer.Option("--CoT-keys", help="Column of the chain of thought: a,b or repeated.", rich_help_panel=COLUMNS),
+        typer.Option("--cot-keys", help="Columns of the chain of thought: a,b; repeatable.", rich_help_panel=COLUMNS),
     ] = None,
     id_column: Annotated[
         str | None,
-        typer.Option("--id-key", help="Column of the id; the row's number by default.", rich_help_panel=COLUMNS),
+        typer.Option("--id-key", help="Column of the id; the row number by default.", rich_help_panel=COLUMNS),
     ] = None,
     image_area: Annotated[
-        int | None, typer.Option("--image-area", min=64, help="Pixels of a picture; the model's own by default.")
+        int | None,
+        typer.Option("--image-area", min=64, help="Pixels of a tokenized image; the model's own by default."),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--random-seed", help="Shuffle the rows before the pass.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take so many rows at most.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Shuffle the rows with this seed; in order by default.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most rows to read.")] = None,
     max_reject_rate: Annotated[
-        float, typer.Option("--max-reject-rate", min=0, max=1, help="Stop if more than this share is left out.")
+        float, typer.Option("--max-reject-rate", min=0, max=1, help="Stop if more than this share of rows is rejected.")
     ] = 1.0,
     share: Annotated[
         str | None,
-        typer.Option("--shard", help="Do part i/n; torchrun and srun set it themselves.", rich_help_panel=WORK),
+        typer.Option(
+            "--shard", help="Do part I of N; the rank by default under torchrun and srun.", rich_help_panel=WORK
+        ),
     ] = None,
     batch_size: Annotated[
-        str, typer.Option("--batch-size", help="Pictures encoded at once.", rich_help_panel=WORK)
+        str, typer.Option("--batch-size", help="Images encoded in one batch.", rich_help_panel=WORK)
     ] = "auto",
     workers: Annotated[
-        int | None, typer.Option("--workers", min=0, help="Processes that read pictures.", rich_help_panel=WORK)
+        int | None,
+        typer.Option("--workers", min=0, help="Processes that read and resize images.", rich_help_panel=WORK),
     ] = None,
     device: Annotated[
         str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=WORK)
     ] = "auto",
 ) -> None:
-    """Turn pairs of pictures and instructions into a token store: earl tokenize pairs/ -o store/"""
+    """Turn image pairs with instructions into a token store: earl tokenize pairs/ -o store/"""
     from earl_cli.data.columns import PairColumns, find_columns, find_preset
     from earl_cli.data.shard_plan import read_share
     from earl_cli.data.sources.base import row_count
@@ -128,7 +145,7 @@ def tokenize(
     part, at_once = read_share(share), _batch_size(batch_size)
     if output.exists() and not output.is_dir():
         raise OutputError("this is a file, and a token store is a folder", where=str(output))
-    console.quiet |= share is None and part.index > 0  # of the ranks of one run, the first speaks
+    console.quiet |= share is None and part.index > 0  # of the ranks of one run, only the first prints
     found = open_source(place)
     expected = f"--preset {preset} expects {', '.join(base.names)}" if chosen else ""
     find_columns(columns, found, reason=expected)
@@ -156,7 +173,7 @@ def tokenize(
     )
     label = "tokenizing" if part.count == 1 else f"tokenizing, part {part}"
     notes = Counter[str]()
-    with console.progress(label, unit="pairs") as progress:
+    with console.progress(label, unit="examples") as progress:
         total = min(row_count(found), limit or row_count(found)) / part.count
 
         def on_rows(tally: PassProgress) -> None:
@@ -176,16 +193,16 @@ def tokenize(
             {"place": place.path, "split": place.split, "revision": revision, "limit": limit, "earl": version()},
         )
     for note, count in notes.most_common(NOTES_SHOWN):
-        console.note(f"{count} pictures: {note}")
+        console.note(f"{count} images: {note}")
     rejects = list(store.rejects())
     for reject in rejects[:5]:
         console.warn(f"left out {reject.id}: {reject.reason}")
     done = sum(table.num_rows for table in store.tables(["row"]))
     if not done and store.complete:
-        raise InputError("not a single pair could be read", where=place.path, hint="the rejects file names the reasons")
-    left = f"; {len(store.missing)} of {store.manifest.shards} shards are still to be made" if store.missing else ""
+        raise InputError("no example could be read", where=place.path, hint="the rejects file has the reasons")
+    left = f"; {len(store.missing)} of {store.manifest.shards} shards are still missing" if store.missing else ""
     console.say(
-        f"{done} pairs in {output}" + (f", {len(rejects)} left out (*.rejects.jsonl)" if rejects else "") + left
+        f"{done} examples in {output}" + (f", {len(rejects)} left out (*.rejects.jsonl)" if rejects else "") + left
     )
     console.document(
         {
@@ -202,19 +219,19 @@ def _kind(text: str) -> Literal["auto", "local", "hf"]:
     match text.lower():
         case "auto" | "local" | "hf" as kind:
             return kind
-    raise UsageError(f"{text!r} is no kind of source", where="--source", hint="auto, local or HF")
+    raise UsageError(f"{text!r} is not a kind of source", where="--source", hint="auto, local or HF")
 
 
 def _batch_size(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{text!r} is no number of pictures", where="--batch-size", hint="auto, or 1 and more")
+        raise UsageError(f"{text!r} is not a number of images", where="--batch-size", hint="auto, or 1 and more")
     return int(text)
 
 
 def _workers(wanted: int | None) -> int:
-    """By default the processors of this rank but one, eight at most."""
+    """By default one less than the processors of this rank, at most eight."""
     if wanted is not None:
         return wanted
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,4 +1,4 @@
-"""``earl tokenize import``: published tokenized data into a token store; nothing that they hold is run."""
+"""``earl tokenize import``: published tokenized data into a token store; pickled code is never run."""
 
 from __future__ import annotations
 
@@ -24,23 +24,26 @@ def tokenize_import(
         ),
     ],
     *,
-    output: Annotated[Path, typer.Option("--output-path", "--output", "-o", help="The store to write or go on with.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The token store to write or resume.")],
     model: Annotated[
-        str | None, typer.Option("--model", help="The model whose vision tokenizer made the codes; it is noted.")
+        str | None, typer.Option("--model", help="The model whose vision tokenizer made the codes, for the manifest.")
     ] = None,
     codes: Annotated[
-        int | None, typer.Option("--codes", min=1, max=65536, help="Size of the codebook: 32768, or the model's.")
+        int | None,
+        typer.Option("--codes", min=1, max=65536, help="Size of the codebook; the model's, or 32768, by default."),
     ] = None,
     image_area: Annotated[
-        int | None, typer.Option("--image-area", min=64, help="Pixels of a picture: 65536, or the model's.")
+        int | None, typer.Option("--image-area", min=64, help="Pixels of an image; the model's, or 65536, by default.")
     ] = None,
-    dataset_name: Annotated[str | None, typer.Option("--dataset-name", help="A name to remember the data by.")] = None,
+    dataset_name: Annotated[
+        str | None, typer.Option("--dataset-name", help="Name of the data set in the store's manifest.")
+    ] = None,
     subset: Annotated[str | None, typer.Option("--subset", help="Folder of a data set on the Hub.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split of a data set on the Hub.")] = None,
 ) -> None:
-    """Bring published .pth data into a token store: earl tokenize import omniedit/train -o store/"""
+    """Import published .pth data into a token store: earl tokenize import omniedit/train -o store/"""
     if model is not None and (codes, image_area) != (None, None):
-        raise UsageError("--codes and --image-area are the model's own where there is a --model", hint="leave them out")
+        raise UsageError("--codes and --image-area follow from --model", hint="leave them out")
     from earl_cli.data.published.pth import UNSAFE
     from earl_cli.data.published.store import AREA, CODES, FINGERPRINT, import_published, open_published
 
@@ -63,7 +66,7 @@ def tokenize_import(
 
             vision = load_vision_of(model, device="cpu")
         made_by = (int(vision.model.config.codebook_size), vision.image_area, vision.fingerprint)
-    with console.progress("importing", len(published), unit="pairs") as progress:
+    with console.progress("importing", len(published), unit="examples") as progress:
         finished = 0
 
         def on_rows(rows: int) -> None:
@@ -86,7 +89,7 @@ def tokenize_import(
         if number < SHOWN_REJECTS:
             console.warn(f"left out {reject.id}: {reject.reason}")
     if kinds[UNSAFE]:
-        console.warn(f"{kinds[UNSAFE]} left out as they could run code: don't use data from this place")
+        console.warn(f"{kinds[UNSAFE]} left out as they could run code: don't use data from this source")
     rejected = kinds.total()
     done = store.manifest.rows - rejected
     if not done:
@@ -94,7 +97,7 @@ def tokenize_import(
         raise InputError(f"not one of {rejected} files could be used", where=data, hint=hint)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     left = f", {rejected} left out ({counted}; see *.rejects.jsonl)" if rejected else ""
-    console.say(f"{done} pairs in {output}{left}")
+    console.say(f"{done} examples in {output}{left}")
     console.document(
         {
             "store": str(output),

@@ -31,28 +31,32 @@ if TYPE_CHECKING:
 
 from typing import Any
 
-DRAWN = 8
+SAMPLED = 8
 
 
 def tokenize_inspect(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A token store.")],
     *,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Draw some pairs, and write them as one page.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Decode a sample of examples, and write it as one page."),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option("--sample", min=1, help=f"How many pairs to draw; {DRAWN} by default.")
+        int | None, typer.Option("--sample", min=1, help=f"Number of examples on the page; {SAMPLED} by default.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Which pairs are drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sample.")] = 0,
     model: Annotated[
-        str | None, typer.Option("--model", help="Whose vision tokenizer draws; the embedded model's by default.")
+        str | None,
+        typer.Option("--model", help="The model whose vision tokenizer decodes; the embedded one by default."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
-    """Say what a token store holds: earl tokenize inspect store/ --html pairs.html"""
+    """Show what a token store contains: earl tokenize inspect store/ --html examples.html"""
     if html is None and (sample is not None or model is not None):
         option = "--sample" if sample is not None else "--model"
-        raise UsageError(f"{option} is about drawn pairs", hint="name the page to write with --html pairs.html")
+        raise UsageError(
+            f"{option} is for the page of examples", hint="name the page to write with --html examples.html"
+        )
     from earl_cli.data.inspecting import summary
     from earl_cli.data.store import open_store
 
@@ -63,33 +67,33 @@ def tokenize_inspect(
         check_page_name(html)
     found = summary(opened)
     _show(found)
-    drawn = 0
+    shown = 0
     if html is not None:
-        from earl_cli.data.inspecting import sample as draw
+        from earl_cli.data.inspecting import sample as sample_of
         from earl_cli.images.html_gallery import page, write_page
 
-        pairs = draw(opened, sample or DRAWN, seed)
-        if not pairs:
-            raise InputError("there is not a single pair to draw", where=str(store))
+        examples = sample_of(opened, sample or SAMPLED, seed)
+        if not examples:
+            raise InputError("this store has no examples", where=str(store))
         with without_collector():
             from earl_cli.models.bundle import load_vision_of
 
             vision = load_vision_of(model, device=device)
         _check_fits(vision, opened.manifest, model)
-        drawn = len(pairs)
-        notes = [opened.manifest.dataset, f"{drawn} of {found.pairs:,} pairs", f"drawn with seed {seed}"]
-        with console.progress("drawing", drawn, unit="pairs") as progress:
+        shown = len(examples)
+        notes = [opened.manifest.dataset, f"{shown} of {found.pairs:,} examples", f"sampled with seed {seed}"]
+        with console.progress("decoding", shown, unit="examples") as progress:
             entries = []
-            for pair in pairs:
-                entries.append(_entry(pair, vision))
+            for example in examples:
+                entries.append(_entry(example, vision))
                 progress.advance()
-        write_page(html, page(f"Pairs in {store.resolve().name}", notes, entries))
-        console.say(f"{drawn} pairs drawn in {html}")
-    console.document({**found.to_dict(), "html": str(html) if html else None, "drawn": drawn})
+        write_page(html, page(f"Examples in {store.resolve().name}", notes, entries))
+        console.say(f"{shown} examples in {html}")
+    console.document({**found.to_dict(), "html": str(html) if html else None, "drawn": shown})
 
 
 def _check_fits(vision: VisionModel, manifest: Manifest, model: str | None) -> None:
-    """Raise UsageError unless the tokenizer is the one that the store's codes are of."""
+    """Raise UsageError unless the vision tokenizer is the one that made the store's codes."""
     named = manifest.origin.get("model")
     hint = f"--model {named}" if named and named != model else "name the model that the store was made with: --model"
     from earl_cli.data.published.store import FINGERPRINT
@@ -106,8 +110,8 @@ def _check_fits(vision: VisionModel, manifest: Manifest, model: str | None) -> N
         raise UsageError(what, where="--model", hint=hint)
 
 
-def _entry(pair: TokenizedPair, vision: VisionModel) -> Entry:
-    """The pair as the tokenizer draws it, with all its texts."""
+def _entry(example: TokenizedPair, vision: VisionModel) -> Entry:
+    """The images of an example, decoded, with all its texts."""
     import numpy as np
     import torch
 
@@ -115,21 +119,21 @@ def _entry(pair: TokenizedPair, vision: VisionModel) -> Entry:
     from earl_cli.models.vision import decode, images_of
 
     figures = []
-    for name, codes in (("source", pair.source), ("target", pair.target)):
+    for name, codes in (("source", example.source), ("target", example.target)):
         pixels = decode(vision.model, torch.from_numpy(codes.astype(np.int64))[None])
         figures.append(ImageFigure(images_of(pixels)[0], f"{name}, {codes.shape[0]} × {codes.shape[1]}"))
     texts = [
-        *pair.thoughts.items(),
-        ("id", pair.id),
-        ("row", str(pair.row)),
-        ("source file", pair.source_hash[:16]),
+        *example.thoughts.items(),
+        ("id", example.id),
+        ("row", str(example.row)),
+        ("source file", example.source_hash[:16]),
     ]
-    return Entry(pair.instruction, figures, [(name, text) for name, text in texts if text])
+    return Entry(example.instruction, figures, [(name, text) for name, text in texts if text])
 
 
 def _show(found: Summary) -> None:
     manifest = found.manifest
-    area = f"{manifest.image_area:,} pixels" if manifest.image_area else "as it came"
+    area = f"{manifest.image_area:,} pixels" if manifest.image_area else "not resized"
     console.table(["store", str(found.folder)], list(_facts(found, area)))
     console.say()
     console.table(["grid", "sources", "targets"], list(_grids(found.source_grids, found.target_grids)))
@@ -140,7 +144,7 @@ def _show(found: Summary) -> None:
         **{f"{key}, characters": spread for key, spread in found.thoughts.items()},
         "image tokens": found.image_tokens,
     }
-    columns = ["of a pair", "pairs", "least", "median", "mean", "most"]
+    columns = ["of an example", "examples", "least", "median", "mean", "most"]
     console.table(columns, [_spread_row(name, spread) for name, spread in spreads.items()])
 
 
@@ -151,17 +155,17 @@ def _facts(found: Summary, area: str) -> Iterator[tuple[str, str]]:
     rejected = sum(found.rejected.values())
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.rejected.items())
     yield "dataset", manifest.dataset
-    yield "pairs", f"{found.pairs:,} of {found.rows:,} rows"
-    yield "left out", f"{rejected:,}" + (f" ({kinds})" if kinds else "")
+    yield "examples", f"{found.pairs:,} of {found.rows:,} rows"
+    yield "rejected", f"{rejected:,}" + (f" ({kinds})" if kinds else "")
     missing = f", missing: {spans(found.missing)}" if found.missing else ""
     yield "shards", f"{found.shards:,} of {manifest.shards:,}{missing}"
     yield "source files", f"{found.sources:,}"
     yield "codebook", f"{manifest.codes:,} codes, vision tokenizer {manifest.vision_fingerprint}"
     yield "image area", area
-    yield "order", "as it came" if manifest.seed is None else f"shuffled with seed {manifest.seed}"
+    yield "order", "as in the source" if manifest.seed is None else f"shuffled with seed {manifest.seed}"
     yield "on disk", _size(found.bytes)
     if found.leftovers:
-        yield "unfinished files", f"{len(found.leftovers):,} (of a process at work, or of one that was killed)"
+        yield "unfinished files", f"{len(found.leftovers):,} (of a process that is running, or that was killed)"
 
 
 def _grids(sources: Mapping[str, int], targets: Mapping[str, int], shown: int = 10) -> Iterator[Sequence[str]]:
@@ -176,8 +180,8 @@ def _grids(sources: Mapping[str, int], targets: Mapping[str, int], shown: int = 
 
 
 def _spread_row(name: str, spread: Distribution) -> Sequence[str]:
-    figures = (f"{value:,.0f}" for value in (spread.minimum, spread.median))
-    return name, f"{spread.count:,}", *figures, f"{spread.mean:,.1f}", f"{spread.maximum:,}"
+    parts = (f"{value:,.0f}" for value in (spread.minimum, spread.median))
+    return name, f"{spread.count:,}", *parts, f"{spread.mean:,.1f}", f"{spread.maximum:,}"
 
 
 def _size(count: float) -> str:
@@ -200,13 +204,13 @@ def tokenize_export(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A token store.")],
     *,
     format: Annotated[
-        ExportFormat, typer.Option("--format", help="pth: a folder as the published data; parquet, jsonl: one file.")
+        ExportFormat, typer.Option("--format", help="pth: a folder like the published data; parquet, jsonl: one file.")
     ],
-    output: Annotated[Path, typer.Option("--output-path", "--output", "-o", help="The file to write, or the folder.")],
-    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="Also a store whose pass is not finished.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, or the folder.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what exists.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Also export an unfinished store.")] = False,
 ) -> None:
-    """Write a token store for other programs: earl tokenize export store/ --format parquet -o pairs.parquet"""
+    """Write a token store for other programs: earl tokenize export store/ --format parquet -o examples.parquet"""
     from earl_cli.data.inspecting import missing_shards, pair_count
     from earl_cli.data.store import open_store
 
@@ -219,13 +223,13 @@ def tokenize_export(
         )
     pairs = pair_count(opened)
     if not pairs:
-        raise InputError("there is not a single pair in this store", where=str(store))
+        raise InputError("this store has no examples", where=str(store))
     _check_free(output, format, force)
     if output.resolve().is_relative_to(store.resolve()):
-        raise UsageError("this place is inside the store", where=str(output), hint="choose another --output-path")
-    with console.progress("exporting", pairs, unit="pairs") as progress:
+        raise UsageError("this path is inside the store", where=str(output), hint="choose another --output")
+    with console.progress("exporting", pairs, unit="examples") as progress:
         _writer(format)(opened, output, progress.advance)
-    console.say(f"{pairs:,} pairs in {output}")
+    console.say(f"{pairs:,} examples in {output}")
     console.document({"store": str(store), "format": format.value, "output": str(output), "pairs": pairs})
 
 
@@ -240,36 +244,36 @@ def _writer(format: ExportFormat) -> Callable[[Store, Path, Callable[[int], None
 
 
 def _check_free(output: Path, format: ExportFormat, force: bool) -> None:
-    """Raise UsageError for a name of the wrong kind, OutputError for one that is taken.
+    """Raise UsageError for a path of the wrong kind, OutputError for one that exists.
 
-    A folder of .pth files that is not finished is free: the export goes on there.
+    An unfinished folder of .pth files is allowed: the export resumes there.
     """
     if format is not ExportFormat.PTH:
         if output.is_dir():
             what = f"this is a folder, and --format {format.value} writes a file"
-            raise UsageError(what, where=str(output), hint="choose another --output-path")
+            raise UsageError(what, where=str(output), hint="choose another --output")
         taken = output.exists()
     else:
         from earl_cli.data.published.files import FEATURES, LIST_FOLDER, LIST_NAME
 
         if output.exists() and not output.is_dir():
             what = "this is a file, and --format pth writes a folder"
-            raise UsageError(what, where=str(output), hint="choose another --output-path")
+            raise UsageError(what, where=str(output), hint="choose another --output")
         inside = {path.name for path in output.iterdir()} if output.is_dir() else set()
         taken = (output / LIST_FOLDER / LIST_NAME).exists() or not inside <= {FEATURES, LIST_FOLDER}
     if taken and not force:
-        raise OutputError("there is something of this name already", where=str(output), hint="--force writes over it")
+        raise OutputError("this exists already", where=str(output), hint="--force overwrites it")
 
 
 def tokenize_merge(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="The token stores, in their order.")],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="The token stores, in order.")],
     *,
-    output: Annotated[Path, typer.Option("--output-path", "--output", "-o", help="The store to write or go on with.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The token store to write or resume.")],
 ) -> None:
-    """Make one token store of several: earl tokenize merge part-1/ part-2/ -o store/
+    """Merge several token stores into one: earl tokenize merge part-1/ part-2/ -o store/
 
-    Parts of one pass come together as if one machine had made them. Other stores follow one another; they must be
-    finished, and of the same vision tokenizer and image area.
+    Parts of one pass are joined as if one machine had made them. Other stores are appended; they must be finished, and
+    have the same vision tokenizer and image area.
     """
     from earl_cli.data.inspecting import missing_shards, pair_count
     from earl_cli.data.merging import merge, rows_planned
@@ -279,7 +283,7 @@ def tokenize_merge(
     with console.progress("merging", rows_planned(opened), unit="rows") as progress:
         merged = merge(opened, output, progress.advance)
     pairs = pair_count(merged)
-    console.say(f"{pairs:,} pairs in {len(merged.shards):,} shards: {output}")
+    console.say(f"{pairs:,} examples in {len(merged.shards):,} shards: {output}")
     if missing := missing_shards(merged):
         console.warn(f"not finished: {missing}")
     console.document(
@@ -294,7 +298,7 @@ def tokenize_merge(
 
 
 def tokenize_verify(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="One or several token stores.")],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="One or more token stores.")],
 ) -> None:
     """Check every shard and every row of token stores: earl tokenize verify store/"""
     from earl_cli.data.inspecting import Problem, pair_count, verify
@@ -314,7 +318,7 @@ def tokenize_verify(
             if not found:
                 pairs = pair_count(store)
                 shards = f"{len(store.shards):,} shard{'' if len(store.shards) == 1 else 's'}"
-                console.say(f"{folder}: {pairs:,} pairs in {shards}: no problem found")
+                console.say(f"{folder}: {pairs:,} examples in {shards}: no problem found")
         except InputError as error:
             found = [Problem(error.where or str(folder), error.what)]
         problems += found
@@ -328,7 +332,7 @@ def tokenize_verify(
     failure = InputError(
         f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found",
         where=", ".join(bad),
-        hint="delete the files that are damaged, and run the command again that made the store" if opened else None,
+        hint="delete the damaged files, and run the command again that made the store" if opened else None,
     )
     console.fail(failure, beside={"stores": documents})
     raise typer.Exit(failure.exit_code)
