@@ -70,6 +70,6 @@ class Inverting:
     def _drawn(self, task: EditTask) -> EditorOutput:
         if self.refuses in task.instruction:
             return EditorOutput(None, problem="it didn't want to")
-        pixels = 255 - np.asarray(task.picture)
+        pixels = 255 - np.asarray(task.image)
         pixels[task.seed % pixels.shape[0], 0] = task.seed % 251
         return EditorOutput(Image.fromarray(pixels), self.reasoning, seen=(12, 8) if self.reasoning else None)

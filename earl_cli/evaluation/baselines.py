@@ -1,6 +1,6 @@
 """The published baselines through diffusers: InstructPix2Pix, MagicBrush, AURORA and OmniGen, a declaration each.
 
-Nothing heavy is loaded before the first edit, and every edit has a run of its own, so that none depends on another.
+Nothing heavy is loaded before the first edit. Every edit is a call of its own, so that none depends on another.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 class Baseline:
     """A model on the Hub with its pipeline of diffusers and its settings; ``dtype`` is that on CUDA.
 
-    A picture is brought to about ``area`` pixels: "kept" keeps its shape, "square" is a square whatever it was. Both
+    An image is brought to about ``area`` pixels: "kept" keeps its shape, "square" is a square whatever it was. Both
     sides are multiples of 16 for OmniGen, of 8 for the others. ``scheduler`` None is the model's own.
     """
 
@@ -58,8 +58,8 @@ BASELINES: Mapping[str, Baseline] = {
         "Shitao/Omnigen-v1-diffusers", OMNIGEN, "bfloat16", None, 50, guidance=2.0, image_guidance=1.6, shape="square"
     ),
 }
-"""Number types, schedulers, OmniGen's size and guidance are as published with EARL; what isn't said there (steps, the
-guidance of the others) is what their pipelines do unasked. Published OmniGen results have the seed 222 for each edit.
+"""Number types, schedulers, OmniGen's size and guidance are as published with EARL; the rest (steps, guidance of the
+others) is their pipelines' own default. Published OmniGen results have the seed 222 for each edit.
 """
 
 
@@ -68,7 +68,7 @@ def open_baseline(
 ) -> BenchmarkEditor:
     """The baseline of that name; ``place``, a folder or a Hub id, has other weights for its pipeline.
 
-    Edits keep the size that the model drew at: the picture's shape, sides multiples of 8, about 512 x 512 pixels in
+    Edits keep the model's output size: the image's shape, sides multiples of 8, about 512 x 512 pixels in
     all; 512 x 512 for OmniGen. Raises UsageError for an unknown name, MissingExtraError without diffusers, ModelError
     for a folder that isn't there or holds another pipeline; a Hub id is first looked at by `describe` and `edit`.
     """
@@ -120,14 +120,14 @@ class _Diffusers:
         }
 
     def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
-        drawn = []
+        outputs = []
         for task in tasks:
-            drawn.append(self._drawn(task))
+            outputs.append(self._edit_one(task))
             if on_progress is not None:
-                on_progress(len(drawn) / len(tasks))
-        return drawn
+                on_progress(len(outputs) / len(tasks))
+        return outputs
 
-    def _drawn(self, task: EditTask) -> EditorOutput:
+    def _edit_one(self, task: EditTask) -> EditorOutput:
         import torch
 
         baseline, pipeline = self.baseline, self._pipeline
@@ -136,32 +136,32 @@ class _Diffusers:
             "guidance_scale": baseline.guidance,
             "generator": torch.Generator("cpu").manual_seed(task.seed),
         }
-        picture = _sized(task.picture, baseline)
+        source = _sized(task.image, baseline)
         if baseline.pipeline == PIX2PIX:
             own = {
                 "prompt": task.instruction,
-                "image": picture,
+                "image": source,
                 "image_guidance_scale": baseline.image_guidance,
             }
         else:
             own = {
                 "prompt": f"<img><|image_1|></img> {re.sub(_TAG, ' ', task.instruction)}",
-                "input_images": [picture],
-                "width": picture.width,
-                "height": picture.height,
+                "input_images": [source],
+                "width": source.width,
+                "height": source.height,
                 "img_guidance_scale": baseline.image_guidance,
             }
         devices = [pipeline.device] if pipeline.device.type == "cuda" else []
         with _quiet(), torch.random.fork_rng(devices):
-            torch.manual_seed(task.seed + 1)  # OmniGen encodes the picture with noise that no generator gives
+            torch.manual_seed(task.seed + 1)  # OmniGen encodes the image with noise of torch's global generator
             image: Image.Image = pipeline(**common, **own).images[0]
-        return EditorOutput(image.convert("RGB"), seen=picture.size)
+        return EditorOutput(image.convert("RGB"), seen=source.size)
 
     # -- the model -----------------------------------------------------------------------------------------------
 
     @cached_property
     def _folder(self) -> Path:
-        """The model's folder, of a Hub model with no more than the list of its parts."""
+        """The model's folder, of a Hub model only the list of its parts."""
         from earl_cli.models.hub import locate
 
         return _check(locate(self.place, self.revision, allow=(_INDEX,)), self.place, self.baseline)
@@ -200,8 +200,8 @@ class _Diffusers:
             what = f"the baseline {self.name} doesn't fit into the memory"
             raise DeviceError(what, where=str(device), hint="free memory on it, or use another --device") from None
         except Exception as error:  # diffusers, transformers and safetensors raise all kinds for damaged files
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            what = f"this {self.baseline.pipeline} can't be loaded: {said}"
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            what = f"this {self.baseline.pipeline} can't be loaded: {reason}"
             raise ModelError(what, where=self.place, hint="copy or download it again") from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -217,11 +217,11 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 _EXTRAS = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def _sized(picture: Image.Image, baseline: Baseline) -> Image.Image:
+def _sized(image: Image.Image, baseline: Baseline) -> Image.Image:
     if baseline.shape == "square":
         side = math.isqrt(baseline.area)
-        return picture.resize((side, side), Image.Resampling.BICUBIC)
-    return resize_to_area(picture, baseline.area, 16 if baseline.pipeline == OMNIGEN else 8)
+        return image.resize((side, side), Image.Resampling.BICUBIC)
+    return resize_to_area(image, baseline.area, 16 if baseline.pipeline == OMNIGEN else 8)
 
 
 def _check(folder: Path, place: str, baseline: Baseline) -> Path:
@@ -237,7 +237,7 @@ def _check(folder: Path, place: str, baseline: Baseline) -> Path:
 
 
 def _check_parts(folder: Path, place: str, baseline: Baseline) -> None:
-    """Raise ModelError for a missing part, or a model that draws from text alone, which has the same parts."""
+    """Raise ModelError for a missing part, or a text-to-image model, which has the same parts."""
     tokenizer = [folder / "tokenizer" / name for name in _VOCABULARIES]
     missing = [part for part in PARTS[baseline.pipeline] if not (folder / part).is_dir()]
     if missing or not any(file.is_file() for file in tokenizer):
@@ -246,7 +246,7 @@ def _check_parts(folder: Path, place: str, baseline: Baseline) -> None:
     if baseline.pipeline == PIX2PIX:
         config = _settings(folder / "unet" / "config.json")
         if config.get("in_channels") == config.get("out_channels"):
-            what = "this model wasn't made to edit: beside what it draws its UNet takes no picture"
+            what = "this is a text-to-image model, not an editor: its UNet takes no source image"
             raise ModelError(what, where=place, hint=f"published weights are {baseline.model}")
 
 
@@ -284,21 +284,21 @@ def _omnigen() -> Any:
     from diffusers.pipelines.omnigen import pipeline_omnigen, processor_omnigen
 
     def processor(tokenizer: Any, max_image_size: int) -> Any:
-        made = object.__new__(processor_omnigen.OmniGenMultiModalProcessor)
-        made.text_tokenizer, made.max_image_size = tokenizer, max_image_size
-        made.image_transform, made.collator = _values, processor_omnigen.OmniGenCollator()
-        return made
+        instance = object.__new__(processor_omnigen.OmniGenMultiModalProcessor)
+        instance.text_tokenizer, instance.max_image_size = tokenizer, max_image_size
+        instance.image_transform, instance.collator = _values, processor_omnigen.OmniGenCollator()
+        return instance
 
     if not hasattr(pipeline_omnigen, "OmniGenMultiModalProcessor"):
         pipeline_omnigen.OmniGenMultiModalProcessor = processor
     return pipeline_omnigen.OmniGenPipeline
 
 
-def _values(picture: Image.Image) -> Any:
-    """float32[3, h, w] in [-1, 1] of a picture that has its size already."""
+def _values(image: Image.Image) -> Any:
+    """float32[3, h, w] in [-1, 1] of an image that has its size already."""
     import torch
 
-    return (torch.from_numpy(np.array(picture, np.float32)) / 255 - 0.5).div(0.5).permute(2, 0, 1)
+    return (torch.from_numpy(np.array(image, np.float32)) / 255 - 0.5).div(0.5).permute(2, 0, 1)
 
 
 @contextmanager

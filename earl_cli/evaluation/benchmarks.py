@@ -1,4 +1,4 @@
-"""Benchmarks as declarations: where the rows are and which column holds what. Not one has code of its own.
+"""Benchmarks as declarations: where the rows are and which column holds what. None needs code.
 
 Those of the package are in benchmarks.toml; others come from a file of the same form, from an installed package's entry
 point ``earl_cli.benchmarks``, or are simply data: a folder, or JSON lines.
@@ -79,7 +79,7 @@ class Subset(_Declared):
 
 
 class Benchmark(_Declared):
-    """What is evaluated on. ``size`` is which picture of an edit counts, as in `earl_cli.generation.editing.render`.
+    """A benchmark. ``size`` is which image of an edit is scored, as in `earl_cli.generation.editing.render`.
 
     ``paper`` is the subset that was published; the protocol of that name takes these rows and no others.
     """
@@ -125,7 +125,7 @@ def find_benchmark(spec: str) -> Benchmark:
 
 
 def benchmarks() -> dict[str, Benchmark]:
-    """All that are known by name: the package's own, then those of entry points. Raises UsageError for a broken one."""
+    """All benchmarks by name: the package's own, then those of entry points. Raises UsageError for a broken one."""
     source = resources.files("earl_cli.evaluation") / "benchmarks.toml"
     found = _declared(parse_toml(source.read_text(encoding="utf-8")), "benchmarks.toml")
     for entry in metadata.entry_points(group=ENTRY_POINTS):
@@ -139,7 +139,7 @@ def _of_entry(entry: metadata.EntryPoint) -> dict[str, Benchmark]:
     try:
         content = entry.load()
         content = content() if callable(content) else content
-    except Exception as error:  # of somebody else's package
+    except Exception as error:  # another package may raise anything
         what = f"a package's benchmark can't be loaded: {type(error).__name__}: {error}"
         raise UsageError(what, where=where, hint="repair or uninstall that package") from error
     if isinstance(content, str | Path):

@@ -1,6 +1,6 @@
-"""Pictures that show what an edit is: places that a reasoning speaks of, and source, edit and target side by side.
+"""Images for the eye: boxes and points of a reasoning on the source, and source, edit and target side by side.
 
-Words are drawn in Pillow's own font, which has little more than ASCII: accents are left out, and a letter of another
+Text is rendered in Pillow's own font, which has little more than ASCII: accents are left out, and a letter of another
 script is an empty box.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ _PAPER, _INK, _QUIET, _LINE, _EMPTY = (255, 255, 255), (30, 30, 34), (112, 112, 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in a picture: a box x1, y1, x2, y2 or a point x, y, in pixels; ``label`` is what was said of it."""
+    """A box x1, y1, x2, y2 or a point x, y in an image, in pixels; ``label`` names it."""
 
     label: str
     place: tuple[float, ...]
@@ -63,8 +64,8 @@ def boxes_and_points(text: str) -> list[Mark]:
 
     Round brackets are as good as square ones.
 
-    Corners in the wrong order are put right, and what is left of or above the picture is cut off. A box without an
-    area, and a place with nothing in the picture, are no marks. The label is made of up to `LABEL_WORDS` words before
+    Corners in the wrong order are put right, and what is left of or above the image is cut off. A box without an
+    area, and a place with nothing in the image, are no marks. The label is made of up to `LABEL_WORDS` words before
     the place; without any it is that of the place before, as in a list of boxes.
     """
     marks: dict[tuple[float, ...], Mark] = {}
@@ -78,28 +79,28 @@ def boxes_and_points(text: str) -> list[Mark]:
     return list(marks.values())
 
 
-def draw_marks(picture: Image.Image, marks: Sequence[Mark], seen: GridSize) -> Image.Image:
-    """``picture`` in RGB with the marks on it, which count in pixels of the ``seen`` size, (width, height).
+def plot_marks(image: Image.Image, marks: Sequence[Mark], seen: GridSize) -> Image.Image:
+    """``image`` in RGB with the marks on it, which count in pixels of the ``seen`` size, (width, height).
 
     Each has the number of its place in ``marks``, from 1, and its label where there is room. What lies across the edge
-    is cut off there; what lies beyond it isn't drawn.
+    is cut off there; what lies beyond it is left out.
     """
-    drawn = picture.convert("RGB")  # a copy, also of RGB
-    draw = ImageDraw.Draw(drawn)
-    line = max(2, round(min(drawn.size) / 140))
-    font = _font(min(28, max(11, round(min(drawn.size) / 26))))
-    scales = [drawn.width / seen[0], drawn.height / seen[1]] * 2
+    marked = image.convert("RGB")  # a copy, also of RGB
+    canvas = ImageDraw.Draw(marked)
+    line = max(2, round(min(marked.size) / 140))
+    font = _font(min(28, max(11, round(min(marked.size) / 26))))
+    scales = [marked.width / seen[0], marked.height / seen[1]] * 2
     areas: list[tuple[int, Area]] = []
     for number, mark in enumerate(marks):
         if mark.place[0] < seen[0] and mark.place[1] < seen[1]:
             place = [value * scale for value, scale in zip(mark.place, scales, strict=False)]
             color = _COLORS[number % len(_COLORS)]
-            shape = _draw_box if len(place) == 4 else _draw_point
-            areas.append((number, shape(draw, place, line, color)))
+            shape = _plot_box if len(place) == 4 else _plot_point
+            areas.append((number, shape(canvas, place, line, color)))
     taken = [area for number, area in areas if len(marks[number].place) == 2]
     for number, area in areas:
-        taken.append(_draw_tag(draw, area, number, marks[number].label, font, taken))
-    return drawn
+        taken.append(_plot_tag(canvas, area, number, marks[number].label, font, taken))
+    return marked
 
 
 def overview(
@@ -111,13 +112,13 @@ def overview(
 ) -> Image.Image:
     """Source, edit and, where there is one, target side by side under the instruction, the reasoning below; RGB.
 
-    Pictures are fitted into squares of one side, from `SMALLEST_PANEL` to `LARGEST_PANEL`; an edit that isn't there is
+    Images are fitted into squares of one side, from `SMALLEST_PANEL` to `LARGEST_PANEL`; an edit that isn't there is
     an empty frame. Texts that take more than `INSTRUCTION_LINES` or `REASONING_LINES` end in an ellipsis.
     """
     shown = [("source", source), ("edit", edited), *([("target", target)] if target is not None else [])]
     side = max(max(each.size) for _, each in shown if each is not None)
     side = min(LARGEST_PANEL, max(SMALLEST_PANEL, side))
-    panels = [_panel(picture, side, _fitted(source.size, side)) for _, picture in shown]
+    panels = [_panel(image, side, _fitted(source.size, side)) for _, image in shown]
     margin, gap = side // 20, side // 26
     caption, large, small = (_font(round(side / share)) for share in (26, 20, 28))
     slots = [max(panel.width, side // 2) for panel in panels]
@@ -128,16 +129,16 @@ def overview(
     below = top + _height(["x"], caption) + max(panel.height for panel in panels)
     height = below + (gap + _height(footer, small) if footer else 0) + margin
     page = Image.new("RGB", (width + 2 * margin, height), _PAPER)
-    draw = ImageDraw.Draw(page)
-    _write(draw, (margin, margin), header, large, _INK)
+    canvas = ImageDraw.Draw(page)
+    _write(canvas, (margin, margin), header, large, _INK)
     left = margin
-    for (name, picture), panel, slot in zip(shown, panels, slots, strict=True):
-        draw.text((left, top), name, _INK, caption)
-        size = f"{picture.width} x {picture.height}" if picture is not None else ""
-        draw.text((left + caption.getlength(name + "  "), top), size, _QUIET, caption)
+    for (name, image), panel, slot in zip(shown, panels, slots, strict=True):
+        canvas.text((left, top), name, _INK, caption)
+        size = f"{image.width} x {image.height}" if image is not None else ""
+        canvas.text((left + caption.getlength(name + "  "), top), size, _QUIET, caption)
         page.paste(panel, (left, top + _height(["x"], caption)))
         left += slot + gap
-    _write(draw, (margin, below + gap), footer, small, _QUIET)
+    _write(canvas, (margin, below + gap), footer, small, _QUIET)
     return page
 
 
@@ -145,7 +146,7 @@ def overview(
 
 
 def _label(before: str) -> str:
-    """The last few words that say something, of the last phrase."""
+    """The last few words of the last phrase, without fillers."""
     phrases = [phrase.strip(_DECORATION) for phrase in _ENDS.split(before)]
     words = next((phrase for phrase in reversed(phrases) if phrase), "").split()
     while words and _FILLERS.fullmatch(words[-1].strip(_DECORATION)):
@@ -167,34 +168,34 @@ def _inside(place: tuple[float, ...]) -> tuple[float, ...] | None:
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, place: Sequence[float], line: int, color: Color) -> Area:
-    """An outline within the picture, however small the box is; returns what it covers."""
-    width, height = draw.im.size
+def _plot_box(canvas: ImageDraw.ImageDraw, place: Sequence[float], line: int, color: Color) -> Area:
+    """An outline within the image, however small the box is; returns what it covers."""
+    width, height = canvas.im.size
     halo = max(1, line // 3)
     least = 2 * (line + 2 * halo)
     x1, x2 = _span(place[0], place[2], least, width)
     y1, y2 = _span(place[1], place[3], least, height)
     for inset, thick, ink in ((0, halo, _HALO), (halo, line, color), (halo + line, halo, _SHINE)):
         if min(x2 - x1, y2 - y1) > 2 * inset:
-            draw.rectangle((x1 + inset, y1 + inset, x2 - inset, y2 - inset), outline=ink, width=thick)
+            canvas.rectangle((x1 + inset, y1 + inset, x2 - inset, y2 - inset), outline=ink, width=thick)
     return x1, y1, x2, y2
 
 
-def _draw_point(draw: ImageDraw.ImageDraw, place: Sequence[float], line: int, color: Color) -> Area:
-    """A dot within the picture; returns what it covers."""
-    width, height = draw.im.size
+def _plot_point(canvas: ImageDraw.ImageDraw, place: Sequence[float], line: int, color: Color) -> Area:
+    """A dot within the image; returns what it covers."""
+    width, height = canvas.im.size
     halo = max(1, line // 3)
     radius = 2 * line + 2 * halo
     x1, x2 = _span(place[0] - radius, place[0] + radius, 2 * radius, width)
     y1, y2 = _span(place[1] - radius, place[1] + radius, 2 * radius, height)
     for inset, ink in ((0, _HALO), (halo, _SHINE), (2 * halo, color)):
         if min(x2 - x1, y2 - y1) > 2 * inset:
-            draw.ellipse((x1 + inset, y1 + inset, x2 - inset, y2 - inset), fill=ink)
+            canvas.ellipse((x1 + inset, y1 + inset, x2 - inset, y2 - inset), fill=ink)
     return x1, y1, x2, y2
 
 
 def _span(low: float, high: float, least: float, size: int) -> tuple[int, int]:
-    """First and last pixel from ``low`` to ``high``, ``least`` apart where the picture is that large, and within it."""
+    """First and last pixel from ``low`` to ``high``, ``least`` apart where the image is that large, and within it."""
     first, last = round(low), round(high) - 1
     if last - first < least:
         first = round((low + high - least) / 2)
@@ -206,12 +207,12 @@ def _span(low: float, high: float, least: float, size: int) -> tuple[int, int]:
     return first, max(first, last)
 
 
-def _draw_tag(
-    draw: ImageDraw.ImageDraw, area: Area, number: int, label: str, font: Font, taken: Sequence[Area]
+def _plot_tag(
+    canvas: ImageDraw.ImageDraw, area: Area, number: int, label: str, font: Font, taken: Sequence[Area]
 ) -> Area:
     """The number and, if it fits, the label at the first free place around ``area``; returns what it covers."""
-    width, height = draw.im.size
-    text = f"{number + 1} {_drawable(label)}".strip()
+    width, height = canvas.im.size
+    text = f"{number + 1} {_printable(label)}".strip()
     if font.getlength(text) > max(width / 2, area[2] - area[0]) - 2 * _pad(font):
         text = str(number + 1)
     pad = _pad(font)
@@ -225,8 +226,8 @@ def _draw_tag(
     tags = [(x, y, x + wide - 1, y + high - 1) for x, y in places]
     tag = next((each for each in tags if not any(_overlap(each, other) for other in taken)), tags[0])
     color = _COLORS[number % len(_COLORS)]
-    draw.rectangle(tag, fill=color, outline=_HALO)
-    draw.text((tag[0] + pad, tag[1] + high / 2), text, _HALO, font, anchor="lm")
+    canvas.rectangle(tag, fill=color, outline=_HALO)
+    canvas.text((tag[0] + pad, tag[1] + high / 2), text, _HALO, font, anchor="lm")
     return tag
 
 
@@ -243,54 +244,30 @@ def _fitted(size: GridSize, side: int) -> GridSize:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _panel(picture: Image.Image | None, side: int, empty: GridSize) -> Image.Image:
-    if picture is not None:
-        return picture.convert("RGB").resize(_fitted(picture.size, side), Image.Resampling.LANCZOS)
+def _panel(image: Image.Image | None, side: int, empty: GridSize) -> Image.Image:
+    if image is not None:
+        return image.convert("RGB").resize(_fitted(image.size, side), Image.Resampling.LANCZOS)
     panel = Image.new("RGB", (max(empty[0], side // 2), max(empty[1], side // 4)), _EMPTY)
-    draw = ImageDraw.Draw(panel)
-    draw.rectangle((0, 0, panel.width - 1, panel.height - 1), outline=_LINE)
-    draw.text((panel.width / 2, panel.height / 2), "no picture", _QUIET, _font(round(side / 24)), anchor="mm")
+    canvas = ImageDraw.Draw(panel)
+    canvas.rectangle((0, 0, panel.width - 1, panel.height - 1), outline=_LINE)
+    canvas.text((panel.width / 2, panel.height / 2), "no image", _QUIET, _font(round(side / 24)), anchor="mm")
     return panel
 
 
 def _wrapped(text: str, font: Font, width: float, most: int) -> list[str]:
     """Lines of the text in ``width`` pixels, words of more than a line broken; the last of ``most`` ends in "..."."""
-    words = _drawable(" ".join(text.split())[: most * 2000]).split()[::-1]
-    lines: list[str] = []
-    line = ""
-    while words:
-        word = words.pop()
-        longer = f"{line} {word}" if line else word
-        if font.getlength(longer) <= width:
-            line = longer
-        elif line:
-            lines, line = [*lines, line], ""
-            words.append(word)
-        else:
-            fits = _fitting(word, font, width)
-            lines.append(word[:fits])
-            words.append(word[fits:])
-        if len(lines) == most:
-            break
-    if len(lines) < most:
-        return [*lines, line] if line else lines
-    last = lines[-1]
-    while last and font.getlength(last + "...") > width:
-        last = last[:-1]
-    return [*lines[:-1], last.rstrip(" .,;:") + "..."]
+    text = _printable(" ".join(text.split())[: most * 2000])
+    letters = max(4, 2 * round(len(text) * width / max(1.0, font.getlength(text))))
+    while True:
+        lines = textwrap.wrap(text, letters, max_lines=most, placeholder="...")
+        if letters == 4 or max(map(font.getlength, lines), default=0.0) <= width:
+            return lines
+        letters = max(4, letters - max(1, letters // 20))
 
 
-def _fitting(word: str, font: Font, width: float) -> int:
-    """How many letters of ``word``, 1 at least, fit into ``width``."""
-    count = 1
-    while count < len(word) and font.getlength(word[: count + 1]) <= width:
-        count += 1
-    return count
-
-
-def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str], font: Font, color: Color) -> None:
+def _write(canvas: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str], font: Font, color: Color) -> None:
     for number, line in enumerate(lines):
-        draw.text((place[0], place[1] + number * _line_height(font)), line, color, font)
+        canvas.text((place[0], place[1] + number * _line_height(font)), line, color, font)
 
 
 def _height(lines: Sequence[str], font: Font) -> int:
@@ -313,7 +290,7 @@ def _pad(font: Font) -> int:
     return max(2, _line_height(font) // 5)
 
 
-def _drawable(text: str) -> str:
+def _printable(text: str) -> str:
     """The text in letters that the font has, as far as they can be told apart from their accents."""
     plain = text.translate(_PLAIN)
     letters = (each for each in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(each))

@@ -1,4 +1,4 @@
-"""Whether numbers of several editors may stand beside each other, and in words why not."""
+"""Whether the metrics of several editors may be compared, and the reasons why not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from earl_cli.evaluation.results import EvalRun
 
 TIMES = frozenset({"seconds", "time", "times", "date", "started", "finished", "when", "took"})
-"""Entries of these names say when or how long; they never make two runs different."""
+"""Entries of these names are times; they never make two runs different."""
 FLOOR = "copy"
 """The editor that gives every source back unchanged."""
 UNKNOWN, NONE = "unknown", "none"
@@ -17,7 +17,7 @@ SETTINGS = {
     "judge.model": "the judge's model",
     "rubrics": "the rubrics' digest",
     "area": "the area in pixels that the judge sees",
-    "judge.declaration": "how the judge was asked",
+    "judge.declaration": "the judge's declaration",
 }
 
 
@@ -30,7 +30,7 @@ def by_benchmark(runs: Sequence[EvalRun]) -> dict[str, list[EvalRun]]:
 
 
 def benchmark_title(runs: Sequence[EvalRun]) -> str:
-    """How the benchmark of these runs is called: its title where a run knows it, else its name."""
+    """The title of these runs' benchmark, or its name where no run has a title."""
     titles = (str(_benchmark(run).get("title") or "") for run in runs)
     return next(filter(None, titles), runs[0].benchmark or "benchmark")
 
@@ -67,7 +67,7 @@ def comparability(runs: Sequence[EvalRun]) -> list[str]:
     """A sentence for each reason why runs of one benchmark can't be compared; none if they can.
 
     Compared are the benchmark's fingerprint, samples, instructions and seeds, and all that the scoring depends on.
-    Runs of different benchmarks never stand beside each other, so nothing is said of them.
+    Runs of different benchmarks are never in one table, so they are not compared.
     """
     sentences = []
     for some in by_benchmark(runs).values():
@@ -109,8 +109,8 @@ def _differing_samples(runs: Sequence[EvalRun], names: Sequence[str]) -> list[st
     random = [(name, run) for run, name in zip(runs, names, strict=True) if not is_floor(run)]
     theirs = [name for name, _ in random]
     seeds = [seeds_of(run) for _, run in random]
-    drawn = [f"seed{'s' * (len(each) != 1)} {joined([str(seed) for seed in each])}" for each in seeds]
-    reasons += _differing("what was drawn", theirs, list(map(tuple, seeds)), drawn)
+    texts = [f"seed{'s' * (len(each) != 1)} {joined([str(seed) for seed in each])}" for each in seeds]
+    reasons += _differing("the set of seeds", theirs, list(map(tuple, seeds)), texts)
     if not reasons:
         keys = [frozenset(line.result.key for line in run.lines) for _, run in random]
         reasons += _differing("the set of samples and seeds", theirs, keys, [f"{len(each)} edits" for each in keys])
@@ -142,12 +142,12 @@ def _is_known(run: EvalRun) -> bool:
     return bool(run.scoring) and "published" not in run.scoring
 
 
-def _differing(what: str, names: Sequence[str], values: Sequence[Hashable], said: Sequence[str]) -> list[str]:
-    return [f"{what} differs: {_parts(names, said)}."] if len(set(values)) > 1 else []
+def _differing(what: str, names: Sequence[str], values: Sequence[Hashable], texts: Sequence[str]) -> list[str]:
+    return [f"{what} differs: {_parts(names, texts)}."] if len(set(values)) > 1 else []
 
 
-def _parts(names: Sequence[str], said: Sequence[str]) -> str:
+def _parts(names: Sequence[str], texts: Sequence[str]) -> str:
     groups: dict[str, list[str]] = {}
-    for name, text in zip(names, said, strict=True):
+    for name, text in zip(names, texts, strict=True):
         groups.setdefault(text, []).append(name)
     return ", ".join(f"{text} ({joined(some)})" for text, some in groups.items())

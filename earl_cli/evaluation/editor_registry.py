@@ -1,4 +1,4 @@
-"""From what a person names to an editor: a model, a baseline, an endpoint, finished pictures, or the source itself."""
+"""From what a person names to an editor: a model, a baseline, an endpoint, finished images, or the source itself."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def choose(spec: str, options: Options) -> Callable[[OutputSize], BenchmarkEdito
 
 
 def is_endpoint(spec: str) -> bool:
-    """Whether a spec of `choose` names a server that edits pictures."""
+    """Whether a spec of `choose` names a server that edits images."""
     labelled = _LABEL.fullmatch(spec)
     return (labelled[2] if labelled else spec).partition(":")[0] in ("http", "https")
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from PIL.Image import Image
 
+from earl_cli.errors import InputError
+from earl_cli.images.image_file import open_picture
 from earl_cli.images.resize import shapes
 
 if TYPE_CHECKING:
@@ -17,38 +23,28 @@ if TYPE_CHECKING:
     from earl_cli.generation.editor import Editor
     from earl_cli.tokens.layout import Mode
 
-
-import hashlib
-import re
-import unicodedata
-from collections.abc import Iterator
-from pathlib import Path
-
-from earl_cli.errors import InputError
-from earl_cli.images.image_file import open_picture
-
 OnFraction = Callable[[float], None]
 """Called with the share of the tasks that is done, 0 to 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class EditTask:
-    """An edit to be made of an upright RGB ``picture``; ``seed`` is all that its randomness may come from.
+    """An edit of an upright RGB ``image``; ``seed`` is the only source of its randomness.
 
     ``id`` is the sample's own name in its benchmark.
     """
 
     id: str
-    picture: Image
+    image: Image
     instruction: str
     seed: int
 
 
 @dataclass(frozen=True, eq=False)
 class EditorOutput:
-    """What came of a task: an RGB picture of any size, or None and in ``problem`` why there is none.
+    """The result of a task: an RGB image of any size, or None with the reason in ``problem``.
 
-    ``reasoning`` is what the model wrote before it drew; places in it are pixels of a picture of the size ``seen``
+    ``reasoning`` is the text before the edit; coordinates in it are pixels of an image of the size ``seen``
     (width, height), None if that isn't known.
     """
 
@@ -59,21 +55,21 @@ class EditorOutput:
 
 
 class BenchmarkEditor(Protocol):
-    """Makes edits, ``at_once`` of them at a time at best; what comes of a task doesn't depend on its company.
+    """Makes edits, best ``at_once`` at a time. The result of a task doesn't depend on the others in its batch.
 
     Nothing heavy is loaded before the first `edit`.
     """
 
     @property
     def name(self) -> str:
-        """As tables name it."""
+        """The name in tables."""
         ...
 
     @property
     def at_once(self) -> int: ...
 
     def describe(self) -> Mapping[str, Any]:
-        """All that its edits depend on, ready for JSON: model, fingerprint or revision, settings, versions.
+        """Everything its edits depend on, as JSON: model, fingerprint or revision, settings, versions.
 
         Results of two descriptions are never mixed.
         """
@@ -82,7 +78,7 @@ class BenchmarkEditor(Protocol):
     def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
         """One `EditorOutput` for each task, in order; a task that fails alone comes back with its problem.
 
-        Raises EarlError where no task can be met, as with a server that is down.
+        Raises EarlError where every task would fail, for instance with a server that is down.
         """
         ...
 
@@ -92,9 +88,9 @@ TOGETHER, MANY = 8, 128
 
 @dataclass(frozen=True)
 class EarlEditor:
-    """``spec`` None is the embedded model; ``sampling`` has only what was said, the rest is the model's own choice.
+    """``spec`` None is the embedded model; ``sampling`` overrides the model's own sampling parameters.
 
-    ``size`` "model" gives pictures as the model drew them, "source" as ``earl edit`` composes them. ``load`` gives the
+    ``size`` "model" gives the model's own output, "source" what ``earl edit`` composes from it. ``load`` gives the
     same loaded model whenever it is called.
     """
 
@@ -110,12 +106,12 @@ class EarlEditor:
 
     @property
     def at_once(self) -> int:
-        """As `Editor.at_once`; vLLM fills its batch by itself, so it gets many."""
+        """As `BenchmarkEditor.at_once`; vLLM batches by itself, so it gets many."""
         loaded = self.__dict__.get("_loaded")
         return MANY if loaded is not None and loaded.engine_name == "vllm" else TOGETHER
 
     def describe(self) -> Mapping[str, Any]:
-        """As `Editor.describe`; the device isn't in it, as far as pictures don't depend on it."""
+        """As `BenchmarkEditor.describe`, without the device, on which images don't depend."""
         from earl_cli.models.abilities import fingerprint as abilities_digest
         from earl_cli.models.bundle import identify
         from earl_cli.models.hub import called
@@ -137,25 +133,25 @@ class EarlEditor:
         }
 
     def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
-        """As `Editor.edit`: one batch, whose first pictures are decoded while the last ones are drawn."""
+        """As `BenchmarkEditor.edit`: one batch, whose first images are decoded while the last ones are sampled."""
         from earl_cli.generation.editing import EditJob, PostprocessThread, draft
 
         def progress(done: int, expected: int) -> None:
             if on_progress and expected:
                 on_progress(done / expected)
 
-        jobs = [EditJob(task.picture, task.instruction, (task.seed,)) for task in tasks]
-        drawn: dict[int, Future[EditorOutput]] = {}
+        jobs = [EditJob(task.image, task.instruction, (task.seed,)) for task in tasks]
+        outputs: dict[int, Future[EditorOutput]] = {}
         loaded = self._loaded
-        with PostprocessThread() as beside:
+        with PostprocessThread() as thread:
 
             def take(number: int, drafts: Sequence[Draft]) -> None:
-                drawn[number] = beside.submit(self._drawn, tasks[number], drafts[0])
+                outputs[number] = thread.submit(self._output, tasks[number], drafts[0])
 
             draft(loaded.model, loaded.engine, jobs, loaded.settings, progress, take)
-            return [drawn[number].result() for number in range(len(tasks))]
+            return [outputs[number].result() for number in range(len(tasks))]
 
-    def _drawn(self, task: EditTask, draft: Draft) -> EditorOutput:
+    def _output(self, task: EditTask, draft: Draft) -> EditorOutput:
         from earl_cli.generation.editing import decoded, render
         from earl_cli.models.vision import spatial_factor
 
@@ -163,8 +159,8 @@ class EarlEditor:
         height, width = (spatial_factor(model.vision) * side for side in draft.source.shape)
         reasoning, seen = answer.thoughts or "", (width, height)
         if answer.codes is None:
-            return EditorOutput(None, reasoning, answer.problem or "no picture was drawn", seen)
-        edited = render(model, task.picture, decoded(model, draft.source), draft, self.size)
+            return EditorOutput(None, reasoning, answer.problem or "the completion holds no image", seen)
+        edited = render(model, task.image, decoded(model, draft.source), draft, self.size)
         return EditorOutput(edited.image, reasoning, edited.problem or "", seen)
 
     @cached_property
@@ -177,15 +173,15 @@ class EarlEditor:
 AT_ONCE = 16
 HASHED_BYTES = 256_000_000
 EXTENSIONS = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".avif")
-"""Of several pictures of one name the first one in this order is taken."""
+"""Of several images with one name the first in this order is used."""
 
 _ODD = re.compile(r"[^\w.-]")
 
 
 def open_finished(folder: Path) -> BenchmarkEditor:
-    """The pictures in ``folder`` as an editor of the folder's name. Raises InputError if there is no such folder.
+    """The images in ``folder`` as an editor of the folder's name. Raises InputError if there is no such folder.
 
-    A sample's picture is `<id>.<seed>.png`, or `<id>.png` for every seed; any of `EXTENSIONS` will do. In a file's
+    A sample's image is `<id>.<seed>.png`, or `<id>.png` for every seed; any of `EXTENSIONS` will do. In a file's
     name each character of the id that is no letter, digit, underscore, dot or hyphen may be an underscore instead,
     and a slash has to be: `a/b c` is `a_b_c.png` or `a_b c.png`. Folders within aren't looked into, nor links to
     another place.
@@ -194,15 +190,15 @@ def open_finished(folder: Path) -> BenchmarkEditor:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and file.is_file())
         place = folder.resolve()
     except OSError as error:
-        what = f"this folder of pictures can't be read: {error.strerror or error}"
-        raise InputError(what, where=str(folder), hint="a picture's name is the sample's id, such as 17.png") from None
+        what = f"this folder of images can't be read: {error.strerror or error}"
+        raise InputError(what, where=str(folder), hint="an image's name is the sample's id, such as 17.png") from None
     inside = [file for file in files if file.resolve().parent.is_relative_to(place)]
     preferred = sorted(inside, key=lambda file: EXTENSIONS.index(file.suffix.lower()), reverse=True)
     return _Finished(place.name, tuple(inside), {_normal(file.stem): file for file in preferred})
 
 
 def copy_editor() -> BenchmarkEditor:
-    """The editor named `copy`, which gives each source back as it is."""
+    """The editor named `copy`, which returns each source unchanged."""
     return _Copy()
 
 
@@ -245,22 +241,22 @@ class _Copy:
         return {"name": self.name, "kind": "copy"}
 
     def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
-        return _each(lambda task: EditorOutput(task.picture), tasks, on_progress)
+        return _each(lambda task: EditorOutput(task.image), tasks, on_progress)
 
 
 def _each(
-    draw: Callable[[EditTask], EditorOutput], tasks: Sequence[EditTask], on_progress: OnFraction | None
+    edit: Callable[[EditTask], EditorOutput], tasks: Sequence[EditTask], on_progress: OnFraction | None
 ) -> list[EditorOutput]:
-    drawn = []
+    outputs = []
     for task in tasks:
-        drawn.append(draw(task))
+        outputs.append(edit(task))
         if on_progress is not None:
-            on_progress(len(drawn) / len(tasks))
-    return drawn
+            on_progress(len(outputs) / len(tasks))
+    return outputs
 
 
 def _stems(task: EditTask) -> Iterator[str]:
-    """Names that a task's picture may have, without the extension, best first."""
+    """Names that a task's image may have, without the extension, best first."""
     name = _normal(task.id)
     names = (name, name.replace("/", "_"), _ODD.sub("_", name))
     yield from (f"{each}.{task.seed}" for each in names)
@@ -268,7 +264,7 @@ def _stems(task: EditTask) -> Iterator[str]:
 
 
 def _normal(name: str) -> str:
-    """An accent is one character or two of them, as the file system likes it."""
+    """File systems store an accented letter as one character or as two."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -1,6 +1,6 @@
-"""An editor behind any OpenAI-compatible server that edits pictures (`/images/edits`), several at a time.
+"""An editor behind any OpenAI-compatible server that edits images (`/images/edits`), several at a time.
 
-Faults of the server are waited out; a picture that it refuses has a problem; a server that refuses all is an error.
+Faults of the server are retried; an edit that it refuses has a problem; a server that refuses every edit is an error.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from earl_cli.openai_client.retry import (
 AUTO = "auto"
 EASY = EditTask("easy", Image.new("RGB", (256, 256), (128, 128, 128)), "make it a little brighter", 0)
 EASY_TRIES = 3
-LARGEST_PICTURE = 200_000_000
-"""Bytes of an answer, with its picture in base64."""
+LARGEST_IMAGE = 200_000_000
+"""Bytes of an answer, with its image in base64."""
 
 
 def open_endpoint(
@@ -61,7 +61,7 @@ def open_endpoint(
 ) -> BenchmarkEditor:
     """The ``model`` of a server at ``api_base``, such as http://localhost:8000/v1, as an editor of the model's name.
 
-    Each try of an edit takes ``timeout`` seconds at most. ``size`` is what the server shall draw, such as 512x512;
+    Each try of an edit takes ``timeout`` seconds at most. ``size`` is the size of its images, such as 512x512;
     auto leaves it to the server. ``send_seed`` gives it each task's seed, which OpenAI's own models don't take.
     Raises UsageError for what is no address.
     """
@@ -79,7 +79,7 @@ class _Endpoint:
     size: str
     send_seed: bool
     backoff: Backoff
-    _has_drawn: bool = field(default=False, init=False)
+    _has_succeeded: bool = field(default=False, init=False)
 
     def describe(self) -> Mapping[str, Any]:
         return {
@@ -95,109 +95,109 @@ class _Endpoint:
         return outside_event_loop(lambda: asyncio.run(self._edit(tasks, on_progress))) if tasks else []
 
     async def _edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None) -> list[EditorOutput]:
-        drawn: dict[int, EditorOutput] = {}
+        outputs: dict[int, EditorOutput] = {}
         turn = asyncio.Semaphore(self.at_once)
 
         async def one(client: openai.AsyncOpenAI, number: int) -> None:
             async with turn:
-                drawn[number] = await self._drawn(client, tasks[number])
+                outputs[number] = await self._edit_one(client, tasks[number])
             if on_progress is not None:
-                on_progress(len(drawn) / len(tasks))
+                on_progress(len(outputs) / len(tasks))
 
-        async with make_client(self.api_base, self.api_key_variable, self.timeout, LARGEST_PICTURE) as client:
+        async with make_client(self.api_base, self.api_key_variable, self.timeout, LARGEST_IMAGE) as client:
             try:
                 async with asyncio.TaskGroup() as group:
                     for number in range(len(tasks)):
                         group.create_task(one(client, number))
             except BaseExceptionGroup as failures:
                 raise self._discreet(failures.exceptions[0]) from None
-        return [drawn[number] for number in range(len(tasks))]
+        return [outputs[number] for number in range(len(tasks))]
 
-    async def _drawn(self, client: openai.AsyncOpenAI, task: EditTask) -> EditorOutput:
+    async def _edit_one(self, client: openai.AsyncOpenAI, task: EditTask) -> EditorOutput:
         try:
             answer = await self._answer(client, task)
         except RetriesExhaustedError as error:
-            return self._failed(f"the server fails at this picture alone: {error}")
+            return self._failed(f"the server fails for this image alone: {error}")
         except ApiRefusedError as error:
-            if not self._has_drawn:
+            if not self._has_succeeded:
                 await self._check_up(client, error)
             return self._failed(f"the server refuses this: {error}")
-        self._has_drawn = True
+        self._has_succeeded = True
         try:
-            picture = await asyncio.to_thread(open_picture, answer, name="the server's answer")
-            return EditorOutput(picture.rgb)
+            image = await asyncio.to_thread(open_picture, answer, name="the server's answer")
+            return EditorOutput(image.rgb)
         except InputError as error:
             return self._failed(str(error))
 
     async def _answer(self, client: openai.AsyncOpenAI, task: EditTask) -> bytes:
-        """The file that the server drew. Raises RetriesExhaustedError if it fails at this picture alone, EarlError if
-        at any.
+        """The server's image file. Raises RetriesExhaustedError if it fails for this image alone, EarlError if for
+        every one.
 
-        Which of the two it is shows an easy picture; if that is drawn, the other one is asked for again, since the
-        server may have come back in between.
+        An easy image decides which of the two it is; if that succeeds, the task is tried again, since the server
+        may have recovered in between.
         """
         try:
-            return await self._asked(client, task, self.backoff)
+            return await self._request(client, task, self.backoff)
         except RetriesExhaustedError as error:
             await self._check_up(client, error)
-        return await self._asked(client, task, self.backoff)
+        return await self._request(client, task, self.backoff)
 
     async def _check_up(self, client: openai.AsyncOpenAI, failure: Exception) -> None:
-        """Raise EarlError unless the server draws an easy picture, or refuses it where ``failure`` is no refusal."""
+        """Raise EarlError unless the server edits an easy image, or refuses it where ``failure`` is no refusal."""
         try:
-            await self._asked(client, EASY, replace(self.backoff, attempts=min(EASY_TRIES, self.backoff.attempts)))
-            self._has_drawn = True
+            await self._request(client, EASY, replace(self.backoff, attempts=min(EASY_TRIES, self.backoff.attempts)))
+            self._has_succeeded = True
         except RetriesExhaustedError:
             raise EarlError(
-                f"the server doesn't draw: {failure}", where=self._address, hint="when it does, start again"
+                f"the server makes no images: {failure}", where=self._address, hint="when it does, start again"
             ) from None
         except ApiRefusedError:
             if isinstance(failure, ApiRefusedError):
-                raise UsageError(f"the server refuses what it is asked: {failure}", where=self._address) from None
+                raise UsageError(f"the server refuses every request: {failure}", where=self._address) from None
 
-    async def _asked(self, client: openai.AsyncOpenAI, task: EditTask, backoff: Backoff) -> bytes:
-        png = await asyncio.to_thread(_png, task.picture)
+    async def _request(self, client: openai.AsyncOpenAI, task: EditTask, backoff: Backoff) -> bytes:
+        png = await asyncio.to_thread(_png, task.image)
         seed: dict[str, Any] = {"extra_body": {"seed": task.seed}} if self.send_seed else {}
         size: dict[str, Any] = {} if self.size == AUTO else {"size": self.size}
 
-        async def drawn() -> str | bytes:
+        async def post() -> str | bytes:
             answer = await client.images.edit(
                 image=("picture.png", png, "image/png"), prompt=task.instruction, model=self.name, **size, **seed
             )
             return _content(answer)
 
-        async def fetched() -> bytes:
+        async def fetch() -> bytes:
             found = await client.get(address, cast_to=openai.HttpxBinaryResponseContent)
             return bytes(found.content)
 
-        content = await call_with_retries(drawn, backoff, self.timeout, lambda error: self._refusal(error, task))
+        content = await call_with_retries(post, backoff, self.timeout, lambda error: self._refusal(error, task))
         if isinstance(content, bytes):
             return content
         address = urljoin(self.api_base, content)
         if _server(address) != _server(self.api_base):
-            raise ApiRefusedError(f"its pictures are on another server, {urlsplit(address).hostname}")
+            raise ApiRefusedError(f"its images are on another server, {urlsplit(address).hostname}")
         try:
-            return await call_with_retries(fetched, backoff, self.timeout, _lost)
+            return await call_with_retries(fetch, backoff, self.timeout, _lost)
         except RedirectedError as error:
-            raise ApiRefusedError(f"its picture can't be fetched: {error.what}") from None
+            raise ApiRefusedError(f"its image can't be fetched: {error.what}") from None
 
     def _refusal(self, error: openai.APIStatusError, task: EditTask) -> Exception:
-        said = f"status {error.status_code}: {describe_error(error)}"
-        if error.status_code == UNAUTHORIZED:  # whose own words may hold the key
+        reason = f"status {error.status_code}: {describe_error(error)}"
+        if error.status_code == UNAUTHORIZED:  # its message may hold the key
             what = f"the server doesn't accept this key (status {UNAUTHORIZED})"
             return UsageError(what, where=self._address, hint=f"the key is the value of {self.api_key_variable}")
         if error.status_code == NOT_FOUND:
-            what = f"the server doesn't know the model or the address ({said})"
+            what = f"the server doesn't know the model or the address ({reason})"
             return UsageError(what, where=self._address, hint="an address usually ends in /v1")
         if self.send_seed and _names_seed(error, task):
             return UsageError(
-                f"the server takes no seed ({said})",
+                f"the server takes no seed ({reason})",
                 where=self._address,
-                hint="earl eval --no-endpoint-seed asks without",
+                hint="earl eval --no-endpoint-seed sends none",
             )
         if error.status_code == PAYLOAD_TOO_LARGE:
-            said += f": the picture is {task.picture.width} x {task.picture.height}"
-        return ApiRefusedError(said)
+            reason += f": the image is {task.image.width} x {task.image.height}"
+        return ApiRefusedError(reason)
 
     @property
     def _address(self) -> str:
@@ -210,7 +210,7 @@ class _Endpoint:
         """The error, if it is one of ours with the address and without the key."""
         if isinstance(error, EarlError):
             error.what, error.where = self._clean(error.what), error.where or self._address
-            error.__context__ = None  # whose words --debug would show
+            error.__context__ = None  # whose message --debug would show
         return error
 
     def _clean(self, text: str) -> str:
@@ -223,23 +223,23 @@ def _server(address: str) -> tuple[str, str | None, int | None]:
 
 
 def _lost(error: openai.APIStatusError) -> Exception:
-    return ApiRefusedError(f"the picture that it drew isn't where it says (status {error.status_code})")
+    return ApiRefusedError(f"its image isn't at the address that it gives (status {error.status_code})")
 
 
 def _names_seed(error: openai.APIStatusError, task: EditTask) -> bool:
-    """Whether the server minds the field of that name; its words may quote the instruction, which may have seeds."""
-    words = f"{error} {error.body}".replace(task.instruction, "")
-    return error.param == "seed" or re.search(r"\bseed\b", words) is not None
+    """Whether the error is about the field `seed`; its message may quote the instruction, which may have seeds."""
+    text = f"{error} {error.body}".replace(task.instruction, "")
+    return error.param == "seed" or re.search(r"\bseed\b", text) is not None
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    save_picture(picture, out, format="png")
+    save_picture(image, out, format="png")
     return out.getvalue()
 
 
 def _content(answer: Any) -> str | bytes:
-    """The picture's file, or the URL that it is at. Raises ValueError if the answer has neither."""
+    """The image's file, or the URL that it is at. Raises ValueError if the answer has neither."""
     try:
         first = answer.data[0]
         code, url = first.b64_json or "", first.url or ""
@@ -251,7 +251,7 @@ def _content(answer: Any) -> str | bytes:
         try:
             return base64.b64decode(code.rpartition(",")[2], validate=True)
         except binascii.Error:
-            return b"no base64"  # which is no picture either
+            return b"no base64"  # not an image either
     if not url:
-        raise ValueError("the server's answer holds no picture")
+        raise ValueError("the server's response holds no image")
     return str(url)

@@ -1,4 +1,4 @@
-"""The samples of a report's page: what every editor made of each, beside its source and target.
+"""The samples of a report's page: every editor's edit of each, beside its source and target.
 
 An image that stands in several places is embedded once.
 """
@@ -59,8 +59,8 @@ class GalleryEdit:
         """Why there is no image."""
         result = self.line.result
         if result.edited_image is None:
-            return f"Not drawn: {result.problem.strip() or 'no reason is known'}"
-        return f"The edit's picture file can't be read: {result.edited_image}"
+            return f"No image: {result.problem.strip() or 'no reason is known'}"
+        return f"The edited image can't be read: {result.edited_image}"
 
     @property
     def columns(self) -> list[str]:
@@ -115,7 +115,7 @@ class GallerySample:
         return any(edit.failed for edit in self.edits)
 
     @property
-    def words(self) -> str:
+    def search_text(self) -> str:
         """What the page's search looks through."""
         return f"{self.first.id} {self.first.edit_instruction}".lower()
 

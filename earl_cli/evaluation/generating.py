@@ -1,7 +1,7 @@
-"""The first stage of an evaluation: an editor's pictures, one JSON line each, in any number of processes.
+"""The first stage of an evaluation: an editor's images, one JSON line each, in any number of processes.
 
-A line is written after its pictures are; what has a line is never drawn again. Killed at any moment, the same call goes
-on where it stopped, and processes that share the work need no word between them.
+A line is written after its images are, and an edit that has a line is never made again. A run that was killed at any
+moment resumes, and processes that share the work need not communicate.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from earl_cli.data.shard_plan import ShardShare
 from earl_cli.data.sources.base import BadRowError
 from earl_cli.errors import UsageError
 from earl_cli.evaluation.benchmarks import Subset
-from earl_cli.evaluation.charts import boxes_and_points, draw_marks, overview
+from earl_cli.evaluation.charts import boxes_and_points, overview, plot_marks
 from earl_cli.evaluation.editors import BenchmarkEditor, EditorOutput, EditTask, OnFraction
-from earl_cli.evaluation.results import LINES, PICTURES, RUN, EditResult, EvalRun, lines_of, read_object, write_object
+from earl_cli.evaluation.results import IMAGES, LINES, RUN, EditResult, EvalRun, lines_of, read_object, write_object
 from earl_cli.evaluation.samples import BenchmarkSample, OpenedBenchmark
 from earl_cli.files import remove_partials, truncate_incomplete_line
 from earl_cli.images.image_file import save_picture
@@ -32,12 +32,12 @@ from earl_cli.images.image_file import save_picture
 ORIGINALS = "originals"
 WHOLE = ShardShare()
 OnGenerated = Callable[[float, int], None]
-"""Called with the edits that are done, parts of them too, and their number."""
+"""Called with the number of edits that are done, fractions included, and the number of all."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What of a benchmark is drawn: ``limit`` samples (None: all), each with every seed; ``share`` is this process'.
+    """Which edits are made: ``limit`` samples (None: all), each with every seed; ``share`` is this process's.
 
     ``subset`` None is of all its rows.
     """
@@ -66,7 +66,7 @@ def start_run(folder: Path, opened: OpenedBenchmark, editor: BenchmarkEditor, ve
         for part in ("benchmark", "editor"):
             differs = _difference(before.get(part), json.loads(json.dumps(about[part])))
             if differs:
-                what = f"these results were made otherwise: {part} {differs}"
+                what = f"these results were made with other settings: {part} {differs}"
                 raise UsageError(what, where=str(folder), hint="choose another --output, or remove that folder")
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,19 +77,19 @@ def generate(
     folder: Path,
     opened: OpenedBenchmark,
     editor: BenchmarkEditor,
-    wanted: Selection,
+    selection: Selection,
     progress: OnGenerated | None = None,
 ) -> None:
-    """Draw what is still missing of this process' share, into ``folder`` (see `start_run`).
+    """Make the remaining edits of this process's share, into ``folder`` (see `start_run`).
 
-    A row of the data that can't be used gets a line that says why, without pictures. Raises EarlError if the editor
-    can't go on, and OSError if the disk can't; what was drawn is kept.
+    A row of the data that can't be used gets a line that says why, without images. Raises EarlError if the editor
+    can't go on, and OSError if the disk can't; finished edits are kept.
     """
     (folder / LINES).mkdir(exist_ok=True)
-    (folder / PICTURES).mkdir(exist_ok=True)
-    own = folder / LINES / f"{wanted.share.index}-of-{wanted.share.count}.jsonl"
+    (folder / IMAGES).mkdir(exist_ok=True)
+    own = folder / LINES / f"{selection.share.index}-of-{selection.share.count}.jsonl"
     truncate_incomplete_line(own)
-    todo, total = missing(folder, opened, wanted), len(keys(opened, wanted))
+    todo, total = remaining(folder, opened, selection), len(keys(opened, selection))
     done = total - len(todo)
     while todo:
         _report(progress, done, total)
@@ -99,19 +99,19 @@ def generate(
         if samples:
             tasks = [_task(sample, seed) for sample, seed in samples]
             began = time.monotonic()
-            drawn = editor.edit(tasks, _within(progress, done, len(tasks), total))
+            outputs = editor.edit(tasks, _within(progress, done, len(tasks), total))
             seconds = (time.monotonic() - began) / len(tasks)
-            found = zip(samples, drawn, strict=True)
+            found = zip(samples, outputs, strict=True)
             _append(own, [_saved(folder, sample, seed, each, seconds) for (sample, seed), each in found])
         done += len(chunk)
     _report(progress, done, total)
 
 
-def keys(opened: OpenedBenchmark, wanted: Selection) -> list[tuple[int, int]]:
-    """Number and seed of this share's edits, in the order in which they are drawn."""
-    chosen = opened.chosen(wanted.limit, wanted.subset)
-    mine = [number for place, number in enumerate(chosen) if wanted.share.owns(place)]
-    return [(number, seed) for number in mine for seed in wanted.seeds]
+def keys(opened: OpenedBenchmark, selection: Selection) -> list[tuple[int, int]]:
+    """Number and seed of this share's edits, in the order in which they are made."""
+    chosen = opened.chosen(selection.limit, selection.subset)
+    mine = [number for place, number in enumerate(chosen) if selection.share.owns(place)]
+    return [(number, seed) for number in mine for seed in selection.seeds]
 
 
 def keys_of_subset(run: EvalRun) -> list[tuple[int, int]] | None:
@@ -123,10 +123,10 @@ def keys_of_subset(run: EvalRun) -> list[tuple[int, int]] | None:
     return [line.result.key for line in run.lines if line.result.number in rows]
 
 
-def missing(folder: Path, opened: OpenedBenchmark, wanted: Selection) -> list[tuple[int, int]]:
+def remaining(folder: Path, opened: OpenedBenchmark, selection: Selection) -> list[tuple[int, int]]:
     """Those of `keys` that have no line yet."""
     done = {line.result.key for line in lines_of(folder)}
-    return [key for key in keys(opened, wanted) if key not in done]
+    return [key for key in keys(opened, selection) if key not in done]
 
 
 def folder_of(results: Path, benchmark: str, editor: Mapping[str, Any]) -> Path:
@@ -147,15 +147,15 @@ def _samples(
     numbers = sorted({number for number, _ in todo})
     found = dict(zip(numbers, opened.read(numbers), strict=True))
     samples: list[tuple[BenchmarkSample, int]] = []
-    lost: list[EditResult] = []
+    unreadable: list[EditResult] = []
     for number, seed in todo:
         row = found[number]
         if isinstance(row, BadRowError):
             why = f"{row.where}: {row.what}" if row.where else row.what
-            lost.append(EditResult(number, seed, f"{number:06d}", "", "", None, problem=why))
+            unreadable.append(EditResult(number, seed, f"{number:06d}", "", "", None, problem=why))
         else:
             samples.append((row, seed))
-    return samples, lost
+    return samples, unreadable
 
 
 def task_seed(seed: int, number: int) -> int:
@@ -165,11 +165,11 @@ def task_seed(seed: int, number: int) -> int:
 
 
 def _task(sample: BenchmarkSample, seed: int) -> EditTask:
-    return EditTask(sample.id, sample.picture, sample.instruction, task_seed(seed, sample.number))
+    return EditTask(sample.id, sample.image, sample.instruction, task_seed(seed, sample.number))
 
 
-def _saved(folder: Path, sample: BenchmarkSample, seed: int, drawn: EditorOutput, seconds: float) -> EditResult:
-    """The line of an edit whose pictures are saved: the sample's own once for all editors, beside their folders."""
+def _saved(folder: Path, sample: BenchmarkSample, seed: int, output: EditorOutput, seconds: float) -> EditResult:
+    """The line of an edit whose images are saved: the sample's own once for all editors, beside their folders."""
     name = f"{sample.number:06d}"
     shared = folder.parent / ORIGINALS
     shared.mkdir(exist_ok=True)
@@ -183,25 +183,25 @@ def _saved(folder: Path, sample: BenchmarkSample, seed: int, drawn: EditorOutput
             save_picture(image, path)
         return Path(os.path.relpath(path, folder)).as_posix()
 
-    marks = boxes_and_points(drawn.reasoning)
-    marked = draw_marks(sample.picture, marks, drawn.seen or sample.picture.size) if marks else None
-    side_by_side = overview(sample.picture, drawn.image, sample.target, sample.instruction, drawn.reasoning)
-    pictures = folder / PICTURES
+    marks = boxes_and_points(output.reasoning)
+    marked = plot_marks(sample.image, marks, output.seen or sample.image.size) if marks else None
+    side_by_side = overview(sample.image, output.image, sample.target, sample.instruction, output.reasoning)
+    images = folder / IMAGES
     return EditResult(
         number=sample.number,
         seed=seed,
         id=sample.id,
         edit_instruction=sample.instruction,
-        original_image=kept(shared / f"{name}-{sample.digest}.png", sample.picture, fresh=False) or "",
-        edited_image=kept(pictures / f"{name}-{seed}.png", drawn.image),
+        original_image=kept(shared / f"{name}-{sample.digest}.png", sample.image, fresh=False) or "",
+        edited_image=kept(images / f"{name}-{seed}.png", output.image),
         gt_edited_image=kept(shared / f"{name}-{sample.digest}-target.png", sample.target, fresh=False),
-        overview=kept(pictures / f"{name}-{seed}-overview.jpg", side_by_side),
-        grounding_image=kept(pictures / f"{name}-{seed}-grounding.png", marked),
-        reasoning=drawn.reasoning,
+        overview=kept(images / f"{name}-{seed}-overview.jpg", side_by_side),
+        grounding_image=kept(images / f"{name}-{seed}-grounding.png", marked),
+        reasoning=output.reasoning,
         task=sample.task,
         source=sample.source,
         picture=sample.digest,
-        problem=drawn.problem,
+        problem=output.problem,
         seconds=round(seconds, 3),
     )
 
@@ -209,7 +209,7 @@ def _saved(folder: Path, sample: BenchmarkSample, seed: int, drawn: EditorOutput
 def _append(path: Path, results: Sequence[EditResult]) -> None:
     if not results:
         return
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # half a character, as JSON spells it
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # half a character becomes an escape
         file.write("".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in results))
         file.flush()
         os.fsync(file.fileno())
@@ -225,7 +225,7 @@ def _report(progress: OnGenerated | None, done: float, total: int) -> None:
 
 
 def _difference(before: Any, now: Any) -> str:
-    """The first entry in which two objects differ, in words; "" if none does."""
+    """The first entry in which two objects differ, as text; "" if none does."""
     before = before if isinstance(before, Mapping) else {}
     for key in sorted({*before, *now} - {"title", "paper"}):
         if before.get(key) != now.get(key):

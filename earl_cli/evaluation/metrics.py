@@ -1,6 +1,6 @@
-"""Figures that compare an edit with the true one, pixel by pixel or as a network sees them; no judge is asked.
+"""Metrics that compare an edit with the target, pixel by pixel or by a network's features, without a judge.
 
-They are torchmetrics' own. An edit of another size than the true one is first brought to its size.
+They are torchmetrics'. An edit of another size than the target is first resized to it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Metric: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 DEFAULT = ("l1", "l2", "psnr", "ssim")
 METRICS = (*DEFAULT, "lpips")
 MOST_PSNR = 100.0
-"""Decibels: what equal pictures have, and the most that others get."""
+"""Decibels: of equal images, and the upper bound for others."""
 _SSIM_SIDE = 6  # the window of 11 pixels needs 5 beyond each edge, mirrored without the edge itself
 _LPIPS_SIDE = 31  # under it AlexNet has nothing left after its last pooling
 _PACKAGES = ("torchmetrics", "torch", "torchvision", "pillow")
@@ -41,7 +41,7 @@ def available(names: Sequence[str]) -> None:
 
 
 def measure(edited: Pixels, target: Pixels, names: Sequence[str] = DEFAULT) -> dict[str, float]:
-    """The figures ``names`` of an edit uint8[h, w, 3] against the true one, finite all of them.
+    """The metrics ``names`` of an edit uint8[h, w, 3] against the target, all finite.
 
     ``l1`` and ``l2`` are the mean absolute and the mean squared difference of values from 0 to 1; ``psnr`` is
     -10 log10(l2) decibels, at most `MOST_PSNR`; ``ssim`` is the structural similarity of Wang et al. 2004 with a
@@ -49,7 +49,7 @@ def measure(edited: Pixels, target: Pixels, names: Sequence[str] = DEFAULT) -> d
     areas is good to 0.002; ``lpips`` is the perceptual distance of arXiv 1801.03924 with AlexNet, whose weights
     torchvision downloads at its first use.
 
-    An edit of another size is brought to the target's by bicubic interpolation. For ssim and lpips pictures with a
+    An edit of another size is resized to the target's by bicubic interpolation. For ssim and lpips images with a
     side of fewer than 6 and 31 pixels are mirrored at their edges until they have as many. Raises as `available`, and
     ModelError where the weights can't be had.
     """
@@ -57,11 +57,11 @@ def measure(edited: Pixels, target: Pixels, names: Sequence[str] = DEFAULT) -> d
     height, width = target.shape[:2]
     if edited.shape != target.shape:
         edited = np.asarray(Image.fromarray(edited).resize((width, height), Image.Resampling.BICUBIC))
-    return {name: _FIGURES[name](edited, target) for name in names}
+    return {name: _METRICS[name](edited, target) for name in names}
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that the figures depend on; torchvision's only where it is installed."""
+    """The versions of the packages that the metrics depend on; torchvision's only where it is installed."""
     found = {}
     for package in _PACKAGES:
         try:
@@ -94,19 +94,19 @@ def _ssim(edited: Pixels, target: Pixels) -> float:
 
     if np.array_equal(edited, target):
         return 1.0
-    pictures = [_tensor(_mirrored(each, _SSIM_SIDE)).float() for each in (edited, target)]
-    return min(1.0, float(structural_similarity_index_measure(*pictures, data_range=1.0)))
+    images = [_tensor(_mirrored(each, _SSIM_SIDE)).float() for each in (edited, target)]
+    return min(1.0, float(structural_similarity_index_measure(*images, data_range=1.0)))
 
 
 def _lpips(edited: Pixels, target: Pixels) -> float:
     import torch
 
-    pictures = [_tensor(_mirrored(each, _LPIPS_SIDE)).float() for each in (edited, target)]
+    images = [_tensor(_mirrored(each, _LPIPS_SIDE)).float() for each in (edited, target)]
     with torch.inference_mode():
-        return float(_network()(*pictures))
+        return float(_network()(*images))
 
 
-_FIGURES: Mapping[str, Callable[[Pixels, Pixels], float]] = {
+_METRICS: Mapping[str, Callable[[Pixels, Pixels], float]] = {
     "l1": _l1,
     "l2": _l2,
     "psnr": _psnr,
@@ -117,7 +117,7 @@ _FIGURES: Mapping[str, Callable[[Pixels, Pixels], float]] = {
 
 @functools.cache
 def _network() -> Metric:
-    """LPIPS of pictures float32[1, 3, h, w] from 0 to 1, loaded once."""
+    """LPIPS of images float32[1, 3, h, w] from 0 to 1, loaded once."""
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     try:
@@ -134,14 +134,14 @@ def _network() -> Metric:
     return distance
 
 
-def _tensor(picture: Pixels) -> Tensor:
+def _tensor(image: Pixels) -> Tensor:
     """float64[1, 3, h, w] from 0 to 1."""
     import torch
 
-    return torch.tensor(picture.transpose(2, 0, 1)[None], dtype=torch.float64) / 255
+    return torch.tensor(image.transpose(2, 0, 1)[None], dtype=torch.float64) / 255
 
 
-def _mirrored(picture: Pixels, side: int) -> Pixels:
-    height, width = picture.shape[:2]
+def _mirrored(image: Pixels, side: int) -> Pixels:
+    height, width = image.shape[:2]
     more = (0, max(0, side - height)), (0, max(0, side - width)), (0, 0)
-    return np.pad(picture, more, mode="symmetric")
+    return np.pad(image, more, mode="symmetric")

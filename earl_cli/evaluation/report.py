@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file with tables, charts and a gallery, that needs nothing beside it.
+"""The report of an evaluation: one HTML file with tables, charts and a gallery, self-contained.
 
 It has no network: style, script and images are in it, and its policy allows no others. Without its script the tables
 and images are all there; the script sorts, filters and compares.
@@ -31,7 +31,7 @@ from earl_cli.images.html_gallery import render
 
 COLORS = 6
 """Editors have this many colors, and then the same again."""
-PAGE_NOTE = "Under each mean is its 95 % interval, from a bootstrap over source pictures."
+PAGE_NOTE = "Under each mean is its 95 % interval, from a bootstrap over source images."
 
 Scale = tuple[float, float]
 

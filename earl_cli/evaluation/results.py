@@ -42,14 +42,14 @@ COLUMNS: Mapping[str, MetricColumn] = {
     "ssim": MetricColumn("SSIM", top=1, digits=3),
     "lpips": MetricColumn("LPIPS", higher_is_better=False, top=0, digits=3),
 }
-"""Judged figures from 0 to 10 (``overedit``: 10 is none), then those that compare with the true edit."""
+"""Judged metrics from 0 to 10 (``overedit``: 10 is none), then those that compare with the true edit."""
 
 PUBLISHED = ("vie_sc", "vie_pq", "vie_all", "edit_success", "overedit", "looks_natural", "no_artifact")
 """The columns that the published scoring writes, in its order; its summaries spell them in capitals."""
 
 
-RUN, LINES, PICTURES = "run.json", "lines", "pictures"
-PICTURE_FIELDS = ("original_image", "edited_image", "gt_edited_image", "overview", "grounding_image")
+RUN, LINES, IMAGES = "run.json", "lines", "pictures"
+IMAGE_FIELDS = ("original_image", "edited_image", "gt_edited_image", "overview", "grounding_image")
 SCORED, SCORING, SUMMARY = "scored.jsonl", "scoring.json", "summary.json"
 PUBLISHED_NAMES = {"task_type": "task", "vie_sc_description": "sc_explanation", "vie_pq_description": "pq_explanation"}
 """Fields of published result lines that have another name here."""
@@ -57,9 +57,9 @@ PUBLISHED_NAMES = {"task_type": "task", "vie_sc_description": "sc_explanation", 
 
 @dataclass(frozen=True)
 class EditResult:
-    """An edit that was made, or wasn't: ``edited_image`` None, with a ``problem``.
+    """An edit; if it is invalid, ``edited_image`` is None and ``problem`` says why.
 
-    Pictures are paths that count from the results' folder. ``number`` is the sample's place in its benchmark, from 0,
+    Images are paths relative to the results' folder. ``number`` is the sample's place in its benchmark, from 0,
     ``seed`` the run's; the two name a line. ``source`` is the part of the benchmark that the sample is from; samples
     of one source picture have one ``picture``. ``seconds`` is the time that the edit took.
     """
@@ -91,9 +91,9 @@ _RESULT = TypeAdapter(EditResult)
 
 @dataclass(frozen=True)
 class ScoredResult:
-    """A result with its figures by the names of `COLUMNS`; ``missing`` says of others why they could not be had.
+    """A result with its metrics by the names of `COLUMNS`; ``missing`` has the reasons for those without a value.
 
-    ``explanations`` are the judge's words, by ``sc``, ``pq`` and ``ground_score``.
+    ``explanations`` are the judge's texts, by ``sc``, ``pq`` and ``ground_score``.
     """
 
     result: EditResult
@@ -107,7 +107,7 @@ class EvalRun:
     """All lines of one editor on one benchmark, by number and seed.
 
     ``about`` is run.json; ``scoring`` is scoring.json, empty where nothing was scored. ``unreadable`` are rows of the
-    data that could not be used: they have a ``problem``, and no picture at all.
+    data that could not be used: they have a ``problem``, and no image at all.
     """
 
     folder: Path
@@ -137,7 +137,7 @@ def find_results(places: Sequence[Path]) -> list[Path]:
 def load_run(place: Path, *, scored: bool = True) -> EvalRun:
     """The results in a folder of ours, or in a file of published JSON lines, with their scores if they have some.
 
-    Without ``scored`` a folder's scores are left out, and lines that were drawn since are in. Raises InputError that
+    Without ``scored`` a folder's scores are left out, and lines written since are included. Raises InputError that
     names the file and the line.
     """
     if place.is_file():
@@ -149,8 +149,10 @@ def load_run(place: Path, *, scored: bool = True) -> EvalRun:
     named = about.get("benchmark"), about.get("editor")
     names = [str(each.get("name", "")) if isinstance(each, Mapping) else "" for each in named]
     lines = tuple(found[key] for key in sorted(found) if found[key].result.original_image)
-    lost = {each.result.number: each.result for each in lines_of(place) if not each.result.original_image}
-    return EvalRun(place, names[0], names[1], about, scoring, lines, tuple(lost[number] for number in sorted(lost)))
+    unreadable = {each.result.number: each.result for each in lines_of(place) if not each.result.original_image}
+    return EvalRun(
+        place, names[0], names[1], about, scoring, lines, tuple(unreadable[number] for number in sorted(unreadable))
+    )
 
 
 def lines_of(folder: Path) -> list[ScoredResult]:
@@ -174,17 +176,17 @@ def write_scored(folder: Path, lines: Sequence[ScoredResult], scoring: Mapping[s
 
 
 def adopt(file: Path) -> Path:
-    """A folder of ours beside a file of published lines, with the same pictures, so that they can be scored again."""
+    """A results folder beside a file of published lines, with the same images, so that they can be scored again."""
     folder = file.with_name(f"{file.stem}-results")
     run = _published(file)
 
-    def moved(picture: str | None) -> str | None:
-        return picture and Path(os.path.relpath(file.parent / picture, folder)).as_posix()
+    def moved(image: str | None) -> str | None:
+        return image and Path(os.path.relpath(file.parent / image, folder)).as_posix()
 
     lines = []
     for line in run.lines:
-        pictures = {name: moved(getattr(line.result, name)) for name in PICTURE_FIELDS}
-        lines.append(json.dumps(asdict(line.result) | pictures) + "\n")
+        images = {name: moved(getattr(line.result, name)) for name in IMAGE_FIELDS}
+        lines.append(json.dumps(asdict(line.result) | images) + "\n")
     (folder / LINES).mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / LINES / "published.jsonl") as aside:
         aside.write_text("".join(lines), encoding="utf-8")
@@ -216,7 +218,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _published(file: Path) -> EvalRun:
-    """Published lines have no number and no seed: their order counts; paths count from the file's folder."""
+    """Published lines have no number and no seed: their order counts; paths are relative to the file's folder."""
     lines = tuple(_lines(file))
     return EvalRun(
         file.parent, file.parent.name, file.stem, {}, {"published": str(file)} if _scored(lines) else {}, lines

@@ -1,4 +1,4 @@
-"""The samples of a benchmark: pictures, instruction, task, in an order that is the same for every editor."""
+"""The samples of a benchmark: images, instruction, task, in an order that is the same for every editor."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ CHOICE = 0
 
 @dataclass(frozen=True, eq=False)
 class BenchmarkSample:
-    """One edit to be asked for: upright RGB pictures, ``target`` None where there is no true edit.
+    """One edit of a benchmark: upright RGB images, ``target`` None where there is no true edit.
 
-    ``number`` counts all rows of the benchmark from 0; ``digest`` names the exact source picture.
+    ``number`` counts all rows of the benchmark from 0; ``digest`` names the exact source image.
     """
 
     number: int
     id: str
-    picture: Image
+    image: Image
     digest: str
     instruction: str
     target: Image | None
@@ -60,7 +60,7 @@ class BenchmarkSample:
 class OpenedBenchmark:
     """A benchmark whose data are there; ``parts`` have all columns named, ``starts`` are the numbers they begin at.
 
-    ``notes`` fill while samples are read: what was special about a picture, and the numbers of such samples.
+    ``notes`` fill while samples are read: remarks on images, each with the numbers of its samples.
     """
 
     benchmark: Benchmark
@@ -80,7 +80,7 @@ class OpenedBenchmark:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def chosen(self, limit: int | None = None, subset: Subset | None = None) -> list[int]:
-        """The numbers of all samples or of a subset; of these so many, picked at random and always the same."""
+        """The numbers of all samples or of a subset; of these the first ``limit``, sampled with a fixed seed."""
         if subset is None:
             subset = Subset(shuffle=CHOICE, first=max(1, len(self)))
         return sorted(subset.rows(len(self))[:limit])
@@ -104,7 +104,7 @@ class OpenedBenchmark:
 
 
 def open_benchmark(benchmark: Benchmark) -> OpenedBenchmark:
-    """Finds the data of all parts. Raises InputError or UsageError that says what is missing."""
+    """Finds the data of all parts. Raises InputError or UsageError for what is missing."""
     sources = tuple(_source(part) for part in benchmark.parts)
     parts = tuple(
         part.model_copy(update={"columns": _columns(part, source)})
@@ -163,37 +163,37 @@ def _block(order: RowOrder, row: int) -> int:
 def _sample(row: Row, part: BenchmarkPart, source: Source, start: int) -> BenchmarkSample | BadRowError:
     columns = part.columns
     try:
-        picture, digest = _picture(row, columns.image, source)
-        target = _picture(row, columns.target, source)[0] if _value(row, columns.target) is not None else None
+        image, digest = _image(row, columns.image, source)
+        target = _image(row, columns.target, source)[0] if _value(row, columns.target) is not None else None
         return BenchmarkSample(
             number=start + row.number,
             id=_text(_value(row, columns.id)) or f"{start + row.number:06d}",
-            picture=picture.rgb,
+            image=image.rgb,
             digest=digest,
             instruction=_instruction(row, part),
             target=target.rgb if target else None,
             task=_text(_value(row, columns.task)) or part.always.task,
             source=_text(_value(row, columns.source)) or part.always.source,
-            notes=(*picture.notes, *(target.notes if target else ())),
+            notes=(*image.notes, *(target.notes if target else ())),
         )
     except BadRowError as error:
         error.where = error.where or row.where
         return error
 
 
-def _picture(row: Row, column: str | None, source: Source) -> tuple[ImageFile, str]:
+def _image(row: Row, column: str | None, source: Source) -> tuple[ImageFile, str]:
     value = _value(row, column)
     if value is None:
         raise BadRowError("picture", f"there is no {column}", where=row.where)
     try:
         content = picture_bytes(value, source.base)
-        picture = open_picture(content, name=row.where)
+        image = open_picture(content, name=row.where)
     except BadRowError as error:
-        error.hint = "a benchmark's pictures have to be files or bytes" if error.kind == "url" else error.hint
+        error.hint = "a benchmark's images have to be files or bytes" if error.kind == "url" else error.hint
         raise
     except InputError as error:
         raise BadRowError("picture", error.what, where=error.where, hint=error.hint) from None
-    return picture, hashlib.sha256(content).hexdigest()[:16]
+    return image, hashlib.sha256(content).hexdigest()[:16]
 
 
 def _instruction(row: Row, part: BenchmarkPart) -> str:

@@ -1,7 +1,7 @@
-"""The second stage of an evaluation: figures for edits that are there already, by a judge and by the true edit.
+"""The second stage of an evaluation: metrics of edits that are there already, by a judge and by the target.
 
-A figure that can't be had is missing with its reason, never a zero; an edit that was never drawn gets the judge's zero,
-as published. Nothing is drawn here, and what a judge answered once isn't asked again.
+A metric without a value is missing with its reason, never zero; an invalid edit gets the judge's zero, as published.
+No edits are made here, and the judge's replies are cached.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ JUDGED = {
     "perceptual_quality": ("vie_pq", "looks_natural", "no_artifact", "vie_all"),
     "ground_score": ("ground_score",),
 }
-"""What is missing where the judge didn't answer this."""
+"""The metrics that are missing if the judge doesn't reply to this task."""
 NAMES = {"semantic_consistency": "vie_sc", "perceptual_quality": "vie_pq", "viescore": "vie_all"}
-NO_EDIT = "there is no edited picture"
+NO_EDIT = "the edit has no image"
 SIZES = "one for all pictures of a sample: the source's, the area at most"
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What evaluations share whose figures may be compared: how the judge is asked, at which ``area``, on which rows.
+    """What comparable evaluations share: the judge's declaration, the ``area`` of its images, the rows.
 
-    ``area`` None is the declaration's. With ``subset`` a benchmark's published rows are taken, where it names some.
+    ``area`` None is the declaration's. With ``subset`` only a benchmark's published rows count, where it names some.
     """
 
     declaration: str
@@ -56,9 +56,9 @@ PROTOCOLS = {"earl": Protocol(DEFAULT, None, False), "paper": Protocol(PUBLISHED
 
 @dataclass(frozen=True)
 class Scoring:
-    """How edits are scored: ``judge`` None asks nobody; ``metrics`` are names of `measure`, for edits with a target.
+    """How edits are scored: by a ``judge``, if there is one, and by ``metrics`` of `measure` where there is a target.
 
-    The judge sees all pictures of a sample, by whichever editor, at one size: at the source's number of pixels, but no
+    The judge sees all images of a sample, of every editor, at one size: at the source's number of pixels, but no
     more than ``area`` of them where that is given. ``protocol`` is one of `PROTOCOLS`.
     """
 
@@ -70,8 +70,8 @@ class Scoring:
     protocol: str = "earl"
 
     def describe(self) -> dict[str, Any]:
-        """All that figures depend on, ready for JSON."""
-        wording = {name: text for name, text in asdict(self.rubrics).items() if self._asks(name)}
+        """Everything the metrics depend on, as JSON."""
+        wording = {name: text for name, text in asdict(self.rubrics).items() if self._uses(name)}
         return {
             "protocol": self.protocol,
             "judge": {"model": self.judge.model, "declaration": self.judge.declaration.describe()}
@@ -84,16 +84,16 @@ class Scoring:
             "versions": versions(),
         }
 
-    def _asks(self, rubric: str) -> bool:
+    def _uses(self, rubric: str) -> bool:
         return rubric in ("semantic_consistency", "perceptual_quality") or (
             rubric == "ground_score" and self.ground_score
         )
 
 
 def score(run: EvalRun, scoring: Scoring, progress: Callable[[int, int], None] | None = None) -> list[ScoredResult]:
-    """All lines of a run with their figures, in order.
+    """All lines of a run with their metrics, in order.
 
-    Raises JudgeDownError if the judge doesn't answer; what it said until then is in its cache.
+    Raises JudgeDownError if the judge doesn't reply; replies until then are in its cache.
     """
     reward = judge_reward(scoring)
     found: list[ScoredResult] = []
@@ -101,11 +101,11 @@ def score(run: EvalRun, scoring: Scoring, progress: Callable[[int, int], None] |
         lines = run.lines[start : start + AT_ONCE]
         edits = [_opened(run.folder, line.result) for line in lines]
         there = [edit for edit in edits if isinstance(edit, Edit)]
-        scores = iter(reward([_sized(edit, scoring.area) for edit in there]) if reward else [None] * len(there))
+        scores = iter(reward([_for_judge(edit, scoring.area) for edit in there]) if reward else [None] * len(there))
         found += [
             _scored(line.result, edit, next(scores), scoring)
             if isinstance(edit, Edit)
-            else _lost(line.result, edit, scoring)
+            else _unreadable(line.result, edit, scoring)
             for line, edit in zip(lines, edits, strict=True)
         ]
         if progress:
@@ -114,7 +114,7 @@ def score(run: EvalRun, scoring: Scoring, progress: Callable[[int, int], None] |
 
 
 def judge_reward(scoring: Scoring) -> Reward | None:
-    """VIEScore by the judge, and what else is asked; None without a judge."""
+    """VIEScore by the judge, with the ground score if chosen; None without a judge."""
     if scoring.judge is None:
         return None
     return judged_reward(scoring.judge, scoring.rubrics, "viescore", ("ground_score",) if scoring.ground_score else ())
@@ -127,7 +127,7 @@ def shared_keys(a: EvalRun, b: EvalRun) -> list[tuple[int, int]]:
 
 
 def pairs_of(a: EvalRun, b: EvalRun, keys: Collection[tuple[int, int]], area: int | None) -> list[EditPair]:
-    """These edits of both, as a judge sees them (see `Scoring`); those whose pictures can't be read are left out."""
+    """These edits of both, as a judge sees them (see `Scoring`); those whose images can't be read are left out."""
     others = {line.result.key: line.result for line in b.lines}
     pairs = []
     for line in a.lines:
@@ -135,18 +135,18 @@ def pairs_of(a: EvalRun, b: EvalRun, keys: Collection[tuple[int, int]], area: in
             continue
         first, second = _opened(a.folder, line.result), _opened(b.folder, others[line.result.key])
         if isinstance(first, Edit) and isinstance(second, Edit):
-            first, second = _sized(first, area), _sized(second, area)
+            first, second = _for_judge(first, area), _for_judge(second, area)
             pairs.append(EditPair(first.id, first.instruction, first.source, first.edited, second.edited))
     return pairs
 
 
-def opened(folder: Path, picture: str) -> Pixels:
-    """A picture of a line, uint8[h, w, 3]. Raises InputError."""
-    return np.asarray(open_picture(folder / picture).rgb)
+def opened(folder: Path, image: str) -> Pixels:
+    """An image of a line, uint8[h, w, 3]. Raises InputError."""
+    return np.asarray(open_picture(folder / image).rgb)
 
 
 def _opened(folder: Path, result: EditResult) -> Edit | str:
-    """The edit with its pictures, or why they can't be had."""
+    """The edit with its images, or why they can't be read."""
     try:
         source = opened(folder, result.original_image)
         edited = opened(folder, result.edited_image) if result.edited_image else None
@@ -178,28 +178,28 @@ def _scored(result: EditResult, edit: Edit, judgement: Score | None, scoring: Sc
     return ScoredResult(result, scores, missing, explanations)
 
 
-def _lost(result: EditResult, why: str, scoring: Scoring) -> ScoredResult:
-    """A line whose pictures are gone: everything is missing."""
+def _unreadable(result: EditResult, why: str, scoring: Scoring) -> ScoredResult:
+    """A line whose images are gone: everything is missing."""
     tasks = [task for task in JUDGED if task != "ground_score" or scoring.ground_score] if scoring.judge else []
     names = [name for task in tasks for name in JUDGED[task]]
     names += ["reference", *scoring.metrics] if result.gt_edited_image else []
     return ScoredResult(result, {}, dict.fromkeys(names, why))
 
 
-def _sized(edit: Edit, area: int | None) -> Edit:
-    """The edit as the judge sees it: all its pictures have the source's number of pixels, ``area`` at most."""
+def _for_judge(edit: Edit, area: int | None) -> Edit:
+    """The edit as the judge sees it: all its images have the source's number of pixels, ``area`` at most."""
     pixels = edit.source.shape[0] * edit.source.shape[1]
-    wanted = min(pixels, area or pixels)
+    area = min(pixels, area or pixels)
     return replace(
         edit,
-        source=_brought_to(edit.source, wanted),
-        edited=None if edit.edited is None else _brought_to(edit.edited, wanted),
-        target=None if edit.target is None else _brought_to(edit.target, wanted),
+        source=_resized(edit.source, area),
+        edited=None if edit.edited is None else _resized(edit.edited, area),
+        target=None if edit.target is None else _resized(edit.target, area),
     )
 
 
-def _brought_to(pixels: Pixels, area: int) -> Pixels:
-    """The picture at its own shape and about ``area`` pixels."""
+def _resized(pixels: Pixels, area: int) -> Pixels:
+    """The image in its own shape at about ``area`` pixels."""
     height, width = pixels.shape[:2]
     scale = (area / (height * width)) ** 0.5
     size = max(1, round(width * scale)), max(1, round(height * scale))

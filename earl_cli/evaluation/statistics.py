@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from earl_cli.evaluation.results import COLUMNS, PUBLISHED, EvalRun, ScoredResult
 
-DRAWS = 10_000
+RESAMPLES = 10_000
 LEVEL = 0.95
 FEWEST = 5
-"""Source pictures that an interval needs: of fewer, a bootstrap knows too little, and makes it too narrow."""
-EXACT = 13  # pictures up to which all sign changes are tried
+"""Source images that an interval needs: a bootstrap over fewer is too narrow."""
+EXACT = 13  # source images up to which all sign changes are tried
 DIMENSIONS = ("all", "source", "task", "source x task", "seed")
 Floats = NDArray[np.float64]
 
@@ -30,7 +30,7 @@ class Estimate:
     """A mean, the population's standard deviation as published, and a 95 % interval of the mean.
 
     ``count`` values are in it, ``missing`` ones are not. NaN where there are too few values, or for the interval fewer
-    than `FEWEST` source pictures.
+    than `FEWEST` source images.
     """
 
     mean: float
@@ -52,15 +52,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class MetricGroup:
-    """Figures of some of a run's lines: those with ``key`` in the dimension ``by``, one of `DIMENSIONS`.
+    """Metrics of some of a run's lines: those with ``key`` in the dimension ``by``, one of `DIMENSIONS`.
 
-    ``undrawn`` lines have no edited picture; they count with what scoring gives them.
+    ``invalid`` lines have no edited image; they have the scores that the protocol gives them.
     """
 
     by: str
     key: str
     samples: int
-    undrawn: int
+    invalid: int
     columns: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
@@ -74,7 +74,7 @@ class Difference:
     """Editor B against editor A on the samples that both have, seeds of a sample averaged.
 
     ``low`` to ``high`` is the 95 % interval of ``difference`` = mean_b - mean_a; ``p`` is that of a two-sided sign-flip
-    test over source pictures; ``wins`` counts the samples where B is better, by the column's own direction.
+    test over source images; ``wins`` counts the samples where B is better, by the column's own direction.
     """
 
     mean_a: float
@@ -122,10 +122,10 @@ def compare(a: EvalRun, b: EvalRun, column: str) -> Difference | None:
     shared = sorted(set(before) & set(after))
     if not shared:
         return None
-    picture = {line.result.number: cluster(line) for line in a.lines}
+    group = {line.result.number: cluster(line) for line in a.lines}
     pairs = np.asarray([(before[number], after[number]) for number in shared])
     change = pairs[:, 1] - pairs[:, 0]
-    clusters = [picture[number] for number in shared]
+    clusters = [group[number] for number in shared]
     spread = estimate(change, clusters)
     better = change if COLUMNS[column].higher_is_better else -change
     means = pairs.mean(axis=0)
@@ -146,33 +146,33 @@ def compare(a: EvalRun, b: EvalRun, column: str) -> Difference | None:
 def sign_flip_p(change: Floats, clusters: Sequence[str]) -> float:
     """Two-sided p of a mean of paired differences: how often random signs of whole clusters give as much or more.
 
-    All signs are tried for up to `EXACT` clusters; else `DRAWS` random ones, with (hits + 1) / (draws + 1).
+    All signs are tried for up to `EXACT` clusters; else `RESAMPLES` random ones, with (hits + 1) / (resamples + 1).
     """
     totals = _totals(change[:, None], clusters)[0][:, 0]
     count = len(totals)
     if count <= EXACT:
         signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
     else:
-        signs = np.random.default_rng(0).choice([-1, 1], (DRAWS, count))
+        signs = np.random.default_rng(0).choice([-1, 1], (RESAMPLES, count))
     reached = np.abs(signs @ totals) >= abs(totals.sum()) * (1 - 1e-12)
     hits, tried = int(reached.sum()), len(signs)
     return hits / tried if count <= EXACT else (hits + 1) / (tried + 1)
 
 
 def cluster(line: ScoredResult) -> str:
-    """What a line shares with the other lines of its source picture; the sample itself where that isn't known."""
+    """What a line shares with the other lines of its source image; the sample itself where that isn't known."""
     return line.result.picture or f"sample {line.result.number}"
 
 
 def _group(by: str, key: str, lines: Sequence[ScoredResult]) -> MetricGroup:
     names = [name for name in COLUMNS if any(name in line.scores or name in line.missing for line in lines)]
-    undrawn = sum(line.result.edited_image is None for line in lines)
+    invalid = sum(line.result.edited_image is None for line in lines)
     if not names:
-        return MetricGroup(by, key, len(lines), undrawn)
+        return MetricGroup(by, key, len(lines), invalid)
     values = np.asarray([[line.scores.get(name, math.nan) for name in names] for line in lines], dtype=np.float64)
-    lost = [sum(name in line.missing for line in lines) for name in names]
-    found = _estimates(values, [cluster(line) for line in lines], lost)
-    return MetricGroup(by, key, len(lines), undrawn, dict(zip(names, found, strict=True)))
+    missing = [sum(name in line.missing for line in lines) for name in names]
+    found = _estimates(values, [cluster(line) for line in lines], missing)
+    return MetricGroup(by, key, len(lines), invalid, dict(zip(names, found, strict=True)))
 
 
 def _key(line: ScoredResult, by: str) -> str:
@@ -198,31 +198,31 @@ def _by_sample(run: EvalRun, column: str) -> dict[int, float]:
     return {number: sum(values) / len(values) for number, values in found.items()}
 
 
-def _estimates(values: Floats, clusters: Sequence[str], lost: Sequence[int]) -> list[Estimate]:
-    """Of each column of float64[n, c], NaN where there is no value; ``lost`` int[c] of them should have been there.
+def _estimates(values: Floats, clusters: Sequence[str], missing: Sequence[int]) -> list[Estimate]:
+    """Of each column of float64[n, c], NaN where there is no value; ``missing`` int[c] of them should have been there.
 
-    Every column sees the same draws.
+    Every column has the same resamples.
     """
     totals, counts = _totals(values, clusters)
     rng = np.random.default_rng(0)
     size = len(totals)
-    drawn = rng.multinomial(size, np.full(size, 1 / size), DRAWS).astype(np.float64)
+    weights = rng.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = (drawn @ totals) / (drawn @ counts)
+        means = (weights @ totals) / (weights @ counts)
     estimates = []
     for column in range(values.shape[1]):
         there = values[:, column][~np.isnan(values[:, column])]
-        of_draws = means[:, column][np.isfinite(means[:, column])]
-        pictures = int((counts[:, column] > 0).sum())
-        tail = _tail(pictures)
-        low, high = np.quantile(of_draws, (tail, 1 - tail)) if pictures >= FEWEST else (math.nan, math.nan)
+        resampled = means[:, column][np.isfinite(means[:, column])]
+        images = int((counts[:, column] > 0).sum())
+        tail = _tail(images)
+        low, high = np.quantile(resampled, (tail, 1 - tail)) if images >= FEWEST else (math.nan, math.nan)
         mean, std = (float(there.mean()), float(there.std())) if len(there) else (math.nan, math.nan)
-        estimates.append(Estimate(mean, std, float(low), float(high), len(there), lost[column]))
+        estimates.append(Estimate(mean, std, float(low), float(high), len(there), missing[column]))
     return estimates
 
 
 def _tail(clusters: int) -> float:
-    """The share of draws beyond each end of an interval, so that one of few clusters isn't too narrow.
+    """The share of resamples beyond each end of an interval, so that one of few clusters isn't too narrow.
 
     The expanded percentile interval of Hesterberg, "What Teachers Should Know About the Bootstrap" (2015): for a mean
     it is as wide as Student's, whose quantile is by the expansion in 1/n of Abramowitz and Stegun, 26.7.5.
@@ -251,9 +251,9 @@ def _totals(values: Floats, clusters: Sequence[str]) -> tuple[Floats, Floats]:
 
 
 def summary_document(run: EvalRun) -> dict[str, Any]:
-    """What summary.json holds: all that figures depend on, then groups of lines by dimension.
+    """What summary.json holds: everything the metrics depend on, then groups of lines by dimension.
 
-    Each figure has mean and std as published, the 95 % interval, and how many values are in it and missing.
+    Each metric has mean and std as published, the 95 % interval, and how many values are in it and missing.
     """
     groups = summarize(run)
     return {
@@ -270,13 +270,13 @@ def summary_document(run: EvalRun) -> dict[str, Any]:
 
 
 def group_document(group: MetricGroup) -> dict[str, Any]:
-    """A group of lines: its size, and its figures under the published names (VIE_SC, …) where they have one."""
-    figures = {
+    """A group of lines: its size, and its metrics under the published names (VIE_SC, …) where they have one."""
+    metrics = {
         name.upper() if name in PUBLISHED else name: finite(asdict(each)) for name, each in group.columns.items()
     }
-    return {"edits": group.samples, "not_drawn": group.undrawn, "figures": figures}
+    return {"edits": group.samples, "not_drawn": group.invalid, "figures": metrics}
 
 
-def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """Figures for JSON, which knows no NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics for JSON, which knows no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

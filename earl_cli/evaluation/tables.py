@@ -25,30 +25,32 @@ from earl_cli.evaluation.statistics import DIMENSIONS, Estimate, MetricGroup, cl
 
 ABSENT = "–"
 UNITS = {"psnr": "dB"}
-NOTE = "± is half of the mean's 95 % interval, from a bootstrap over source pictures."
+NOTE = "± is half of the mean's 95 % interval, from a bootstrap over source images."
 BOLD_NOTE = "Bold: the best mean; an editor that only gives the source back (floor) is never bold."
-MISSING_NOTE = "Missing values are in no mean; an edit that was not drawn counts with what scoring gave it."
+MISSING_NOTE = (
+    "Missing values are in no mean; an invalid edit (one without an image) has the scores that the protocol gives it."
+)
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One editor's figures for some lines: all of them, or those that the group's key names.
+    """One editor's metrics for some lines: all of them, or those that the group's key names.
 
     ``floor`` marks the editor that gives the source back; ``best`` names the columns where no editor's mean is better;
-    ``samples`` are different ones, ``pictures`` their different source pictures.
+    ``samples`` are different ones, ``images`` their different source images.
     """
 
     editor: str
     floor: bool
     group: MetricGroup
     samples: int
-    pictures: int
+    images: int
     best: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that may be compared; ``by`` is one of statistics' dimensions, ``notes`` say what the figures came from."""
+    """Rows that may be compared; ``by`` is one of statistics' dimensions, ``notes`` say how they were computed."""
 
     benchmark: str
     title: str
@@ -60,13 +62,13 @@ class Table:
 
     @property
     def extra(self) -> list[str]:
-        """What else is counted: samples, pictures, edits where there are several seeds, and what went wrong if any."""
+        """What else is counted: samples, source images, edits if there are several seeds, missing and invalid ones."""
         edits = ["edits"] if len(self.seeds) > 1 else []
-        names = ["samples", "pictures", *edits] if self.by == "all" else edits or ["samples"]
+        names = ["samples", "source images", *edits] if self.by == "all" else edits or ["samples"]
         if any(missing_of(row.group) for row in self.rows):
             names.append("missing")
-        if any(row.group.undrawn for row in self.rows):
-            names.append("not drawn")
+        if any(row.group.invalid for row in self.rows):
+            names.append("invalid")
         return names
 
 
@@ -154,8 +156,8 @@ def counted(row: TableRow, name: str) -> str:
         if len(counts) == 1 and len(*counts.values()) == len(row.group.columns):
             return str(*counts)
         return "; ".join(f"{count} in {_some(titles)}" for count, titles in counts.items()) or "0"
-    values = {"samples": row.samples, "pictures": row.pictures, "edits": row.group.samples}
-    return str(values.get(name, row.group.undrawn))
+    values = {"samples": row.samples, "source images": row.images, "edits": row.group.samples}
+    return str(values.get(name, row.group.invalid))
 
 
 def _tables(runs: Sequence[EvalRun]) -> Iterator[Table]:
@@ -190,14 +192,14 @@ def _rows(
         won = () if is_floor(run) else [column for column in best if shown.get(column) == best[column]]
         all_of_it = group.by == "all"
         samples = len({line.result.number for line in run.lines}) if all_of_it else group.samples
-        pictures = len({cluster(line) for line in run.lines}) if all_of_it else 0
-        yield TableRow(names[id(run)], is_floor(run), group, samples, pictures, frozenset(won))
+        images = len({cluster(line) for line in run.lines}) if all_of_it else 0
+        yield TableRow(names[id(run)], is_floor(run), group, samples, images, frozenset(won))
 
 
 def _notes(runs: Sequence[EvalRun], names: Mapping[int, str], rows: Sequence[TableRow]) -> tuple[str, ...]:
     notes = [NOTE] if any(row.group.columns for row in rows) else ["Nothing was scored."]
     notes += [BOLD_NOTE] if any(row.best for row in rows) else []
-    notes += [MISSING_NOTE] if any(missing_of(row.group) or row.group.undrawn for row in rows) else []
+    notes += [MISSING_NOTE] if any(missing_of(row.group) or row.group.invalid for row in rows) else []
     groups: dict[str, list[str]] = {}
     for run in runs:
         settings = flat(run.scoring, TIMES)

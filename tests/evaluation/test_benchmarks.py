@@ -128,9 +128,7 @@ def test_a_published_benchmark_is_read_as_its_declaration_says(hub: Hub, tmp_pat
     found = all_samples(opened)
     assert [(each.id, each.instruction, each.target is not None, each.task) for each in found] == EXPECTED[name]
     assert [each.number for each in found] == list(range(len(found)))
-    assert np.array_equal(
-        np.asarray(found[-1].picture), np.asarray(picture(len(found) - 1 if name == "omniedit" else 1))
-    )
+    assert np.array_equal(np.asarray(found[-1].image), np.asarray(picture(len(found) - 1 if name == "omniedit" else 1)))
 
 
 def test_the_six_and_the_one_that_ships_with_the_package_are_known() -> None:
@@ -145,9 +143,9 @@ def test_the_embedded_benchmark_has_every_kind_of_edit_and_all_its_pictures() ->
     assert len({each.digest for each in found}) == 8
     for each in found:
         assert each.target is not None
-        assert each.target.size == each.picture.size
-        assert 0.9 * 256**2 < each.picture.width * each.picture.height < 1.1 * 256**2
-        assert not np.array_equal(np.asarray(each.target), np.asarray(each.picture))
+        assert each.target.size == each.image.size
+        assert 0.9 * 256**2 < each.image.width * each.image.height < 1.1 * 256**2
+        assert not np.array_equal(np.asarray(each.target), np.asarray(each.image))
 
 
 def test_a_file_declares_benchmarks_and_places_count_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +205,7 @@ def test_a_url_is_no_picture_of_a_benchmark(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"source": "https://x/a.png", "instruction": "snow"}))
     (bad,) = open_benchmark(find_benchmark(str(tmp_path))).read([0])
     assert isinstance(bad, BadRowError)
-    assert (bad.kind, bad.hint) == ("url", "a benchmark's pictures have to be files or bytes")
+    assert (bad.kind, bad.hint) == ("url", "a benchmark's images have to be files or bytes")
 
 
 def test_a_limit_is_a_fixed_choice_and_a_larger_one_holds_it(tmp_path: Path) -> None:

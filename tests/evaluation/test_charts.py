@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from earl_cli.evaluation.charts import LABEL_LENGTH, Mark, boxes_and_points, draw_marks, overview
+from earl_cli.evaluation.charts import LABEL_LENGTH, Mark, boxes_and_points, overview, plot_marks
 
 LONG = "make the sky above the old town darker and let it rain on every roof of it " * 80
 
@@ -75,7 +75,7 @@ def test_no_text_breaks_the_search(text: str) -> None:
 
 def test_marks_are_brought_from_the_seen_size_to_the_pictures() -> None:
     picture = plain(800, 400)
-    drawn = draw_marks(picture, [Mark("", (100, 100, 150, 150))], (200, 200))
+    drawn = plot_marks(picture, [Mark("", (100, 100, 150, 150))], (200, 200))
     left, top, right, bottom = changed(picture, drawn)
     assert (left, right, bottom) == (400, 600, 300)
     assert top < 200  # the number stands above the box
@@ -86,7 +86,7 @@ def test_marks_are_brought_from_the_seen_size_to_the_pictures() -> None:
 @pytest.mark.parametrize("color", ["black", "white", "#ff5252", "#808080"])
 def test_an_outline_stands_out_from_any_picture(color: str) -> None:
     picture = plain(300, 300, color)
-    drawn = np.asarray(draw_marks(picture, [Mark("", (100, 100, 200, 200))], (300, 300)).convert("L"), dtype=int)
+    drawn = np.asarray(plot_marks(picture, [Mark("", (100, 100, 200, 200))], (300, 300)).convert("L"), dtype=int)
     side = drawn[150, 95:110]
     assert side.max() - side.min() > 200
 
@@ -107,7 +107,7 @@ def test_an_outline_stands_out_from_any_picture(color: str) -> None:
 )
 def test_marks_at_the_edge_stay_visible(place: tuple[float, ...]) -> None:
     picture = plain(300, 200)
-    mark = draw_marks(picture, [Mark("here", place)], (300, 200))
+    mark = plot_marks(picture, [Mark("here", place)], (300, 200))
     difference = (np.asarray(mark) != np.asarray(picture)).any(-1)
     assert difference.sum() > 100
     near = difference[max(0, int(place[1]) - 12) : int(place[1]) + 12, max(0, int(place[0]) - 12) : int(place[0]) + 12]
@@ -117,21 +117,21 @@ def test_marks_at_the_edge_stay_visible(place: tuple[float, ...]) -> None:
 def test_what_lies_beyond_the_picture_is_not_drawn_and_keeps_its_number() -> None:
     picture = plain(300, 200)
     beyond, inside = Mark("", (400, 300, 500, 400)), Mark("", (50, 50, 100, 100))
-    assert draw_marks(picture, [beyond, Mark("", (300, 10))], (300, 200)) == picture
-    assert draw_marks(picture, [beyond, inside], (300, 200)) != draw_marks(picture, [inside], (300, 200))
+    assert plot_marks(picture, [beyond, Mark("", (300, 10))], (300, 200)) == picture
+    assert plot_marks(picture, [beyond, inside], (300, 200)) != plot_marks(picture, [inside], (300, 200))
 
 
 def test_the_picture_itself_stays_as_it_is() -> None:
     picture, copy = plain(50, 50), plain(50, 50)
-    assert draw_marks(picture, [Mark("x", (10, 10))], (50, 50)) != picture
+    assert plot_marks(picture, [Mark("x", (10, 10))], (50, 50)) != picture
     assert picture == copy
-    assert draw_marks(plain(50, 50).convert("RGBA"), [], (50, 50)).mode == "RGB"
+    assert plot_marks(plain(50, 50).convert("RGBA"), [], (50, 50)).mode == "RGB"
 
 
 def test_labels_do_not_hide_each_other() -> None:
     picture = plain(400, 400)
     same = [Mark("", (100 + n, 100, 300, 300)) for n in range(4)]
-    counts = {color: count for count, color in draw_marks(picture, same, (400, 400)).getcolors(1000) or []}
+    counts = {color: count for count, color in plot_marks(picture, same, (400, 400)).getcolors(1000) or []}
     fills = [color for color, count in counts.items() if count > 150 and max(color) - min(color) > 100]
     assert len(fills) == 4  # the last box hides the lines of the others, and no tag
 
@@ -146,7 +146,7 @@ place = st.floats(0, 2000)
     st.text(max_size=20),
 )
 def test_any_marks_on_any_picture(size: tuple[int, int], places: list[tuple[float, ...]], label: str) -> None:
-    assert draw_marks(plain(*size), [Mark(label, each) for each in places], (500, 700)).size == size
+    assert plot_marks(plain(*size), [Mark(label, each) for each in places], (500, 700)).size == size
 
 
 def test_a_page_has_all_pictures_at_one_scale() -> None:

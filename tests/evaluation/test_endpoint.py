@@ -59,7 +59,7 @@ def pixels(drawn: list[EditorOutput]) -> list[tuple[tuple[int, int], bytes]]:
 
 def expected(tasks: list[EditTask], seeds: bool = True) -> list[tuple[tuple[int, int], bytes]]:
     return pixels(
-        [EditorOutput(negative(task.picture, task.instruction, task.seed if seeds else None)) for task in tasks]
+        [EditorOutput(negative(task.image, task.instruction, task.seed if seeds else None)) for task in tasks]
     )
 
 
@@ -71,7 +71,7 @@ def test_what_the_server_gets(images: ImagesServer, endpoint: Open, monkeypatch:
     assert dict(call.form) == {"model": MODEL, "prompt": "make it snowy 0", "seed": "0", "size": "512x512"}
     assert (call.kind, call.key) == ("image/png", f"Bearer {KEY}")
     with Image.open(io.BytesIO(call.file)) as sent:
-        assert (sent.format, sent.mode, sent.tobytes()) == ("PNG", "RGB", task.picture.tobytes())
+        assert (sent.format, sent.mode, sent.tobytes()) == ("PNG", "RGB", task.image.tobytes())
 
 
 def test_the_size_is_the_servers_choice_unless_said(images: ImagesServer, endpoint: Open) -> None:
@@ -138,7 +138,7 @@ def test_one_picture_that_is_refused_costs_only_itself(
     assert refused.image is None
     assert f"the server refuses this: status {status}: Your request" in refused.problem
     assert KEY not in refused.problem
-    size = f"the picture is {bad.picture.width} x {bad.picture.height}"
+    size = f"the image is {bad.image.width} x {bad.image.height}"
     assert (size in refused.problem) == (status == 413)
 
 
@@ -148,9 +148,7 @@ def test_a_server_that_refuses_everything_is_no_editor(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     images.refuses = {"": status}
-    with pytest.raises(
-        UsageError, match=f"refuses what it is asked: status {status}: .* rejected for Bearer "
-    ) as caught:
+    with pytest.raises(UsageError, match=f"refuses every request: status {status}: .* rejected for Bearer ") as caught:
         endpoint().edit(some_tasks(3))
     assert caught.value.where == images.api_base
     assert KEY not in str(caught.value)
@@ -162,20 +160,20 @@ def test_one_picture_that_breaks_the_server_costs_only_itself(images: ImagesServ
     broken, *drawn = endpoint().edit([bad, *good])
     assert pixels(drawn) == expected(good)
     assert broken.image is None
-    assert "the server fails at this picture alone: status 500" in broken.problem
+    assert "the server fails for this image alone: status 500" in broken.problem
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_that_only_fails_is_down(kind: str, images: ImagesServer, endpoint: Open) -> None:
     images.faults = Faults(share=1, kinds=(kind,), at_most=1000, slow=0.3)
-    with pytest.raises(EarlError, match="the server doesn't draw") as caught:
+    with pytest.raises(EarlError, match="the server makes no images") as caught:
         endpoint(timeout=0.1, backoff=Backoff(attempts=2, rate_limit_attempts=2, first_delay=0.001)).edit(some_tasks(2))
     assert caught.value.where == images.api_base
 
 
 def test_a_server_that_is_gone(images: ImagesServer, endpoint: Open) -> None:
     images.is_down = True
-    with pytest.raises(EarlError, match="the server doesn't draw: no connection"):
+    with pytest.raises(EarlError, match="the server makes no images: no connection"):
         endpoint().edit(some_tasks(2))
 
 
@@ -230,7 +228,7 @@ def bomb() -> bytes:
     ("file", "said"),
     [
         (b"<html>Sorry</html>", "this is a web page"),
-        (as_png(some_tasks(1)[0].picture)[:100], "the picture is"),
+        (as_png(some_tasks(1)[0].image)[:100], "the picture is"),
         (bomb(), "400,000,000 pixels"),
     ],
     ids=["html", "cut", "bomb"],

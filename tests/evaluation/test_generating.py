@@ -14,7 +14,7 @@ from PIL import Image
 from earl_cli.data.shard_plan import ShardShare
 from earl_cli.errors import UsageError
 from earl_cli.evaluation.benchmarks import find_benchmark
-from earl_cli.evaluation.generating import LINES, Selection, folder_of, generate, keys, missing, plain, start_run
+from earl_cli.evaluation.generating import LINES, Selection, folder_of, generate, keys, plain, remaining, start_run
 from earl_cli.evaluation.results import EvalRun, load_run
 from earl_cli.evaluation.samples import OpenedBenchmark, open_benchmark
 
@@ -112,7 +112,7 @@ def test_parts_add_up_to_the_whole(tmp_path: Path, opened: OpenedBenchmark, coun
         asked += len(editor.tasks)
     assert asked == 12
     assert content(load_run(folder)) == content(whole)
-    assert missing(folder, opened, Selection(seeds=(3, 4))) == []
+    assert remaining(folder, opened, Selection(seeds=(3, 4))) == []
 
 
 def test_keys_of_all_shares_are_all_keys(opened: OpenedBenchmark) -> None:
@@ -134,7 +134,7 @@ def test_a_row_that_cant_be_read_costs_only_itself(tmp_path: Path, opened: Opene
     assert [line.result.number for line in run.lines] == [0, 1, 4, 5]
     assert [each.number for each in run.unreadable] == [2, 3]
     assert "1.png" in run.unreadable[0].problem or "line 3" in run.unreadable[0].problem
-    assert missing(tmp_path / "r", opened, Selection()) == []
+    assert remaining(tmp_path / "r", opened, Selection()) == []
 
 
 def test_results_of_another_model_or_other_data_are_never_mixed(tmp_path: Path, opened: OpenedBenchmark) -> None:

@@ -164,9 +164,9 @@ def test_tables_charts_and_samples_are_in_the_page_itself(html: str) -> None:
         "2 benchmarks",
         "3 editors: a, b, copy",
         "the judge's model differs: judge-7b (a), judge-32b (b)",
-        "Not drawn: the sequence ended early",
+        "No image: the sequence ended early",
         "VIEScore missing: the judge gave no numbers",
-        "The edit's picture file can't be read: gone.png",
+        "The edited image can't be read: gone.png",
         "The sky is at [1, 2, 3, 4].",
         "The edits: all 12 samples",
         "of 10",
@@ -495,7 +495,7 @@ def test_without_scripts_tables_and_pictures_are_there(browser: Browser, file: P
         assert not page.locator("#filters").is_visible()
         sample = page.locator("#s-edits-7-0")
         sample.scroll_into_view_if_needed()
-        for picture in sample.locator(".picture").all():
+        for picture in sample.locator(".image").all():
             box = picture.bounding_box()
             assert box is not None
             assert box["height"] > 50

@@ -73,7 +73,7 @@ def test_a_row_an_editor_with_means_intervals_and_the_floor_last(monkeypatch: py
     runs = [run("copy", vie(0, 1)), run("a", vie(4, 6)), run("b", vie(8, 10))]
     text = markdown(runs)
     head, marks, *rows = rows_of(text)
-    assert head == ["editor", "VIEScore ↑ (of 10)", "samples", "pictures"]
+    assert head == ["editor", "VIEScore ↑ (of 10)", "samples", "source images"]
     assert marks == ["---", "---:", "---:", "---:"]
     assert [row[0] for row in rows] == ["a", "b", r"_copy_ (floor)"]
     assert [row[1] for row in rows] == ["5.00 ± 1.00", "**9.00 ± 1.00**", "0.50 ± 0.50"]
@@ -97,7 +97,7 @@ def test_what_is_missing_or_was_not_drawn_is_counted_only_if_there_is_any() -> N
     ]
     text = markdown([run("a", [], lines=lines), run("b", [{"vie_all": 1, "vie_sc": 1}] * 2)])
     head, _, first, second = rows_of(text)
-    assert head[-2:] == ["missing", "not drawn"]
+    assert head[-2:] == ["missing", "invalid"]
     assert first[-2:] == ["1 in VIEScore", "1"]
     assert second[-2:] == ["0", "0"]
     assert first[1] == "0.00"
@@ -109,7 +109,7 @@ def test_tables_by_source_task_both_and_seed_follow_where_there_are_several() ->
     tables = tables_of([several])
     assert [table.by for table in tables] == ["all", "source", "task", "source x task", "seed"]
     assert [[row.group.key for row in table.rows] for table in tables[1:3]] == [["x", "y"], ["add", "color"]]
-    assert [table.extra for table in tables[:2]] == [["samples", "pictures", "edits"], ["edits"]]
+    assert [table.extra for table in tables[:2]] == [["samples", "source images", "edits"], ["edits"]]
     assert (tables[0].rows[0].samples, tables[0].rows[0].group.samples) == (8, 16)
     assert "### The edits, by source and task" in markdown([several])
     assert [table.by for table in tables_of([run("a", vie(1, 2))])] == ["all"]
@@ -157,7 +157,7 @@ def test_runs_of_one_kind_can_be_compared() -> None:
     ("other", "said"),
     [
         ({"fingerprint": "beef"}, "The edits: the benchmark's fingerprint differs: f00d (a), beef (b)."),
-        ({"seeds": (0, 1)}, "The edits: what was drawn differs: seed 0 (a), seeds 0 and 1 (b)."),
+        ({"seeds": (0, 1)}, "The edits: the set of seeds differs: seed 0 (a), seeds 0 and 1 (b)."),
         ({"scoring": SCORING | {"judge": {"model": "gpt"}}}, "the judge's model differs: judge-7b (a), gpt (b)."),
         ({"scoring": SCORING | {"judge": None}}, "the judge's model differs: judge-7b (a), none (b)."),
         ({"scoring": SCORING | {"rubrics": "0000"}}, "the rubrics' digest differs: 4c1d (a), 0000 (b)."),
@@ -200,5 +200,5 @@ def test_published_results_that_say_nothing_of_themselves_have_tables_too() -> N
 
 def test_results_that_were_not_scored_yet_say_so() -> None:
     text = markdown([run("a", [{}, {}], scoring={})])
-    assert rows_of(text)[0] == ["editor", "samples", "pictures"]
+    assert rows_of(text)[0] == ["editor", "samples", "source images"]
     assert "Nothing was scored." in text

@@ -183,13 +183,13 @@ def show_runs(runs: Sequence[EvalRun]) -> None:
             names = [name for name in names if name in MAIN]
         groups = [summarize(run)[0] for run in mine]
         lost = any(estimate.missing for group in groups for estimate in group.columns.values())
-        invalid = any(group.undrawn for group in groups)
+        invalid = any(group.invalid for group in groups)
         heads = ["editor", "edits", *(COLUMNS[name].title for name in names)]
         rows = []
         for run, group in zip(mine, groups, strict=True):
             row = [run.editor, str(group.samples)]
             row += [cell(group.columns.get(name), COLUMNS[name].digits) for name in names]
-            row += [str(group.undrawn)] if invalid else []
+            row += [str(group.invalid)] if invalid else []
             row += [str(max((each.missing for each in group.columns.values()), default=0))] if lost else []
             rows.append(row)
         heads += ["invalid"] if invalid else []

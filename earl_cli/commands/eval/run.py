@@ -26,7 +26,7 @@ from earl_cli.errors import OutputError, UsageError
 from earl_cli.evaluation.benchmarks import find_benchmark
 from earl_cli.evaluation.editor_registry import COPY, Options, choose, is_endpoint
 from earl_cli.evaluation.editors import BenchmarkEditor
-from earl_cli.evaluation.generating import WHOLE, Selection, folder_of, generate, keys, missing, start_run
+from earl_cli.evaluation.generating import WHOLE, Selection, folder_of, generate, keys, remaining, start_run
 from earl_cli.evaluation.results import EvalRun, load_run
 from earl_cli.evaluation.samples import OpenedBenchmark, open_benchmark
 from earl_cli.evaluation.scoring import PROTOCOLS, Scoring
@@ -82,7 +82,7 @@ def evaluate(request: EvalRequest) -> None:
     runs = []
     for folder, opened, wanted in places:
         whole = replace(wanted, share=WHOLE)
-        left = len(missing(folder, opened, whole))
+        left = len(remaining(folder, opened, whole))
         if left:
             console.note(f"{folder}: {left} edits are left for other processes; the last one scores")
         else:

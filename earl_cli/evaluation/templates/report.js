@@ -1,5 +1,5 @@
 "use strict";
-// The page is whole without this: it sorts tables, chooses charts, filters the gallery and compares pictures.
+// The page is whole without this: it sorts tables, chooses charts, filters the gallery and compares images.
 (() => {
   const byId = (id) => document.getElementById(id);
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -36,12 +36,12 @@
     });
   }
 
-  // Charts: one benchmark and one figure at a time.
+  // Charts: one benchmark and one metric at a time.
   const choice = byId("chart-controls");
   if (choice) {
     const [benchmark, column] = [byId("chart-benchmark"), byId("chart-column")];
     const charts = all(".chart");
-    const draw = () => {
+    const update = () => {
       const there = new Set(charts.filter((c) => c.dataset.benchmark === benchmark.value).map((c) => c.dataset.column));
       for (const option of column.options) option.disabled = !there.has(option.value);
       if (!there.has(column.value)) column.value = [...there][0];
@@ -52,9 +52,9 @@
     const shown = charts.find((each) => !each.hidden);
     if (shown) column.value = shown.dataset.column;
     choice.hidden = false;
-    choice.addEventListener("change", draw);
+    choice.addEventListener("change", update);
     choice.addEventListener("submit", (event) => event.preventDefault());
-    draw();
+    update();
   }
 
   const place = byId("samples");
@@ -63,8 +63,8 @@
   // Before and after: the source lies over the edit up to where the slider stands.
   const compare = (edit, source) => {
     const frame = edit.querySelector(".edited .frame");
-    const picture = frame.querySelector(".picture");
-    if (!picture || !source) return;
+    const image = frame.querySelector(".image");
+    if (!image || !source) return;
     const label = document.createElement("label");
     label.className = "compare";
     const range = document.createElement("input");
@@ -87,13 +87,13 @@
     };
     range.addEventListener("input", show);
     range.setAttribute("aria-valuetext", "0 % source");
-    picture.draggable = false;
+    image.draggable = false;
     const follow = (event) => {
       const box = frame.getBoundingClientRect();
       range.value = String(Math.round((100 * (event.clientX - box.left)) / box.width));
       show();
     };
-    // A finger that goes up or down scrolls the page; one that goes sideways, or taps, is meant for the picture.
+    // A finger that goes up or down scrolls the page; one that goes sideways, or taps, is meant for the image.
     let from = null;
     let meant = false;
     frame.addEventListener("pointerdown", (event) => {
@@ -119,7 +119,7 @@
   };
 
   const samples = all(".sample", place).map((element, order) => {
-    const source = element.querySelector(".source .picture");
+    const source = element.querySelector(".source .image");
     const edits = all(".edit", element).map((edit) => {
       compare(edit, source);
       const { editor, scores, failed } = edit.dataset;
