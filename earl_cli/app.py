@@ -247,7 +247,7 @@ def _paragraph(title: str, lines: Sequence[str]) -> str | None:
 
 def run(args: Sequence[str]) -> int:
     """Run one command line and return its exit code; messages are on stderr and results on stdout."""
-    with _buffered_stdout():
+    with _buffered_stdout(), console.shows_log():
         return _run_to_the_end(args)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import sys
@@ -19,6 +20,10 @@ from earl_cli.errors import EarlError, OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+
+log = logging.getLogger("earl_cli")
+"""Warnings of the modules below the commands. Commands show them as lines; elsewhere the importing program decides."""
+log.addHandler(logging.NullHandler())
 
 PLAIN_PROGRESS_SECONDS = 5.0
 NARROW = 60  # columns of a terminal that has no room for a bar, times and remarks
@@ -77,6 +82,18 @@ class Console:
         """A warning. Always on stderr."""
         if not self.quiet:
             self._line(f"warning: {text}", sys.stderr, style="yellow")
+
+    @contextmanager
+    def shows_log(self) -> Iterator[None]:
+        """Meanwhile every warning in `log` is a line of `warn`."""
+        handler, propagate = _LogLines(logging.WARNING), log.propagate
+        log.addHandler(handler)
+        log.propagate = False
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            log.propagate = propagate
 
     def fail(self, error: EarlError, beside: Mapping[str, Any] | None = None) -> None:
         """The message of an error on stderr; with ``json`` also its document, with the keys of ``beside``."""
@@ -179,6 +196,11 @@ class Console:
 
     def _rich(self, stream: TextIO) -> RichConsole:
         return self._screen or _rich(stream)
+
+
+class _LogLines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        console.warn(record.getMessage())
 
 
 def error_document(error: EarlError) -> dict[str, Any]:

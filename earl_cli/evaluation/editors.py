@@ -134,7 +134,8 @@ class EarlEditor:
 
     def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
         """As `BenchmarkEditor.edit`: one batch, whose first images are decoded while the last ones are sampled."""
-        from earl_cli.generation.editing import EditJob, PostprocessThread, draft
+        from earl_cli.generation.editing import EditJob, draft
+        from earl_cli.generation.pipeline import PostprocessThread
 
         def progress(done: int, expected: int) -> None:
             if on_progress and expected:
@@ -143,7 +144,7 @@ class EarlEditor:
         jobs = [EditJob(task.image, task.instruction, (task.seed,)) for task in tasks]
         outputs: dict[int, Future[EditorOutput]] = {}
         loaded = self._loaded
-        with PostprocessThread() as thread:
+        with loaded.session(), PostprocessThread() as thread:
 
             def take(number: int, drafts: Sequence[Draft]) -> None:
                 outputs[number] = thread.submit(self._output, tasks[number], drafts[0])

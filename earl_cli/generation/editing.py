@@ -1,7 +1,4 @@
-"""An edit from image to image: encode, prompt, sample, parse, decode, and apply the change at the photo's size.
-
-`PostprocessThread` decodes and composes finished samples while the engine samples the next ones.
-"""
+"""An edit from image to image: encode, prompt, sample, parse, decode, and apply the change at the photo's size."""
 
 from __future__ import annotations
 
@@ -27,12 +24,6 @@ from earl_cli.tokens.layout import Grid, Mode, Parsed
 
 if TYPE_CHECKING:
     from earl_cli.models.bundle import EarlModel
-
-
-from concurrent.futures import ThreadPoolExecutor
-from threading import Event
-
-import torch
 
 OutputSize = Literal["source", "model"]
 SHEET_SIDE = 8192
@@ -71,7 +62,7 @@ class Draft:
 
 
 @dataclass(frozen=True, eq=False)
-class Edited:
+class Rendered:
     """An edited picture, and in words what is wrong with it; None if nothing is known to be."""
 
     image: Image.Image
@@ -145,7 +136,7 @@ def decoded(model: EarlModel, codes: NDArray[np.int64]) -> NDArray[np.float32]:
 
 def render(
     model: EarlModel, picture: Image.Image, before: NDArray[np.float32], variant: Draft, size: OutputSize
-) -> Edited:
+) -> Rendered:
     """The edited picture: what the model drew, or its change brought to the photo at the photo's own size.
 
     ``picture`` is RGB or, where something is transparent, RGBA, and so is its edit at its own size.
@@ -156,12 +147,12 @@ def render(
         raise ModelError(f"the model drew no picture: {answer.problem}", hint=f"try another seed than {variant.seed}")
     after = decoded(model, answer.codes)
     if size == "model":
-        return Edited(Image.fromarray(np.round(after * 255).astype(np.uint8)), answer.problem)
+        return Rendered(Image.fromarray(np.round(after * 255).astype(np.uint8)), answer.problem)
     height, width = (CELL * side for side in variant.source.shape)
     before, after = (_resized(each, width, height) for each in (before, after))  # who thinks may choose another grid
     composed, missing = compose(np.asarray(picture), before, after, variant.effects)
     problem = f"what the model drew shows no {' and no '.join(missing)}" if missing else None
-    return Edited(Image.fromarray(composed), "; ".join(filter(None, (answer.problem, problem))) or None)
+    return Rendered(Image.fromarray(composed), "; ".join(filter(None, (answer.problem, problem))) or None)
 
 
 def provenance(model: str, asked: Understood, seed: str, settings: EditSettings) -> dict[str, str]:
@@ -199,21 +190,3 @@ def _resized(image: NDArray[np.float32], width: int, height: int) -> NDArray[np.
     channels = [Image.fromarray(image[..., i]).resize((width, height), Image.Resampling.BICUBIC) for i in range(3)]
     stacked = np.stack([np.asarray(channel, dtype=np.float32) for channel in channels], axis=-1)
     return stacked.clip(0, 1)
-
-
-class PostprocessThread(ThreadPoolExecutor):
-    """One thread beside the one that samples; it gives the bits that this one would give.
-
-    torch counts threads by the thread, and convolutions round by their number, so this thread's number is taken over.
-    Gradients, inference and autocast are by the thread as well, and as at first: what is done here sets what it needs.
-    At the end of a ``with``, by an error or Ctrl-C too, what hasn't begun is dropped and what has is waited for, so
-    results that are wanted are to be waited for inside; work of several steps looks at ``ending`` between them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(1, "beside", torch.set_num_threads, (torch.get_num_threads(),))
-        self.ending = Event()
-
-    def __exit__(self, *_: object) -> None:
-        self.ending.set()
-        self.shutdown(cancel_futures=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import threading
@@ -16,9 +17,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from earl_cli.errors import EarlError, InputError, OutputError, UsageError
 from earl_cli.files import atomic_write
@@ -52,6 +55,8 @@ UPRIGHT = {
 }
 HEAD = 65536
 AGAIN = "get it again from where it came"
+ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]"
+ACCEPTED = "a path, bytes, an open binary file, a PIL image, or a NumPy array uint8[height, width, 3]"
 _opening = threading.Lock()
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what a broken file makes Pillow say becomes our error or nothing
 
@@ -99,6 +104,52 @@ def open_picture(
         raise InputError(f"this file can't be read: {error.strerror or error}", where=where) from error
 
 
+def open_input(source: ImageInput, *, name: str, max_pixels: int = MAX_PIXELS) -> ImageFile:
+    """As `open_picture`, also of a PIL image and of an array uint8[h, w, 3] (RGB), [h, w, 4] (RGBA) or [h, w] (grey).
+
+    Arrays are sRGB. A path is called by itself in errors, anything else ``name``. The image that was passed isn't
+    changed. Raises InputError.
+    """
+    if isinstance(source, str | os.PathLike):
+        return open_picture(Path(source), name=os.fspath(source), max_pixels=max_pixels)
+    if isinstance(source, np.ndarray):
+        source = _of_array(source, name)
+    if isinstance(source, Image.Image):
+        return _of_pillow(source, name, max_pixels)
+    if isinstance(source, bytes) or hasattr(source, "read"):
+        return open_picture(source, name=name, max_pixels=max_pixels)
+    raise InputError(f"a {type(source).__name__} is no image", where=name, hint=ACCEPTED)
+
+
+def _of_array(array: NDArray[np.uint8], where: str) -> Image.Image:
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not shaped or not array.size:
+        what = f"an array {array.dtype}[{', '.join(map(str, array.shape))}] is no image"
+        hint = "uint8[height, width, 3], RGB from 0 to 255; of floats from 0 to 1: np.uint8(np.round(255 * array))"
+        raise InputError(what, where=where, hint=hint)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _of_pillow(image: Image.Image, where: str, max_pixels: int) -> ImageFile:
+    _check_pixels(image, where, max_pixels)
+    try:
+        image.load()
+        copy = image.copy()
+        with contextlib.suppress(Exception):  # a broken EXIF block is no reason to refuse a photo
+            copy = ImageOps.exif_transpose(image)
+        copy.format = image.format
+        return _picture(copy, None, None, (), ())
+    except Exception as error:  # of a file that Pillow hasn't read to its end, or that was closed
+        raise InputError(f"the image can't be decoded: {error}", where=where) from error
+
+
+def _check_pixels(image: Image.Image, where: str, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        size = f"{image.width * image.height:,} pixels ({image.width} x {image.height})"
+        what = f"the picture has {size}, more than the limit of {max_pixels:,}"
+        raise InputError(what, where=where, hint="make it smaller, or raise the limit")
+
+
 @contextlib.contextmanager
 def _stream(source: Path | bytes | BinaryIO) -> Iterator[BinaryIO]:
     if isinstance(source, bytes):
@@ -125,10 +176,7 @@ def _read(stream: BinaryIO, where: str, max_pixels: int) -> ImageFile:
             image = Image.open(stream, formats=formats)
     except Exception as error:  # Pillow's parsers raise whatever a broken header trips them into
         raise _unreadable(stream, start, head, where) from error
-    if image.width * image.height > max_pixels:
-        size = f"{image.width * image.height:,} pixels ({image.width} x {image.height})"
-        what = f"the picture has {size}, more than the limit of {max_pixels:,}"
-        raise InputError(what, where=where, hint="make it smaller, or raise the limit")
+    _check_pixels(image, where, max_pixels)
     notes = _deep(image, head)
     try:
         try:

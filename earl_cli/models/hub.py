@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from earl_cli.console import console
+from earl_cli.console import log
 from earl_cli.errors import ModelError, first_line
 
 EMBEDDED = "embedded"
@@ -84,7 +84,7 @@ def _embedded(source: str | Path | None) -> Path:
 @cache
 def _say_which(other: Path) -> None:
     """Say once what the name means where a folder has it too."""
-    console.warn(f"{other.name} is the model that ships with earl; the folder {other} is ./{other.name}")
+    log.warning(f"{other.name} is the model that ships with earl; the folder {other} is ./{other.name}")
 
 
 def push(folder: Path, repository: str, revision: str) -> None:

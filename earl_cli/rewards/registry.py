@@ -6,9 +6,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from numbers import Real
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,11 @@ from earl_cli.errors import EarlError, UsageError
 from earl_cli.openai_client.client import check_keys, variables_without_key
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.rewards.judge.declarations import Rubrics, load_declaration, load_rubrics
-from earl_cli.rewards.reward import Edit, Reward, Score
+from earl_cli.rewards.reward import SIGNATURE_HINT, Edit, Reward, Score, checked_scores
 from earl_cli.rewards.viescore import JUDGED_REWARDS, judged_reward
 
 API_BASE_VARIABLE = "APP__REWARD_FUNCTION_API_BASE"
 REWARD_NAMES = (*JUDGED_REWARDS, "reference")
-SIGNATURE_HINT = "it takes a list of earl_cli.rewards.reward.Edit and returns a list of as many Score, float or None"
 
 
 class NoJudgeError(UsageError):
@@ -140,15 +137,8 @@ def _user_reward(spec: str) -> Reward:
             raise
         except Exception as error:
             what = f"the reward function raised {type(error).__name__}: {error}"
-            raise UsageError(what, where=spec, hint="--debug shows the traceback") from error
-        if not isinstance(results, Iterable) or isinstance(results, str | bytes | Mapping):
-            what = f"the reward function returned {type(results).__name__}, not a list"
-            raise UsageError(what, where=spec, hint=SIGNATURE_HINT)
-        scores = [_checked_score(result, spec) for result in results]
-        if len(scores) != len(edits):
-            what = f"the reward function returned {len(scores)} scores for {len(edits)} edits"
-            raise UsageError(what, where=spec, hint=SIGNATURE_HINT)
-        return scores
+            raise UsageError(what, where=spec, hint=f"--debug shows the traceback; {SIGNATURE_HINT}") from error
+        return checked_scores(results, len(edits), spec)
 
     return reward
 
@@ -175,19 +165,3 @@ def _import_function(spec: str) -> Any:
         what = f"the module has no function {name!r}" if function is None else f"{name!r} is no function"
         raise UsageError(what, where=spec, hint=SIGNATURE_HINT)
     return function
-
-
-def _checked_score(result: object, spec: str) -> Score:
-    """One result as a Score; NaN and infinity become a score without a value."""
-    score = result if isinstance(result, Score) else Score(result)  # type: ignore[arg-type]
-    value: object = score.value
-    if value is None:
-        return replace(score, reason=score.reason or "the reward function gave none")
-    if not isinstance(value, Real):
-        what = f"the reward function returned a {type(value).__name__} where a score should be"
-        raise UsageError(what, where=spec, hint=SIGNATURE_HINT)
-    number = float(value)
-    parts = {name: float(part) for name, part in score.parts.items() if math.isfinite(part)}
-    if not math.isfinite(number):
-        return replace(score, value=None, parts=parts, reason=score.reason or f"the reward function gave {number}")
-    return replace(score, value=number, parts=parts)

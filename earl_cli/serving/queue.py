@@ -320,7 +320,8 @@ def _drafts(editor: Editor, orders: Sequence[QueuedEdit], on_progress: OnProgres
     jobs = [EditJob(order.picture.rgb, order.instruction, order.seeds) for order in orders]
     settings = replace(editor.settings, sampling=orders[0].sampling)
     try:
-        return [*draft(editor.model, editor.engine, jobs, settings, on_progress)]
+        with editor.session():
+            return [*draft(editor.model, editor.engine, jobs, settings, on_progress)]
     except AbandonedError:
         raise
     except Exception as failure:  # told to whom it belongs, once that is clear
@@ -331,14 +332,15 @@ def _drafts(editor: Editor, orders: Sequence[QueuedEdit], on_progress: OnProgres
 
 def _variants(editor: Editor, order: QueuedEdit, drafts: Sequence[Draft]) -> list[Variant]:
     """Every variant at the photo's own size. ModelError if the model drew none at all."""
-    before = decoded(editor.model, drafts[0].source)
     variants = []
-    for each in drafts:
-        try:
-            edited = render(editor.model, order.picture.pixels, before, each, "source")
-            variants.append(Variant(each.seed, edited.image, edited.problem))
-        except EarlError as error:
-            variants.append(Variant(each.seed, None, error.what))
+    with editor.session():
+        before = decoded(editor.model, drafts[0].source)
+        for each in drafts:
+            try:
+                edited = render(editor.model, order.picture.pixels, before, each, "source")
+                variants.append(Variant(each.seed, edited.image, edited.problem))
+            except EarlError as error:
+                variants.append(Variant(each.seed, None, error.what))
     if all(variant.image is None for variant in variants):
         raise ModelError(variants[0].problem or "the model drew no picture")
     return variants

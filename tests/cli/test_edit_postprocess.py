@@ -18,7 +18,7 @@ from PIL import Image
 from earl_cli import app
 from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import ModelError
-from earl_cli.generation import editing, editor
+from earl_cli.generation import editor, pipeline
 from earl_cli.generation.engine import Completion, Engine, OnCompletion, SamplingRequest
 from earl_cli.images import image_file as picture
 
@@ -221,12 +221,12 @@ def test_a_prompt_that_fails_is_found_and_nothing_is_drawn_twice(edit: Any, engi
 def test_ctrl_c_leaves_whole_files_and_waits_for_no_other(
     edit: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads: list[editing.PostprocessThread] = []
+    threads: list[pipeline.PostprocessThread] = []
     saving: list[Path] = []
-    save, thread = picture.save_picture, editing.PostprocessThread
+    save, thread = picture.save_picture, pipeline.PostprocessThread
 
-    def watched() -> editing.PostprocessThread:
-        threads.append(thread())
+    def watched(number: int | None) -> pipeline.PostprocessThread:
+        threads.append(thread(number))
         return threads[0]
 
     def slowly(image: Image.Image, path: Path, **options: Any) -> tuple[str, ...]:
@@ -242,7 +242,7 @@ def test_ctrl_c_leaves_whole_files_and_waits_for_no_other(
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(editing, "PostprocessThread", watched)
+    monkeypatch.setattr(pipeline, "PostprocessThread", watched)
     monkeypatch.setattr(picture, "save_picture", slowly)
     engine(interrupted)
     edit("-n", "2", code=130)

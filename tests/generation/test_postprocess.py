@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from earl_cli.generation.editing import PostprocessThread, decoded
+from earl_cli.generation.editing import decoded
+from earl_cli.generation.pipeline import PostprocessThread
 from earl_cli.models.bundle import load_model
 
 CODES = np.random.default_rng(0).integers(0, 512, (4, 9, 7))

@@ -52,17 +52,17 @@ def test_the_embedded_model_has_a_name() -> None:
 
 
 def test_a_folder_called_embedded_is_named_by_its_path(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("embedded").mkdir()
     assert locate("embedded") == locate(None)
-    assert capsys.readouterr().err == ""  # it is no model, so nobody can have meant it
+    assert caplog.messages == []  # it is no model, so nobody can have meant it
     shutil.copyfile(tiny_model_dir / "config.json", "embedded/config.json")
     for _ in range(2):
         assert locate("embedded") == locate(None)
-    said = capsys.readouterr().err
-    assert said.count("warning: embedded is the model that ships with earl") == 1
+    (said,) = caplog.messages
+    assert said.startswith("embedded is the model that ships with earl")
     assert "./embedded" in said
     assert locate("./embedded").resolve() == tmp_path / "embedded"
     assert locate("embedded/").resolve() == tmp_path / "embedded"

@@ -94,21 +94,21 @@ def test_what_a_killed_process_kept_is_there(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["replaced", "emptied pages"])
-def test_a_damaged_file_is_put_aside(damage: str, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_file_is_put_aside(damage: str, path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(path, 200)
     content = path.read_bytes()
     path.write_bytes(b"x" * 5000 if damage == "replaced" else content[:100] + b"\xff" * (len(content) - 100))
     with ReplyCache(path) as cache:
         assert cache.find(["1"]) == {}
         cache.keep("1", "raw", REPLY)
-    assert f"{path} was damaged" in capsys.readouterr().err
+    assert [f"{path} was damaged" in each for each in caplog.messages] == [True]
     assert len(list(path.parent.glob("answers.sqlite.damaged-*"))) == 1
     with ReplyCache(path) as cache:
         assert set(cache.find(["1"])) == {"1"}
-    assert capsys.readouterr().err == ""
+    assert len(caplog.messages) == 1
 
 
-def test_damage_that_shows_late(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_that_shows_late(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(path, 2000)
     with path.open("r+b") as file:
         file.seek(4096 * 3)
@@ -118,7 +118,7 @@ def test_damage_that_shows_late(path: Path, capsys: pytest.CaptureFixture[str]) 
         assert cache.find(keys) == {}
         assert cache.keep("1", "raw", REPLY) == KEPT
         assert other.find(keys) == {"1": KEPT}  # on the new file, without putting that aside too
-    assert capsys.readouterr().err.count("was damaged") == 1
+    assert caplog.text.count("was damaged") == 1
 
 
 def test_a_file_of_another_program_is_left_alone(path: Path) -> None:

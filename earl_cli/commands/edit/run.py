@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,18 +18,15 @@ from earl_cli.console import console
 from earl_cli.errors import InputError, OutputError, explain
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
     from threading import Event
 
     from PIL.Image import Image
 
     from earl_cli.generation.editing import Draft
     from earl_cli.generation.editor import Editor, EngineName
-    from earl_cli.generation.engine import OnProgress
     from earl_cli.images.image_file import ImageFile
 
 ResultKind = Literal["edit", "grid", "compare"]
-VARIANTS_AT_ONCE, VLLM_AT_ONCE = 8, 64
 
 
 @dataclass(frozen=True)
@@ -139,72 +135,36 @@ def edit_all(
     )
 
 
-def _edit(request: EditRequest, editor: Editor, images: Iterator[OpenedInput], total: int) -> None:
-    """Sample batch after batch, post-processing in a thread of its own. At most two batches are in work at a time."""
-    from earl_cli.generation.editing import PostprocessThread
+def _edit(request: EditRequest, editor: Editor, images: Iterable[OpenedInput], total: int) -> None:
+    """Sample batch after batch; sampled edits are saved in a thread beside that."""
+    from earl_cli.generation.editing import EditJob
+    from earl_cli.generation.pipeline import EditSteps
 
-    at_once = max(1, (VLLM_AT_ONCE if editor.engine_name == "vllm" else VARIANTS_AT_ONCE) // len(request.seeds))
-    unfinished: deque[Future[None]] = deque()
     finished = 0
-    with (
-        console.progress("editing", unit="tokens" if total == 1 else "images") as progress,
-        PostprocessThread() as postprocess,
-    ):
 
-        def take(opened: OpenedInput, drafts: Sequence[Draft]) -> None:
-            unfinished.append(postprocess.submit(_finish, request, opened, drafts, editor, postprocess.ending))
+    def job(opened: OpenedInput) -> EditJob:
+        return EditJob(opened.image.rgb, request.instruction, request.seeds)
 
-        def settle(most: int) -> None:
-            """Count finished images, and block until at most ``most`` are unfinished."""
-            nonlocal finished
-            while unfinished and (len(unfinished) > most or unfinished[0].done()):
-                unfinished.popleft().result()
-                finished += 1
-                if total > 1:
-                    progress.update(finished, total)
+    def finish(opened: OpenedInput, drafts: Sequence[Draft], ending: Event) -> None:
+        nonlocal finished
+        _finish(request, opened, drafts, editor, ending)
+        finished += 1
+
+    def fail(opened: OpenedInput, failure: Exception) -> None:
+        opened.record.add_failure(opened.source.name, failure)
+
+    at_once = max(1, editor.batch_size // len(request.seeds))
+    with console.progress("editing", unit="tokens" if total == 1 else "images") as progress:
 
         def show(done: int, expected: int) -> None:
-            settle(len(unfinished))
             if total > 1:
                 progress.update(finished, total, f"sampling {done / expected:.0%}")
             else:
                 progress.update(done, expected)
 
-        while batch := list(islice(images, at_once)):
-            _sample(request, editor, batch, take, show)
-            settle(at_once)
-        settle(0)
-
-
-def _sample(
-    request: EditRequest,
-    editor: Editor,
-    batch: Sequence[OpenedInput],
-    take: Callable[[OpenedInput, Sequence[Draft]], None],
-    on_progress: OnProgress,
-) -> None:
-    """Sample a batch; ``take`` gets each image with its drafts. After a failure, each of the rest is tried alone."""
-    from earl_cli.generation.editing import EditJob, draft
-
-    jobs = [EditJob(opened.image.rgb, request.instruction, request.seeds) for opened in batch]
-    left = dict(enumerate(batch))
-    try:
-        draft(
-            editor.model,
-            editor.engine,
-            jobs,
-            editor.settings,
-            on_progress,
-            lambda number, drafts: take(left.pop(number), drafts),
-        )
-    except BrokenPipeError:
-        raise
-    except Exception as failure:  # recorded, or tried again one by one, as one image may be at fault
-        for opened in left.values():
-            if len(batch) == 1:
-                opened.record.add_failure(opened.source.name, failure)
-            else:
-                _sample(request, editor, [opened], take, on_progress)
+        for _ in editor.process(images, EditSteps(job, finish, fail), at_once=at_once, on_progress=show):
+            if total > 1:
+                progress.update(finished, total)
 
 
 def _openable(

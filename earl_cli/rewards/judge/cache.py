@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from earl_cli.console import console
+from earl_cli.console import log
 from earl_cli.errors import OutputError
 from earl_cli.files import file_lock
 from earl_cli.rewards.judge.replies import ParsedReply
@@ -125,7 +125,7 @@ def _rename_damaged(path: Path) -> None:
     path.replace(damaged)
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    console.warn(f"{path} was damaged: it is now {damaged.name}, and the judge will be asked again for what was in it")
+    log.warning(f"{path} was damaged: it is now {damaged.name}, and the judge will be asked again for what was in it")
 
 
 def _open_lock(path: Path) -> AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from typing import Any
 import openai
 from PIL import Image
 
-from earl_cli.console import console
+from earl_cli.console import log
 from earl_cli.rewards.judge.declarations import Declaration
 from earl_cli.rewards.reward import Pixels
 
@@ -60,7 +60,7 @@ async def complete(
                 refused.add(name)
                 new_name = RENAMED.get(name)
                 how = f"{new_name} is sent in its place" if new_name else "it is left to the server's default"
-                console.warn(f"{model} takes no {name} of {sent[name]:g}: {how}")
+                log.warning(f"{model} takes no {name} of {sent[name]:g}: {how}")
 
 
 def build_messages(text: str, images: Sequence[Pixels], declaration: Declaration, role: str) -> list[dict[str, Any]]:
