@@ -19,7 +19,7 @@ from earl_cli.config.sampling import SamplingParams
 from earl_cli.generation.editing import EditJob, EditSettings, decoded, draft, encoded, render, sheet
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.compose import compose
-from earl_cli.images.image_file import open_picture
+from earl_cli.images.image_file import open_image
 from earl_cli.models.bundle import load_model
 
 RANDOM_KINDS = ("snow", "rain")  # compared after a blur that forgives the place of a flake
@@ -59,7 +59,7 @@ def evaluate(work: Path, folder: Path, count: int) -> None:
             rng = np.random.default_rng((99, index, len(kind)))
             edit = edits[rng.integers(len(edits))]
             phrase = edit.phrases[rng.integers(len(edit.phrases))]
-            picture = open_picture(path)
+            picture = open_image(path)
             source = as_floats(picture.rgb)
             target = as_floats(Image.fromarray(to_bytes(edit.apply(source, rng))))
             variant = draft(model, engine, [EditJob(picture.rgb, phrase, (index,))], EditSettings(sampling))[0][0]

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageOps
 import earl_cli.evaluation
 from earl_cli.generation.editing import Draft, EditJob, EditSettings, decoded, draft, render, sheet
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.images.image_file import open_picture
+from earl_cli.images.image_file import open_image
 from earl_cli.models.abilities import examples
 from earl_cli.models.bundle import EarlModel, load_model
 
@@ -49,7 +49,7 @@ def edited(model: EarlModel, engine: TransformersEngine, jobs: Sequence[tuple[Im
 
 def by_photo(model: EarlModel, engine: TransformersEngine, folder: Path) -> None:
     for path in sorted((DOCS / "photos").glob("*.jpg")):
-        photo = open_picture(path).rgb
+        photo = open_image(path).rgb
         asked = examples(model.abilities or {"kinds": {}})
         found = edited(model, engine, [(photo, each) for each in asked])
         tiles = [captioned([image], text, WIDTH) for image, text in zip(found, asked, strict=True)]
@@ -65,7 +65,7 @@ def by_kind(model: EarlModel, engine: TransformersEngine, folder: Path) -> None:
     for edit in catalogue():
         if edit.kind in (model.abilities or {})["kinds"]:
             kinds.setdefault(edit.kind, []).append(edit)
-    photos = [open_picture(BENCHMARK / f"{name}.webp").rgb for name in PHOTOS]
+    photos = [open_image(BENCHMARK / f"{name}.webp").rgb for name in PHOTOS]
     for number, (kind, edits) in enumerate(kinds.items()):
         rng = np.random.default_rng((0, number))
         chosen = [edits[rng.integers(len(edits))] for _ in photos]

@@ -24,7 +24,7 @@ from earl_cli.data.image_cells import picture_bytes
 from earl_cli.data.sources.base import BadRowError, Row, Source
 from earl_cli.data.store import Reject
 from earl_cli.errors import EarlError, InputError
-from earl_cli.images.image_file import open_picture
+from earl_cli.images.image_file import open_image
 from earl_cli.images.resize import Grids, resize_to_area
 from earl_cli.tokens.layout import GridSize, rescale_boxes
 
@@ -102,7 +102,7 @@ def _small(value: object, recipe: Recipe, where: str) -> tuple[GridSize, Prepare
     """The picture's upright size before, and the picture at the model's size."""
     try:
         content = picture_bytes(value, recipe.source.base, urls=recipe.urls)
-        picture = open_picture(content, name=where)
+        picture = open_image(content, name=where)
     except BadRowError as error:
         raise BadRowError(error.kind, error.what, where=error.where or where, hint=error.hint) from None
     except InputError as error:

@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter
 
 from earl_cli.errors import InputError, ModelError, UsageError, first_line
 from earl_cli.files import atomic_write, is_partial, loads, remove_partials
-from earl_cli.images.resize import OLD_SHAPES
+from earl_cli.images.resize import LEGACY_SHAPES
 
 FORMAT = "earl-token-store"
 VERSION = 2
@@ -91,7 +91,7 @@ class Manifest:
     columns: Mapping[str, Any]
     data_fingerprint: str
     origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    shapes: str = OLD_SHAPES
+    shapes: str = LEGACY_SHAPES
 
 
 _MANIFEST, _REJECT = TypeAdapter(Manifest), TypeAdapter(Reject)
@@ -272,7 +272,7 @@ def open_store(folder: Path) -> Store:
                 where=str(path),
                 hint="tokenize the data again with this program",
             )
-        content.setdefault("shapes", OLD_SHAPES)
+        content.setdefault("shapes", LEGACY_SHAPES)
         found = {each.name: content[each.name] for each in fields(Manifest)}
         manifest = _MANIFEST.validate_python(found)
         if manifest.rows < 0 or not 0 <= manifest.shards <= MOST_SHARDS or not 1 <= manifest.codes <= MOST_CODES:

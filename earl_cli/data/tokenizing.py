@@ -35,7 +35,7 @@ from earl_cli.data.store import (
 )
 from earl_cli.errors import InputError
 from earl_cli.files import folder_lock, remove_partials
-from earl_cli.images.resize import Grids, shapes
+from earl_cli.images.resize import Grids, describe_shapes
 from earl_cli.models.vision import encode, pixels_of, spatial_factor
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def tokenize(
         columns=recipe.columns.to_dict(),
         data_fingerprint=source.fingerprint,
         origin={**(origin or {}), "rows_per_shard": settings.rows_per_shard},
-        shapes=shapes(settings.grids),
+        shapes=describe_shapes(settings.grids),
     )
     create_or_resume(output, manifest)
     tally = PassProgress()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from PIL.Image import Image
 
 from earl_cli.errors import InputError
-from earl_cli.images.image_file import open_picture
-from earl_cli.images.resize import shapes
+from earl_cli.images.image_file import open_image
+from earl_cli.images.resize import describe_shapes
 
 if TYPE_CHECKING:
     from earl_cli.generation.editing import Draft
@@ -126,7 +126,7 @@ class EarlEditor:
             "sampling": description.sampling.updated(self.sampling).to_dict(),
             "mode": self.mode,
             "image_area": self.image_area or description.image_area,
-            "shapes": shapes(() if self.image_area else description.grids),
+            "shapes": describe_shapes(() if self.image_area else description.grids),
             "size": self.size,
             **({"abilities": abilities_digest(abilities)} if abilities else {}),
             **({"engine_args": dict(self.engine_args)} if self.engine_args else {}),
@@ -228,7 +228,7 @@ class _Finished:
         if file is None:
             return EditorOutput(None, problem=f"there is no {task.id}.png, nor under another extension, in {self.name}")
         try:
-            return EditorOutput(open_picture(file, name=file.name).rgb)
+            return EditorOutput(open_image(file, name=file.name).rgb)
         except InputError as error:
             return EditorOutput(None, problem=str(error))
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from earl_cli.errors import EarlError, InputError, UsageError
 from earl_cli.evaluation.editors import BenchmarkEditor, EditorOutput, EditTask, OnFraction
-from earl_cli.images.image_file import open_picture, save_picture
+from earl_cli.images.image_file import open_image, save_image
 from earl_cli.openai_client.client import (
     DEFAULT_KEY_VARIABLE,
     RedirectedError,
@@ -124,7 +124,7 @@ class _Endpoint:
             return self._failed(f"the server refuses this: {error}")
         self._has_succeeded = True
         try:
-            image = await asyncio.to_thread(open_picture, answer, name="the server's answer")
+            image = await asyncio.to_thread(open_image, answer, name="the server's answer")
             return EditorOutput(image.rgb)
         except InputError as error:
             return self._failed(str(error))
@@ -234,7 +234,7 @@ def _names_seed(error: openai.APIStatusError, task: EditTask) -> bool:
 
 def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    save_picture(image, out, format="png")
+    save_image(image, out, format="png")
     return out.getvalue()
 
 

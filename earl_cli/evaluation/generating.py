@@ -27,7 +27,7 @@ from earl_cli.evaluation.editors import BenchmarkEditor, EditorOutput, EditTask,
 from earl_cli.evaluation.results import IMAGES, LINES, RUN, EditResult, EvalRun, lines_of, read_object, write_object
 from earl_cli.evaluation.samples import BenchmarkSample, OpenedBenchmark
 from earl_cli.files import remove_partials, truncate_incomplete_line
-from earl_cli.images.image_file import save_picture
+from earl_cli.images.image_file import save_image
 
 ORIGINALS = "originals"
 WHOLE = ShardShare()
@@ -180,7 +180,7 @@ def _saved(folder: Path, sample: BenchmarkSample, seed: int, output: EditorOutpu
         if fresh:
             remove_partials(path)
         if fresh or not path.is_file():
-            save_picture(image, path)
+            save_image(image, path)
         return Path(os.path.relpath(path, folder)).as_posix()
 
     marks = boxes_and_points(output.reasoning)

@@ -30,7 +30,7 @@ from earl_cli.data.sources.base import BadRowError, CellKind, Row, Source, row_c
 from earl_cli.data.sources.registry import open_source
 from earl_cli.errors import EarlError, InputError
 from earl_cli.evaluation.benchmarks import Benchmark, BenchmarkPart, SampleColumns, Subset
-from earl_cli.images.image_file import ImageFile, open_picture
+from earl_cli.images.image_file import ImageFile, open_image
 
 _OPTION = re.compile(r"--(split|subset|revision|data-files)\b")
 
@@ -187,7 +187,7 @@ def _image(row: Row, column: str | None, source: Source) -> tuple[ImageFile, str
         raise BadRowError("picture", f"there is no {column}", where=row.where)
     try:
         content = picture_bytes(value, source.base)
-        image = open_picture(content, name=row.where)
+        image = open_image(content, name=row.where)
     except BadRowError as error:
         error.hint = "a benchmark's images have to be files or bytes" if error.kind == "url" else error.hint
         raise

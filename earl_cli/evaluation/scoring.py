@@ -18,7 +18,7 @@ from PIL import Image
 from earl_cli.errors import EarlError
 from earl_cli.evaluation.metrics import measure, versions
 from earl_cli.evaluation.results import EditResult, EvalRun, ScoredResult
-from earl_cli.images.image_file import open_picture
+from earl_cli.images.image_file import open_image
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.rewards.judge.declarations import DEFAULT, PUBLISHED, Rubrics
 from earl_cli.rewards.judge.pairwise import EditPair
@@ -142,7 +142,7 @@ def pairs_of(a: EvalRun, b: EvalRun, keys: Collection[tuple[int, int]], area: in
 
 def opened(folder: Path, image: str) -> Pixels:
     """An image of a line, uint8[h, w, 3]. Raises InputError."""
-    return np.asarray(open_picture(folder / image).rgb)
+    return np.asarray(open_image(folder / image).rgb)
 
 
 def _opened(folder: Path, result: EditResult) -> Edit | str:

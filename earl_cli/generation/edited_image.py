@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from earl_cli.errors import EarlError, explain
 from earl_cli.generation.editing import Draft, EditJob, EditSettings, OutputSize, provenance, render
-from earl_cli.images.image_file import ImageFile, ImageInput, open_input, save_picture
+from earl_cli.images.image_file import ImageFile, ImageInput, open_input, save_image
 from earl_cli.models.abilities import doubt, understand
 from earl_cli.models.bundle import EarlModel
 
@@ -60,7 +60,7 @@ class EditedImage:
         instruction, seed and model. A file of that name is replaced. Gives back what was lost, in words. Raises
         UsageError for another ending, OutputError where nothing can be written, and ``error`` if there is no image.
         """
-        return save_picture(self.image, Path(path), like=self._file, metadata=self._metadata)
+        return save_image(self.image, Path(path), like=self._file, texts=self._metadata)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def edited_image(
         rendered = render(model, file.pixels, before, variant, size)
     except Exception as failure:  # the other variants may be complete
         return replace(edited, error=explain(failure))
-    if file.side.icc:
-        rendered.image.info["icc_profile"] = file.side.icc
+    if file.metadata.icc:
+        rendered.image.info["icc_profile"] = file.metadata.icc
     metadata = provenance(model.name, found, str(variant.seed), settings)
     return replace(edited, problem=rendered.problem, _image=rendered.image, _file=file, _metadata=metadata)

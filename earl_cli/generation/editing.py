@@ -18,7 +18,7 @@ from earl_cli.generation.engine import Completion, Engine, SamplingRequest
 from earl_cli.images.arrays import CELL
 from earl_cli.images.color import on_white
 from earl_cli.images.compose import compose
-from earl_cli.images.resize import resize_to_area, seen_size
+from earl_cli.images.resize import model_size, resize_to_area
 from earl_cli.models.abilities import Understood, understand
 from earl_cli.tokens.layout import Grid, Mode, Parsed
 
@@ -114,7 +114,7 @@ def encoded(model: EarlModel, picture: Image.Image, image_area: int | None = Non
 
     area, grids = (model.image_area, model.grids) if image_area is None else (image_area, ())
     cell, positions = spatial_factor(model.vision), int(model.language.config.max_position_embeddings)
-    width, height = seen_size(*picture.size, area, cell, grids)
+    width, height = model_size(*picture.size, area, cell, grids)
     grid = Grid(height // cell, width // cell)
     if 2 * grid.tokens > positions:
         what = f"a picture of {grid} codes and its edit are more than the model's {positions} positions"

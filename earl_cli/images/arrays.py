@@ -1,4 +1,4 @@
-"""Arithmetic on small float pictures [h, w, channels] that the composition is made of: cells, blur, enlarging."""
+"""Arithmetic on float images [h, w, channels] for the composition: cells, blur, resampling, regions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image
 Plane: TypeAlias = NDArray[np.float32]
 
 CELL = 8
-"""The side in pixels of what one code draws; the noise of sampled codes is one error a cell."""
+"""Pixels a side of a code's area; sampling errors are the same all over a cell."""
 
 
-def gauss(planes: Plane, sigma: float) -> Plane:
-    """Gaussian blur of [h, w, c] over both axes, edges repeated; ``sigma`` in pixels, 0 changes nothing."""
+def gaussian_blur(planes: Plane, sigma: float) -> Plane:
+    """Gaussian blur of [h, w, c] with repeated edges; ``sigma`` in pixels, 0 changes nothing."""
     if sigma <= 0:
         return planes
     radius = math.ceil(3 * sigma)
@@ -32,8 +32,8 @@ def gauss(planes: Plane, sigma: float) -> Plane:
     return planes
 
 
-def shrink(planes: Plane, factor: int) -> Plane:
-    """[h, w, c] -> [h / factor, w / factor, c], the mean of every factor x factor pixels."""
+def downsample(planes: Plane, factor: int) -> Plane:
+    """[h, w, c] -> [h / factor, w / factor, c], means of factor x factor pixels."""
     height, width, channels = planes.shape
     tiles = planes.reshape(height // factor, factor, width // factor, factor, channels)
     means: Plane = tiles.mean(axis=(1, 3), dtype=np.float32)
@@ -48,7 +48,7 @@ def cells(planes: Plane, side: int = CELL) -> Plane:
 
 
 def cell_errors(difference: Plane, side: int = CELL) -> NDArray[np.float64]:
-    """Root mean square of [h, w, c] in every cell: float64[cells]."""
+    """Root mean square of [h, w, c] in each cell: float64[cells]."""
     squares: NDArray[np.float64] = (cells(difference, side).astype(np.float64) ** 2).mean(axis=(1, 2))
     return np.sqrt(squares)
 
@@ -78,8 +78,8 @@ def smoothstep(values: Plane, low: float, high: float) -> Plane:
     return smooth
 
 
-def connected(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """[h, w] -> a number from 1 for each 4-connected region, 0 outside; numbers are not consecutive."""
+def connected_regions(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Labels [h, w] of the 4-connected regions of a mask, from 1, not consecutive; 0 outside."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         padded = np.pad(labels, 1)

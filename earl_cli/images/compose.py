@@ -1,7 +1,8 @@
-"""An edit drawn small and soft by the model, brought to the photo's own size without losing the photo's detail.
+"""The model's small and soft edit, applied to the photo at its own size without loss of detail.
 
-The two small pictures, before and after, only say what changed; that is read as a mirroring, a change of colours, a
-blur, shapes laid on top and, where none of these explains it, new content. The photo itself goes through the same.
+The two small images, before and after, are only used to estimate what changed: a mirroring, a change of colours, a
+blur, shapes on top and, where none of these explains it, new content. The same change is then applied to the photo
+itself.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from earl_cli.images.arrays import (
     Plane,
     cell_errors,
     cells,
-    connected,
+    connected_regions,
+    downsample,
     enlarge_rows,
-    gauss,
+    gaussian_blur,
     resized,
-    shrink,
     smoothstep,
 )
 from earl_cli.images.color import on_white
 from earl_cli.images.overlay import FlatShape, find_shapes, opacity
 from earl_cli.images.recolor import (
-    EVERYWHERE,
-    LADDER,
+    FORMULAS,
+    POSITION_FREE_FORMULAS,
     Fit,
     Recolor,
     choose_recolor,
@@ -41,7 +42,7 @@ from earl_cli.images.recolor import (
 )
 
 T = TypeVar("T", np.uint8, np.float32)
-MISSING = {
+EFFECT_DESCRIPTIONS = {
     "recolor": "change of colours",
     "grade": "change of colours",
     "tone": "change of colours",
@@ -52,22 +53,22 @@ MISSING = {
     "rectangle": "rectangle",
     "content": "new content",
 }
-EFFECTS = tuple(MISSING)
-"""What an edit may do to a photo: change colours; change them alike everywhere, greys to greys; make them depend on
-lightness alone; take them away; soften the photo; swap left and right; lay a shape on top; draw something new."""
-COLOURS = ("recolor", "grade", "tone", "grey")
+EFFECTS = tuple(EFFECT_DESCRIPTIONS)
+"""What an edit may do to a photo: change colours; change them equally everywhere and keep greys grey; make them depend
+on lightness alone; remove them; blur; swap left and right; add a shape; add something new."""
+COLOUR_EFFECTS = ("recolor", "grade", "tone", "grey")
 UNCHANGED = Recolor()
-EXPECTED = 0.5  # of the evidence that an unexpected shape needs is enough for one that is asked for
+DOUBT_WHEN_EXPECTED = 0.5  # a shape that the instruction names needs this share of the evidence of an unexpected one
 Flip = tuple[int, int]
 FLIPS: tuple[Flip, ...] = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # steps over rows and columns
 SIGMAS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.7, 3.0, 3.5, 4.0, 5.0, 6.0)
-LEAST_NOISE = 0.03
-STRIP = 16  # rows worked on at once: small enough for the processor's cache
-LEAST_CELLS = 5
+MIN_NOISE = 0.03
+STRIP_ROWS = 16  # at a time: few enough for the processor's cache
+MIN_CELLS = 5
 
 
 class Composed(NamedTuple):
-    """An edited photo uint8[H, W, 3], and in words which of its known effects the model didn't draw."""
+    """An edited photo uint8[H, W, 3 or 4], and descriptions of the expected effects that the model's edit lacks."""
 
     pixels: NDArray[np.uint8]
     missing: tuple[str, ...]
@@ -75,10 +76,10 @@ class Composed(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What happened between two small pictures of ``height`` x ``width`` pixels, in the order in which it applies.
+    """The change between two small images of ``height`` x ``width`` pixels.
 
-    ``flip``, ``sigma`` (a blur, in small pixels), ``recolor``, then ``content`` [h, w, 3] to the ``share`` [h, w, 1]
-    in which it replaces the photo (None: nowhere), then ``shapes``.
+    Its steps in order: ``flip``; ``sigma``, of a blur in small pixels; ``recolor``; ``content`` [h, w, 3] blended in by
+    ``content_mask`` [h, w, 1] (None: nowhere); ``shapes``.
     """
 
     height: int
@@ -87,24 +88,23 @@ class Change:
     sigma: float = 0.0
     recolor: Recolor = UNCHANGED
     content: Plane | None = None
-    share: Plane | None = None
+    content_mask: Plane | None = None
     shapes: tuple[FlatShape, ...] = ()
 
 
 def compose(photo: NDArray[np.uint8], before: Plane, after: Plane, effects: Collection[str] | None = None) -> Composed:
-    """The edit of ``photo`` uint8[H, W, 3] that the model drew as ``before`` -> ``after``, float32[h, w, 3] in 0..1.
+    """Apply to ``photo`` uint8[H, W, 3 or 4] the change from ``before`` to ``after``, float32[h, w, 3] in 0..1.
 
-    ``before`` is the model's own picture of the photo, so that what it can't draw isn't taken for a change; where the
-    two are equal, the photo comes back as it is. Both have the same sides, multiples of 8. A fourth channel of the
-    photo is its opacity: the model saw the photo on white, but its colours change as they are, without the white in
-    them.
-    ``effects`` (some of `EFFECTS`) are all that the edit can have: whatever else is in ``after`` was drawn wrong. None:
-    it may be anything.
+    ``before`` is the model's reconstruction of the photo, so that reconstruction errors aren't taken for a change;
+    where the two are equal, the photo is returned unchanged. Both have the same size, multiples of 8. A fourth channel
+    of the photo is its opacity: the model sees the photo on white, but its colours are changed without that white.
+    ``effects``, a subset of `EFFECTS`, are the only ones that the edit can have; anything else in ``after`` is an error
+    of the model. None allows any.
     """
     if np.array_equal(before, after):
-        return Composed(photo.copy(), tuple(MISSING[effect] for effect in effects or ()))
+        return Composed(photo.copy(), tuple(EFFECT_DESCRIPTIONS[effect] for effect in effects or ()))
     change = find_change(_on_white(photo), before, after, effects)
-    return Composed(apply_change(change, photo), missing(change, effects or ()))
+    return Composed(apply_change(change, photo), missing_effects(change, effects or ()))
 
 
 def _on_white(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -114,85 +114,87 @@ def _on_white(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def find_change(
     photo: NDArray[np.uint8], before: Plane, after: Plane, effects: Collection[str] | None = None
 ) -> Change:
-    """Read the change off the small pictures (arguments as in :func:`compose`)."""
+    """Estimate the change from the small images (arguments as in `compose`)."""
     return _any_change(photo, before, after) if effects is None else _known_change(photo, before, after, effects)
 
 
 def _known_change(photo: NDArray[np.uint8], before: Plane, after: Plane, effects: Collection[str]) -> Change:
-    """The strength of effects that the edit is known to have."""
+    """Estimate the strength of effects that the edit is known to have."""
     height, width, _ = after.shape
     sharp = resized(photo, 2 * width, 2 * height)
-    flip = nearer_flip(before, after) if "mirror" in effects else FLIPS[0]
+    flip = best_horizontal_flip(before, after) if "mirror" in effects else FLIPS[0]
     sharp, before = flipped(sharp, flip), flipped(before, flip)
-    soft = max(0.5, softness(shrink(sharp, 2), before))
-    sigma = likeliest_blur(before, after) if "blur" in effects else 0.0
+    soft = max(0.5, softness(downsample(sharp, 2), before))
+    sigma = best_blur(before, after) if "blur" in effects else 0.0
     if sigma:
-        sharp, before = gauss(sharp, 2 * sigma), gauss(before, sigma)
+        sharp, before = gaussian_blur(sharp, 2 * sigma), gaussian_blur(before, sigma)
     recolor = UNCHANGED
-    colours = [effect for effect in COLOURS if effect in effects]  # the first allows most
+    colours = [effect for effect in COLOUR_EFFECTS if effect in effects]  # the first allows most
     if colours:
-        ladder, cast = (LADDER if colours[0] == "recolor" else EVERYWHERE), colours[0] != "grade"
+        ladder, cast = (FORMULAS if colours[0] == "recolor" else POSITION_FREE_FORMULAS), colours[0] != "grade"
         fit = choose_recolor(before, after, ladder, cast)
         recolor = refine_recolor(fit, sharp, before, after, cast) if fit else recolor
         if cast:
             only = colours[0] if colours[0] in ("tone", "grey") else None
-            recolor = replace(recolor, tone=find_tone(shrink(sharp, 2), before, after, only))
+            recolor = replace(recolor, tone=find_tone(downsample(sharp, 2), before, after, only))
     model = recolor(before)
-    noise = max(LEAST_NOISE, float(np.median(cell_errors(after - model))))
+    noise = max(MIN_NOISE, float(np.median(cell_errors(after - model))))
     kinds = [kind for kind in ("disc", "rectangle") if kind in effects]
-    shapes, model = find_shapes(model, after, noise, soft, kinds, len(kinds), EXPECTED) if kinds else ((), model)
-    share = find_content(model, after, noise) if "content" in effects else None
-    return Change(height, width, flip, sigma, recolor, after if share is not None else None, share, shapes)
+    shapes, model = (
+        find_shapes(model, after, noise, soft, kinds, len(kinds), DOUBT_WHEN_EXPECTED) if kinds else ((), model)
+    )
+    mask = find_content(model, after, noise) if "content" in effects else None
+    return Change(height, width, flip, sigma, recolor, after if mask is not None else None, mask, shapes)
 
 
-def missing(change: Change, effects: Collection[str]) -> tuple[str, ...]:
-    """Which of the ``effects`` that an edit is known to have aren't in the change, in words."""
-    there = {
+def missing_effects(change: Change, effects: Collection[str]) -> tuple[str, ...]:
+    """Descriptions of those of ``effects`` that the change lacks."""
+    found = {
         "mirror": change.flip != FLIPS[0],
         "blur": change.sigma > 0,
         "disc": any(shape.kind == "disc" for shape in change.shapes),
         "rectangle": any(shape.kind == "rectangle" for shape in change.shapes),
         "content": change.content is not None,
     }
-    colours = change.recolor is not UNCHANGED
-    return tuple(MISSING[effect] for effect in effects if not there.get(effect, colours))
+    has_recolor = change.recolor is not UNCHANGED
+    return tuple(EFFECT_DESCRIPTIONS[effect] for effect in effects if not found.get(effect, has_recolor))
 
 
 def _any_change(photo: NDArray[np.uint8], before: Plane, after: Plane) -> Change:
-    """What an edit did of which nothing is known: every effect must show clearly."""
+    """Estimate the change of an edit whose effects aren't known; each effect must show clearly."""
     flip = find_flip(before, after)
     height, width, _ = after.shape
     sharp, before = flipped(resized(photo, 2 * width, 2 * height), flip), flipped(before, flip)
-    soft = max(0.5, softness(shrink(sharp, 2), before))
+    soft = max(0.5, softness(downsample(sharp, 2), before))
     fit = choose_recolor(before, after)
     sigma = find_blur(before, after, fit)
     if sigma:
-        sharp, before = gauss(sharp, 2 * sigma), gauss(before, sigma)
+        sharp, before = gaussian_blur(sharp, 2 * sigma), gaussian_blur(before, sigma)
         fit = choose_recolor(before, after)
     recolor = refine_recolor(fit, sharp, before, after) if fit else UNCHANGED
-    recolor = replace(recolor, tone=find_tone(shrink(sharp, 2), before, after)) if fit else recolor
-    if flip != FLIPS[0]:  # a mirrored picture is hard to draw: what is wrong in it would pass for something new
+    recolor = replace(recolor, tone=find_tone(downsample(sharp, 2), before, after)) if fit else recolor
+    if flip != FLIPS[0]:  # a model's mirrored images have errors that would be taken for new content
         return Change(height, width, flip, sigma, recolor)
     model = recolor(before)
-    noise = max(LEAST_NOISE, float(np.median(cell_errors(after - model))))
+    noise = max(MIN_NOISE, float(np.median(cell_errors(after - model))))
     shapes, model = find_shapes(model, after, noise, soft)
-    share = find_content(model, after, noise)
-    return Change(height, width, flip, sigma, recolor, after if share is not None else None, share, shapes)
+    mask = find_content(model, after, noise)
+    return Change(height, width, flip, sigma, recolor, after if mask is not None else None, mask, shapes)
 
 
 def flipped(planes: NDArray[T], flip: Flip) -> NDArray[T]:
     return np.ascontiguousarray(planes[:: flip[0], :: flip[1]])
 
 
-def nearer_flip(before: Plane, after: Plane) -> Flip:
-    """Swapping left and right, or not: which brings ``before`` nearer to ``after``."""
+def best_horizontal_flip(before: Plane, after: Plane) -> Flip:
+    """Whether left and right are swapped: which of the two brings ``before`` nearer to ``after``."""
     return min(FLIPS[:2], key=lambda flip: float(((flipped(before, flip) - after) ** 2).mean()))
 
 
 def find_flip(before: Plane, after: Plane) -> Flip:
-    """The mirroring whose detail explains that of ``after`` best; none unless it explains 5 % more.
+    """The mirroring that explains the detail of ``after`` best; none unless it explains 5 % more.
 
-    Detail, at about the size of a cell, isn't fooled by fog or sunsets, which have a top and a bottom of their own.
+    Only detail, at about the size of a cell, is compared: fog and sunsets add large gradients.
     """
     detail = _detail(after)
     power = max(float((detail**2).sum()), 1e-9)
@@ -205,20 +207,20 @@ def find_flip(before: Plane, after: Plane) -> Flip:
     return FLIPS[best] if explained[best] > explained[0] + 0.05 else FLIPS[0]
 
 
-def _detail(picture: Plane) -> Plane:
-    """What is left of [h, w, 3] without its large forms, at half the size: [h * w / 4, 3]."""
-    small = shrink(picture, 2)
-    return (small - gauss(small, 2.5)).reshape(-1, 3)
+def _detail(image: Plane) -> Plane:
+    """The high frequencies of [h, w, 3], at half the size: [h * w / 4, 3]."""
+    small = downsample(image, 2)
+    return (small - gaussian_blur(small, 2.5)).reshape(-1, 3)
 
 
 def find_blur(before: Plane, after: Plane, fit: Fit | None) -> float:
-    """The sigma in pixels by which ``after`` is a blurred ``before``; 0 if it isn't.
+    """The sigma in pixels of the blur from ``before`` to ``after``; 0 if there is none.
 
-    A blur must bring the two much nearer, explain ``after`` about as well as the best change of colours does, and show
-    in the picture itself: ``after`` is less steep within cells (between them, sampled pictures always have steps).
+    A blur must bring the two much nearer, explain ``after`` about as well as the best change of colours does, and
+    reduce the gradients within cells (between cells, sampled images always have steps).
     """
     same = _cell_squares(before, after)
-    blurs = [_cell_squares(gauss(before, sigma), after) for sigma in SIGMAS]
+    blurs = [_cell_squares(gaussian_blur(before, sigma), after) for sigma in SIGMAS]
     colors = fit.errors if fit else same
     usual = min(float(np.median(errors)) for errors in (*blurs, same, colors))
     costs = [robust_mean(errors, usual) for errors in blurs]
@@ -230,45 +232,45 @@ def find_blur(before: Plane, after: Plane, fit: Fit | None) -> float:
     return SIGMAS[best] if nearer and smoother else 0.0
 
 
-def likeliest_blur(before: Plane, after: Plane) -> float:
-    """The sigma in pixels with which a blurred ``before`` is most like ``after``; 0 if no blur brings them nearer."""
+def best_blur(before: Plane, after: Plane) -> float:
+    """The sigma in pixels with which a blurred ``before`` is nearest to ``after``; 0 if no blur brings them nearer."""
     same = _cell_squares(before, after)
-    blurs = [_cell_squares(gauss(before, sigma), after) for sigma in SIGMAS]
+    blurs = [_cell_squares(gaussian_blur(before, sigma), after) for sigma in SIGMAS]
     usual = min(float(np.median(errors)) for errors in (*blurs, same))
     costs = [robust_mean(errors, usual) for errors in (same, *blurs)]
     return (0.0, *SIGMAS)[int(np.argmin(costs))]
 
 
 def _cell_squares(first: Plane, second: Plane) -> NDArray[np.float64]:
-    return cell_errors(shrink(first - second, 2), CELL // 2) ** 2
+    return cell_errors(downsample(first - second, 2), CELL // 2) ** 2
 
 
-def _steepness(picture: Plane) -> NDArray[np.float64]:
-    tiles = cells(picture).reshape(-1, CELL, CELL, 3).astype(np.float64)
+def _steepness(image: Plane) -> NDArray[np.float64]:
+    tiles = cells(image).reshape(-1, CELL, CELL, 3).astype(np.float64)
     down, across = np.diff(tiles, axis=1), np.diff(tiles, axis=2)
     steepness: NDArray[np.float64] = (down**2).mean(axis=(1, 2, 3)) + (across**2).mean(axis=(1, 2, 3))
     return steepness
 
 
 def find_content(model: Plane, after: Plane, noise: float) -> Plane | None:
-    """Where ``after`` shows what no formula explains, [h, w, 1] from 0 to 1; None for nowhere.
+    """The mask [h, w, 1], 0 to 1, of what in ``after`` is new content; None if nothing is.
 
-    Cells count where their difference is far above the usual one and the texture's, and only in groups, for a few
-    cells in any sampled picture are just wrong.
+    These are cells that differ from ``model`` by much more than its noise and texture explain, in connected groups: in
+    any sampled image a few single cells are wrong.
     """
     height, width, _ = after.shape
-    texture = np.maximum(gauss(model**2, 2.5) - gauss(model, 2.5) ** 2, 0).mean(-1, keepdims=True)
+    texture = np.maximum(gaussian_blur(model**2, 2.5) - gaussian_blur(model, 2.5) ** 2, 0).mean(-1, keepdims=True)
     energy = ((after - model) ** 2).mean(-1, keepdims=True) / (noise**2 + 0.15 * texture)
-    strange = cells(energy).mean(axis=(1, 2)).reshape(height // CELL, width // CELL)
-    groups = connected(strange > 6)
-    large = np.bincount(groups.ravel()) >= LEAST_CELLS
+    residual = cells(energy).mean(axis=(1, 2)).reshape(height // CELL, width // CELL)
+    groups = connected_regions(residual > 6)
+    large = np.bincount(groups.ravel()) >= MIN_CELLS
     large[0] = False
     if not large.any():
         return None
-    around = connected(strange > 2.5)
-    kept = np.isin(around, np.unique(around[large[groups]]))
+    extended = connected_regions(residual > 2.5)
+    kept = np.isin(extended, np.unique(extended[large[groups]]))
     area = np.repeat(np.repeat(kept, CELL, 0), CELL, 1)[..., None].astype(np.float32)
-    return smoothstep(gauss(area, 3), 0.1, 0.6) * smoothstep(gauss(energy, 1.5), 1, 3)
+    return smoothstep(gaussian_blur(area, 3), 0.1, 0.6) * smoothstep(gaussian_blur(energy, 1.5), 1, 3)
 
 
 def blurred(photo: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
@@ -276,52 +278,52 @@ def blurred(photo: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
 
 
 def apply_change(change: Change, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """``photo`` uint8[H, W, 3 or 4] changed in the same way at its own size, strip by strip.
+    """Apply the change to ``photo`` uint8[H, W, 3 or 4] at its own size, strip by strip.
 
-    Opacity is mirrored and blurred as colours are. Shapes are opaque; of new content only its look on white is known,
-    so it makes the photo no more opaque than that takes.
+    Opacity is mirrored and blurred as colours are. Shapes are opaque. New content is known on white only, so it gets
+    the least opacity that gives that appearance.
     """
     height, width, _ = photo.shape
     scale_x, scale_y = width / change.width, height / change.height
-    scale = min(scale_x, scale_y)  # where the model saw the photo squeezed, sizes go by the short side
+    scale = min(scale_x, scale_y)  # they differ where the photo was squeezed for the model
     photo = flipped(photo, change.flip)
     if change.sigma:
         photo = blurred(photo, change.sigma * scale)
     shapes = [shape.at(scale_x, scale_y, scale) for shape in change.shapes]
     result = np.empty_like(photo)
     x = np.arange(width, dtype=np.float32)[None] + np.float32(0.5)
-    for top in range(0, height, STRIP):
-        bottom = min(height, top + STRIP)
+    for top in range(0, height, STRIP_ROWS):
+        bottom = min(height, top + STRIP_ROWS)
         rows = photo[top:bottom].astype(np.float32)
         rows *= 1 / 255
         rows[..., :3] = change.recolor(rows[..., :3], 2 * top / height - 1, 2 * bottom / height - 1)
-        if change.content is not None and change.share is not None:
+        if change.content is not None and change.content_mask is not None:
             content = enlarge_rows(change.content, width, height, top, bottom)
-            _redraw(content, enlarge_rows(change.share, width, height, top, bottom), rows)
+            _blend_content(content, enlarge_rows(change.content_mask, width, height, top, bottom), rows)
         y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5)
         for shape in shapes:
-            cover = opacity(shape.kind, shape.place, x, y, 0.4)[..., None]
-            _lay(np.array(shape.color, np.float32), cover, rows)
+            coverage = opacity(shape.kind, shape.geometry, x, y, 0.4)[..., None]
+            _alpha_over(np.array(shape.color, np.float32), coverage, rows)
         result[top:bottom] = np.clip(rows * 255 + 0.5, 0, 255)
     return result
 
 
-def _redraw(content: Plane, share: Plane, rows: Plane) -> None:
-    """Put ``content`` in the place of ``rows`` [h, w, 3 or 4], in this ``share`` [h, w, 1], as it looks on white."""
+def _blend_content(content: Plane, mask: Plane, rows: Plane) -> None:
+    """Blend ``content``, on white, into ``rows`` [h, w, 3 or 4] in place, by ``mask`` [h, w, 1]."""
     if rows.shape[2] == 3:
-        rows += share * (content - rows)
+        rows += mask * (content - rows)
         return
     flat = 1 + rows[..., 3:] * (rows[..., :3] - 1)
-    flat += share * (content - flat)
+    flat += mask * (content - flat)
     opacities = np.maximum(rows[..., 3:], (1 - flat).max(axis=-1, keepdims=True))
     colors = 1 - (1 - flat) / np.maximum(opacities, 1e-6)
-    np.copyto(rows, np.concatenate([colors, opacities], axis=-1), where=share > 0)
+    np.copyto(rows, np.concatenate([colors, opacities], axis=-1), where=mask > 0)
 
 
-def _lay(color: Plane, cover: Plane, rows: Plane) -> None:
-    """Put ``color`` over ``rows`` [h, w, 3 or 4], in the share ``cover`` [h, w, 1] (Porter and Duff's "over")."""
+def _alpha_over(color: Plane, coverage: Plane, rows: Plane) -> None:
+    """Put ``color`` over ``rows`` [h, w, 3 or 4] in place, with opacity ``coverage`` [h, w, 1] (Porter-Duff "over")."""
     if rows.shape[2] == 4:
-        opacities = cover + rows[..., 3:] * (1 - cover)
-        cover = (cover / np.maximum(opacities, 1e-6)).astype(np.float32)
+        opacities = coverage + rows[..., 3:] * (1 - coverage)
+        coverage = (coverage / np.maximum(opacities, 1e-6)).astype(np.float32)
         rows[..., 3:] = opacities
-    rows[..., :3] += cover * (color - rows[..., :3])
+    rows[..., :3] += coverage * (color - rows[..., :3])

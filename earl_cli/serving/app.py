@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from earl_cli.console import console
-from earl_cli.images.image_file import open_picture
+from earl_cli.images.image_file import open_image
 from earl_cli.serving.access import check_host, check_key, check_origin, check_rate
 from earl_cli.serving.connections import Server
 from earl_cli.serving.errors import HttpError, refusal, report
@@ -205,7 +205,7 @@ class Handler(socketserver.BaseRequestHandler):
             wanted = asked(read_form(head.header("Content-Type") or "", body), service.about.model, limits)
             del body
             with service.opening:
-                picture = open_picture(wanted.image, name="image", max_pixels=limits.max_pixels)
+                picture = open_image(wanted.image, name="image", max_pixels=limits.max_pixels)
         width, height = picture.rgb.size
         if wanted.size not in (None, f"{width}x{height}"):
             what = f"an edit has its photo's own size, here {width}x{height}: leave size away, or say auto"

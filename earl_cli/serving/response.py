@@ -11,7 +11,7 @@ from socket import socket
 from typing import Any, Protocol
 
 from earl_cli.generation.editing import EditSettings, provenance
-from earl_cli.images.image_file import save_picture
+from earl_cli.images.image_file import save_image
 from earl_cli.models.abilities import Understood, doubt, understand
 from earl_cli.serving.connections import is_gone
 from earl_cli.serving.errors import HttpError, refusal
@@ -108,7 +108,7 @@ def _entry(
     metadata = provenance(about.model, _understood(connection, order), str(variant.seed), EditSettings(order.sampling))
     encoded = io.BytesIO()
     assert variant.image is not None
-    lost = save_picture(variant.image, encoded, like=order.picture, format=_format(order, wanted), metadata=metadata)
+    lost = save_image(variant.image, encoded, like=order.picture, format=_format(order, wanted), texts=metadata)
     return {"b64_json": base64.b64encode(encoded.getbuffer()).decode("ascii"), "seed": variant.seed}, lost
 
 

@@ -20,7 +20,7 @@ from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import ModelError
 from earl_cli.generation import editor, pipeline
 from earl_cli.generation.engine import Completion, Engine, OnCompletion, SamplingRequest
-from earl_cli.images import image_file as picture
+from earl_cli.images import image_file
 
 pytestmark = pytest.mark.slow
 Deliver = Callable[[int, int], None]
@@ -120,12 +120,12 @@ def test_a_picture_waits_for_all_of_its_variants(edit: Any, engine: Any) -> None
 
     def save(*args: Any, **options: Any) -> tuple[str, ...]:
         assert last
-        return picture_save(*args, **options)
+        return save_image(*args, **options)
 
-    picture_save = picture.save_picture
+    save_image = image_file.save_image
     engine(seed_by_seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(picture, "save_picture", save)
+        patch.setattr(image_file, "save_image", save)
         assert len(edit("-n", "3")["results"]) == 30
 
 
@@ -155,14 +155,14 @@ def test_a_name_that_is_a_folders_is_passed_over(edit: Any) -> None:
 
 
 def test_a_full_disk_costs_only_what_does_not_fit(edit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = picture.save_picture
+    save = image_file.save_image
 
     def full(image: Image.Image, path: Path, **options: Any) -> tuple[str, ...]:
         if path.name.startswith("0"):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return save(image, path, **options)
 
-    monkeypatch.setattr(picture, "save_picture", full)
+    monkeypatch.setattr(image_file, "save_image", full)
     document = edit("-n", "2", code=7)
     assert [(failed["source"], failed["exit_code"]) for failed in document["failed"]] == [
         ("in/0.png, seed 1", 8),
@@ -175,14 +175,14 @@ def test_a_full_disk_costs_only_what_does_not_fit(edit: Any, monkeypatch: pytest
 def test_a_grid_that_can_not_be_written_is_named_and_costs_nothing_else(
     edit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = picture.save_picture
+    save = image_file.save_image
 
     def full(image: Image.Image, path: Path, **options: Any) -> tuple[str, ...]:
         if ".grid" in path.name:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return save(image, path, **options)
 
-    monkeypatch.setattr(picture, "save_picture", full)
+    monkeypatch.setattr(image_file, "save_image", full)
     document = edit("-n", "2", "--grid", "--compare", what=["in/0.png"], output="out/", code=7)
     assert [(failed["source"], failed["exit_code"]) for failed in document["failed"]] == [("in/0.png, grid", 8)]
     assert sorted(written("out")) == ["0.edited-2.png", "0.edited.compare.png", "0.edited.png"]
@@ -223,7 +223,7 @@ def test_ctrl_c_leaves_whole_files_and_waits_for_no_other(
 ) -> None:
     threads: list[pipeline.PostprocessThread] = []
     saving: list[Path] = []
-    save, thread = picture.save_picture, pipeline.PostprocessThread
+    save, thread = image_file.save_image, pipeline.PostprocessThread
 
     def watched(number: int | None) -> pipeline.PostprocessThread:
         threads.append(thread(number))
@@ -243,7 +243,7 @@ def test_ctrl_c_leaves_whole_files_and_waits_for_no_other(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "PostprocessThread", watched)
-    monkeypatch.setattr(picture, "save_picture", slowly)
+    monkeypatch.setattr(image_file, "save_image", slowly)
     engine(interrupted)
     edit("-n", "2", code=130)
     assert [path.name for path in Path("out").iterdir()] == ["0.edited.png"]
@@ -253,19 +253,19 @@ def test_ctrl_c_leaves_whole_files_and_waits_for_no_other(
 
 def test_no_more_than_two_batches_are_open(edit: Any, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, saved = [], []
-    open_picture, save_picture = picture.open_picture, picture.save_picture
+    open_image, save_image = image_file.open_image, image_file.save_image
 
-    def opening(*args: Any, **options: Any) -> picture.ImageFile:
+    def opening(*args: Any, **options: Any) -> image_file.ImageFile:
         opened.append(1)
         assert len(opened) - len(saved) // 8 <= 2
-        return open_picture(*args, **options)
+        return open_image(*args, **options)
 
     def saving(*args: Any, **options: Any) -> tuple[str, ...]:
         time.sleep(0.01)  # slower than the sampling
-        lost = save_picture(*args, **options)
+        lost = save_image(*args, **options)
         saved.append(1)
         return lost
 
-    monkeypatch.setattr(picture, "open_picture", opening)
-    monkeypatch.setattr(picture, "save_picture", saving)
+    monkeypatch.setattr(image_file, "open_image", opening)
+    monkeypatch.setattr(image_file, "save_image", saving)
     assert len(edit("-n", "8")["results"]) == 80

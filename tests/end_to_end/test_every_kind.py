@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from earl_cli.generation.editing import Draft, EditJob, EditSettings, decoded, draft, render, sheet
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.images.arrays import connected
+from earl_cli.images.arrays import connected_regions
 from earl_cli.models.bundle import load_model
 
 pytestmark = pytest.mark.slow
@@ -287,4 +287,4 @@ def check_circle(source: Pixels, edited: Pixels, color: str, place: str) -> None
     wanted = colorsys.rgb_to_hsv(*COLOURS[color])[0]
     assert abs((hue - wanted + 0.5) % 1 - 0.5) < 15 / 360
     assert saturation > 0.5
-    assert len(np.unique(connected(changed[::4, ::4]))) <= 2, "more than one"
+    assert len(np.unique(connected_regions(changed[::4, ::4]))) <= 2, "more than one"

@@ -228,7 +228,7 @@ def bomb() -> bytes:
     ("file", "said"),
     [
         (b"<html>Sorry</html>", "this is a web page"),
-        (as_png(some_tasks(1)[0].image)[:100], "the picture is"),
+        (as_png(some_tasks(1)[0].image)[:100], "the image is"),
         (bomb(), "400,000,000 pixels"),
     ],
     ids=["html", "cut", "bomb"],

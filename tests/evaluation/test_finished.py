@@ -89,8 +89,8 @@ def test_one_that_is_missing_or_damaged_has_a_problem(tmp_path: Path) -> None:
     good, *bad = drawn(tmp_path, *(task(str(n)) for n in range(1, 5)))
     assert colours([good]) == [(255, 0, 0)]
     assert [each.image for each in bad] == [None] * 3
-    assert "2.png: the picture is" in bad[0].problem
-    assert "3.png: this isn't a picture" in bad[1].problem
+    assert "2.png: the image is" in bad[0].problem
+    assert "3.png: this isn't an image" in bad[1].problem
     assert bad[2].problem == f"there is no 4.png, nor under another extension, in {tmp_path.name}"
 
 

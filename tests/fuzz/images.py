@@ -8,11 +8,11 @@ import zlib
 from pathlib import Path
 
 from fuzzing import Room
-from picture_files import chunk, file_of, png_of, tiff_of
+from image_files import chunk, file_of, png_of, tiff_of
 from PIL import Image, ImageCms
 
 from earl_cli.errors import EarlError
-from earl_cli.images.image_file import open_picture, save_picture
+from earl_cli.images.image_file import open_image, save_image
 
 
 def _good() -> dict[str, bytes]:
@@ -68,9 +68,9 @@ HOSTILE = [
 
 
 def read(_name: str, content: bytes, _folder: Path) -> str:
-    picture = open_picture(content, name="input")
+    picture = open_image(content, name="input")
     if picture.pixels.width * picture.pixels.height < 1_000_000:
-        save_picture(picture.rgb, io.BytesIO(), like=picture)
+        save_image(picture.rgb, io.BytesIO(), like=picture)
     return "read"
 
 

@@ -7,11 +7,11 @@ import threading
 from pathlib import Path
 
 from fuzzing import Room
-from picture_files import file_of
+from image_files import file_of
 from PIL import Image
 
 from earl_cli.errors import EarlError
-from earl_cli.images.image_file import open_picture
+from earl_cli.images.image_file import open_image
 from earl_cli.serving.errors import HttpError
 from earl_cli.serving.http1 import HttpConnection
 from earl_cli.serving.limits import ServerLimits
@@ -56,7 +56,7 @@ def read(_name: str, content: bytes, _folder: Path) -> str:
             if request.length != 0:
                 body = wire.body(5.0, LIMITS.upload, lambda _count: None)
                 form = asked(read_form(request.header("content-type") or "", body), "m", LIMITS)
-                open_picture(form.image, max_pixels=1_000_000)
+                open_image(form.image, max_pixels=1_000_000)
                 heard = "form"
             wire.begin(200, {"Content-Length": "0"})
             if not wire.end():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fuzzing import Room
-from picture_files import file_of
+from image_files import file_of
 from PIL import Image
 
 from earl_cli.data.columns import PairColumns, find_columns

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_files import file_of
+from image_files import file_of
 from PIL import Image, ImageCms, ImageFilter
 
-from earl_cli.images.color import filled, on_white
-from earl_cli.images.image_file import open_picture
+from earl_cli.images.color import fill_transparent, on_white
+from earl_cli.images.image_file import open_image
 
 RAMP = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
 COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
@@ -28,7 +28,7 @@ def test_hidden_pixels_get_colours_from_the_range_of_those_seen(
     colors = rng.integers(60, 100, (height, width, 3), dtype=np.uint8)
     alpha = np.where(rng.random((height, width)) < share, rng.integers(1, 256, (height, width)), 0).astype(np.uint8)
     stored = np.where(alpha[..., None] > 0, colors, 0).astype(np.uint8)
-    result = np.asarray(filled(Image.fromarray(stored), Image.fromarray(alpha)))
+    result = np.asarray(fill_transparent(Image.fromarray(stored), Image.fromarray(alpha)))
     assert np.array_equal(result[alpha > 0], stored[alpha > 0])
     if alpha.any():
         assert 58 <= result.min() <= result.max() <= 101
@@ -41,7 +41,7 @@ def test_hidden_pixels_look_like_the_nearest_ones() -> None:
     stored[:, :20], stored[:, 44:] = (200, 30, 30), (30, 30, 200)
     alpha = np.zeros((64, 64), np.uint8)
     alpha[:, :20] = alpha[:, 44:] = 255
-    result = np.asarray(filled(Image.fromarray(stored), Image.fromarray(alpha))).astype(int)
+    result = np.asarray(fill_transparent(Image.fromarray(stored), Image.fromarray(alpha))).astype(int)
     assert np.abs(result[:, 21] - (200, 30, 30)).max() < 25
     assert np.abs(result[:, 42] - (30, 30, 200)).max() < 25
 
@@ -50,10 +50,10 @@ def test_what_is_stored_under_nothing_does_not_show() -> None:
     pixels = np.dstack([COLORS, np.zeros((12, 16), np.uint8)])
     pixels[:, 8:, 3] = 255
     pixels[:, :8, :3] = (0, 255, 0)
-    picture = open_picture(file_of(Image.fromarray(pixels)))
-    soft = np.asarray(picture.pixels.convert("RGB").filter(ImageFilter.GaussianBlur(2)))
+    opened = open_image(file_of(Image.fromarray(pixels)))
+    soft = np.asarray(opened.pixels.convert("RGB").filter(ImageFilter.GaussianBlur(2)))
     assert np.abs(soft[:, 8].astype(int) - COLORS[:, 8]).mean() < 25
-    assert (np.asarray(picture.rgb)[:, :8] == 255).all()
+    assert (np.asarray(opened.rgb)[:, :8] == 255).all()
 
 
 def bmp(alpha: int) -> bytes:
@@ -64,16 +64,16 @@ def bmp(alpha: int) -> bytes:
 
 
 def test_a_bitmap_whose_opacity_is_all_zero_is_opaque() -> None:
-    picture = open_picture(bmp(0))
-    assert picture.pixels.mode == "RGB"
-    assert np.array_equal(np.asarray(picture.rgb), COLORS)
-    assert open_picture(bmp(128)).pixels.mode == "RGBA"
+    opened = open_image(bmp(0))
+    assert opened.pixels.mode == "RGB"
+    assert np.array_equal(np.asarray(opened.rgb), COLORS)
+    assert open_image(bmp(128)).pixels.mode == "RGBA"
 
 
 def test_a_png_of_which_nothing_is_to_be_seen_says_so() -> None:
-    picture = open_picture(file_of(Image.fromarray(np.dstack([COLORS, np.zeros((12, 16), np.uint8)]))))
-    assert (np.asarray(picture.rgb) == 255).all()
-    assert picture.notes == ("every pixel is transparent",)
+    opened = open_image(file_of(Image.fromarray(np.dstack([COLORS, np.zeros((12, 16), np.uint8)]))))
+    assert (np.asarray(opened.rgb) == 255).all()
+    assert opened.notes == ("every pixel is transparent",)
 
 
 @pytest.fixture(scope="module")
@@ -98,23 +98,23 @@ def test_a_grey_profile_counts_with_and_without_transparency(mode: str, grey_pro
     image = Image.fromarray(RAMP)
     if mode == "LA":
         image.putalpha(Image.fromarray(np.maximum(RAMP, 1)))
-    picture = open_picture(file_of(image, icc_profile=grey_profile))
-    light = np.asarray(picture.pixels)[..., 0] / 255
+    opened = open_image(file_of(image, icc_profile=grey_profile))
+    light = np.asarray(opened.pixels)[..., 0] / 255
     light = np.where(light <= 0.04045, light / 12.92, ((light + 0.055) / 1.055) ** 2.4)
     assert np.abs(light - RAMP / 255).max() < 0.02
-    assert picture.side.icc is None
+    assert opened.metadata.icc is None
 
 
-def test_a_profile_that_is_damaged_or_for_another_kind_of_picture_is_said() -> None:
+def test_a_profile_that_is_damaged_or_for_another_kind_of_image_is_said() -> None:
     whole = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    damaged = open_picture(file_of(Image.fromarray(COLORS), icc_profile=whole[:-100]))
-    assert damaged.side.icc is None
+    damaged = open_image(file_of(Image.fromarray(COLORS), icc_profile=whole[:-100]))
+    assert damaged.metadata.icc is None
     assert damaged.notes == ("the colour profile is damaged: colours are taken as sRGB",)
     profile = bytearray(whole)
     profile[16:20] = b"CMYK"
-    picture = open_picture(file_of(Image.fromarray(COLORS), icc_profile=bytes(profile)))
-    assert np.array_equal(np.asarray(picture.rgb), COLORS)
-    assert "another kind" in picture.notes[0]
+    opened = open_image(file_of(Image.fromarray(COLORS), icc_profile=bytes(profile)))
+    assert np.array_equal(np.asarray(opened.rgb), COLORS)
+    assert "another kind" in opened.notes[0]
 
 
 def test_on_white_is_what_a_viewer_shows() -> None:

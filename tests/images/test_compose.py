@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from earl_cli.images.arrays import gauss
+from earl_cli.images.arrays import gaussian_blur
 from earl_cli.images.compose import compose
 
 Pixels = NDArray[np.float32]
@@ -38,13 +38,15 @@ def scene() -> NDArray[np.uint8]:
 PHOTO = scene()
 
 
-def drawn(picture: NDArray[np.uint8] | Pixels, noise: float = 0.0, seed: int = 0) -> Pixels:
+def drawn(image: NDArray[np.uint8] | Pixels, noise: float = 0.0, seed: int = 0) -> Pixels:
     """What a model with 8 x 8 cells would show of it: small, soft, and every cell a little wrong."""
-    if picture.dtype != np.uint8:
-        picture = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
-    small = np.asarray(Image.fromarray(picture).resize(SMALL, Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    if image.dtype != np.uint8:
+        image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    small = np.asarray(Image.fromarray(image).resize(SMALL, Image.Resampling.BICUBIC), dtype=np.float32) / 255
     errors = np.random.default_rng(seed).normal(0, 1, (SMALL[1] // 8, SMALL[0] // 8, 3)).astype(np.float32)
-    return np.clip(gauss(small, 1.0) + noise * np.repeat(np.repeat(errors, 8, 0), 8, 1), 0, 1).astype(np.float32)
+    return np.clip(gaussian_blur(small, 1.0) + noise * np.repeat(np.repeat(errors, 8, 0), 8, 1), 0, 1).astype(
+        np.float32
+    )
 
 
 def removed(edited: NDArray[np.uint8], target: Pixels, source: NDArray[np.uint8] = PHOTO) -> float:
@@ -78,7 +80,7 @@ EDITS: dict[str, Callable[[Pixels], Pixels]] = {
 
 @pytest.mark.parametrize("name", EDITS)
 @pytest.mark.parametrize(("noise", "least"), [(0.0, 0.95), (0.03, 0.9)])
-def test_edits_of_the_whole_picture_are_found_through_noise(name: str, noise: float, least: float) -> None:
+def test_edits_of_the_whole_image_are_found_through_noise(name: str, noise: float, least: float) -> None:
     target = EDITS[name](PHOTO.astype(np.float32) / 255).astype(np.float32)
     assert removed(compose(PHOTO, drawn(PHOTO), drawn(target, noise)).pixels, target) > least
 
@@ -141,7 +143,7 @@ def test_a_few_wrong_cells_leave_no_mark() -> None:
     assert np.abs(compose(PHOTO, before, after).pixels.astype(int) - PHOTO).max() <= 2
 
 
-def test_the_same_pictures_give_the_same_edit() -> None:
+def test_the_same_images_give_the_same_edit() -> None:
     before, after = drawn(PHOTO), drawn(fog(PHOTO.astype(np.float32) / 255), 0.03)
     assert np.array_equal(compose(PHOTO, before, after).pixels, compose(PHOTO, before, after).pixels)
 
@@ -206,7 +208,7 @@ def test_a_mirrored_cut_out_has_its_outline_mirrored() -> None:
 def test_a_blurred_cut_out_has_a_blurred_outline() -> None:
     photo = cut_out()
     seen = flat(photo)
-    edited = compose(photo, drawn(seen), drawn(gauss(np.ascontiguousarray(seen), 9))).pixels
+    edited = compose(photo, drawn(seen), drawn(gaussian_blur(np.ascontiguousarray(seen), 9))).pixels
     goal = np.asarray(Image.fromarray(photo[..., 3]).filter(ImageFilter.GaussianBlur(9))).astype(int)
     assert np.abs(edited[..., 3] - goal).mean() < 0.3 * np.abs(photo[..., 3] - goal).mean()
 
@@ -239,12 +241,12 @@ def test_new_content_makes_a_cut_out_no_more_opaque_than_it_takes() -> None:
 SQUEEZED = (72, 128)
 
 
-def seen_small(picture: NDArray[np.uint8] | Pixels, noise: float, size: tuple[int, int] = SMALL) -> Pixels:
+def seen_small(image: NDArray[np.uint8] | Pixels, noise: float, size: tuple[int, int] = SMALL) -> Pixels:
     """As `drawn`, at another size: cells are wrong in colour, not in lightness alone."""
-    pixels = picture if picture.dtype == np.uint8 else (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    pixels = image if image.dtype == np.uint8 else (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), dtype=np.float32) / 255
     errors = np.random.default_rng(5).normal(0, noise, (size[1] // 8, size[0] // 8, 3)).astype(np.float32)
-    return np.clip(gauss(small, 1.0) + np.repeat(np.repeat(errors, 8, 0), 8, 1), 0, 1).astype(np.float32)
+    return np.clip(gaussian_blur(small, 1.0) + np.repeat(np.repeat(errors, 8, 0), 8, 1), 0, 1).astype(np.float32)
 
 
 def wrong_patch(after: Pixels, color: tuple[float, float, float] = (0.9, 0.1, 0.6)) -> Pixels:

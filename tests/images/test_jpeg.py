@@ -1,14 +1,14 @@
-"""A JPEG without its end marker is a picture if nothing else is missing, and cut short if anything is."""
+"""A JPEG without its end marker is an image if nothing else is missing, and cut short if anything is."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from picture_files import file_of
+from image_files import file_of
 from PIL import Image
 
 from earl_cli.errors import InputError
-from earl_cli.images.image_file import open_picture
+from earl_cli.images.image_file import open_image
 
 COARSE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 PHOTO = Image.fromarray(COARSE).resize((120, 90), Image.Resampling.BICUBIC)
@@ -33,12 +33,12 @@ def written(way: str) -> bytes:
 def test_only_the_end_marker_may_be_missing(way: str) -> None:
     whole = written(way)
     for cut in (1, 2):
-        picture = open_picture(whole[:-cut])
-        assert picture.rgb.tobytes() == open_picture(whole).rgb.tobytes()
-        assert picture.notes == ("the file's end is missing, but no pixel is",)
+        opened = open_image(whole[:-cut])
+        assert opened.rgb.tobytes() == open_image(whole).rgb.tobytes()
+        assert opened.notes == ("the file's end is missing, but no pixel is",)
     for cut in (5, 12, 40, 200, len(whole) // 3, len(whole) // 2):
         with pytest.raises(InputError, match="cut short"):
-            open_picture(whole[:-cut])
+            open_image(whole[:-cut])
 
 
 def test_a_progressive_jpeg_that_lacks_whole_scans_is_cut_short() -> None:
@@ -47,7 +47,7 @@ def test_a_progressive_jpeg_that_lacks_whole_scans_is_cut_short() -> None:
     for scan in (last, whole.rindex(b"\xff\xda", 0, last)):
         for start in (scan, whole.rindex(b"\xff\xc4", 0, scan)):
             with pytest.raises(InputError, match="cut short"):
-                open_picture(whole[:start])
+                open_image(whole[:start])
 
 
 def test_restart_intervals_that_are_missing_are_pixels_that_are_missing() -> None:
@@ -57,10 +57,10 @@ def test_restart_intervals_that_are_missing_are_pixels_that_are_missing() -> Non
     for mark in marks[-8:]:
         for cut in (mark, mark + 2):
             with pytest.raises(InputError, match="cut short"):
-                open_picture(whole[:cut])
+                open_image(whole[:cut])
 
 
 def test_what_follows_the_end_is_not_looked_at() -> None:
     whole = written("baseline")
-    picture = open_picture(whole + b"a film, or whatever" * 100)
-    assert (picture.rgb.tobytes(), picture.notes) == (open_picture(whole).rgb.tobytes(), ())
+    opened = open_image(whole + b"a film, or whatever" * 100)
+    assert (opened.rgb.tobytes(), opened.notes) == (open_image(whole).rgb.tobytes(), ())

@@ -8,12 +8,12 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from picture_files import file_of, tiff_of
+from image_files import file_of, tiff_of
 from PIL import Image
 
 from earl_cli.errors import InputError
-from earl_cli.images.image_file import open_picture
-from earl_cli.images.kinds import foreign_kind
+from earl_cli.images.image_file import open_image
+from earl_cli.images.kinds import unsupported_kind
 
 RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
 
@@ -67,14 +67,14 @@ def test_it_is_named_by_its_content_with_what_to_do(name: str) -> None:
     if name.startswith("HEIC") and find_spec("pillow_heif"):
         pytest.skip("is read where pillow-heif is installed")
     with pytest.raises(InputError, match=rf"this is .*{name.strip()}.*can't be read") as caught:
-        open_picture(FOREIGN[name], name="somewhere/holiday.jpg")
+        open_image(FOREIGN[name], name="somewhere/holiday.jpg")
     assert caught.value.hint
     assert "{" not in caught.value.hint
 
 
 def test_the_hint_shows_the_command_with_the_files_name() -> None:
     with pytest.raises(InputError) as caught:
-        open_picture(FOREIGN["PDF"], name="folder/my scan.pdf")
+        open_image(FOREIGN["PDF"], name="folder/my scan.pdf")
     assert "pdftoppm -png -r 150 'my scan.pdf' page" in (caught.value.hint or "")
 
 
@@ -83,22 +83,22 @@ def test_what_pillow_reads_is_not_foreign(kind: str) -> None:
     data = file_of(RGB, kind)
     stream = io.BytesIO(b"before" + data)
     stream.seek(6)
-    assert foreign_kind(stream) is None
+    assert unsupported_kind(stream) is None
     assert stream.tell() == 6
-    assert open_picture(data).rgb.size == RGB.size
+    assert open_image(data).rgb.size == RGB.size
 
 
 def test_pyramids_and_pages_are_ordinary_tiffs() -> None:
     pages = tiff_of(plain(), plain(), data=PIXELS)
     pyramid = tiff_of(plain(), data=PIXELS, inner=[PREVIEW, PREVIEW])
     for data in (pages, pyramid):
-        assert np.array_equal(np.asarray(open_picture(data).rgb).ravel(), np.frombuffer(PIXELS, np.uint8))
+        assert np.array_equal(np.asarray(open_image(data).rgb).ravel(), np.frombuffer(PIXELS, np.uint8))
 
 
-def test_a_tiff_whose_first_picture_is_a_preview_is_refused() -> None:
+def test_a_tiff_whose_first_image_is_a_preview_is_refused() -> None:
     for data in (tiff_of(PREVIEW, plain(64), data=PIXELS), tiff_of(PREVIEW, data=PIXELS, inner=[plain(64)])):
         with pytest.raises(InputError, match="preview"):
-            open_picture(data)
+            open_image(data)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_tiff_whose_first_picture_is_a_preview_is_refused() -> None:
 )
 def test_a_tiff_that_cannot_be_read_says_what_it_holds(tags: dict[int, tuple[int, list[int]]], said: str) -> None:
     with pytest.raises(InputError, match=f"TIFF with {said} values") as caught:
-        open_picture(tiff_of(tags, data=bytes(1024)))
+        open_image(tiff_of(tags, data=bytes(1024)))
     assert "8 bits a channel" in (caught.value.hint or "")
 
 
@@ -121,7 +121,7 @@ def test_a_tiff_with_directories_in_a_circle_ends() -> None:
     at = struct.unpack("<I", data[4:8])[0]
     count = struct.unpack("<H", data[at : at + 2])[0]
     data[at + 2 + 12 * count : at + 6 + 12 * count] = struct.pack("<I", at)
-    assert foreign_kind(io.BytesIO(bytes(data))) is None
+    assert unsupported_kind(io.BytesIO(bytes(data))) is None
 
 
 def test_heic_is_read_where_its_decoder_is_installed() -> None:
@@ -131,11 +131,11 @@ def test_heic_is_read_where_its_decoder_is_installed() -> None:
     smooth = Image.merge("RGB", ramps)
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "A maker"
-    picture = open_picture(file_of(smooth, "HEIF", quality=95, exif=exif.tobytes()))
-    assert (picture.format, picture.rgb.size, picture.notes) == ("HEIF", (64, 96), ())
+    opened = open_image(file_of(smooth, "HEIF", quality=95, exif=exif.tobytes()))
+    assert (opened.format, opened.rgb.size, opened.notes) == ("HEIF", (64, 96), ())
     turned = np.asarray(smooth.transpose(Image.Transpose.ROTATE_270)).astype(int)
-    assert np.abs(np.asarray(picture.rgb) - turned).mean() < 3
-    assert picture.side.exif is not None
-    assert b"A maker" in picture.side.exif
+    assert np.abs(np.asarray(opened.rgb) - turned).mean() < 3
+    assert opened.metadata.exif is not None
+    assert b"A maker" in opened.metadata.exif
     with pytest.raises(InputError, match="HEIC is damaged"):
-        open_picture(FOREIGN["HEIC"])
+        open_image(FOREIGN["HEIC"])

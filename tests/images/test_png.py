@@ -1,4 +1,4 @@
-"""Side blocks of a PNG, however broken, don't cost the picture, and colours mean what the file says."""
+"""Side blocks of a PNG, however broken, don't cost the image, and colours mean what the file says."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import zlib
 
 import numpy as np
 import pytest
+from image_files import chunk, file_of, png_of, with_chunks
 from numpy.typing import NDArray
-from picture_files import chunk, file_of, png_of, with_chunks
 from PIL import Image, ImageCms
 
 from earl_cli.errors import InputError
-from earl_cli.images.image_file import open_picture, save_picture
+from earl_cli.images.image_file import open_image, save_image
 
 COLORS = np.arange(12 * 16 * 3, dtype=np.uint32).reshape(12, 16, 3).astype(np.uint8)
 PLAIN = file_of(Image.fromarray(COLORS))
@@ -62,10 +62,10 @@ BLOCKS = {
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_damaged_or_too_large_block_is_left_out_with_a_note(name: str, place: str) -> None:
     data = with_chunks(PLAIN, BLOCKS[name]) if place == "before" else PLAIN[:-12] + BLOCKS[name] + PLAIN[-12:]
-    picture = open_picture(data)
-    assert np.array_equal(np.asarray(picture.rgb), COLORS)
-    assert picture.notes == ()
-    (lost,) = save_picture(picture.pixels, io.BytesIO(), like=picture)
+    opened = open_image(data)
+    assert np.array_equal(np.asarray(opened.rgb), COLORS)
+    assert opened.notes == ()
+    (lost,) = save_image(opened.pixels, io.BytesIO(), like=opened)
     assert "left out" in lost
 
 
@@ -74,22 +74,22 @@ def test_a_large_profile_is_converted_by_and_a_broken_one_left_out() -> None:
     converted = ImageCms.profileToProfile(
         Image.fromarray(COLORS), ImageCms.ImageCmsProfile(io.BytesIO(wide(SRGB))), ImageCms.createProfile("sRGB")
     )
-    picture = open_picture(file_of(Image.fromarray(COLORS), icc_profile=large(wide(SRGB))))
-    assert picture.side.icc is None
-    assert np.abs(np.asarray(picture.rgb).astype(int) - np.asarray(converted)).max() <= 2
-    assert not np.array_equal(np.asarray(picture.rgb), COLORS)
-    assert "converted to sRGB" in picture.notes[0]
-    assert open_picture(usual).side.icc == wide(SRGB)
+    opened = open_image(file_of(Image.fromarray(COLORS), icc_profile=large(wide(SRGB))))
+    assert opened.metadata.icc is None
+    assert np.abs(np.asarray(opened.rgb).astype(int) - np.asarray(converted)).max() <= 2
+    assert not np.array_equal(np.asarray(opened.rgb), COLORS)
+    assert "converted to sRGB" in opened.notes[0]
+    assert open_image(usual).metadata.icc == wide(SRGB)
 
 
 def test_missing_pixels_stay_an_error_and_a_missing_end_is_none() -> None:
-    picture = open_picture(PLAIN[:-12])
-    assert np.array_equal(np.asarray(picture.rgb), COLORS)
-    assert picture.notes == ("the file's end is missing, but no pixel is",)
-    assert open_picture(PLAIN + b"junk" * 100).notes == ()
+    opened = open_image(PLAIN[:-12])
+    assert np.array_equal(np.asarray(opened.rgb), COLORS)
+    assert opened.notes == ("the file's end is missing, but no pixel is",)
+    assert open_image(PLAIN + b"junk" * 100).notes == ()
     for cut in (30, 100):
         with pytest.raises(InputError, match=r"cut short|damaged"):
-            open_picture(PLAIN[:-cut])
+            open_image(PLAIN[:-cut])
 
 
 def light(values: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -99,8 +99,8 @@ def light(values: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def shown(*blocks: bytes) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    picture = open_picture(with_chunks(PLAIN, *blocks))
-    return np.asarray(picture.rgb), picture.notes
+    opened = open_image(with_chunks(PLAIN, *blocks))
+    return np.asarray(opened.rgb), opened.notes
 
 
 def gamma(value: int) -> bytes:
@@ -118,9 +118,9 @@ P3_CORNERS = corners(0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
 def test_a_colour_code_counts_before_a_profile() -> None:
     profile = chunk(b"iCCP", b"name\0\0" + zlib.compress(wide(SRGB)))
     for code, kept in ((bytes((1, 13, 0, 1)), False), (bytes((2, 2, 0, 1)), True)):
-        picture = open_picture(with_chunks(PLAIN, chunk(b"cICP", code), profile))
-        assert (picture.side.icc is not None) == kept
-        assert np.array_equal(np.asarray(picture.rgb), COLORS)
+        opened = open_image(with_chunks(PLAIN, chunk(b"cICP", code), profile))
+        assert (opened.metadata.icc is not None) == kept
+        assert np.array_equal(np.asarray(opened.rgb), COLORS)
 
 
 def test_linear_light_is_brought_to_srgb() -> None:
@@ -150,31 +150,31 @@ def test_colours_that_are_srgb_or_have_a_profile_stay(blocks: list[bytes]) -> No
 @pytest.mark.parametrize("blocks", [[gamma(45455), P3_CORNERS], [chunk(b"cICP", bytes((12, 13, 0, 1)))]])
 def test_wide_colours_are_brought_to_srgb_and_white_and_grey_stay(blocks: list[bytes]) -> None:
     swatch = np.uint8([[[255, 255, 255], [90, 90, 90], [120, 100, 100], [255, 0, 0]]])
-    picture = open_picture(with_chunks(file_of(Image.fromarray(swatch)), *blocks))
-    white, grey, dull, red = np.asarray(picture.rgb)[0].astype(int).tolist()
+    opened = open_image(with_chunks(file_of(Image.fromarray(swatch)), *blocks))
+    white, grey, dull, red = np.asarray(opened.rgb)[0].astype(int).tolist()
     assert (white, grey, red) == ([255] * 3, [90] * 3, [255, 0, 0])
     # P3's matrix into sRGB: 1.2249 -0.2247 | -0.0420 1.0419 | -0.0197 -0.0786 1.0979
     lights = np.float64([[1.2249, -0.2249, 0], [-0.0420, 1.0420, 0], [-0.0197, -0.0786, 1.0983]]) @ light(swatch)[0, 2]
     assert np.abs(light(np.uint8(dull)) - lights).max() < 0.004
-    assert "converted to sRGB" in picture.notes[0]
+    assert "converted to sRGB" in opened.notes[0]
 
 
 @pytest.mark.parametrize(("code", "white"), [(16, 0.58069), (18, 0.75)])
 def test_a_white_page_in_hdr_is_white(code: int, white: float) -> None:
     row = np.uint8([[[0] * 3, [round(white * 127)] * 3, [round(white * 255)] * 3, [255] * 3]])
-    picture = open_picture(with_chunks(file_of(Image.fromarray(row)), chunk(b"cICP", bytes((9, code, 0, 1)))))
-    dark, below, page, bright = np.asarray(picture.rgb)[0, :, 0].tolist()
+    opened = open_image(with_chunks(file_of(Image.fromarray(row)), chunk(b"cICP", bytes((9, code, 0, 1)))))
+    dark, below, page, bright = np.asarray(opened.rgb)[0, :, 0].tolist()
     assert dark == 0 < below < 200
     assert page >= 253
     assert bright == 255
-    assert "highlights" in picture.notes[0]
+    assert "highlights" in opened.notes[0]
 
 
 def test_sixteen_bits_and_transparency_by_one_colour() -> None:
     rows = b"".join(b"\0" + struct.pack(">4H", 0, 257, 30_000, 65_535) for _ in range(2))
-    grey = open_picture(png_of(4, 2, 16, 0, rows, chunk(b"tRNS", struct.pack(">H", 30_000))))
+    grey = open_image(png_of(4, 2, 16, 0, rows, chunk(b"tRNS", struct.pack(">H", 30_000))))
     assert np.asarray(grey.pixels)[0, :, 3].tolist() == [255, 255, 0, 255]
     rows = b"".join(b"\0" + struct.pack(">6H", 1000, 2000, 3000, 65_535, 65_535, 65_535) for _ in range(2))
-    colored = open_picture(png_of(2, 2, 16, 2, rows, chunk(b"tRNS", struct.pack(">3H", 1000, 2000, 3000))))
+    colored = open_image(png_of(2, 2, 16, 2, rows, chunk(b"tRNS", struct.pack(">3H", 1000, 2000, 3000))))
     assert np.asarray(colored.pixels)[0, :, 3].tolist() == [0, 255]
     assert colored.notes == ("16 bits a channel read with 8",)

@@ -1,4 +1,4 @@
-"""The size at which the model sees a picture."""
+"""The size at which the model sees an image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from earl_cli.errors import UsageError
-from earl_cli.images.resize import OLD_SHAPES, area_size, resize_to_area, shapes
+from earl_cli.images.resize import LEGACY_SHAPES, area_size, describe_shapes, resize_to_area
 
 sides = st.integers(1, 20_000)
 usual = st.integers(1, 4096)
@@ -73,9 +73,9 @@ def test_an_area_of_nothing_is_refused() -> None:
         area_size(10, 10, 0)
 
 
-def test_resizing_keeps_a_picture_that_has_the_size() -> None:
-    picture = Image.new("RGB", (96, 96))
-    assert resize_to_area(picture, 9216) is picture
+def test_resizing_keeps_an_image_that_has_the_size() -> None:
+    image = Image.new("RGB", (96, 96))
+    assert resize_to_area(image, 9216) is image
     assert resize_to_area(Image.new("RGB", (640, 480)), 9216).size == area_size(640, 480, 9216)
 
 
@@ -90,7 +90,7 @@ def test_a_model_sees_only_shapes_it_was_trained_on(size: tuple[int, int], expec
     assert resize_to_area(Image.new("RGB", size), 9216, grids=GRIDS).size == expected
 
 
-def test_a_squeezed_picture_is_whole() -> None:
+def test_a_squeezed_image_is_whole() -> None:
     strip = Image.new("RGB", (100, 1000), "red")
     strip.paste("blue", (0, 500, 100, 1000))
     small = resize_to_area(strip, 9216, grids=GRIDS)
@@ -99,4 +99,4 @@ def test_a_squeezed_picture_is_whole() -> None:
 
 
 def test_shapes_are_told_apart() -> None:
-    assert len({shapes(()), shapes(GRIDS), shapes(GRIDS[:1]), OLD_SHAPES}) == 4
+    assert len({describe_shapes(()), describe_shapes(GRIDS), describe_shapes(GRIDS[:1]), LEGACY_SHAPES}) == 4

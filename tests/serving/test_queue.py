@@ -12,7 +12,7 @@ from serving_servers import Gate, eventually, png
 from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import InputError
 from earl_cli.generation.vllm.watchdog import EngineError
-from earl_cli.images.image_file import open_picture
+from earl_cli.images.image_file import open_image
 from earl_cli.serving import queue as queues
 from earl_cli.serving.errors import HttpError, refusal
 from earl_cli.serving.limits import ServerLimits
@@ -35,7 +35,7 @@ def line(gate: Gate) -> Iterator[EditQueue]:
 
 
 def order(name: str, seeds: int = 1, temperature: float = 1.0, size: tuple[int, int] = (8, 8)) -> QueuedEdit:
-    return QueuedEdit(open_picture(png(0, size)), name, tuple(range(seeds)), SamplingParams(temperature))
+    return QueuedEdit(open_image(png(0, size)), name, tuple(range(seeds)), SamplingParams(temperature))
 
 
 def first(line: EditQueue, gate: Gate) -> Ticket:

@@ -220,10 +220,10 @@ def test_odd_pictures_are_edited(server: Running, image: bytes, size: tuple[int,
     ("image", "said"),
     [
         (b"", "empty"),
-        (b"just text, a long one" * 10, "isn't a picture"),
+        (b"just text, a long one" * 10, "isn't an image"),
         (png(1)[:200], "cut short|damaged"),
         (saved(Image.new("L", (2000, 2000))), "more than the limit"),
-        (b"/etc/passwd", "isn't a picture"),
+        (b"/etc/passwd", "isn't an image"),
     ],
 )
 def test_what_is_no_picture_is_refused(server: Running, image: bytes, said: str) -> None:

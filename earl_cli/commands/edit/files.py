@@ -190,11 +190,11 @@ def _photos(name: str, entries: Iterable[Path]) -> list[Path]:
 
 
 def _foreign_kind(path: Path) -> FileKind | None:
-    from earl_cli.images.kinds import foreign_kind
+    from earl_cli.images.kinds import unsupported_kind
 
     try:
         with path.open("rb") as file:
-            return foreign_kind(file)
+            return unsupported_kind(file)
     except OSError:
         return None
 

@@ -177,11 +177,11 @@ def _openable(
 
 
 def _open(source: InputFile, request: EditRequest, targets: Targets, piped: bool, record: EditRecord) -> OpenedInput:
-    from earl_cli.images.image_file import open_picture
+    from earl_cli.images.image_file import open_image
 
     if source.path is None and sys.stdin.isatty():
         raise InputError("stdin is a terminal, not a pipe", where="-", hint="earl edit - ... < photo.jpg")
-    image = open_picture(source.path or sys.stdin.buffer, name=source.name, max_pixels=request.max_pixels)
+    image = open_image(source.path or sys.stdin.buffer, name=source.name, max_pixels=request.max_pixels)
     record.show_notes(source.name, image.notes)
     paths = () if piped else tuple(targets.path(source, image.format) for _ in request.seeds)
     sheets = () if piped else tuple(targets.beside(paths[0], kind, source) for kind in request.sheets)
@@ -249,7 +249,7 @@ def _save(
 ) -> EditOutput:
     """Write one image, to stdout if it has no path, with the metadata that reproduces it."""
     from earl_cli.generation.editing import provenance
-    from earl_cli.images.image_file import save_picture
+    from earl_cli.images.image_file import save_image
     from earl_cli.models.abilities import understand
 
     name = opened.source.name
@@ -259,14 +259,14 @@ def _save(
     metadata = provenance(editor.model.name, instruction, shown, editor.settings)
     if path:
         wanted, path = path, opened.targets.still(path, opened.source)
-        lost = save_picture(image, path, like=opened.image, metadata=metadata)
+        lost = save_image(image, path, like=opened.image, texts=metadata)
         if path != wanted and opened.targets.chosen:
             what = f"another program wrote this file meanwhile; the edit is in {path}"
             opened.record.add_failure(name, OutputError(what, where=str(wanted)))
     else:
         encoded = io.BytesIO()
         form = opened.image.format if opened.image.format in EXTENSIONS else "PNG"
-        lost = save_picture(image, encoded, like=opened.image, format=form, metadata=metadata)
+        lost = save_image(image, encoded, like=opened.image, format=form, texts=metadata)
         _to_stdout(encoded.getbuffer())
     opened.record.show_notes(name, lost)
     output = str(path) if path else None

@@ -155,9 +155,9 @@ def _pixels(path: Path, area: int | None) -> Pixels:
     """An image uint8[h, w, 3], downscaled to about ``area`` pixels if it has more."""
     import numpy as np
 
-    from earl_cli.images.image_file import open_picture
+    from earl_cli.images.image_file import open_image
 
-    image = open_picture(path).rgb
+    image = open_image(path).rgb
     shrink = min(1.0, (area / (image.width * image.height)) ** 0.5) if area else 1.0
     if shrink < 1:
         image = image.resize((max(1, round(image.width * shrink)), max(1, round(image.height * shrink))))

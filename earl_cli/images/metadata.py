@@ -1,4 +1,4 @@
-"""Metadata of an image file (EXIF, XMP, ICC, comments): what each format keeps of it, and what is reported as lost."""
+"""Metadata of an image file (EXIF, XMP, ICC, comments): what stays true of an edit, and what a format can't hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-# Everything in these namespaces is about a gain map, a film, depth or a preview that the edited file doesn't have.
+# Everything in these namespaces describes a gain map, a video, depth or a preview, which the edited file doesn't have.
 STALE_SPACES = (
     "http://ns.adobe.com/hdr-gain-map/1.0/",
     "http://ns.apple.com/HDRGainMap/1.0/",
@@ -33,12 +33,14 @@ STALE_NAMES = frozenset(
     | {f"{EXIF}{name}" for name in ("PixelXDimension", "PixelYDimension")}
     | {f"{XAP}Thumbnails", f"{NOTE}HasExtendedXMP"}
 )
-MARKS = re.compile("|".join(re.escape(mark) for mark in (*STALE_SPACES, *(name.split("}")[1] for name in STALE_NAMES))))
+STALE_PATTERN = re.compile(
+    "|".join(re.escape(mark) for mark in (*STALE_SPACES, *(name.split("}")[1] for name in STALE_NAMES)))
+)
 BEGIN, END = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n', '\n<?xpacket end="w"?>'
 
 
-def kept_xmp(packet: object) -> tuple[bytes | None, tuple[str, ...]]:
-    """(what of an XMP packet is true of an edited picture, as it stands where nothing is stale; notes)."""
+def clean_xmp(packet: object) -> tuple[bytes | None, tuple[str, ...]]:
+    """(an XMP packet without what isn't true of an edited image, unchanged if all of it is; notes)."""
     if isinstance(packet, str):
         packet = packet.encode()
     if not isinstance(packet, bytes) or not packet.strip(b"\0 \r\n"):
@@ -52,7 +54,7 @@ def kept_xmp(packet: object) -> tuple[bytes | None, tuple[str, ...]]:
         for event, value in events:
             if event == "start-ns" and not re.fullmatch(r"ns\d+", value[0]):
                 ElementTree.register_namespace(*value)
-        return _without_stale(events.root).encode() if MARKS.search(text) else packet, ()  # type: ignore[attr-defined]
+        return _without_stale(events.root).encode() if STALE_PATTERN.search(text) else packet, ()  # type: ignore[attr-defined]
     except (ValueError, ElementTree.ParseError, RecursionError):
         return None, ("the XMP block is damaged: left out",)
 
@@ -79,17 +81,16 @@ STORAGE_TAGS = frozenset(
     {*range(254, 260), 262, 266, 273, 277, 278, 279, 284, *range(317, 326), 330, *range(337, 342), 347}
     | {*range(512, 522), *range(529, 533), 700, 33723, 34377, 34675}
 )
-IPTC = 0x0404  # the number of IPTC's texts among Photoshop's blocks
+IPTC = 0x0404  # the number of the IPTC block among Photoshop's blocks
 MARKER_LIMIT = 65533
 XMP_LIMIT = MARKER_LIMIT - 29
-NO_TEXT = ("XML:com.adobe.xmp", "Raw profile type")  # text blocks of a PNG that are other side data
+OTHER_TEXT_KEYS = ("XML:com.adobe.xmp", "Raw profile type")  # text chunks of a PNG that hold other metadata
 
 
 @dataclass(frozen=True)
-class SideData:
-    """``icc`` describes the pixels; ``exif`` has no orientation; ``dpi``: across, down; ``texts``: text blocks by key.
-
-    ``lost``: what of the file can't be taken along to any other.
+class ImageMetadata:
+    """``icc`` describes the pixels; ``exif`` has no orientation; ``dpi`` is (horizontal, vertical); ``texts`` are a
+    PNG's text chunks by key. ``lost`` describes what can't be saved in any other file.
     """
 
     icc: bytes | None = None
@@ -102,32 +103,32 @@ class SideData:
     lost: tuple[str, ...] = ()
 
 
-def side_data(image: Image.Image, icc: bytes | None, turned: bool, lost: tuple[str, ...] = ()) -> SideData:
-    """All of it from a loaded picture; ``turned``: upright it lies on its side. ``lost`` comes first in its own."""
-    exif, damaged = _kept_exif(image)
-    xmp, stale = kept_xmp(image.info.get("xmp"))
-    return SideData(
+def read_metadata(image: Image.Image, icc: bytes | None, swaps_axes: bool, lost: tuple[str, ...] = ()) -> ImageMetadata:
+    """The metadata of a loaded image. ``swaps_axes``: its width is the height of the upright image."""
+    exif, exif_notes = _clean_exif(image)
+    xmp, xmp_notes = clean_xmp(image.info.get("xmp"))
+    return ImageMetadata(
         icc=icc,
         exif=exif,
         xmp=xmp,
         iptc=_iptc(image),
-        dpi=_dpi(image, turned),
+        dpi=_dpi(image, swaps_axes),
         comment=_comment(image),
         texts=_texts(image),
-        lost=(*lost, *damaged, *stale, *_other_content(image)),
+        lost=(*lost, *exif_notes, *xmp_notes, *_other_content(image)),
     )
 
 
 def orientation(image: Image.Image) -> int:
-    """By EXIF, 1 to 8; 1 where it isn't there or can't be read."""
+    """The orientation in EXIF, 1 to 8; 1 if it is missing or can't be read."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # a broken EXIF block is no reason to refuse a photo; Pillow raises anything here
+    except Exception:  # a broken EXIF block is no reason to refuse a photo; Pillow raises any error here
         return 1
 
 
-def _kept_exif(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
-    """The EXIF block without orientation and without what only described the old file; None if nothing is left."""
+def _clean_exif(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
+    """The EXIF block without orientation and descriptions of the file's own storage, None if nothing is left; notes."""
     try:
         exif = image.getexif()
         if not len(exif) and image.info.get("exif"):
@@ -142,8 +143,8 @@ def _kept_exif(image: Image.Image) -> tuple[bytes | None, tuple[str, ...]]:
         return None, ("the EXIF block is damaged: left out",)
 
 
-def _dpi(image: Image.Image, turned: bool) -> tuple[float, float] | None:
-    """As the file says it: Pillow's 72 for a JPEG that says nothing is none."""
+def _dpi(image: Image.Image, swaps_axes: bool) -> tuple[float, float] | None:
+    """The resolution that the file states; Pillow's default of 72 for a JPEG is none."""
     dpi = image.info.get("dpi")
     if image.format in ("JPEG", "MPO") and image.info.get("jfif_unit") not in (1, 2):
         try:
@@ -151,11 +152,11 @@ def _dpi(image: Image.Image, turned: bool) -> tuple[float, float] | None:
         except Exception:  # as above
             dpi = None
     try:
-        across, down = (float(each) for each in dpi or ())
+        horizontal, vertical = (float(each) for each in dpi or ())
     except (TypeError, ValueError, ZeroDivisionError):
         return None
-    usual = all(1 <= each <= MARKER_LIMIT for each in (across, down))  # false for nan too
-    return ((down, across) if turned else (across, down)) if usual else None
+    is_valid = all(1 <= each <= MARKER_LIMIT for each in (horizontal, vertical))  # false for NaN too
+    return ((vertical, horizontal) if swaps_axes else (horizontal, vertical)) if is_valid else None
 
 
 def _iptc(image: Image.Image) -> bytes | None:
@@ -172,11 +173,11 @@ def _comment(image: Image.Image) -> bytes | None:
 
 def _texts(image: Image.Image) -> tuple[tuple[str, str], ...]:
     texts = getattr(image, "text", None) if image.format == "PNG" else None
-    return tuple((key, str(value)) for key, value in (texts or {}).items() if not key.startswith(NO_TEXT))
+    return tuple((key, str(value)) for key, value in (texts or {}).items() if not key.startswith(OTHER_TEXT_KEYS))
 
 
 def _other_content(image: Image.Image) -> tuple[str, ...]:
-    """Further pictures and films that one file carries beside the photo."""
+    """Notes on further images and videos in the file, which aren't kept."""
     xmp = image.info.get("xmp")
     xmp = xmp if isinstance(xmp, bytes) else b""
     segments: list[tuple[str, bytes]] = getattr(image, "applist", [])
@@ -186,45 +187,50 @@ def _other_content(image: Image.Image) -> tuple[str, ...]:
     if gains:
         notes.append("the gain map for HDR screens isn't kept: the result is in standard range")
     elif image.format == "MPO" and getattr(image, "n_frames", 1) > 1:
-        notes.append("a second picture in this file (such as a gain map, a depth map or the other eye's) isn't kept")
+        notes.append("a second image in this file (such as a gain map, a depth map or the other eye's) isn't kept")
     if b'MotionPhoto="1"' in xmp or b'MicroVideo="1"' in xmp:
-        notes.append("the film of this motion photo isn't kept")
+        notes.append("the video of this motion photo isn't kept")
     return tuple(notes)
 
 
-def saving_options(side: SideData, kind: str, metadata: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(what Pillow needs to save ``side`` in a PNG, JPEG or WebP; what is lost). ``metadata``: texts of our own."""
-    options: dict[str, Any] = {"icc_profile": side.icc, "exif": side.exif, "xmp": side.xmp}
-    lost = list(side.lost)
+def save_options(
+    metadata: ImageMetadata, kind: str, texts: Mapping[str, str]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(Pillow's options to save ``metadata`` and, in a PNG, ``texts``; descriptions of what is lost).
+
+    ``kind`` is PNG, JPEG or WEBP.
+    """
+    options: dict[str, Any] = {"icc_profile": metadata.icc, "exif": metadata.exif, "xmp": metadata.xmp}
+    lost = list(metadata.lost)
     if kind == "JPEG":
         for name, limit in (("exif", MARKER_LIMIT), ("xmp", XMP_LIMIT)):
             if len(options[name] or b"") > limit:
                 options[name] = None
                 lost.append(f"the {name.upper()} block is larger than a JPEG can hold: left out")
-        options |= {"comment": side.comment, "dpi": side.dpi}
-        if side.iptc and len(side.iptc) < MARKER_LIMIT - 64:
-            options["extra"] = _photoshop_segment(side.iptc)
-    elif side.iptc:
+        options |= {"comment": metadata.comment, "dpi": metadata.dpi}
+        if metadata.iptc and len(metadata.iptc) < MARKER_LIMIT - 64:
+            options["extra"] = _photoshop_segment(metadata.iptc)
+    elif metadata.iptc:
         lost.append(f"the IPTC block has no place in a {kind}: left out")
     if kind == "PNG":
-        options |= {"pnginfo": _chunks(side, metadata), "dpi": side.dpi, "xmp": None}
-    elif side.texts and (names := [key for key, _ in side.texts if key not in metadata]):
-        lost.append(f"text blocks have no place in a {kind}: {', '.join(names)} left out")
+        options |= {"pnginfo": _png_chunks(metadata, texts), "dpi": metadata.dpi, "xmp": None}
+    elif metadata.texts and (names := [key for key, _ in metadata.texts if key not in texts]):
+        lost.append(f"text chunks have no place in a {kind}: {', '.join(names)} left out")
     if kind == "WEBP":
-        options["exif"] = _with_resolution(side.exif, side.dpi)
-        if side.comment:
+        options["exif"] = _with_resolution(metadata.exif, metadata.dpi)
+        if metadata.comment:
             lost.append("the comment has no place in a WEBP: left out")
     return {key: value for key, value in options.items() if value}, tuple(lost)
 
 
-def _chunks(side: SideData, metadata: Mapping[str, str]) -> PngInfo:
+def _png_chunks(metadata: ImageMetadata, texts: Mapping[str, str]) -> PngInfo:
     chunks = PngInfo()
-    texts = dict(side.texts) | ({"Comment": side.comment.decode("utf-8", "replace")} if side.comment else {})
-    for key, value in {**texts, **metadata}.items():
+    comment = {"Comment": metadata.comment.decode("utf-8", "replace")} if metadata.comment else {}
+    for key, value in {**dict(metadata.texts), **comment, **texts}.items():
         readable = value.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")
         (chunks.add_text if readable.isascii() else chunks.add_itxt)(key, readable)
-    if side.xmp:
-        chunks.add_itxt("XML:com.adobe.xmp", side.xmp)
+    if metadata.xmp:
+        chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp)
     return chunks
 
 
@@ -235,7 +241,7 @@ def _photoshop_segment(iptc: bytes) -> bytes:
 
 
 def _with_resolution(block: bytes | None, dpi: tuple[float, float] | None) -> bytes | None:
-    """EXIF that also says the resolution, for a format that has no other place for it."""
+    """EXIF with the resolution, for a format that has no other place for it."""
     exif = Image.Exif()
     if block:
         exif.load(block)
