@@ -1,7 +1,8 @@
 """Sampling edits: our engine against transformers' own `generate` with the grammar as a logits processor.
 
 The model has the embedded model's shape and random weights; both sides draw the same number of completions with the
-same temperature and top-k under the same grammar. `python benchmarks/generation.py [--json]`
+same temperature and top-k under the same grammar. Before that, both draw the likeliest ids, which have to be the same.
+`python benchmarks/generation.py [--json]`; ``--smoke`` takes the smallest size.
 """
 
 from __future__ import annotations
@@ -70,33 +71,37 @@ def measure(prompts: int, samples: int, grid: Grid, sampling: SamplingParams, ro
     requests = [SamplingRequest(tuple(each.tolist()), "edit", grid, tuple(range(samples))) for each in ids]
     batch = torch.from_numpy(np.stack(ids))
 
-    def ours() -> int:
-        return sum(len(each.ids) for group in engine.generate(requests, sampling) for each in group)
+    def ours(sampling: Sampling) -> list[list[int]]:
+        return [each.ids.tolist() for group in engine.generate(requests, sampling) for each in group]
 
-    def theirs() -> int:
+    def theirs(sampling: Sampling) -> list[list[int]]:
         out = model.generate(
             batch,
             attention_mask=torch.ones_like(batch),
             do_sample=sampling.temperature > 0,
             temperature=sampling.temperature or None,
             top_k=sampling.top_k or 0,
-            num_return_sequences=samples,
+            num_return_sequences=samples if sampling.temperature else 1,
             max_new_tokens=grammar.length,
             eos_token_id=layout.vocabulary.eos,
             pad_token_id=layout.vocabulary.pad,
             logits_processor=LogitsProcessorList([GrammarByPosition(grammar, batch.shape[1])]),
         )
-        return int((out.shape[1] - batch.shape[1]) * len(out))
+        found: list[list[int]] = out[:, batch.shape[1] :].tolist()
+        return found
 
-    sides: dict[str, Callable[[], int]] = {"earl": ours, "transformers": theirs}
+    if ours(Sampling(0))[::samples] != theirs(Sampling(0)):
+        raise SystemExit("error: the likeliest ids of both sides differ")
+    sides: dict[str, Callable[[Sampling], list[list[int]]]] = {"earl": ours, "transformers": theirs}
     best = dict.fromkeys(sides, 0.0)
-    tokens = {name: side() for name, side in sides.items()}
-    assert tokens["earl"] == tokens["transformers"] == prompts * samples * grammar.length
-    for _ in range(rounds):
+    for turn in range(rounds + 1):
         for name, side in sides.items():
             start = time.perf_counter()
-            count = side()
-            best[name] = max(best[name], count / (time.perf_counter() - start))
+            count = sum(map(len, side(sampling)))
+            taken = time.perf_counter() - start
+            if count != prompts * samples * grammar.length:
+                raise SystemExit(f"error: {name} drew {count} tokens")
+            best[name] = max(best[name], count / taken) if turn else 0.0
     return {
         "prompts": prompts,
         "prompt_tokens": batch.shape[1],
@@ -121,7 +126,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
+    if given.smoke:
+        vars(given).update(prompts=[2], samples=2, side=3, rounds=1)
     torch.set_num_threads(given.threads)
     sampling = SamplingParams(given.temperature, given.top_k)
     grid = Grid(given.side, given.side)

@@ -2,19 +2,20 @@
 
 The plain way computes all 184,622 logits of every token, normalises and gathers; ours computes the rows that a sampler
 chose among, 32,768 for a visual token, a chunk at a time. Each side runs in a process of its own, so that its peak
-memory is its own. ``python benchmarks/logprobs.py [--tokens 2048] [--hidden 512] [--text 0] [--threads 2] [--json]``
+memory is its own. ``python benchmarks/logprobs.py [--tokens 2048] [--hidden 512] [--text 0] [--threads 2] [--json]``;
+``--smoke`` takes the smallest size, all in this process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from earl_cli.training.sft.loss import separate_vocabularies, whole_vocabulary
 SIDES = ("plain", "earl", "earl, whole head")
 CHECKED = 64
 """So many tokens are compared."""
+LARGEST_DIFFERENCE = 1e-4
+SMOKE = {"tokens": 16, "hidden": 16, "text": 4, "rounds": 1}
 
 
 def logprobs(side: str, hidden: Tensor, head: Tensor, ids: Tensor, temperature: float) -> Tensor:
@@ -73,6 +76,14 @@ def run(side: str, given: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def _run_alone(side: str) -> dict[str, float]:
+    """`run` in a process of its own."""
+    command = [sys.executable, str(Path(__file__)), *sys.argv[1:], "--side", side]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
@@ -86,21 +97,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
         torch.set_num_threads(given.threads)
         print(json.dumps(run(given.side, given)))
         return
-    found: dict[str, dict[str, Any]] = {}
-    for side in SIDES:
-        command = [sys.executable, str(Path(__file__)), *sys.argv[1:], "--side", side]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[side] = json.loads(done.stdout.splitlines()[-1])
+    if given.smoke:
+        vars(given).update(SMOKE)
+    found = {side: run(side, given) if given.smoke else _run_alone(side) for side in SIDES}
     plain = found["plain"]
-    for row in found.values():
+    for side, row in found.items():
+        if not row["difference"] < LARGEST_DIFFERENCE:
+            raise SystemExit(f"error: {side} is off by {row['difference']:.0e}")
         row["times_faster"] = plain["seconds"] / row["seconds"]
-        row["times_less_memory"] = plain["added_gigabytes"] / row["added_gigabytes"]
+        row["times_less_memory"] = plain["added_gigabytes"] / (row["added_gigabytes"] or math.nan)
     if given.json:
         print(json.dumps({"tokens": given.tokens, "hidden": given.hidden, "text": given.text, "sides": found}))
         return

@@ -4,6 +4,7 @@
 in turn), its phases, and the ratio. A step is: sample 8 completions for each of 4 prompts of 174 tokens, score them by
 counting ids, log-probabilities of policy and reference, backward, AdamW. float32, no gradient checkpointing.
 Completions have 159 tokens, a picture of 12 x 12 codes with what closes it; TRL knows no grammar and samples as many.
+``--smoke`` takes the smallest size. Both sides have to sample as much, and to change the same start.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 import warnings
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +40,40 @@ from earl_cli.training.rl.trainer import sample_policy, score_groups
 from earl_cli.training.rl.update import PhaseTimer, update
 from earl_cli.training.sft.loss import separate_vocabularies
 
-VOCABULARY, PROMPT, PROMPTS, GENERATIONS = 1500, 174, 4, 8
-GRID = Grid(12, 12)
-COMPLETION = GRID.tokens + 1
+VOCABULARY = 1500
 KL, RATE = 0.0003, 3e-6
 
 
-def model() -> Emu3ForCausalLM:
+@dataclass(frozen=True)
+class Size:
+    """Of the model, and of a step: ``prompts`` of ``prompt`` tokens, and ``generations`` images for each."""
+
+    hidden: int = 256
+    layers: int = 6
+    prompts: int = 4
+    generations: int = 8
+    prompt: int = 174
+    side: int = 12
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.side, self.side)
+
+    @property
+    def completion(self) -> int:
+        return self.grid.tokens + 1
+
+
+SMOKE = Size(hidden=64, layers=1, prompts=2, generations=2, prompt=60, side=3)
+
+
+def model(size: Size) -> Emu3ForCausalLM:
     torch.manual_seed(0)
     config = Emu3TextConfig(
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=6,
+        hidden_size=size.hidden,
+        intermediate_size=size.hidden * 11 // 4,
+        num_hidden_layers=size.layers,
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=1024,
@@ -66,18 +89,18 @@ def model() -> Emu3ForCausalLM:
 # -- EARL --------------------------------------------------------------------------------------------------------------
 
 
-def layout_and_rows() -> tuple[SequenceLayout, DatasetRows]:
+def layout_and_rows(size: Size) -> tuple[SequenceLayout, DatasetRows]:
     """A vocabulary of that size, and random pictures with an instruction that makes prompts of that length."""
     text = train_byte_bpe(["12*12"], size=257)
     layout = SequenceLayout(small_vocabulary(text.size, VOCABULARY - text.size - len(CONTROLS)), text)
     rng = np.random.default_rng(0)
-    bare = len(layout.prompt(np.zeros((GRID.height, GRID.width), dtype=np.int64), "", "edit"))
-    sides = dict.fromkeys(("source_height", "target_height"), GRID.height)
-    sides |= dict.fromkeys(("source_width", "target_width"), GRID.width)
+    bare = len(layout.prompt(np.zeros((size.grid.height, size.grid.width), dtype=np.int64), "", "edit"))
+    sides = dict.fromkeys(("source_height", "target_height"), size.grid.height)
+    sides |= dict.fromkeys(("source_width", "target_width"), size.grid.width)
     pairs = []
-    for index in range(PROMPTS * 8):
-        codes = rng.integers(0, layout.vocabulary.codes, GRID.codes).astype(np.uint16)
-        names = {"row": index, "id": str(index), "instruction": "x" * (PROMPT - bare), "source_hash": ""}
+    for index in range(size.prompts * 8):
+        codes = rng.integers(0, layout.vocabulary.codes, size.grid.codes).astype(np.uint16)
+        names = {"row": index, "id": str(index), "instruction": "x" * (size.prompt - bare), "source_hash": ""}
         pairs.append({**names, **sides, "thoughts": [], "source": codes, "target": codes})
     table = pa.Table.from_pylist(pairs, SCHEMA)
     return layout, DatasetRows(table, layout, (), ("random",), (len(pairs),), (0,))
@@ -90,16 +113,16 @@ class Silent:
         return lambda *_: None
 
 
-def earl() -> Any:
-    """A function that makes a step and returns the seconds of its phases."""
-    layout, rows = layout_and_rows()
+def earl(size: Size) -> tuple[Any, Policy]:
+    """A function that makes a step and returns the seconds of its phases; and what it trains."""
+    layout, rows = layout_and_rows(size)
     config = RlConfig(
         model_path=None,
         data=(Path("random"),),
         output=Path("none"),
-        episodes_per_iteration=PROMPTS * GENERATIONS,
-        generations_per_sample=GENERATIONS,
-        per_device_batch_size=PROMPTS * GENERATIONS,
+        episodes_per_iteration=size.prompts * size.generations,
+        generations_per_sample=size.generations,
+        per_device_batch_size=size.prompts * size.generations,
         kl_coeff=KL,
         learning_rate=RATE,
         gradient_checkpointing=False,
@@ -107,9 +130,9 @@ def earl() -> Any:
         device="cpu",
     )
     head = separate_vocabularies(layout.vocabulary), 1.0
-    policy = Policy(model().eval(), *head)
+    policy = Policy(model(size).eval(), *head)
     cpu = torch.device("cpu")
-    reference = FrozenReference(Policy(model().eval(), *head).requires_grad_(False), cpu)
+    reference = FrozenReference(Policy(model(size).eval(), *head).requires_grad_(False), cpu)
     run = RlRun(
         config=config,
         layout=layout,
@@ -128,27 +151,29 @@ def earl() -> Any:
     def step(iteration: int) -> dict[str, float]:
         clock = PhaseTimer()
         with clock.phase("sampling"):
-            rollouts = sample_policy(run, rows, sample_prompts(run.prompts, PROMPTS, GENERATIONS, 0, iteration))
+            rollouts = sample_policy(
+                run, rows, sample_prompts(run.prompts, size.prompts, size.generations, 0, iteration)
+            )
         assert rollouts is not None
         drawn = [completion.ids.tolist() for rollout in rollouts for completion in rollout.completions]
-        assert {len(rollout.request.prompt) for rollout in rollouts} == {PROMPT}
-        assert {len(ids) for ids in drawn} == {COMPLETION}
+        assert {len(rollout.request.prompt) for rollout in rollouts} == {size.prompt}
+        assert [len(ids) for ids in drawn] == [size.completion] * size.prompts * size.generations
         groups = score_groups(config, layout, rollouts, [Score(value) for value in count_low_ids(drawn)])
         update(run, iteration, groups, clock)
         return clock.metrics()
 
-    return step
+    return step, policy
 
 
 # -- TRL ---------------------------------------------------------------------------------------------------------------
 
 
-def count_low_ids(completion_ids: list[list[int]], **_: Any) -> list[float]:
+def count_low_ids(completion_ids: list[list[int]]) -> list[float]:
     """The share of ids in the lower half: a reward that takes no time."""
     return [sum(token < VOCABULARY // 2 for token in ids) / max(1, len(ids)) for ids in completion_ids]
 
 
-def compare_steps(rounds: int, folder: Path) -> tuple[list[float], list[dict[str, float]]]:
+def compare_steps(size: Size, rounds: int, folder: Path) -> tuple[list[float], list[dict[str, float]]]:
     """The seconds of TRL's steps and of ours, taken in turn; the first of each is left out."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -160,12 +185,13 @@ def compare_steps(rounds: int, folder: Path) -> tuple[list[float], list[dict[str
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="w0", eos_token="w1", bos_token="w2")
     rng = np.random.default_rng(0)
-    prompts = [" ".join(f"w{token}" for token in rng.integers(4, VOCABULARY, PROMPT)) for _ in range(PROMPTS * 8)]
+    drawn = rng.integers(4, VOCABULARY, (size.prompts * 8, size.prompt))
+    prompts = [" ".join(f"w{token}" for token in row) for row in drawn]
     settings = GRPOConfig(
         output_dir=str(folder),
-        per_device_train_batch_size=PROMPTS * GENERATIONS,
-        num_generations=GENERATIONS,
-        max_completion_length=COMPLETION,
+        per_device_train_batch_size=size.prompts * size.generations,
+        num_generations=size.generations,
+        max_completion_length=size.completion,
         beta=KL,
         learning_rate=RATE,
         max_steps=rounds + 1,
@@ -180,7 +206,7 @@ def compare_steps(rounds: int, folder: Path) -> tuple[list[float], list[dict[str
     )
     theirs: list[float] = []
     ours: list[dict[str, float]] = []
-    step = earl()
+    step, policy = earl(size)
 
     class Stopwatch(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -190,16 +216,30 @@ def compare_steps(rounds: int, folder: Path) -> tuple[list[float], list[dict[str
             theirs.append(time.perf_counter() - self.begun)
             ours.append(step(len(ours)))
 
-    model().save_pretrained(folder / "start")
+    start = model(size)
+    start.save_pretrained(folder / "start")
+    lengths: list[int] = []
+
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        lengths.extend(map(len, completion_ids))
+        return count_low_ids(completion_ids)
+
     trainer = GRPOTrainer(
         Emu3ForCausalLM.from_pretrained(folder / "start"),  # it loads the reference from there as well
-        reward_funcs=count_low_ids,
+        reward_funcs=reward,
         args=settings,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=tokenizer,
         callbacks=[Stopwatch()],
     )
     trainer.train()
+    if len(lengths) != (rounds + 1) * size.prompts * size.generations or max(lengths) != size.completion:
+        raise SystemExit(f"error: TRL sampled {len(lengths)} completions of up to {max(lengths)} tokens")
+    for name, trained in (("TRL", trainer.model), ("EARL", policy.language)):
+        weights = zip(start.parameters(), trained.parameters(), strict=True)
+        moved = max(float((now - before).detach().abs().max()) for before, now in weights)
+        if not 0 < moved < 10 * RATE * (rounds + 1):
+            raise SystemExit(f"error: {name} moved weights by {moved}")
     return theirs[1:], ours[1:]
 
 
@@ -207,11 +247,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.rounds = 1
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        theirs, ours = compare_steps(arguments.rounds, Path(folder))
+        theirs, ours = compare_steps(SMOKE if arguments.smoke else Size(), arguments.rounds, Path(folder))
     best = min(ours, key=lambda metrics: metrics["time/iteration"])
     print(f"TRL   {min(theirs):6.2f} s a step")
     seconds = best.pop("time/iteration")

@@ -1,11 +1,13 @@
 """Memory and time from a laptop to four nodes of eight H100, by calculation: the computed tables of docs/SCALING.md.
 
-``python benchmarks/scaling.py`` prints them in seconds. Nothing is run. Configs are the package's recipes, and what a
-training keeps on a GPU is the formula of `earl_cli.training.common.memory`, which ``--dry-run`` shows as well.
+``python benchmarks/scaling.py`` prints them in seconds, with ``--smoke`` as well. Nothing is run. Configs are the
+package's recipes, and what a training keeps on a GPU is the formula of `earl_cli.training.common.memory`, which
+``--dry-run`` shows as well.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -460,5 +462,12 @@ def tables() -> Iterator[str]:
     yield decoding_table()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="as without: there is nothing that takes long")
+    parser.parse_args()
     print("\n\n".join(tables()))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,8 @@
 
 A small body under the published head of 184,622 rows, sequences of about 2,100 tokens: two 32 x 32 pictures and an
 instruction, loss on the second. Each side trains in a process of its own, so that its peak memory is its own; both do
-the whole of a step, optimizer included. ``python benchmarks/sft.py [--hidden 256] [--steps 3] [--threads 2] [--json]``
+the whole of a step, optimizer included. ``python benchmarks/sft.py [--hidden 256] [--steps 3] [--threads 2] [--json]``;
+``--smoke`` takes the smallest size, all in this process.
 """
 
 from __future__ import annotations
@@ -30,21 +31,22 @@ from earl_cli.training.sft.model import TrainedEmu3
 from earl_cli.training.sft.trainer import Reporter, SftTrainer
 
 SIDES = ("plain", "earl", "earl, separate vocabularies")
-GRID = 32
 INSTRUCTION = 20
+LARGEST_DIFFERENCE = 1e-3
+SMOKE = {"hidden": 64, "layers": 1, "steps": 1, "grid": 2}
 
 
 class Pairs(Dataset[dict[str, Any]]):
     """Random pairs of pictures, laid out as the published data."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, grid: int) -> None:
         generator = np.random.default_rng(0)
         self.rows = []
         for _ in range(count):
             images = []
             for _ in range(2):
-                codes = EMU3.visual_start + generator.integers(0, EMU3.codes, (GRID, GRID))
-                rows = np.concatenate([codes, np.full((GRID, 1), EMU3.eol)], axis=1).ravel()
+                codes = EMU3.visual_start + generator.integers(0, EMU3.codes, (grid, grid))
+                rows = np.concatenate([codes, np.full((grid, 1), EMU3.eol)], axis=1).ravel()
                 images.append(np.concatenate([[EMU3.boi, 18, 17, 9, 18, 17, EMU3.img], rows, [EMU3.eof, EMU3.eoi]]))
             text = generator.integers(0, 1000, INSTRUCTION)
             ids = np.concatenate([[EMU3.bos], images[0], text, images[1], [EMU3.eos]])
@@ -74,7 +76,7 @@ class Clock(TrainerCallback):
             self.losses.append(logs["loss"])
 
 
-def run(side: str, hidden: int, layers: int, steps: int) -> dict[str, Any]:
+def run(side: str, hidden: int, layers: int, steps: int, grid: int) -> dict[str, Any]:
     """Train one side for ``steps`` steps after one that warms up."""
     torch.manual_seed(0)
     config = Emu3TextConfig(
@@ -89,7 +91,7 @@ def run(side: str, hidden: int, layers: int, steps: int) -> dict[str, Any]:
         use_cache=False,
     )
     model = (Emu3ForCausalLM if side == "plain" else TrainedEmu3)(config)
-    pairs = Pairs(steps + 1)
+    pairs = Pairs(steps + 1, grid)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -134,29 +136,40 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {**{key: torch.stack([row[key] for row in rows]) for key in rows[0]}, "ids": ["row"] * len(rows)}
 
 
+def run_alone(side: str) -> dict[str, Any]:
+    """`run` in a process of its own."""
+    command = [sys.executable, str(Path(__file__)), *sys.argv[1:], "--side", side]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, default=256, help="width of the body, a multiple of 64")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--grid", type=int, default=32, help="rows and columns of codes of an image")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.smoke:
+        vars(given).update(SMOKE)
+    size = (given.hidden, given.layers, given.steps, given.grid)
     if given.side:
         torch.set_num_threads(given.threads)
-        print(json.dumps(run(given.side, given.hidden, given.layers, given.steps)))
+        print(json.dumps(run(given.side, *size)))
         return
-    found = {}
-    for side in SIDES:
-        command = [sys.executable, str(Path(__file__)), *sys.argv[1:], "--side", side]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[side] = json.loads(done.stdout.splitlines()[-1])
+    found = {side: run(side, *size) if given.smoke else run_alone(side) for side in SIDES}
     plain = found["plain"]
     for row in found.values():
         row["memory_ratio"] = row["peak_gigabytes"] / plain["peak_gigabytes"]
         row["speed_ratio"] = row["tokens_a_second"] / plain["tokens_a_second"]
     difference = max(abs(a - b) for a, b in zip(plain["losses"], found["earl"]["losses"], strict=True))
+    if not difference < LARGEST_DIFFERENCE:
+        raise SystemExit(f"error: losses of plain and earl differ by {difference:.1e}")
     if given.json:
         print(json.dumps({"hidden": given.hidden, "layers": given.layers, "sides": found, "difference": difference}))
         return

@@ -2,7 +2,8 @@
 
 Each is a process of its own, on the same few pairs of photos with the embedded model, the two sides in turn.
 
-``python benchmarks/starting.py [--rounds 5]``
+``python benchmarks/starting.py [--rounds 5]``; ``--smoke`` runs every command once, all of them in one process, and
+compares the edit of both sides.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 AS_IT_IS, SEARCHING = "as it is", "searching"
 SETTING = {AS_IT_IS: "", SEARCHING: "import gc; gc.disable = gc.freeze = lambda: None\n"}
+STORE = ("tokenize", "pairs", "-o", "store")
 COMMANDS: Mapping[str, Sequence[str]] = {
     "edit": ("edit", "pairs/0.png", "make it snowy", "--quiet", "--force"),
     "tokenize": ("tokenize", "pairs", "-o", "{new}"),
@@ -42,13 +44,12 @@ def prepare(folder: Path) -> None:
         small.save(folder / "pairs" / f"{index}.png")
         rows.append({"id": str(index), "source": f"{index}.png", "edited": f"{index}.png", "instruction": "blur it"})
     (folder / "pairs" / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    seconds(folder, AS_IT_IS, ("tokenize", "pairs", "-o", "store"))
 
 
-def seconds(folder: Path, side: str, command: Sequence[str]) -> float:
-    """Of one run. Raises CalledProcessError if it fails."""
-    args = [part.format(new=f"new-{time.monotonic_ns()}") for part in command]
-    program = f"{SETTING[side]}import sys; sys.argv = ['earl', *{args!r}]; from earl_cli.app import main; main()"
+def seconds(folder: Path, side: str, *commands: Sequence[str]) -> float:
+    """Of one run of all of these in a process. Raises CalledProcessError if one fails."""
+    args = [[part.format(new=f"new-{time.monotonic_ns()}") for part in command] for command in commands]
+    program = f"{SETTING[side]}import sys; from earl_cli.app import run; sys.exit(max(map(run, {args!r})))"
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-c", program],
@@ -60,13 +61,29 @@ def seconds(folder: Path, side: str, command: Sequence[str]) -> float:
     return time.perf_counter() - started
 
 
+def smoke(folder: Path) -> None:
+    """Every command once, and the edit on the other side too, whose image has to be the same."""
+    edits = {side: (*COMMANDS["edit"], "--seed", "7", "-o", f"{side}.png") for side in SETTING}
+    taken = seconds(folder, AS_IT_IS, STORE, edits[AS_IT_IS], *COMMANDS.values())
+    taken += seconds(folder, SEARCHING, edits[SEARCHING])
+    if (folder / f"{AS_IT_IS}.png").read_bytes() != (folder / f"{SEARCHING}.png").read_bytes():
+        raise SystemExit("error: the edits of both sides differ")
+    print(f"{len(COMMANDS)} commands and an edit of both sides: {taken:.1f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--smoke", action="store_true")
+    given = parser.parse_args()
+    rounds = given.rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
+        if given.smoke:
+            smoke(folder)
+            return
+        seconds(folder, AS_IT_IS, STORE)
         print(f"seconds, median of {rounds} runs\n{'':16}{AS_IT_IS:>10}{SEARCHING:>11}  ratio (range of pairs)")
         for label, command in COMMANDS.items():
             pairs = [(seconds(folder, AS_IT_IS, command), seconds(folder, SEARCHING, command)) for _ in range(rounds)]

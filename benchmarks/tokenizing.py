@@ -10,6 +10,7 @@ Our pass is measured in one process with all threads, and as ranks of one thread
 `--ranks` what two processes of the command, as torchrun starts them, gain over one (the embedded model's tokenizer).
 
 ``python benchmarks/tokenizing.py [--full] [--pairs 24] [--area 9216] [--threads 2] [--workers 1] [--json]``
+`--smoke` takes the smallest size, all in this process, one rank after the other.
 """
 
 # torch is imported where it is needed: worker processes run the top of this file as well
@@ -53,6 +54,9 @@ TINY = {
     "num_attention_heads": 1,
 }
 TINY_AREA = 32 * 32
+SMOKE = {"pairs": 4, "area": 16 * 16, "rounds": 1}
+MOST_DIFFERENT = 0.01
+"""The share of codes that may differ: where two are equally near to what was encoded."""
 REDUCTION = 8  # a side of a picture on disk, over that of the same picture for the model
 PUBLISHED, EARL, RANKS = "published", "earl", "earl, a rank a thread"
 MEMORY_AT = (0.02, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -161,13 +165,15 @@ def different_codes(published: Path, store: Path) -> tuple[int, int]:
 def seconds_of(side: str, given: argparse.Namespace, folder: Path, output: Path) -> float:
     """One pass of a side, in processes of its own that load the model before the clock starts."""
     ranks = given.threads if side == RANKS else 1
+    if given.smoke:
+        return max(_seconds_of_rank(side, given, folder, output, rank, ranks) for rank in range(ranks))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(ranks, spawn, _start_together, (spawn.Barrier(ranks),)) as processes:
         parts = [processes.submit(_seconds_of_rank, side, given, folder, output, rank, ranks) for rank in range(ranks)]
         return max(part.result() for part in parts)
 
 
-_together: Barrier
+_together: Barrier | None = None
 
 
 def _start_together(barrier: Barrier) -> None:
@@ -181,8 +187,9 @@ def _seconds_of_rank(side: str, given: argparse.Namespace, folder: Path, output:
     import torch
 
     torch.set_num_threads(given.threads // ranks)
-    vision = random_vision({} if given.full else SMALL)
-    _together.wait()
+    vision = random_vision({} if given.full else TINY if given.smoke else SMALL)
+    if _together:
+        _together.wait()
     started = time.perf_counter()
     if side == PUBLISHED:
         published_way(vision, folder, output, given.area)
@@ -214,13 +221,15 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
             if not turn:
                 for side in (EARL, RANKS):
                     different[side], codes = different_codes(outputs[PUBLISHED], outputs[side])
+                    if different[side] > MOST_DIFFERENT * codes:
+                        raise SystemExit(f"error: {different[side]} of {codes} codes of {side} differ")
     ratios = {}
     for side in (EARL, RANKS):
         each = [theirs / mine for theirs, mine in zip(seconds[PUBLISHED], seconds[side], strict=True)]
         best = min(seconds[PUBLISHED]) / min(seconds[side])
         ratios[side] = {"best": round(best, 2), "median": round(statistics.median(each), 2)}
     return {
-        "config": "published" if given.full else "a quarter of its width",
+        "config": "published" if given.full else "the smallest" if given.smoke else "a quarter of its width",
         "pairs": given.pairs,
         "edits_of_a_source": given.edits,
         "area": given.area,
@@ -362,7 +371,10 @@ def main() -> None:
     parser.add_argument("--memory", type=int, metavar="ROWS", help="show memory over a pass of so many rows instead")
     parser.add_argument("--ranks", action="store_true", help="compare two ranks of the command with one instead")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
+    if given.smoke:
+        vars(given).update(SMOKE)
     given.pairs = given.pairs or (4096 if given.ranks else 24)
     result = memory(given) if given.memory else ranks(given) if given.ranks else compare(given)
     if given.json:

@@ -1,7 +1,8 @@
 """Encoding and decoding a still image: our single frame against transformers' own `Emu3VQVAE`, on one thread.
 
 ``--full`` takes the published config of 270.7 M parameters, otherwise a quarter of its width. Codes and pixels of both
-sides are compared before anything is measured. `python benchmarks/vision.py [--full] [--size 64 128] [--json]`
+sides are compared before anything is measured. `python benchmarks/vision.py [--full] [--size 64 128] [--json]`;
+``--smoke`` takes the smallest size.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from transformers import Emu3VQVAE, Emu3VQVAEConfig
 from earl_cli.models import vision
 
 SMALL = {"base_channels": 64, "hidden_size": 256}
+SMALLEST = {"base_channels": 32, "hidden_size": 128, "num_res_blocks": 1}
+LARGEST_DIFFERENCE = 1e-3
 
 
 def best_seconds(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -39,6 +42,8 @@ def measure(model: Emu3VQVAE, size: int, rounds: int) -> dict[str, Any]:
     sizes = torch.tensor([[size, size]])
     same_codes = torch.equal(torch.stack(model.encode(pixels, sizes).image_tokens), codes)
     difference = (model.decode(codes) - vision.decode(model, codes)).abs().max().item()
+    if not same_codes or not difference < LARGEST_DIFFERENCE:
+        raise SystemExit(f"error: {size} pixels: codes equal: {same_codes}, pixels differ by up to {difference}")
     encode = best_seconds(
         {"earl": lambda: vision.encode(model, pixels), "transformers": lambda: model.encode(pixels, sizes)}, rounds
     )
@@ -63,10 +68,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
+    if given.smoke:
+        vars(given).update(size=[16], rounds=1)
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    model = Emu3VQVAE(Emu3VQVAEConfig(**({} if given.full else SMALL))).eval()
+    model = Emu3VQVAE(Emu3VQVAEConfig(**({} if given.full else SMALLEST if given.smoke else SMALL))).eval()
     parameters = sum(weight.numel() for weight in model.parameters())
     results = [measure(model, size, given.rounds) for size in given.size]
     if given.json:
