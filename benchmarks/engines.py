@@ -99,7 +99,8 @@ def measure(
     layout, grid, engines = shape()
     if layout.vocabulary != EMU3:  # in bfloat16 a rounding decides between ids that are as good as equal
         asked = requests(layout, min(counts), grid)
-        drawn = [[each.ids.tolist() for (each,) in engine.generate(asked, Sampling(0))] for engine in engines.values()]
+        greedy = SamplingParams(0)
+        drawn = [[each.ids.tolist() for (each,) in engine.generate(asked, greedy)] for engine in engines.values()]
         if drawn[0] != drawn[1]:
             raise SystemExit("error: the likeliest ids of both engines differ")
     found = []

@@ -71,10 +71,10 @@ def measure(prompts: int, samples: int, grid: Grid, sampling: SamplingParams, ro
     requests = [SamplingRequest(tuple(each.tolist()), "edit", grid, tuple(range(samples))) for each in ids]
     batch = torch.from_numpy(np.stack(ids))
 
-    def ours(sampling: Sampling) -> list[list[int]]:
+    def ours(sampling: SamplingParams) -> list[list[int]]:
         return [each.ids.tolist() for group in engine.generate(requests, sampling) for each in group]
 
-    def theirs(sampling: Sampling) -> list[list[int]]:
+    def theirs(sampling: SamplingParams) -> list[list[int]]:
         out = model.generate(
             batch,
             attention_mask=torch.ones_like(batch),
@@ -90,9 +90,9 @@ def measure(prompts: int, samples: int, grid: Grid, sampling: SamplingParams, ro
         found: list[list[int]] = out[:, batch.shape[1] :].tolist()
         return found
 
-    if ours(Sampling(0))[::samples] != theirs(Sampling(0)):
+    if ours(SamplingParams(0))[::samples] != theirs(SamplingParams(0)):
         raise SystemExit("error: the likeliest ids of both sides differ")
-    sides: dict[str, Callable[[Sampling], list[list[int]]]] = {"earl": ours, "transformers": theirs}
+    sides: dict[str, Callable[[SamplingParams], list[list[int]]]] = {"earl": ours, "transformers": theirs}
     best = dict.fromkeys(sides, 0.0)
     for turn in range(rounds + 1):
         for name, side in sides.items():

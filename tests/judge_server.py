@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from local_server import LocalHandler, LocalServer
+from local_server import MOMENT, LocalHandler, LocalServer
 from PIL import Image
 
 from earl_cli.rewards.reward import Edit, Pixels
@@ -71,6 +71,7 @@ class JudgeServer:
     models: tuple[str, ...] = (MODEL,)
     key: str | None = None  # the only one that is let in
     is_down: bool = False  # hangs up on everybody
+    silent_after: int | None = None  # so many answers; whoever asks then waits until this is another number
     refuses: str | None = None  # questions with this text get status 400
     breaks: str | None = None  # questions with this text always get status 500
     favours: str | None = None  # the choice that it always makes between two edits, "1", "2" or "tie"
@@ -88,6 +89,7 @@ class JudgeServer:
     def start(self) -> JudgeServer:
         """Listens on a free port of 127.0.0.1."""
         self.lock, self.at_once, self.attempts = threading.Lock(), 0, Counter[str]()
+        self.answered = 0
         self.server = LocalServer(self, _Handler).start()
         self.api_base = f"{self.server.address}/v1"
         return self
@@ -95,6 +97,12 @@ class JudgeServer:
     def stop(self) -> None:
         """Ends every connection and listens no more."""
         self.server.stop()
+
+    def may_answer(self) -> bool:
+        """Whether there is an answer left; it counts as given."""
+        with self.lock:
+            self.answered += (left := self.silent_after is None or self.answered < self.silent_after)
+            return left
 
     def forget(self) -> None:
         """As if nobody had asked yet."""
@@ -201,6 +209,8 @@ class _Handler(LocalHandler):
             return self.send_error_of(500, "EngineCore encountered an issue.")
         if fault == "slow":
             time.sleep(judge.faults.slow)
+        while not judge.may_answer():
+            time.sleep(MOMENT)
         if fault not in (None, "slow"):
             return self._fail(judge, fault)
         if judge.message is not None:

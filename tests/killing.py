@@ -1,6 +1,7 @@
 """Trainings that are killed and started again: what they leave at any moment is whole, and they end as undisturbed.
 
-`EARL_SOAK_KILLS` is how many kills a test over and over makes; `EARL_SOAK_SEED` repeats the moments that one printed.
+`EARL_SOAK_KILLS` is how many kills a test over and over makes, at random moments; `EARL_SOAK_SEED` repeats those of the
+seed that one printed.
 """
 
 from __future__ import annotations
@@ -9,48 +10,27 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phases import MODEL, MOMENTS, Command, folders, number, of_training
 from trainings import Trainings, torchrun, worker
-from victims import Run
+from victims import Run, wait_until_frozen
 
-from earl_cli.files import LOCK_FILE, is_partial
-from earl_cli.training.common.checkpoints import BEST, CHECKPOINTS, MODEL_ONLY, STATE, TRAINING, checkpoints
+from earl_cli.files import LOCK_FILE
+from earl_cli.training.common.checkpoints import BEST, CHECKPOINTS, MODEL_ONLY, checkpoints
 from earl_cli.training.common.curves import LOG, read_run
 
-MODEL = "model.safetensors"
-KILLS = int(os.environ.get("EARL_SOAK_KILLS", "0"))
-SOAK = KILLS > 0
-SEED = int(os.environ.get("EARL_SOAK_SEED", random.randrange(1 << 32) if SOAK else "0"))
+KILLS = int(os.environ.get("EARL_SOAK_KILLS", "8"))
+SEED = int(os.environ.get("EARL_SOAK_SEED", random.randrange(1 << 32)))
 MEASURED = re.compile(r"time/.*|memory|.*runtime|.*per_second|total_flos|train_loss")
 """Figures of a log that are other ones each time, or of what was done since the last start."""
-
-MOMENTS = ("in the first steps", "in a checkpoint", "between checkpoints", "between mark and clean-up")
-MOMENTS = (*MOMENTS, "in the clean-up", "before the final model", "in the final model", "at the very end")
-
-
-@dataclass(frozen=True)
-class Command:
-    """What is known of a training command: which of its checkpoints are left in the end, the last one last.
-
-    ``keep`` of them are whole, those before are models alone; ``model`` is a checkpoint's folder with the weights.
-    """
-
-    left: tuple[str, ...]
-    keep: int
-    model: str
-    unit: str
-    first: int
-
-    def done(self, checkpoint: Path) -> str:
-        """What a run that goes on from there says."""
-        return f"resumed from {self.unit} {number(checkpoint) + self.first}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +56,12 @@ class Setting:
 
     def start(self, output: Path, **how: Any) -> list[Run]:
         return self.launch.ranks(self.processes, *self.arguments, "-o", output, **how)
+
+    def start_until(self, moment: str, output: Path) -> list[Run]:
+        """Started, and the first process frozen in that phase."""
+        runs = self.start(output, freeze=moment)
+        runs[0].frozen()
+        return runs
 
     def finish(self, output: Path) -> None:
         """Start it again: it goes on from the newest whole checkpoint, and ends with the undisturbed run's files."""
@@ -106,22 +92,7 @@ class Setting:
 
     def phase(self, output: Path) -> str:
         """How far the training was, by what it left."""
-        if any(map(is_partial, output.glob(".*"))):
-            return "in the final model"
-        whole = checkpoints(output / CHECKPOINTS)
-        newest = number(whole[-1]) if whole else -1
-        torn = [path for path in folders(output) if path not in whole and not is_stripped(path)]
-        if any(number(path) < newest for path in torn):
-            return "in the clean-up"
-        if torn:
-            return "in a checkpoint"
-        if len(whole) > self.command.keep:
-            return "between mark and clean-up"
-        if not whole:
-            return "in the first steps" if (output / LOG).exists() else "while starting"
-        if whole[-1].name != self.command.left[-1]:
-            return "between checkpoints"
-        return "at the very end" if (output / MODEL).exists() else "before the final model"
+        return of_training(self.command, output)
 
     def reaches(self, output: Path, moments: Collection[str], seconds: float) -> bool:
         """Wait for one of these phases, by looking at the folder all the time, but no longer than that."""
@@ -179,21 +150,6 @@ def figures(output: Path) -> dict[str, list[float]]:
     return {name: series.values.tolist() for name, series in found.items() if not MEASURED.fullmatch(name)}
 
 
-def folders(output: Path) -> list[Path]:
-    """What is there of checkpoints, whole or not."""
-    folder = output / CHECKPOINTS
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-
-
-def number(checkpoint: Path) -> int:
-    return int(re.split(r"\D", checkpoint.name)[-1])
-
-
-def is_stripped(checkpoint: Path) -> bool:
-    """Whether its model alone is left, as it should be."""
-    return (checkpoint / MODEL_ONLY).is_file() and not any(list(checkpoint.glob(pattern)) for pattern in STATE)
-
-
 def kill(runs: Sequence[Run]) -> int:
     """SIGKILL to each that isn't over; how many it ended."""
     for run in runs:
@@ -221,20 +177,17 @@ def kill_at_operations(setting: Setting, output: Path, touches: Sequence[int]) -
 
 
 def kill_over_and_over(settings: Callable[[str], Setting], names: Sequence[str], kills: int, folder: Path) -> None:
-    """At random moments, in phases and at operations on files: all processes, or one and the others end themselves.
-
-    Each of ``names`` has its turn, or any of them in a long run.
-    """
+    """At random moments, in phases and at operations on files: all processes, or one and the others end themselves."""
     started = time.monotonic()
     print(f"\nseed {SEED}: EARL_SOAK_KILLS={kills} EARL_SOAK_SEED={SEED}")
     rng = random.Random(SEED)
     killed = Counter[str]()
     outputs = 0
     while killed.total() < kills:
-        name = rng.choice(names) if SOAK else names[outputs % len(names)]
+        name = rng.choice(names)
         outputs += 1
         output = folder / str(outputs) / "run"
-        for _ in range(rng.randint(1, 4) if SOAK else 2):
+        for _ in range(rng.randint(1, 4)):
             if killed.total() >= kills or not _one_kill(rng, settings(name), name, output, killed):
                 break
         settings(name).finish(output)
@@ -263,7 +216,7 @@ def _one_kill(rng: random.Random, setting: Setting, name: str, output: Path, kil
     for run in runs:
         if run in victims:
             continue
-        if SOAK and rng.random() < 0.2:
+        if rng.random() < 0.2:
             with suppress(TimeoutError):  # one that still waited for the other to start would wait for long
                 assert run.wait(40) in (0, 1), run.output
                 assert "Traceback" not in run.output
@@ -272,6 +225,14 @@ def _one_kill(rng: random.Random, setting: Setting, name: str, output: Path, kil
     setting.check(output)
     killed[f"{name}, {len(victims)} of {len(runs)}: {setting.phase(output)}"] += reached
     return reached
+
+
+def kill_in(setting: Setting, moment: str, output: Path) -> None:
+    """All processes, while the first is in that phase."""
+    runs = setting.start_until(moment, output)
+    assert kill(runs) == len(runs)
+    assert setting.phase(output) == moment
+    setting.check(output)
 
 
 # -- a full disk ---------------------------------------------------------------------------------------------------
@@ -289,14 +250,9 @@ def refused(setting: Setting, output: Path) -> None:
 
 def start_and_fill(setting: Setting, output: Path, fill: Callable[[], object]) -> list[Run]:
     """Started on a disk that has room, which somebody else takes while it trains."""
-    runs = setting.start(output)
-    lock, end = output / CHECKPOINTS / LOCK_FILE, time.monotonic() + 60
-    holder = ""
-    while holder != f"{runs[0].pid} {TRAINING}":
-        assert time.monotonic() < end, runs[0].output
-        with suppress(FileNotFoundError):
-            holder = lock.read_text()
+    runs = setting.start_until("in the first steps", output)
     fill()
+    runs[0].thaw()
     return runs
 
 
@@ -320,40 +276,51 @@ def assert_disk_is_full(runs: Sequence[Run], where: Path, what: str) -> None:
 
 def kill_under_torchrun(setting: Setting, output: Path, killed: int) -> None:
     """One of two processes: torchrun ends the other, and the next start goes on."""
-    process = torchrun(2, *setting.arguments, "-o", output)
-    try:
-        while not (output / CHECKPOINTS / LOCK_FILE).exists():
-            assert process.poll() is None, process.communicate()
-        victim, other = (worker(process.pid, rank) for rank in (killed, 1 - killed))
-        assert setting.reaches(output, ["between checkpoints"], 120)
-        os.kill(victim, signal.SIGKILL)
+    with under_torchrun(setting, output) as (process, workers):
+        os.kill(workers[killed], signal.SIGKILL)
+        os.kill(workers[0], signal.SIGCONT)
         _, err = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
-    assert not Path(f"/proc/{other}").exists()
+    assert not Path(f"/proc/{workers[1 - killed]}").exists()
     assert err.count("error:") <= 1, err
     setting.check(output)
     setting.finish(output)
 
 
-def stop(setting: Setting, output: Path, moment: str, number: signal.Signals, code: int) -> None:
+@contextmanager
+def under_torchrun(
+    setting: Setting, output: Path, *more: object
+) -> Iterator[tuple[subprocess.Popen[str], tuple[int, int]]]:
+    """torchrun, and its two processes; the first is frozen between checkpoints."""
+    process = torchrun(2, *setting.arguments, *more, "-o", output, freeze="between checkpoints")
+    workers: tuple[int, ...] = ()
+    try:
+        while not (output / CHECKPOINTS / LOCK_FILE).exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        workers = (worker(process.pid, 0), worker(process.pid, 1))
+        wait_until_frozen(workers[0], lambda: "")
+        yield process, workers
+    finally:
+        for pid in (process.pid, *workers) if process.poll() is None else ():
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+
+def stop(setting: Setting, output: Path, moment: str, number: signal.Signals) -> None:
     """By a signal that can be caught: the program writes a checkpoint, says no more than that, and goes on later.
 
-    Of several processes it comes to the last alone. While they start there is nothing to be kept; but a signal meant
-    for that time can come after the first step, when this process has to wait for a core.
+    Of several processes it comes to the last alone. While they start there is nothing to be kept.
     """
-    runs = setting.start(output)
-    assert setting.reaches(output, [moment], 10 * setting.seconds)
-    if moment == "while starting":
-        time.sleep(0.1)
+    runs = setting.start_until(moment, output)
     os.killpg(runs[-1].pid, number)
+    runs[0].thaw()
     for run in runs:
-        assert run.wait(60) == code, run.output
+        assert run.wait(60) == 128 + number, run.output
         assert "Traceback" not in run.output
         assert "error:" not in run.output
-    if moment == "while starting" and not checkpoints(output / CHECKPOINTS):
+    if moment == "while starting":
+        assert checkpoints(output / CHECKPOINTS) == []
         assert runs[0].output.rstrip().endswith("stopped") == (number == signal.SIGINT)
     else:
         assert_stopped(setting, output, runs[0].output)
@@ -372,25 +339,27 @@ def assert_stopped(setting: Setting, output: Path, said: str) -> None:
 
 def stop_under_torchrun(setting: Setting, output: Path) -> None:
     """Ctrl-C reaches torchrun, which passes it on: the checkpoint is written before it ends."""
-    process = torchrun(2, *setting.arguments, "-o", output)
-    try:
-        assert setting.reaches(output, ["between checkpoints"], 120)
+    with under_torchrun(setting, output) as (process, workers):
         process.send_signal(signal.SIGINT)
+        while not is_signalled(workers[0]):
+            time.sleep(0.01)
+        os.kill(workers[0], signal.SIGCONT)
         said, err = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
     assert "error:" not in err
     assert_stopped(setting, output, said)
     setting.check(output)
     setting.finish(output)
 
 
+def is_signalled(pid: int) -> bool:
+    """Whether a signal waits for this process to go on."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)[1], 16) != 0  # type: ignore[index]
+
+
 def start_twice(setting: Setting, output: Path) -> None:
     """The second is refused while the first is there, and does no harm."""
-    (first,) = setting.start(output)
-    assert setting.reaches(output, MOMENTS[:3], 10 * setting.seconds)
-    first.send(signal.SIGSTOP)
+    (first,) = setting.start_until("in a checkpoint", output)
     (second,) = setting.start(output)
     assert second.wait() == 8, second.output
     assert f"error: {output / CHECKPOINTS}: another training is at work here\n" in second.output

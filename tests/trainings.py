@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from victims import ENVIRONMENT, Forks, Run, serve
+from victims import ENVIRONMENT, Forks, Run, program, serve
 
 from earl_cli.data.store import Manifest, TokenizedPair, create_or_resume, write_shard
 
@@ -84,11 +84,14 @@ class Trainings(Forks):
         ]
 
 
-def torchrun(count: int, *args: object) -> subprocess.Popen[str]:
-    """``torchrun -m earl_cli …`` as anybody starts it, in a group of processes of its own."""
+def torchrun(count: int, *args: object, freeze: str | None = None) -> subprocess.Popen[str]:
+    """``torchrun -m earl_cli …`` as anybody starts it, in a group of processes of its own.
+
+    The first process freezes in the phase ``freeze`` of `phases`.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port"]
     return subprocess.Popen(
-        [*command, str(free_port()), "-m", "earl_cli", *map(str, args)],
+        [*command, str(free_port()), *program(freeze), *map(str, args)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+
 MARK = "EARL_TEST_RUN"
 ROWS_PER_SHARD = 16
 TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir")
@@ -49,6 +51,14 @@ class Run:
         """To this process alone; it may have ended already."""
         os.kill(self.pid, number)
 
+    def frozen(self) -> Run:
+        """This run, once it has frozen in the phase that it was started with."""
+        wait_until_frozen(self.pid, lambda: self.output)
+        return self
+
+    def thaw(self) -> None:
+        self.send(signal.SIGCONT)
+
     def interrupt(self) -> None:
         """What Ctrl-C in a terminal does: SIGINT to the whole group."""
         os.killpg(self.pid, signal.SIGINT)
@@ -67,17 +77,35 @@ class Run:
         return [pid for pid in found if pid != self.pid]
 
 
+def wait_until_frozen(pid: int, said: Callable[[], str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    status = ""
+    while status != psutil.STATUS_STOPPED:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            status = psutil.Process(pid).status()
+        assert status != psutil.STATUS_ZOMBIE and psutil.pid_exists(pid), f"it ended before:\n{said()}"
+        assert time.monotonic() < end, said()
+        time.sleep(0.002)
+
+
 class Launcher(Protocol):
-    def __call__(self, *args: object, environment: Mapping[str, str] = ...) -> Run:
-        """Start ``earl`` with these arguments."""
+    def __call__(self, *args: object, environment: Mapping[str, str] = ..., freeze: str | None = ...) -> Run:
+        """Start ``earl`` with these arguments; it freezes in the phase ``freeze`` of `phases`."""
         ...
 
 
-def own_program(logs: Path, *args: object, environment: Mapping[str, str] | None = None) -> Run:
+def program(freeze: str | None) -> list[str]:
+    """What runs ``earl``, to be followed by its arguments."""
+    return ["-m", "earl_cli"] if freeze is None else [str(Path(__file__).with_name("phases.py")), freeze]
+
+
+def own_program(
+    logs: Path, *args: object, environment: Mapping[str, str] | None = None, freeze: str | None = None
+) -> Run:
     """``python -m earl_cli`` as anybody starts it."""
     mark, log = _new_run(logs)
     process = subprocess.Popen(
-        [sys.executable, "-m", "earl_cli", *map(str, args)],
+        [sys.executable, *program(freeze), *map(str, args)],
         stdin=subprocess.DEVNULL,
         stdout=log.open("wb"),
         stderr=subprocess.STDOUT,
@@ -111,13 +139,21 @@ class Forks:
         assert self._answer() == "ready"
 
     def __call__(
-        self, *args: object, environment: Mapping[str, str] | None = None, touches: int = 0, largest: int = 0
+        self,
+        *args: object,
+        environment: Mapping[str, str] | None = None,
+        touches: int = 0,
+        largest: int = 0,
+        freeze: str | None = None,
     ) -> Run:
-        """``touches``: at which operation on its output's files it is killed. ``largest``: bytes that one may have."""
+        """Start ``earl``; it freezes in the phase ``freeze`` of `phases`.
+
+        ``touches``: at which operation on its output's files it is killed. ``largest``: bytes that one may have.
+        """
         mark, log = _new_run(self.logs)
         given = {**(environment or {}), MARK: mark}
         order = {"args": list(map(str, args)), "environment": given, "log": str(log)}
-        order |= {"touches": touches, "largest": largest}
+        order |= {"touches": touches, "largest": largest, "freeze": freeze}
         pid = self._ask(order)
         return Run(pid, mark, log, lambda seconds: self._ask({"wait": pid, "seconds": seconds}))
 
@@ -154,20 +190,28 @@ def serve() -> None:
     from earl_cli.models import bundle  # noqa: F401
 
     tokenizing.TokenizeSettings = functools.partial(tokenizing.TokenizeSettings, rows_per_shard=ROWS_PER_SHARD)
+    import phases  # noqa: F401
+
     threads = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
     assert len([name for name in threads if "jemalloc" not in name]) == 1, threads  # a fork leaves other threads behind
     gc.collect()
     gc.freeze()
     print(json.dumps("ready"), flush=True)
+    started = set()
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
             answer = _wait(order["wait"], order["seconds"])
+            if answer is not None:
+                started.discard(order["wait"])
         else:
             answer = os.fork()
             if not answer:
                 run(order)
+            started.add(answer)
         print(json.dumps(answer), flush=True)
+    for pid in started:  # of a test that failed
+        os.kill(pid, signal.SIGKILL)
 
 
 def _wait(pid: int, seconds: float) -> int | None:
@@ -182,6 +226,8 @@ def _wait(pid: int, seconds: float) -> int | None:
 
 def run(order: Mapping[str, Any]) -> None:
     """Become the ``earl`` that was ordered."""
+    from phases import freeze_in
+
     from earl_cli.app import main
 
     os.setsid()
@@ -193,6 +239,8 @@ def run(order: Mapping[str, Any]) -> None:
     sys.argv = ["earl", *order["args"]]
     if order["largest"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest"], order["largest"]))
+    if order["freeze"]:
+        freeze_in(order["freeze"], order["args"])
     if order["touches"]:
         sys.addaudithook(_end_at(order["touches"], order["args"][order["args"].index("-o") + 1]))
     main()

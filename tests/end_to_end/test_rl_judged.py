@@ -88,7 +88,7 @@ def test_a_faulty_judge_makes_the_weights_of_a_healthy_one(
     assert [line["reward/frac_missing"] for line in log] == [0.0] * ITERATIONS
 
 
-@pytest.mark.parametrize("sharing", [1, 2])
+@pytest.mark.parametrize("sharing", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_killed_and_started_again_no_answered_question_is_asked_twice(
     sharing: int, judge: JudgeServer, arguments: tuple[str, ...], forked: Trainings, healthy: bytes, tmp_path: Path
 ) -> None:
@@ -96,12 +96,14 @@ def test_killed_and_started_again_no_answered_question_is_asked_twice(
     output = tmp_path / "run"
     command = (*arguments, "--api-base", judge.api_base, "-o", output, *options(judge_at_once=2))
     for answers in (10, 20, 40):
+        judge.silent_after = answers
         runs = forked.ranks(sharing, *command)
-        while sum(contents(judge).values()) < answers:
+        while judge.answered < answers or not judge.at_once:
             assert runs[0].wait_for_end(0.001) is None, runs[0].output
         for each in runs:
             each.send(signal.SIGKILL)
         assert [each.wait() for each in runs] == [-signal.SIGKILL] * sharing
+    judge.silent_after = None
     lost = 3 * sharing * 2  # under way when it was killed: answered, and not yet in the cache
     runs = forked.ranks(sharing, *command)
     for each in runs:
@@ -134,10 +136,12 @@ def test_a_judge_that_goes_down_is_waited_for(
     while_down: list[list[str]] = []
 
     def goes_down() -> None:
-        while len(judge.calls) < EPISODES * 2 + 3:
+        end = time.monotonic() + 120
+        while len(judge.calls) < EPISODES * 2 + 3 and time.monotonic() < end:
             time.sleep(0.001)
         judge.is_down = True
-        time.sleep(4)
+        while not checkpoints(output / CHECKPOINTS) and time.monotonic() < end:
+            time.sleep(0.01)
         while_down.append([path.name for path in checkpoints(output / CHECKPOINTS)])
         judge.is_down = False
 

@@ -1,33 +1,34 @@
 """``earl tokenize`` killed at any moment and started again: the store ends as if nothing had happened.
 
-`EARL_SOAK_KILLS=200 pytest -s tests/end_to_end/test_tokenize_killed.py -k over_and_over` (`make soak`) is the long
-version; it prints a seed, which EARL_SOAK_SEED repeats.
+`make soak` kills it at random moments.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+from killing import KILLS, SEED
+from phases import hidden, of_store
 from PIL import Image
 from victims import Forks, Launcher, Run, own_program
 
 from earl_cli.data.inspecting import verify
-from earl_cli.data.store import MANIFEST, open_store
-from earl_cli.files import LOCK_FILE, is_partial
+from earl_cli.data.store import open_store
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,8 +40,6 @@ FEWER = 120  # rows of the passes with small shards
 BROKEN = "broken.png"
 BAD = {*range(30, ROWS, 41), *range(95, 121)}
 UNREADABLE = {65, 310}
-KILLS = int(os.environ.get("EARL_SOAK_KILLS", "12"))
-SEED = int(os.environ.get("EARL_SOAK_SEED", random.randrange(1 << 32) if KILLS > 12 else "0"))
 RANKS = [{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"} for rank in range(2)]
 
 
@@ -74,9 +73,15 @@ class Setting:
     reference: dict[str, bytes]
     seconds: float
 
-    def start(self, store: Path, ranks: int = 1, **special: int) -> list[Run]:
+    def start(self, store: Path, ranks: int = 1, **special: Any) -> list[Run]:
         given = RANKS if ranks == 2 else [{}]
         return [self.launch(*self.arguments, "-o", store, environment=rank, **special) for rank in given]
+
+    def start_until(self, moment: str, store: Path, ranks: int = 1) -> list[Run]:
+        """Started, and the first rank frozen in that phase."""
+        runs = self.start(store, ranks, freeze=moment)
+        runs[0].frozen()
+        return runs
 
     def finish(self, store: Path, ranks: int = 1) -> None:
         """Start it again until it ends by itself, and compare the store with the undisturbed one."""
@@ -101,11 +106,6 @@ def files(store: Path) -> dict[str, bytes]:
         except FileNotFoundError:
             assert hidden(path.name)  # another process goes on
     return found
-
-
-def hidden(name: str) -> bool:
-    """Whether it is no part of a store: what is being written, and who does so."""
-    return is_partial(Path(name)) or name.startswith(LOCK_FILE)
 
 
 def undisturbed(launch: Launcher, arguments: tuple[object, ...], store: Path) -> Setting:
@@ -157,26 +157,6 @@ def test_the_undisturbed_pass_has_every_good_row_once(forks: Setting, programs: 
 # -- killed --------------------------------------------------------------------------------------------------------
 
 
-def phase(store: Path) -> str:
-    """How far the pass was, by what it left."""
-    names = sorted(path.name for path in store.iterdir()) if store.is_dir() else []
-    asides = [name for name in names if hidden(name)]
-    done = [name for name in names if name.endswith(".parquet")]
-    reasons = [name.removesuffix(".rejects.jsonl") for name in names if name.endswith(".jsonl")]
-    if MANIFEST not in names:
-        return "in the manifest" if asides else "while starting"
-    if any(".rejects." in name for name in asides):
-        return "in the rejects"
-    if any(".parquet." in name for name in asides):
-        return "in a shard"
-    if any(f"{name}.parquet" not in done for name in reasons):
-        return "between the rejects and their shard"
-    if not done:
-        return "before the first shard"
-    manifest = json.loads((store / MANIFEST).read_text(encoding="utf-8"))
-    return "at the very end" if len(done) == manifest["shards"] else "between shards"
-
-
 MOMENTS = ("in the manifest", "before the first shard", "in a shard", "between shards", "at the very end")
 
 
@@ -193,7 +173,7 @@ def reaches(store: Path, moment: str, seconds: float) -> None:
 
 def phase_now(store: Path) -> str:
     try:
-        return phase(store)
+        return of_store(store)
     except FileNotFoundError:  # read while it was written
         return ""
 
@@ -221,6 +201,7 @@ def ends_alone(run: Run) -> None:
     wait_for(lambda: not run.children())
 
 
+@pytest.mark.full
 def test_killed_over_and_over(forks: Setting, programs: Setting, tmp_path: Path) -> None:
     """At random moments and by phase, alone and two ranks at once, forked and as a program of its own."""
     started = time.monotonic()
@@ -264,38 +245,39 @@ def _one_kill(rng: random.Random, setting: Setting, store: Path, ranks: int, kil
         else:
             reached = kill(runs)
     setting.check(store)
-    killed[phase(store) + (", two ranks" if ranks == 2 else "")] += reached
+    killed[of_store(store) + (", two ranks" if ranks == 2 else "")] += reached
     return reached > 0
 
 
-def test_killed_before_every_operation_on_a_file(forks: Setting, tmp_path: Path) -> None:
-    """One store, started again each time: at its first operation, at its third, …; each goes further than the last."""
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.full)])
+def test_killed_before_operations_on_files(every: int, forks: Setting, tmp_path: Path) -> None:
+    """One store, started again each time: at one operation, at a later one, …; each goes further than the last."""
     seen = []
-    for touches in range(1, 100, 2):
+    for touches in range(1, 200, every):
         (run,) = forks.start(tmp_path / "store", touches=touches)
         code = run.wait()
         forks.check(tmp_path / "store")
         if code == 0:
             break
         assert code == -signal.SIGKILL, run.output
-        seen.append(phase(tmp_path / "store"))
+        seen.append(of_store(tmp_path / "store"))
         ends_alone(run)
     forks.finish(tmp_path / "store")
-    assert set(seen) >= {"while starting", "in the manifest", "in a shard"}
+    assert len(set(seen)) >= 3, seen
 
 
+@pytest.mark.full
 def test_killed_while_everything_is_imported(programs: Setting, tmp_path: Path) -> None:
-    for share in (0.1, 0.4):
+    for library in ("libpython", "libtorch"):
         runs = programs.start(tmp_path / "store")
-        time.sleep(share * programs.seconds)
+        wait_for(lambda runs=runs, library=library: library in Path(f"/proc/{runs[0].pid}/maps").read_text())
         assert kill(runs) == 1
         programs.check(tmp_path / "store")
     programs.finish(tmp_path / "store")
 
 
 def test_one_rank_killed_and_the_other_goes_on(forks: Setting, tmp_path: Path) -> None:
-    runs = forks.start(tmp_path / "store", ranks=2)
-    wait_for(lambda: shards(tmp_path / "store") > 0)
+    runs = forks.start_until("between shards", tmp_path / "store", ranks=2)
     assert kill(runs[:1]) == 1
     assert runs[1].wait() == 0, runs[1].output
     assert not open_store(tmp_path / "store").complete
@@ -305,11 +287,9 @@ def test_one_rank_killed_and_the_other_goes_on(forks: Setting, tmp_path: Path) -
 def test_a_worker_process_killed(forks: Setting, tmp_path: Path) -> None:
     """As the system does it when memory runs out."""
     store = tmp_path / "store"
-    (run,) = forks.start(store)
-    wait_for(lambda: shards(store) > 0)
-    for pid in run.children():
-        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
+    (run,) = forks.start_until("in a shard", store)
+    worker_of(run).kill()
+    run.thaw()
     assert run.wait() == 1, run.output
     assert "error: a process that reads pictures was killed" in run.output
     assert "Traceback" not in run.output
@@ -321,25 +301,31 @@ def test_a_worker_process_killed(forks: Setting, tmp_path: Path) -> None:
 # -- interrupted ---------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c(forks: Setting, tmp_path: Path) -> None:
-    """The worker processes hear of it too, also while they are starting."""
+@pytest.mark.parametrize(
+    "moment", ["between shards", *(pytest.param(each, marks=pytest.mark.full) for each in ("while starting", *MOMENTS))]
+)
+def test_ctrl_c(moment: str, forks: Setting, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    for later in (0.0, 0.05, 0.2, "in a shard", "after a shard"):
-        before = shards(store)
-        (run,) = forks.start(store)
-        if isinstance(later, float):
-            wait_for(lambda run=run: len(run.children()) == 2)  # a worker, and the one that looks after semaphores
-            time.sleep(later)
-        else:
-            wait_for(lambda before=before, later=later: shards(store) > before or phase_now(store) == later)
-        run.interrupt()
-        assert run.wait(30) == 130, run.output
-        assert "Traceback" not in run.output
-        assert run.output.rstrip().endswith("stopped")
-        ends_alone(run)
-        assert not any(map(hidden, files(store)))
-        forks.check(store)
+    (run,) = forks.start_until(moment, store)
+    run.interrupt()
+    run.thaw()
+    assert_interrupted(run, run.wait(60))
+    assert not any(map(hidden, files(store)))
+    forks.check(store)
     forks.finish(store)
+
+
+@pytest.mark.parametrize("later", [0.05, *(pytest.param(each, marks=pytest.mark.full) for each in (0.0, 0.2, 0.5))])
+def test_ctrl_c_while_a_worker_process_starts(later: float, forks: Setting, tmp_path: Path) -> None:
+    """It hears of it too."""
+    (run,) = forks.start(tmp_path / "store")
+    wait_for(lambda: len(run.children()) == 2)  # a worker, and the one that looks after semaphores
+    run.send(signal.SIGSTOP)  # else all could be over by then
+    time.sleep(later)
+    run.interrupt()
+    run.thaw()
+    assert_interrupted(run, run.wait(60))
+    forks.finish(tmp_path / "store")
 
 
 def test_ctrl_c_does_not_wait_for_a_whole_portion(forks: Setting, tmp_path: Path) -> None:
@@ -350,48 +336,43 @@ def test_ctrl_c_does_not_wait_for_a_whole_portion(forks: Setting, tmp_path: Path
     row = {"source": "large.png", "edited": "large.png", "instruction": "make it snowy"}
     (folder / "pairs.jsonl").write_text(f"{json.dumps(row)}\n" * 64, encoding="utf-8")
     run = forks.launch("tokenize", folder, *forks.arguments[2:], "-o", tmp_path / "store")
-    reaches(tmp_path / "store", "before the first shard", 60)
-    time.sleep(2)
+    wait_for(lambda: len(run.children()) == 2)
+    worker = worker_of(run)
+    wait_for(lambda: worker.cpu_times().user > 3, 300)  # of which the start takes one
+    before = used = worker.cpu_times().user
     run.interrupt()
-    assert run.wait(15) == 130, run.output
+    while (code := run.wait_for_end(0.05)) is None:
+        with suppress(psutil.NoSuchProcess):
+            used = worker.cpu_times().user
+    assert used - before < 4
+    assert_interrupted(run, code)
+
+
+def worker_of(run: Run) -> psutil.Process:
+    """The process that reads its pictures; beside it one looks after semaphores."""
+    (worker,) = [child for child in map(psutil.Process, run.children()) if "spawn_main" in " ".join(child.cmdline())]
+    return worker
+
+
+def assert_interrupted(run: Run, code: int) -> None:
+    assert code == 130, run.output
+    assert "Traceback" not in run.output
+    assert run.output.rstrip().endswith("stopped")
     ends_alone(run)
 
 
 # -- a full disk ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A disk of its own with the size that it is asked for, and asked for again."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def mount(*options: str) -> bool:
-        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(place)]
-        try:
-            return subprocess.run(command, capture_output=True, check=False).returncode == 0
-        except FileNotFoundError:
-            return False
-
-    def sized(size: str) -> Path:
-        if not mount(*(["remount"] if place.is_mount() else []), f"size={size}"):
-            pytest.skip("mounting a disk of its own is not allowed here")
-        return place
-
-    yield sized
-    if place.is_mount():
-        subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_full_disk(forks: Setting, small_disk: Callable[[str], Path]) -> None:
-    store = small_disk("4k") / "store"
-    for size, least in (("4k", 0), ("32k", 1)):
+def test_a_full_disk(forks: Setting, small_disk: Callable[[int], Path]) -> None:
+    store = small_disk(4 << 10) / "store"
+    for size, least in ((4 << 10, 0), (32 << 10, 1)):
         small_disk(size)
         (run,) = forks.start(store)
         assert_disk_is_full(run, store)
         forks.check(store)
         assert shards(store) >= least
-    small_disk("16m")
+    small_disk(16 << 20)
     forks.finish(store)
 
 
