@@ -10,7 +10,9 @@ SEED        ?= 7
 WORKERS     ?= 2
 FUZZ        ?=
 KILLS       ?= 200
+TESTS       ?= not gpu and not full
 
+SHARED := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BASE := $(VENV)/.installed
@@ -24,7 +26,7 @@ DEBIAN = command -v apt-get >/dev/null && $(SUDO) apt-get -qq update \
   && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm check check-fast browser nginx lint types fuzz bench soak gpu-check embedded-model reproduce
+.PHONY: help demo test test-full test-vllm check check-fast browser nginx lint types fuzz bench soak gpu-check embedded-model reproduce
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -69,17 +71,20 @@ $(VLLM): $(DEV)
 	@$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet uninstall -y torchvision torchaudio torchcodec
 	@touch $@
 
-test: check test-vllm ## set up and run everything that CI runs
+test: check test-vllm ## set up and run everything that CI runs, in minutes
+
+test-full: ## the same, and what takes long: every kill, every way of sharding, every kind of edit, the tutorial
+	@$(MAKE) --no-print-directory test TESTS="not gpu"
 
 test-vllm: $(VLLM) ## the tests of the engine vllm, for real, with vLLM's build for processors
-	@OMP_NUM_THREADS=1 EARL_NEEDS_VLLM=1 $(VLLM_VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile \
-	  -m "vllm and not gpu" tests/*/test_vllm_*.py
+	@OMP_NUM_THREADS=1 EARL_NEEDS_VLLM=1 $(VLLM_VENV)/bin/python -m pytest $(SHARED) \
+	  -m "vllm and $(TESTS)" tests/*/test_vllm_*.py
 
-check: lint types ## every check, and every test that needs no GPU
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not gpu"
+check: lint types ## every check, and every test that needs neither a GPU nor long
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) -m "$(TESTS)"
 
 check-fast: lint types ## the checks, and the tests that take no more than seconds
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not gpu and not slow" --ignore=tests/end_to_end
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) -m "$(TESTS) and not slow" --ignore=tests/end_to_end
 
 browser: $(DEV) ## install a Chromium for the tests of pages, where none is there (Debian, as root or by sudo)
 	@$(HAS_BROWSER) || { $(DEBIAN) chromium >/dev/null && $(HAS_BROWSER); } \
@@ -107,9 +112,7 @@ bench: $(DEV) $(VLLM) ## every speed claim: both sides and their ratio
 	@echo "== benchmarks/engines.py"; $(VLLM_VENV)/bin/python benchmarks/engines.py
 
 soak: $(DEV) ## kill earl tokenize, sft and rl 200 times each (KILLS) at random moments, compare what they make after all
-	@set -e; for command in tokenize sft rl; do \
-	  EARL_SOAK_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/end_to_end/test_$${command}_killed.py -k over_and_over; \
-	done
+	@EARL_SOAK_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/end_to_end -k over_and_over
 
 gpu-check: $(DEV) ## on a machine with a GPU: the tests marked gpu, and the doctor
 	@$(BIN)/python -m pytest -m gpu

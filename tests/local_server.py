@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MOMENT = 0.01
+PORTS = iter(range(20_000 + os.getpid() * 37 % 10_000, 32_000))
+"""Below those that a system gives to connections; every process of the tests begins elsewhere."""
+
+
+def free_port() -> int:
+    """One that nobody listens on, and that nobody else is given before it is used."""
+    for port in PORTS:
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 class LocalServer(ThreadingHTTPServer):

@@ -73,9 +73,3 @@ def listens(port: int) -> bool:
     with closing(socket.socket()) as connection:
         connection.settimeout(0.05)
         return connection.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])

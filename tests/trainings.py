@@ -9,7 +9,6 @@ import contextlib
 import gc
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from local_server import free_port
 from victims import ENVIRONMENT, Forks, Run, program, serve
 
 from earl_cli.data.store import Manifest, TokenizedPair, create_or_resume, write_shard
@@ -110,12 +110,6 @@ def worker(launcher: int, rank: int) -> int:
             if parent == launcher and f"\0RANK={rank}\0".encode() in b"\0" + (folder / "environ").read_bytes():
                 return int(folder.name)
     raise ProcessLookupError(f"process {launcher} has no worker {rank}")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return int(found.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import httpx2 as httpx
 import openai
 import pytest
 from browser import opened
-from nginx import free_port, proxying
+from local_server import free_port
+from nginx import proxying
 from PIL import Image
 from playwright.sync_api import Browser, expect
 from serving_servers import Gate, png, running, saved
