@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import re
+import runpy
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
+from trainings import options, write_pairs
 
 import earl_cli
+from earl_cli import app
+
+ROOT = Path(earl_cli.__file__).parents[1]
+PAGE = (ROOT / "docs" / "API.md").read_text(encoding="utf-8")
 
 NAMES = {
     "DeviceError",
@@ -81,3 +93,90 @@ def test_importing_loads_nothing_heavy_and_a_reward_needs_no_torch() -> None:
 
 def test_type_checkers_are_told_that_the_package_has_types() -> None:
     assert (resources.files("earl_cli") / "py.typed").is_file()
+
+
+def test_the_page_names_every_public_name() -> None:
+    named = set(re.findall(r"\w+", PAGE))
+    assert named >= NAMES
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a small photo."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with Image.open(ROOT / "docs" / "photos" / "coffee.jpg") as photo:
+        photo.resize((120, 80)).save("photo.jpg")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In order, as one program."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+    assert len(blocks) > 6
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks:
+        line = PAGE[: PAGE.index(block)].count("\n")
+        exec(compile("\n" * line + block, "docs/API.md", "exec", dont_inherit=True), names)
+    printed = capsys.readouterr()
+    assert printed.out.count("there is no such file missing.jpg") == 2
+    assert "make it sepia (120, 80)" in printed.out
+    assert printed.err == ""
+    assert {path.name for path in workplace.iterdir()} == {"photo.jpg", "snowy.jpg", "night.png"}
+
+
+def example(name: str) -> Callable[..., int]:
+    found: Callable[..., int] = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["main"]
+    return found
+
+
+@pytest.mark.slow
+def test_edit_a_folder(workplace: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = workplace / "photos"
+    photos.mkdir()
+    for name in ("a.png", "c.png"):
+        with Image.open("photo.jpg") as photo:
+            photo.save(photos / name)
+    (photos / "b.png").write_bytes(b"torn")
+    (photos / "notes.txt").write_text("no photo")
+    arguments = [str(photos), "make it snowy", "out", "--model", str(tiny_model_dir), "--seed", "1"]
+    assert example("edit_folder")(arguments) == 1
+    printed = capsys.readouterr()
+    assert [line.split(" ->")[0] for line in printed.out.splitlines()] == [f"{photos}/a.png", f"{photos}/c.png"]
+    assert "b.png: " in printed.err
+    assert {path.name for path in Path("out").iterdir()} == {"a.png", "c.png"}
+    assert Path("out/a.png").read_bytes() == Path("out/c.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_reward_of_ones_own_scores_edits_and_trains(
+    workplace: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert example("own_reward")(["photo.jpg", "make it warmer"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("seed ") == printed.count("brightness_change") == 4
+    values = [float(value) for value in re.findall(r"seed \d: (\S+)", printed)]
+    assert min(values) > 0  # the embedded model makes it warmer
+    shutil.copy(ROOT / "examples" / "own_reward.py", workplace)
+    write_pairs(workplace / "store", 4)
+    small = {"num_iterations": 1, "episodes_per_iteration": 4, "generations_per_sample": 2, "max_response_tokens": 64}
+    small |= {"model_context_size": 128, "per_device_batch_size": 4}
+    line = ["rl", "--model", str(tiny_model_dir), "--data", "store", "-o", "out", "--reward", "own_reward:warmth"]
+    assert app.run([*line, "--device", "cpu", "--quiet", *options(**small, precision="float32")]) == 0
+    assert (workplace / "out" / "log.jsonl").is_file()
+
+
+@pytest.mark.slow
+def test_a_benchmark_of_ones_own(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def in_this_process(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        assert command[:3] == [sys.executable, "-m", "earl_cli"]
+        return subprocess.CompletedProcess(command, app.run(command[3:]))
+
+    monkeypatch.setattr(subprocess, "run", in_this_process)
+    samples = ROOT / "earl_cli" / "evaluation" / "embedded_set"
+    assert example("own_benchmark")([str(samples), "out", "--limit", "2"]) == 0
+    assert "My photos" in (workplace / "out" / "results" / "report.html").read_text(encoding="utf-8")
+    assert "embedded" in capsys.readouterr().out
