@@ -271,7 +271,7 @@ def assert_disk_is_full(runs: Sequence[Run], where: Path, what: str) -> None:
             assert re.search(rf"error: {re.escape(str(where))}(/\S+)?: {what} can't be written: ", run.output), (
                 run.output
             )
-            assert "hint: make room and start again" in run.output or what == "the model"
+            assert "hint: free some space and start again" in run.output or what == "the model"
 
 
 def kill_under_torchrun(setting: Setting, output: Path, killed: int) -> None:
@@ -331,7 +331,7 @@ def stop(setting: Setting, output: Path, moment: str, number: signal.Signals) ->
 def assert_stopped(setting: Setting, output: Path, said: str) -> None:
     """It says after which step it stopped, and that one's checkpoint is there and whole."""
     unit = setting.command.unit
-    found = re.search(rf"^stopped after {unit} (\d+); the same command goes on from there$", said, re.MULTILINE)
+    found = re.search(rf"^stopped after {unit} (\d+); the same command resumes from there$", said, re.MULTILINE)
     assert found, said
     newest = checkpoints(output / CHECKPOINTS)[-1]
     assert number(newest) + setting.command.first == int(found[1])

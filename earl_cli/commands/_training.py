@@ -142,7 +142,7 @@ def stopped(unit: str, output: Path) -> Iterator[None]:
     try:
         yield
     except TrainingStopped as stop:
-        console.say(f"stopped after {unit} {stop.done}; the same command goes on from there")
+        console.say(f"stopped after {unit} {stop.done}; the same command resumes from there")
         console.document({"model": None, "stopped_after": stop.done, "output": str(output)})
         raise
 

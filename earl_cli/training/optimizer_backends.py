@@ -1,6 +1,6 @@
-"""One optimizer step from the gradients of several batches: in one process or several, plain or sharded by DeepSpeed.
+"""Optimizer steps on gradients of several batches: on one rank or several, data parallel or sharded by DeepSpeed.
 
-The loss of a step is a sum over all processes: each gives its part, already divided by what the whole is divided by.
+The loss of a step is a sum over all ranks: each rank contributes its part, divided by the number of tokens of all.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ STATE = "optimizer.pt"
 
 
 class Learner(Protocol):
-    """A policy and its optimizer; ``independent`` says that processes needn't run the same number of batches."""
+    """A policy and its optimizer; if ``independent``, ranks may run different numbers of batches."""
 
     policy: Policy
     independent: bool
 
     def forward(self, batch: Batch, entropies: bool) -> tuple[Tensor, Tensor | None]:
-        """The policy's forward pass, in the numbers that it is trained in."""
+        """The policy's forward pass, in the precision of the training."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of this process's part of the loss, a scalar."""
+        """Add the gradients of this rank's part of the loss, a scalar."""
 
     def step(self, learning_rate: float) -> float:
-        """Update the weights and forget the gradients; returns the gradients' norm before clipping.
+        """Update the weights and clear the gradients; returns the norm of the gradient before clipping.
 
-        After a norm that is no number the weights are worth nothing.
+        If the norm is not finite, the weights can't be used any more.
         """
 
     @contextmanager
     def full_model(self) -> Iterator[Any]:
-        """The language model with all of its weights here, to sample from and to save."""
+        """Inside the context: the language model with all of its weights on this rank, to sample from and to save."""
 
     def save(self, checkpoint: Path) -> None:
-        """Write what isn't in the model: the optimizer's state, and weights as exact as they are trained."""
+        """Write the state of the optimizer and the weights in the precision of the training."""
 
     def load(self, checkpoint: Path) -> None:
         """The inverse of `save`."""
@@ -59,7 +59,7 @@ def make_learner(policy: Policy, config: RlConfig, device: torch.device) -> Lear
 
 
 class DataParallelLearner:
-    """Every process holds everything; gradients are summed over the processes before the step (data parallel)."""
+    """Data parallel: every rank holds all weights; gradients are summed over the ranks before the step."""
 
     independent = True
 
@@ -115,7 +115,7 @@ class DataParallelLearner:
 
 
 class DeepSpeedLearner:
-    """Optimizer and gradients (ZeRO-2), and weights too (ZeRO-3), in parts over the processes, by DeepSpeed."""
+    """DeepSpeed: optimizer and gradients (ZeRO-2), and weights too (ZeRO-3), are sharded over the ranks."""
 
     independent = False
 
@@ -134,7 +134,7 @@ class DeepSpeedLearner:
             "train_micro_batch_size_per_gpu": 1,
             "train_batch_size": world_size(),
             "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": False,  # a step is when we say so
+            "managed_gradient_accumulation": False,  # `step` says when
         }
         self.policy = policy
         trained = [weight for weight in policy.parameters() if weight.requires_grad]
@@ -146,7 +146,7 @@ class DeepSpeedLearner:
         return found
 
     def backward(self, loss: Tensor) -> None:
-        self.engine.backward(loss * world_size())  # it takes the mean over the processes
+        self.engine.backward(loss * world_size())  # DeepSpeed takes the mean over the ranks
 
     def step(self, learning_rate: float) -> float:
         for group in self.engine.optimizer.param_groups:
@@ -161,7 +161,7 @@ class DeepSpeedLearner:
             return
         from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
 
-        with unwrap_model_for_generation(self.engine):  # else every layer that runs would give its weights away again
+        with unwrap_model_for_generation(self.engine):  # else each layer would release its weights after it ran
             yield self.policy.base
 
     def save(self, checkpoint: Path) -> None:

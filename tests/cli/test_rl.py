@@ -86,7 +86,7 @@ def test_data_that_are_not_there(flag: str, rl: Callable[..., Said], tmp_path: P
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
 def test_more_prompts_than_there_are(more: tuple[str, ...], rl: Callable[..., Said], tmp_path: Path) -> None:
     text = complaint(rl(*more, episodes_per_iteration=14), 2)
-    assert "error: episodes_per_iteration: an iteration draws 7 prompts, but the data have only 6" in text
+    assert "error: episodes_per_iteration: an iteration samples 7 prompts, but the data has only 6" in text
     assert "hint: at most 12 here" in text
     assert not (tmp_path / "out").exists()
 
@@ -95,7 +95,7 @@ def test_more_prompts_than_fit_into_the_context(rl: Callable[..., Said]) -> None
     """Every third picture has 3 x 4 codes, the others fewer."""
     said = rl(model_context_size=50)
     text = complaint(said, 2)
-    assert "an iteration draws 3 prompts, but the data have only 2" in text, said.err
+    assert "an iteration samples 3 prompts, but the data has only 2" in text, said.err
 
 
 # -- options and values that can't be used ---------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_more_prompts_than_fit_into_the_context(rl: Callable[..., Said]) -> None
         ((), {"sharding": "zero1"}, "sharding"),
         ((), {"lora_rank": 4, "sharding": "zero3"}, "use sharding none or zero2"),
         ((), {"assistant_prefill": "imagine"}, "'imagine' is neither a mode"),
-        ((), {"max_response_tokens": 5}, "5 are allowed"),
+        ((), {"max_response_tokens": 5}, "more than the 5 allowed"),
         ((), {"processes": 3}, "this config is for 3 processes, 1 run"),
         (("--coefficients", "1,2"), {}, "coefficients: 2 coefficients for 1 data sets"),
         (("--coefficients", "much"), {}, "coefficients"),
@@ -320,7 +320,7 @@ def run_with_adapters(out: Path) -> None:
         (training_at_work, (), {}, 8, "another training is at work here"),
         (file_in_the_way, (), {}, 8, "this is a file, not a folder for the model"),
         (run_of_sft, (), {}, 2, "this folder holds a run of earl sft"),
-        (run_with_adapters, (), {}, 2, "this run was begun with sharding none, processes any, lora_rank 8"),
+        (run_with_adapters, (), {}, 2, "this run was started with sharding none, processes any, lora_rank 8"),
     ],
 )
 def test_the_plan_refuses_what_the_run_refuses_in_the_same_words(

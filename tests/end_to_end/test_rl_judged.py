@@ -153,5 +153,5 @@ def test_a_judge_that_goes_down_is_waited_for(
     assert code == 0, said
     assert weights(output) == healthy
     assert said.count("the judge doesn't answer") == 1, said
-    assert "everything is saved, and the run goes on when the judge is back" in said
+    assert "everything is saved, and the run continues when the judge is back" in said
     assert while_down == [["ckpt_000000"]]

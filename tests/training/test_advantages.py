@@ -74,7 +74,7 @@ def test_a_group_without_a_picture_needs_no_places(layout: SequenceLayout) -> No
 
 
 def test_a_reward_of_one_number_is_refused(layout: SequenceLayout, group: Rollout) -> None:
-    with pytest.raises(UsageError, match="which part of a picture"):
+    with pytest.raises(UsageError, match="no scores for the parts of an image"):
         token_advantages(layout, group, [Score(0.5), Score(0.1)], ADVANTAGES, 0.5)
 
 

@@ -61,7 +61,7 @@ def test_what_is_there_of_the_run_counts_as_room(output: str, tmp_path: Path, mo
         return
     with pytest.raises(OutputError) as raised:
         check_disk_space(tmp_path / output, needed)
-    assert raised.value.hint == "make room, or choose another --output"
+    assert raised.value.hint == "free some space, or choose another --output"
 
 
 def size(folder: Path) -> int:

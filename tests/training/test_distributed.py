@@ -209,7 +209,7 @@ def test_a_run_that_was_begun_otherwise_is_one_message(
     (run,) = setting.start.ranks(1, *setting.arguments, *options(**now), "-o", output)
     assert run.wait() == 2, run.output
     (message,) = [line for line in run.output.splitlines() if line.startswith("error:")]
-    assert message.startswith(f"error: {output / CHECKPOINTS}/checkpoint-{STEPS}: this run was begun with ")
+    assert message.startswith(f"error: {output / CHECKPOINTS}/checkpoint-{STEPS}: this run was started with ")
     assert message.endswith(words)
 
 

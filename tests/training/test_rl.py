@@ -344,15 +344,15 @@ def test_old_checkpoints_keep_their_model_alone(tiny_model_dir: Path, store: Pat
 
 def test_a_run_goes_on_only_in_the_way_it_was_begun(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
     train(settings(tiny_model_dir, store, tmp_path / "run", num_iterations=2))
-    with pytest.raises(UsageError, match="this run was begun with sharding none"):
+    with pytest.raises(UsageError, match="this run was started with sharding none"):
         train(settings(tiny_model_dir, store, tmp_path / "run", lora_rank=4))
 
 
 def test_what_does_not_fit_is_said_before_anything_is_loaded(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
     layout = open_base(str(tiny_model_dir)).layout
-    with pytest.raises(UsageError, match="a picture of these data takes"):
+    with pytest.raises(UsageError, match="an image of this data takes"):
         load_data(settings(tiny_model_dir, store, tmp_path, max_response_tokens=5), layout, 128)
-    with pytest.raises(InputError, match="no prompt with its picture fits into 20 tokens"):
+    with pytest.raises(InputError, match="no prompt with its image fits into 20 tokens"):
         load_data(settings(tiny_model_dir, store, tmp_path, model_context_size=20), layout, 128)
     some = load_data(settings(tiny_model_dir, store, tmp_path, model_context_size=50), layout, 128)
     assert 0 < some.skipped < 12

@@ -184,7 +184,7 @@ def test_prompts_that_two_processes_cannot_share_are_refused(setting: Setting, t
     assert [run.wait() for run in runs] == [2, 2]
     said = [line for line in runs[0].output.splitlines() if line.startswith(("error:", "hint:"))]
     assert said == [
-        "error: episodes_per_iteration: 3 prompts an iteration can't be shared equally by 2 processes",
+        "error: episodes_per_iteration: 3 prompts per iteration can't be divided equally among 2 processes",
         "hint: --set episodes_per_iteration=16",
     ]
     assert not (tmp_path / "out").exists()
@@ -197,7 +197,7 @@ def test_sharded_state_goes_on_only_with_as_many_processes(
     output, _ = together[sharding]
     (run,) = setting.start.ranks(1, *setting.arguments, *REFERENCE, *options(sharding=sharding), "-o", output)
     assert run.wait() == 2, run.output
-    begun = f"this run was begun with sharding {sharding}, processes 2, lora_rank None"
+    begun = f"this run was started with sharding {sharding}, processes 2, lora_rank None"
     assert f"error: {output / CHECKPOINTS}/ckpt_000000: {begun}\n" in run.output
 
 

@@ -41,9 +41,9 @@ def test_the_first_is_noted_and_answered(number: int, capsys: pytest.CaptureFixt
         assert asked.agreed_number() == number
         end = time.monotonic() + 5
         said = ""
-        while "stopping after this step, with a checkpoint to go on from" not in said and time.monotonic() < end:
+        while "stopping after this step, with a checkpoint to resume from" not in said and time.monotonic() < end:
             said += capsys.readouterr().err
-    assert "once more stops at once" in said
+    assert "a second signal stops at once" in said
     assert TrainingStopped(number, 3).code == 128 + number
 
 

@@ -264,16 +264,16 @@ def test_gpus_of_the_engine_are_checked(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(ValidationError, match="engine_"):
             config(**values)
     check_engine_gpus(config(engine_place="separate", device="cpu"))
-    with pytest.raises(UsageError, match="the engine can't be on GPUs"):
+    with pytest.raises(UsageError, match="so the engine can't have GPUs"):
         check_engine_gpus(config(engine_place="separate", device="cpu", engine_gpus=(1,)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     check_engine_gpus(config(engine_place="separate", device="cuda:0", engine_gpus=(1, 2)))
-    with pytest.raises(UsageError, match="nothing is trained on"):
+    with pytest.raises(UsageError, match="no process trains on"):
         check_engine_gpus(config(engine_place="separate", device="cuda:0"))
     with pytest.raises(DeviceError, match="only 3 CUDA devices"):
         check_engine_gpus(config(engine_place="separate", device="cuda:0", engine_gpus=(3,)))
-    with pytest.raises(UsageError, match="cuda:1 is trained on"):
+    with pytest.raises(UsageError, match="a process trains on cuda:1"):
         check_engine_gpus(config(engine_place="separate", device="cuda:1", engine_gpus=(1,)))
 
 

@@ -420,7 +420,7 @@ def _check_shares(config: RlConfig, processes: int) -> None:
     if config.prompts_per_iteration % processes:
         prompts, generations = config.prompts_per_iteration, config.generations_per_sample
         raise UsageError(
-            f"{prompts} prompts an iteration can't be shared equally by {processes} processes",
+            f"{prompts} prompts per iteration can't be divided equally among {processes} processes",
             where="episodes_per_iteration",
             hint=f"--set episodes_per_iteration={-(-prompts // processes) * processes * generations}",
         )

@@ -30,7 +30,6 @@ from earl_cli.training.common.checkpoints import (
     TRAINING,
     changed_data,
     check_origin,
-    check_resumable,
     check_unlocked,
     run_origin,
     write_origin,
@@ -46,7 +45,7 @@ from earl_cli.training.common.distributed import (
 )
 from earl_cli.training.common.memory import Disk, ModelShape, check_disk_space, estimate, sft_disk
 from earl_cli.training.sft.model import load_trainable, plan_device, save_model
-from earl_cli.training.sft.run import SftData, fine_tune, load_data, optimizer_steps, write_gallery
+from earl_cli.training.sft.run import SftData, check_resumable, fine_tune, load_data, optimizer_steps, write_gallery
 
 GALLERIES = "validation"
 

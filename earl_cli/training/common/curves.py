@@ -1,6 +1,6 @@
-"""The curves of training runs: their logs read back, smoothed and thinned; `plots` draws them.
+"""The logs of training runs read back as curves, smoothed and thinned; `plots` renders them.
 
-A run that was resumed logs some steps again; what was logged last counts. Nothing here needs torch.
+A resumed run logs some steps again; the last entry of a step counts. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Goal: TypeAlias = Literal["lowest", "highest"]
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """A figure's values at increasing steps."""
+    """The values of a metric at increasing steps."""
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
@@ -47,7 +47,7 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class RunCurves:
-    """A run's log: its file, the last step, and every figure in it."""
+    """A run's log: its file, the last step, and every metric in it."""
 
     name: str
     log: Path
@@ -56,7 +56,7 @@ class RunCurves:
 
     @property
     def command(self) -> str | None:
-        """The command that logged it: sft or rl, as far as its metrics tell."""
+        """The command that wrote the log, sft or rl; None if its metrics don't tell."""
         if self.metrics.keys() & {
             "completions/mean_length",
             "validation/reward/mean",
@@ -66,12 +66,12 @@ class RunCurves:
         return "sft" if self.metrics.keys() & {"loss", "eval_loss"} else None
 
     def last(self, key: str) -> float | None:
-        """The value of a figure that was logged last."""
+        """The last value of a metric."""
         series = self.metrics.get(key)
         return float(series.values[-1]) if series else None
 
     def best(self, key: str, goal: Goal) -> tuple[int, float] | None:
-        """The step with the best value of a figure, and that value; None where there is none."""
+        """The step with the best value of a metric, and that value; None if there is none."""
         series = self.metrics.get(key)
         if series is None or not np.isfinite(series.values).any():
             return None
@@ -93,16 +93,16 @@ def metric_name(logged: str) -> str:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunCurves]:
-    """The runs in these output folders or log files, each with a name of its own; InputError as `read_run`."""
+    """The runs in these output folders or log files, with distinct names; InputError as `read_run`."""
     logs = [_log_of(path) for path in paths]
     return [read_run(log, name) for log, name in zip(logs, _names(logs), strict=True)]
 
 
 def read_run(log: Path, name: str) -> RunCurves:
-    """One log, with the lines that a resumed run wrote in place of those it wrote before from that step on.
+    """One log. From its first step on, a resumed run's lines replace those that were written before.
 
-    Raises InputError for a log without a figure and, with its number, for a damaged line. The last line may be torn:
-    somebody is writing it.
+    Raises InputError for a log without a metric and, with its number, for a damaged line. The last line may be
+    incomplete, as the run may be writing it.
     """
     try:
         content = log.read_bytes()
@@ -141,9 +141,9 @@ def _lines(content: bytes, log: Path) -> Iterator[tuple[int, dict[str, float]]]:
                 raise TypeError
             metrics = {metric_name(key): float(value) for key, value in found.items() if _is_number(value)}
         except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
-            if number == len(lines):  # without its end, so not written whole
+            if number == len(lines):  # incomplete
                 return
-            hint = "remove this line, and the others can be drawn"
+            hint = "remove this line to plot the others"
             raise InputError(f"line {number} is damaged: {_excerpt(line)}", where=str(log), hint=hint) from None
         yield step, metrics
 
@@ -167,7 +167,7 @@ def _log_of(path: Path) -> Path:
 
 
 def _names(logs: Sequence[Path]) -> list[str]:
-    """The folders' names, with as much of what is above them as tells them apart."""
+    """The names of the folders, with as many parent folders as make them distinct."""
     parts = [_parts(log) for log in logs]
     count = dict.fromkeys(parts, 1)
     while True:
@@ -189,14 +189,14 @@ def _parts(log: Path) -> tuple[str, ...]:
 
 
 def smoothing_window(count: int) -> int:
-    """Over how many of ``count`` values to smooth if nobody says: a twentieth, which leaves the course of a run."""
+    """The default number of values to smooth over: a twentieth of ``count``."""
     return max(1, round(count / 20))
 
 
 def smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """At each place the straight line that fits the ``width`` values around it best, those nearby weighing most.
+    """Smoothing over ``width`` values by local linear fits, in which nearby values weigh most.
 
-    Unlike a mean it doesn't lag at a run's steep start or at its end. Values that are no numbers stay gaps.
+    Unlike a running mean it doesn't lag at the steep start of a run or at its end. Non-finite values stay gaps.
     Local linear regression with a triangular kernel: Cleveland, "Robust Locally Weighted Regression", 1979.
     """
     reach = min(width // 2, len(values) - 1)
@@ -219,7 +219,7 @@ def smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
 
 
 def thin(series: Series, most: int = 1000) -> Series:
-    """At most ``2 * most`` of the values, among them the lowest and the highest of every stretch."""
+    """At most ``2 * most`` of the values: the lowest and the highest of each of ``most`` stretches."""
     if len(series.values) <= 2 * most:
         return series
     kept = set()

@@ -23,11 +23,11 @@ from earl_cli.errors import EarlError, MissingExtraError, UsageError
 SharedT = TypeVar("SharedT")
 Sharding = Literal["none", "zero2", "zero3", "zero3-offload"]
 REPORT_DELAY = 10.0
-"""Seconds that a failed process gives the first one to say the same."""
+"""Seconds that a failed rank waits, so that rank 0 reports the same error."""
 
 
 def read_slurm_environment() -> None:
-    """Give a process that srun started what torchrun would have given it; does nothing elsewhere."""
+    """Set torchrun's environment variables in a process that srun started; does nothing elsewhere."""
     environment = os.environ
     if "RANK" in environment or "SLURM_PROCID" not in environment or "SLURM_STEP_NUM_TASKS" not in environment:
         return
@@ -42,7 +42,7 @@ def read_slurm_environment() -> None:
 
 
 def set_single_process_environment() -> None:
-    """Give a process on its own what torchrun would have given it: DeepSpeed doesn't start without."""
+    """Set torchrun's environment variables in a single process; DeepSpeed needs them."""
     if "RANK" in os.environ:
         return
     with socket.socket() as found:
@@ -59,9 +59,9 @@ def set_single_process_environment() -> None:
 
 @contextmanager
 def report_once() -> Iterator[None]:
-    """What fails in every process is told once, by the first: the others wait, and torchrun ends them meanwhile.
+    """Report an error of all ranks once, on rank 0: the others wait, and torchrun ends them meanwhile.
 
-    Who only lost another process waits longest, so that the one with the reason speaks.
+    A rank that only lost the connection to another one waits longest, so that the rank with the cause reports it.
     """
     from torch.distributed import DistError
 
@@ -70,7 +70,7 @@ def report_once() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             time.sleep(2 * REPORT_DELAY)
-            hint = "start again: the training goes on from its last checkpoint"
+            hint = "start again: the training resumes from its last checkpoint"
             raise EarlError("another process of this training has ended", hint=hint) from error
         if rank() > 0:
             time.sleep(REPORT_DELAY)
@@ -78,42 +78,43 @@ def report_once() -> Iterator[None]:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The rank of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes of this training."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_world_size(command: str, config: SftConfig | RlConfig) -> None:
-    """Raise UsageError if a config was made for another number of processes; the hint says what does the same."""
-    there, wanted = world_size(), config.processes
-    if wanted is None or wanted == there:
+    """Raise UsageError if a config is for another number of processes; the hint has settings with the same effect."""
+    actual, wanted = world_size(), config.processes
+    if wanted is None or wanted == actual:
         return
-    same = config.for_processes(there)
+    same = config.for_processes(actual)
     raise UsageError(
-        f"this config is for {wanted} processes, {there} run",
+        f"this config is for {wanted} processes, {actual} run",
         where="processes",
         hint=f"torchrun --nproc_per_node {wanted} -m earl_cli {command} …" + (f", or {same}" if same else ""),
     )
 
 
 def silence_libraries(cpu: bool) -> None:
-    """Keep the bars and remarks of the libraries below off the terminal and out of the output."""
+    """Switch off progress bars and log messages of transformers, accelerate, torch and DeepSpeed."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # at every call of DeepSpeed
+    # DeepSpeed triggers one at every call
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     if cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one, and says so on stdout
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed searches, and prints to stdout
 
 
 def need_deepspeed(sharding: Sharding) -> None:
-    """Raise MissingExtraError if DeepSpeed is needed and isn't installed."""
+    """Raise MissingExtraError if the sharding needs DeepSpeed and it isn't installed."""
     if sharding != "none" and find_spec("deepspeed") is None:
         raise MissingExtraError(
             f"sharding {sharding} needs DeepSpeed", hint='pip install "earl-cli[deepspeed]", or --set sharding=none'
@@ -121,17 +122,17 @@ def need_deepspeed(sharding: Sharding) -> None:
 
 
 def deepspeed_config(sharding: Sharding, *, bfloat16: bool, cpu: bool) -> dict[str, Any] | None:
-    """The published settings of DeepSpeed for ZeRO-2 and ZeRO-3, None where nothing is sharded.
+    """The published settings of DeepSpeed for ZeRO-2 and ZeRO-3, None without sharding.
 
-    They name no optimizer, as the published ones, so that it is the trainer's.
-    Raises MissingExtraError if DeepSpeed isn't installed.
+    They have no optimizer, as published, so that the trainer's is used. Raises MissingExtraError if DeepSpeed isn't
+    installed.
     """
     if sharding == "none":
         return None
     need_deepspeed(sharding)
     import deepspeed
 
-    if cpu:  # else it compiles one for inference, under a lock that stays for ever if this process is killed meanwhile
+    if cpu:  # otherwise it compiles an inference op, under a lock that is never released if this process is killed
         deepspeed.ops.__compatible_ops__ = {}
     zero: dict[str, Any] = {
         "stage": 2 if sharding == "zero2" else 3,
@@ -165,7 +166,7 @@ def deepspeed_config(sharding: Sharding, *, bfloat16: bool, cpu: bool) -> dict[s
 
 
 def _first_host(nodes: str) -> str:
-    """The first name in Slurm's notation of several."""
+    """The first host of a list in Slurm's notation."""
     try:
         listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
         return listed.stdout.split()[0]
@@ -182,7 +183,7 @@ def init_processes(*, cpu: bool, timeout: float) -> None:
 
 
 def all_gather(value: SharedT) -> list[SharedT]:
-    """The values of all processes, in order of rank, in every one of them. They are pickled."""
+    """The values of all ranks, in order, on every rank. They are pickled."""
     import torch.distributed as dist
 
     if world_size() == 1:
@@ -193,7 +194,7 @@ def all_gather(value: SharedT) -> list[SharedT]:
 
 
 def on_rank_zero(work: Callable[[], SharedT]) -> SharedT:
-    """What ``work`` gives in the first process, in every one of them. Its EarlError is raised in all."""
+    """Call ``work`` on rank 0, and return its result on every rank. Its EarlError is raised on all."""
     outcome: SharedT | EarlError | None = None
     if rank() == 0:
         try:
@@ -210,7 +211,7 @@ def on_rank_zero(work: Callable[[], SharedT]) -> SharedT:
 
 
 class DeviceConfig(Protocol):
-    """What a training's config says of where it runs."""
+    """The settings of a training that choose its device and precision."""
 
     @property
     def device(self) -> str: ...
@@ -220,14 +221,14 @@ class DeviceConfig(Protocol):
 
 
 def uses_cpu(config: DeviceConfig) -> bool:
-    """Whether the run is on processors alone."""
+    """Whether the run uses the CPU only."""
     return config.device == "cpu" or (
         config.device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available())
     )
 
 
 def uses_bfloat16(config: DeviceConfig) -> bool:
-    """Whether matrix products run in bfloat16: where it was asked for, or where the device is fast at it."""
+    """Whether matrix products run in bfloat16: if configured, or by default if the device is fast at it."""
     if config.precision != "auto":
         return config.precision == "bfloat16"
     if uses_cpu(config):

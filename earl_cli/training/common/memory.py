@@ -1,7 +1,7 @@
-"""How much memory and disk a training needs, by calculation, so that a run that can't fit says so before it starts.
+"""The memory and disk space that a training needs, by calculation, so that a run that can't fit is refused early.
 
 Weights, gradients and the optimizer are exact. Activations follow Korthikanti et al. (arXiv 2205.05198, equation 2)
-without the attention matrix, which no fused attention keeps; the estimate is right to about a fifth.
+without the attention matrix, which fused attention doesn't keep; the estimate is right to about a fifth.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from earl_cli.training.common.distributed import uses_bfloat16
 from earl_cli.training.sft.loss import MAX_LOGITS
 
 ADAM = 8
-"""Bytes a weight: two moments in float32."""
+"""Bytes per weight: two moments in float32."""
 
 
 class MemorySettings(Protocol):
-    """What a training's config says of memory."""
+    """The settings of a training that affect its memory."""
 
     @property
     def batch_size(self) -> int: ...
@@ -78,7 +78,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each device, by what they are for, and ``host`` in the memory of its processor."""
+    """Bytes on each device, by purpose, and ``host`` bytes in CPU memory."""
 
     weights: int
     gradients: int
@@ -90,15 +90,16 @@ class Memory:
 
     @property
     def device(self) -> int:
-        """All that has to fit on the device."""
+        """The sum of all that must fit on the device."""
         return sum(getattr(self, each.name) for each in fields(self) if each.name != "host")
 
 
 @dataclass(frozen=True)
 class SamplerMemory:
-    """What vLLM takes of each device while it samples: ``share`` of the ``gpu``'s bytes, None where no GPU is known.
+    """The memory that vLLM takes of each device while it samples: the share ``share`` of the ``gpu`` bytes of a GPU.
 
-    Its part of the weights, so many bytes, is within it. While weights are trained it gives all of it back.
+    ``gpu`` is None if no GPU is known. ``weights`` are the bytes of its weights, included in the share. During
+    an update vLLM frees all of it.
     """
 
     share: float
@@ -107,12 +108,12 @@ class SamplerMemory:
 
     @property
     def bytes(self) -> int:
-        """All that it takes; at least that where no GPU is known."""
+        """All that it takes; a lower bound if no GPU is known."""
         return self.weights if self.gpu is None else int(self.share * self.gpu)
 
 
 def estimate(shape: ModelShape, config: MemorySettings, *, processes: int, bfloat16: bool, longest: int) -> Memory:
-    """What a step needs on each of ``processes`` devices, with sequences of ``longest`` tokens."""
+    """The memory of a step on each of ``processes`` devices, with sequences of ``longest`` tokens."""
     trained = shape.adapters(config.lora_rank) if config.lora_rank else shape.parameters
     frozen = shape.parameters if config.lora_rank else 0
     number = 2 if bfloat16 else 4
@@ -121,7 +122,7 @@ def estimate(shape: ModelShape, config: MemorySettings, *, processes: int, bfloa
     shared = processes if sharded else 1
     kept = number if sharded else 4
     frozen_bytes = frozen * number
-    if config.quantize == "4bit":  # the embedding and the head stay
+    if config.quantize == "4bit":  # embedding and head are not quantized
         frozen_bytes = (frozen - shape.linear) * number + shape.linear // 2
     weights = (trained * kept + frozen_bytes) // part
     if not sharded and bfloat16:
@@ -135,7 +136,7 @@ def estimate(shape: ModelShape, config: MemorySettings, *, processes: int, bfloa
         live = 2 * number * (12 * shape.hidden**2 + shape.vocabulary * shape.hidden)
         weights, gradients, optimizer = min(weights, live), 0, 0
     elif part > 1:
-        weights += number * min(1_000_000_000, shape.parameters)  # what is brought together at a time
+        weights += number * min(1_000_000_000, shape.parameters)  # the weights that are gathered at a time
     tokens = config.batch_size * longest
     layer = tokens * (13 * shape.hidden + 4 * shape.mlp + 2 * shape.kv_width) * number
     if config.gradient_checkpointing:
@@ -148,7 +149,7 @@ def estimate(shape: ModelShape, config: MemorySettings, *, processes: int, bfloa
 
 
 def rl_memory(config: RlConfig, base: Base, processes: int, longest: int) -> Memory:
-    """What a step of reinforcement learning needs on each device: as `estimate`, and the reference model."""
+    """The memory of a step of reinforcement learning on each device: as `estimate`, and the reference model."""
     shape, bfloat16 = ModelShape.of(base.parameters, base.config), uses_bfloat16(config)
     needed = estimate(shape, config, processes=processes, bfloat16=bfloat16, longest=longest)
     if config.kl_coeff == 0 or config.lora_rank is not None:
@@ -158,9 +159,10 @@ def rl_memory(config: RlConfig, base: Base, processes: int, longest: int) -> Mem
 
 @dataclass(frozen=True)
 class Disk:
-    """The most that lies there at a time: ``whole`` checkpoints and ``models`` alone, each of so many bytes.
+    """The peak disk usage: ``whole`` complete checkpoints and ``models`` checkpoints reduced to their model.
 
-    ``keep`` is how many of the whole ones the run keeps; one more is there while it is written.
+    ``checkpoint`` and ``model`` are their bytes. The run keeps ``keep`` complete checkpoints, and has one more while it
+    writes it.
     """
 
     checkpoint: int
@@ -182,7 +184,7 @@ class Disk:
 
 
 def sft_disk(config: SftConfig, base: Base, steps: int) -> Disk:
-    """Of a run of so many steps: checkpoints, the best model, and that of the end."""
+    """The disk usage of a run of ``steps`` steps: checkpoints, the best model, and the final one."""
     state = _state(config, base)
     written = -(-steps // config.checkpoint_every)
     if config.validation:
@@ -193,7 +195,7 @@ def sft_disk(config: SftConfig, base: Base, steps: int) -> Disk:
 
 
 def rl_disk(config: RlConfig, base: Base) -> Disk:
-    """Of a run: checkpoints, the models of old ones that are kept, the best of them, and that of the end."""
+    """The disk usage of a run: checkpoints, the kept models of old ones, the best one, and the final one."""
     iterations = config.num_iterations
     written = -(-iterations // config.save_checkpoints_every_n_iterations)
     validates = bool(config.validation or config.val_paths_file)
@@ -202,14 +204,14 @@ def rl_disk(config: RlConfig, base: Base) -> Disk:
     kept = iterations // config.keep_checkpoints_every_n_iterations
     model = _model(config, base)
     state = _state(config, base)
-    if config.sharding == "none":  # beside the model, which is in the layout that was asked for
+    if config.sharding == "none":  # beside the model, which is in the configured format
         state += 4 * _trained(config, base)
     alone = max(0, kept - config.keep) + (validates and written > config.keep)
     return Disk(model + state, min(written, config.keep + 1), model, 1 + alone, config.keep)
 
 
 def check_disk_space(output: Path, needed: Disk) -> int:
-    """Bytes that are free for the run, what it has written before included. Raises OutputError if they are too few."""
+    """The bytes available to the run, including its existing checkpoints. Raises OutputError if they are too few."""
     place = output.resolve()
     while not place.exists():
         place = place.parent
@@ -219,19 +221,19 @@ def check_disk_space(output: Path, needed: Disk) -> int:
     if needed.total <= free:
         return free
     room = (free - needed.model * needed.models) // needed.checkpoint - 1
-    hint = f"--set keep={room} fits" if 0 < room < needed.keep else "make room, or choose another --output"
+    hint = f"--set keep={room} fits" if 0 < room < needed.keep else "free some space, or choose another --output"
     raise OutputError(f"the run needs {needed}; {_size(free)} are free", where=str(output), hint=hint)
 
 
 def _model(config: SftConfig | RlConfig, base: Base) -> int:
-    """A model folder: weights as they are trained, and the vision tokenizer if it isn't one of the Hub's."""
+    """The bytes of a model folder: weights in their trained precision, and the vision tokenizer unless from the Hub."""
     vision = base.description.vision
     beside = sum(path.stat().st_size for path in vision.rglob("*.safetensors")) if isinstance(vision, Path) else 0
     return base.parameters * (2 if _narrow(config) else 4) + beside
 
 
 def _state(config: SftConfig | RlConfig, base: Base) -> int:
-    """What a checkpoint has beside the model: the optimizer's moments, and of DeepSpeed also its weights."""
+    """The bytes of a checkpoint beside the model: the optimizer's moments, and under DeepSpeed its weights."""
     trained = _trained(config, base)
     if config.sharding == "none":
         return trained * ADAM

@@ -1,6 +1,6 @@
-"""The curves of training runs drawn side by side as small multiples: what is drawn of which kind of run, and how.
+"""Plots of the curves of training runs as small multiples: which metrics of which kind of run, and their style.
 
-Nothing here needs torch.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ FORMATS = {".png": "png", ".svg": "svg"}
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")  # Okabe and Ito, 2008
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 INK, GREY, GRID = "#333333", "#808080", "#E4E4E4"
-FEW = 40  # values, each of which gets a dot
-MANY = 4  # panels, beyond which there are three columns in place of two
+FEW = 40  # up to so many values each gets a marker
+MANY = 4  # beyond so many panels there are three columns instead of two
 ROUND = [1, 2, 2.5, 5, 10]
 SHADES = 128  # of a PNG: a handful of colours and the steps between them
-STEEP = 20  # from this ratio of the highest to the middle value on, a panel has a logarithmic axis
+STEEP = 20  # from this ratio of the maximum to the median on, a panel has a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ RL = PlotSheet(
 
 
 def choose_panels(sheet: PlotSheet, runs: Sequence[RunCurves], keys: Sequence[str]) -> PlotSheet:
-    """The sheet with the plots of these metrics, under their present or old names, or with its own that some run has.
+    """The sheet with the panels of these metrics (old names too), by default with its own panels that some run has.
 
     Raises UsageError for a metric that no run has.
     """
@@ -144,7 +144,7 @@ def choose_panels(sheet: PlotSheet, runs: Sequence[RunCurves], keys: Sequence[st
 
 
 def write_curves(path: Path, runs: Sequence[RunCurves], sheet: PlotSheet, smoothing: int | None = None) -> None:
-    """Draw the runs, a panel for each figure, as PNG or SVG by the suffix, whole or not at all.
+    """Plot the runs, a panel for each metric, as PNG or SVG by the suffix, written atomically.
 
     ``smoothing`` is a number of logged values; None: `smoothing_window`, 1: none. The same logs give the same bytes.
     """
@@ -154,7 +154,7 @@ def write_curves(path: Path, runs: Sequence[RunCurves], sheet: PlotSheet, smooth
     form = FORMATS[path.suffix.lower()]
     plain = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
     with matplotlib.rc_context({**plain, **STYLE}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name may have letters that the font lacks
+        warnings.simplefilter("ignore")  # a name may have characters that the font lacks
         figure = render(runs, sheet, smoothing)
         canvas = FigureCanvasAgg(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,8 +163,8 @@ def write_curves(path: Path, runs: Sequence[RunCurves], sheet: PlotSheet, smooth
                 figure.savefig(aside, format=form, metadata={"Date": None})
             else:
                 canvas.draw()
-                picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-                picture.quantize(SHADES, dither=Image.Dither.NONE).save(aside, form, optimize=True)
+                image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+                image.quantize(SHADES, dither=Image.Dither.NONE).save(aside, form, optimize=True)
 
 
 STYLE = {
@@ -198,65 +198,65 @@ STYLE = {
 
 
 def render(runs: Sequence[RunCurves], sheet: PlotSheet, smoothing: int | None) -> Figure:
-    """The matplotlib figure: panels in two or three columns, and below them which line is which run."""
+    """The matplotlib figure: panels in up to three columns, and the legend of the runs below them."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     panels = sheet.panels
     columns = min(2 if len(panels) <= MANY else 3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    wide = (7.5, 10.4, 13.5)[columns - 1]
-    high = 3.1 if columns < 3 else 2.8
-    abreast = min(len(runs), 5, max(1, int(wide / (0.8 + 0.08 * max(len(_short(run.name)) for run in runs)))))
-    size = (wide, high * rows + (1.0 if rows == 1 else 0) + 0.22 * math.ceil(len(runs) / abreast) + 0.1)
+    width = (7.5, 10.4, 13.5)[columns - 1]
+    height = 3.1 if columns < 3 else 2.8
+    per_row = min(len(runs), 5, max(1, int(width / (0.8 + 0.08 * max(len(_short(run.name)) for run in runs)))))
+    size = (width, height * rows + (1.0 if rows == 1 else 0) + 0.22 * math.ceil(len(runs) / per_row) + 0.1)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, hspace=0.04, wspace=0.03))
     steps = [step for run in runs for series in run.metrics.values() for step in (series.steps[0], series.steps[-1])]
     first, last = min(steps), max(steps)
     margin = max(0.02 * (last - first), 0.5)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for place, panel in zip(axes, panels, strict=False):
-        _draw_panel(place, runs, panel, smoothing)
+        _plot_panel(place, runs, panel, smoothing)
         place.set_xlim(first - margin, last + margin)
         place.set_xlabel(sheet.step)
     for empty in axes[len(panels) :]:
         empty.set_visible(False)
-    _draw_names(figure, runs, abreast)
+    _add_legend(figure, runs, per_row)
     return figure
 
 
-def _draw_panel(axes: Axes, runs: Sequence[RunCurves], panel: MetricPlot, smoothing: int | None) -> None:
-    drawn = [(i, run) for i, run in enumerate(runs) if panel.key in run.metrics]
+def _plot_panel(axes: Axes, runs: Sequence[RunCurves], panel: MetricPlot, smoothing: int | None) -> None:
+    plotted = [(i, run) for i, run in enumerate(runs) if panel.key in run.metrics]
     faint = 0.22 * min(1, 3 / len(runs))
-    said = ""
-    for i, run in drawn:
+    note = ""
+    for i, run in plotted:
         series = run.metrics[panel.key]
         count, color = len(series.values), COLORS[i % len(COLORS)]
         width = (smoothing or smoothing_window(count)) if panel.smoothed else 1
         band = [run.metrics[key] for key in panel.band or () if key in run.metrics]
         if len(band) == 2 and np.array_equal(band[0].steps, band[1].steps):
-            said = "line: mean, band: 10 % to 90 %"
+            note = "line: mean, band: 10 % to 90 %"
             low, high = (smooth(edge.values, width) for edge in band)
             axes.fill_between(band[0].steps, low, high, color=color, alpha=0.7 * faint, linewidth=0)
         elif width > 1:
-            said = said or "faint: as logged, line: smoothed"
+            note = note or "faint: as logged, line: smoothed"
             raw = thin(series)
             axes.plot(raw.steps, raw.values, color=color, alpha=faint, linewidth=0.7, zorder=2)
         marker = "o" if count == 1 or (count <= FEW and not panel.smoothed) else ""
         axes.plot(series.steps, smooth(series.values, width), **_look(i), marker=marker, markersize=3, zorder=3)
     axes.set_title(panel.name, parse_math=False)
-    axes.set_title(said, loc="right", fontsize=7.5, fontweight="normal", color=GREY)
+    axes.set_title(note, loc="right", fontsize=7.5, fontweight="normal", color=GREY)
     axes.set_ylabel(panel.axis, parse_math=False)
-    _scale(axes, [run.metrics[panel.key] for _, run in drawn], panel.from_zero)
+    _scale(axes, [run.metrics[panel.key] for _, run in plotted], panel.from_zero)
 
 
-def _scale(axes: Axes, drawn: Sequence[Series], from_zero: bool) -> None:
-    """Whole steps below; at the side a logarithmic axis where a linear one would flatten nearly everything."""
+def _scale(axes: Axes, plotted: Sequence[Series], from_zero: bool) -> None:
+    """Integer ticks for steps; a logarithmic axis for values where a linear one would flatten nearly everything."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=ROUND, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    values = np.concatenate([series.values[np.isfinite(series.values)] for series in drawn] or [np.empty(0)])
+    values = np.concatenate([series.values[np.isfinite(series.values)] for series in plotted] or [np.empty(0)])
     if from_zero:
         axes.set_ylim(bottom=0)
     elif len(values) and values.min() > 0 and values.max() > STEEP * np.median(values):
@@ -268,14 +268,14 @@ def _scale(axes: Axes, drawn: Sequence[Series], from_zero: bool) -> None:
 
 
 def number(value: float) -> str:
-    """As an axis has it: 1,500, 0.25, 3e-4."""
+    """A tick label: 1,500, 0.25, 3e-4."""
     if 0 < abs(value) < 0.001:
         digits, exponent = f"{value:.6e}".split("e")
         return f"{float(digits):g}e{int(exponent)}"
     return f"{value:,.6g}"
 
 
-def _draw_names(figure: Figure, runs: Sequence[RunCurves], abreast: int) -> None:
+def _add_legend(figure: Figure, runs: Sequence[RunCurves], per_row: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **_look(i)) for i in range(len(runs))]
@@ -283,17 +283,17 @@ def _draw_names(figure: Figure, runs: Sequence[RunCurves], abreast: int) -> None
         handles,
         [str(i) for i in range(len(runs))],
         loc="outside lower center",
-        ncols=abreast,
+        ncols=per_row,
         frameon=False,
         handlelength=3.2,
     )
     for text, run in zip(legend.get_texts(), runs, strict=True):
-        text.set_parse_math(False)  # a name may have any letters
+        text.set_parse_math(False)  # a name may have any characters
         text.set_text(_short(run.name))
 
 
 def _look(i: int) -> dict[str, Any]:
-    """Of the i-th run: each has a colour and dashes of its own, so that neither is needed to tell them apart."""
+    """The line style of the i-th run; colour and dashes each distinguish the runs."""
     return {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % len(DASHES)], "linewidth": 1.6}
 
 

@@ -1,4 +1,4 @@
-"""The log of a run, a line of JSON for each logged step, and the trackers that get the same metrics."""
+"""The log of a run, a line of JSON for each logged step, and experiment trackers for the same metrics."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ LogMetrics = Callable[[int, Mapping[str, float]], None]
 
 
 def log_metrics(log: Path, step: int, metrics: Mapping[str, float]) -> None:
-    """Append the metrics of a step. Raises OutputError if the disk doesn't take them."""
+    """Append the metrics of a step. Raises OutputError if they can't be written."""
     with writing("the log", log), log.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **metrics}) + "\n")
 
 
 def is_logged(log: Path, step: int, metric: str) -> bool:
-    """Whether the log has this metric of this step, under its present or its old name."""
+    """Whether the log has this metric for this step, under its present or its old name."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     return any(found["step"] == step and metric in map(metric_name, found) for found in map(json.loads, lines))
 
 
 def peak_memory() -> int:
-    """The most bytes of memory that this process has had."""
+    """The peak memory of this process in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -46,9 +46,9 @@ def check_trackers(trackers: Sequence[str]) -> None:
 
 
 def start_trackers(trackers: Sequence[str], folder: Path, config: Mapping[str, Any], done: int) -> list[LogMetrics]:
-    """Each tracker as a function of step and metrics.
+    """Start the trackers; each is a function of step and metrics.
 
-    A run that goes on behind ``done`` steps goes on there as well: which run it is stands in `RUNS` in its folder.
+    A run that resumes after ``done`` steps continues the same runs of the trackers, whose ids are in `RUNS`.
     """
     return [_STARTS[name](folder, config, done) for name in trackers]
 
@@ -84,18 +84,18 @@ def _wandb(folder: Path, config: Mapping[str, Any], _done: int) -> LogMetrics:
 def _trackio(folder: Path, config: Mapping[str, Any], _done: int) -> LogMetrics:
     import trackio
 
-    run = f"{folder.resolve().name}-{_run_of(folder, 'trackio')}"  # a name is all that trackio knows a run by
+    run = f"{folder.resolve().name}-{_run_of(folder, 'trackio')}"  # trackio identifies a run by its name
     trackio.init(project="earl", name=run, config=dict(config), resume="allow")
     return lambda step, metrics: trackio.log(dict(metrics), step=step)
 
 
 def _run_of(folder: Path, tracker: str) -> str:
-    """What a tracker knows this run by: made up at its first start, and read again at every other."""
+    """The id of this run in a tracker: generated at the first start, read from `RUNS` later."""
     file = folder / RUNS
     runs: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if tracker not in runs:
         runs[tracker] = secrets.token_hex(4)
-        with writing("the names of the trackers' runs", file), atomic_write(file) as aside:
+        with writing("the ids of the trackers' runs", file), atomic_write(file) as aside:
             aside.write_text(json.dumps(runs), encoding="utf-8")
     return runs[tracker]
 

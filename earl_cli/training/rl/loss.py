@@ -31,55 +31,57 @@ Plane = NDArray[np.float64]
 
 
 def group_advantages(rewards: Tensor, *, over_std: bool = True) -> Tensor:
-    """(r − mean) / (std + 1e-4) within a group, Float64[n], with the population's standard deviation.
+    """(r − mean) / (std + 1e-4) within a group, Float64[n], with the population standard deviation.
 
-    A missing reward is NaN: it stays out of mean and deviation and its advantage is NaN. ``over_std`` False leaves the
-    division out (Dr. GRPO, arXiv 2503.20783).
+    A missing reward is NaN: mean and deviation exclude it, and its advantage is NaN. Without ``over_std`` the advantage
+    is r − mean (Dr. GRPO, arXiv 2503.20783).
     """
     rewards = rewards.double()
-    there = rewards[~rewards.isnan()]
-    if len(there) == 0:
+    known = rewards[~rewards.isnan()]
+    if len(known) == 0:
         return rewards
-    centred = rewards - there.mean()
-    return centred / (there.std(correction=0) + STD_FLOOR) if over_std else centred
+    centred = rewards - known.mean()
+    return centred / (known.std(correction=0) + STD_FLOOR) if over_std else centred
 
 
 def has_signal(rewards: Tensor) -> bool:
-    """Whether a group prefers anything: two rewards that are there and differ."""
-    there = rewards[~rewards.isnan()]
-    return len(there) > 1 and bool((there != there[0]).any())
+    """Whether a group has two different rewards; without them all of its advantages are 0."""
+    known = rewards[~rewards.isnan()]
+    return len(known) > 1 and bool((known != known[0]).any())
 
 
 def token_advantages(
-    layout: SequenceLayout, rollout: Rollout, scores: Sequence[Score], advantages: Plane, local: float
+    layout: SequenceLayout, rollout: Rollout, scores: Sequence[Score], advantages: Plane, local_share: float
 ) -> tuple[Plane, ...]:
-    """For each completion what each of its tokens is credited with, float64[tokens]: its advantage, as in GRPO.
+    """The advantage of each token of each completion, float64[tokens]: that of the completion, as in GRPO.
 
-    A code gets the share ``local`` from its place in place of it. An edit that the reward can't take apart, such as one
-    that isn't finished, keeps its advantage everywhere. Raises UsageError if the reward takes none apart.
+    The advantage of a code is to the share ``local_share`` that of its place in the image. A completion whose score has
+    no places, such as one without a valid image, keeps its advantage for all tokens. Raises UsageError if the reward
+    gives no score places.
     """
     found = [np.full(len(each.ids), advantage) for each, advantage in zip(rollout.completions, advantages, strict=True)]
-    if not local:
+    if not local_share:
         return tuple(found)
-    apart = [number for number, score in enumerate(scores) if score.places is not None]
-    if not apart and any(rollout.finished):
-        what = "this reward doesn't say which part of a picture is better, so local_credit can't be used with it"
-        raise UsageError(what, where="local_credit", hint="reward=reference does; or leave local_credit at 0")
+    with_places = [number for number, score in enumerate(scores) if score.places is not None]
+    if not with_places and any(rollout.finished):
+        what = "this reward has no scores for the parts of an image, which local_credit needs"
+        raise UsageError(what, where="local_credit", hint="reward=reference has them; or leave local_credit at 0")
     compared = place_advantages([place for score in scores if (place := score.places) is not None])
-    for number, places in zip(apart, compared, strict=True):
+    for number, places in zip(with_places, compared, strict=True):
         codes = rollout.parsed[number].codes
         if codes is None:
             continue
         visual = layout.vocabulary.is_visual(rollout.completions[number].ids)
         at_codes = resize_nearest(places, codes.shape[0], codes.shape[1]).ravel()
-        found[number][visual] = (1 - local) * advantages[number] + local * at_codes
+        found[number][visual] = (1 - local_share) * advantages[number] + local_share * at_codes
     return tuple(found)
 
 
 def place_advantages(places: Sequence[Plane]) -> list[Plane]:
-    """Each edit's figures [h, w] less the group's mean at that place, over the deviation of all of them, everywhere.
+    """The advantage of each place of each edit, [h, w]: its score minus the group's mean there, over one deviation.
 
-    So a place that all edits have alike says nothing, and the whole has the scale of an advantage.
+    The deviation is that of all places of all edits, so that the result has the scale of an advantage. A place where
+    all edits have the same score has advantage 0.
     """
     if not places:
         return []
@@ -89,7 +91,7 @@ def place_advantages(places: Sequence[Plane]) -> list[Plane]:
 
 
 def resize_nearest(plane: Plane, height: int, width: int) -> Plane:
-    """A plane on another grid, each place from the one it lies in."""
+    """Nearest-neighbour resizing to ``height`` by ``width``."""
     rows = np.arange(height) * plane.shape[0] // height
     columns = np.arange(width) * plane.shape[1] // width
     found: Plane = plane[rows[:, None], columns]
@@ -100,7 +102,7 @@ def resize_nearest(plane: Plane, height: int, width: int) -> Plane:
 
 
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """exp(ref − logp) − 1 − (ref − logp) for each token: never negative, its mean the KL divergence from the reference.
+    """exp(ref − logp) − 1 − (ref − logp) for each token: never negative, with the KL divergence as its expectation.
 
     Schulman, "Approximating KL divergence", 2020.
     """
@@ -110,7 +112,7 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a token's loss is made of; the fields are those of the config."""
+    """The settings of the loss, as in the config."""
 
     kl_coeff: float
     clip_low: float
@@ -133,9 +135,9 @@ def token_losses(
 ) -> Tensor:
     """The loss of each token, Float[N]: −logp·A + kl·k3 − entropy_coeff·H.
 
-    ``advantage`` Float[N] is what each token is credited with. With ``old``, the log-probabilities before the first of
-    several updates, the first term is PPO's −min(ρ·A, clip(ρ, 1 − low, 1 + high)·A) with ρ = exp(logp − old); where
-    they are equal it has the same gradient.
+    ``advantage`` Float[N] is the per-token advantage. With ``old``, the log-probabilities before the first of several
+    updates, the first term is PPO's −min(ρ·A, clip(ρ, 1 − low, 1 + high)·A) with ρ = exp(logp − old); where the two are
+    equal it has the same gradient.
     """
     if old is None:
         loss = -logprobs * advantage
@@ -151,10 +153,10 @@ def token_losses(
 
 
 def trained_kind(config: RlConfig, iteration: int) -> TokenKind:
-    """Which tokens an iteration trains on, counted from 0.
+    """The kind of tokens that an iteration trains on; iterations count from 0.
 
-    With ``train_text_tokens_only`` the first ``text_only_steps`` iterations of each cycle train on what is no visual
-    code, the others on codes; with ``train_vision_tokens_only`` the first train on codes, the others on everything.
+    With ``train_text_tokens_only`` the first ``text_only_steps`` iterations of each cycle train on text tokens, the
+    others on visual tokens; with ``train_vision_tokens_only`` the first train on visual tokens, the others on all.
     """
     if config.train_text_tokens_only:
         return "text" if iteration % config.text_only_cycle_steps < config.text_only_steps else "visual"

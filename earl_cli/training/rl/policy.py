@@ -28,45 +28,47 @@ from earl_cli.training.sft.loss import MAX_LOGITS, IdRange, head_loss
 
 
 class ScoringHead(nn.Linear):
-    """The output head, which gives log-probabilities of ids and, if asked, the entropies they were drawn with.
+    """The output head, whose forward gives log-probabilities of ids and optionally the entropies at their positions.
 
-    A module of its own, because sharded training (ZeRO-3) brings a module's weight together while it runs.
+    It is a module because sharded training (ZeRO-3) gathers the weight of a module while its forward runs.
     """
 
-    parts: tuple[IdRange, ...]
+    ranges: tuple[IdRange, ...]
     temperature: float
 
     def forward(self, hidden: Tensor, ids: Tensor, entropies: bool) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """Float32[N] twice for Float[N, D] and Int64[N], as `token_logprobs`."""
-        settings = (self.weight, ids, self.parts, self.temperature)
+        settings = (self.weight, ids, self.ranges, self.temperature)
         return token_logprobs(hidden, *settings), token_entropies(hidden, *settings) if entropies else None
 
 
 class Policy(nn.Module):
-    """A language model, plain or with adapters, that is sampled from and trained: one set of weights for both."""
+    """A language model, with or without adapters; sampling and training use the same weights."""
 
-    def __init__(self, language: Any, parts: Sequence[IdRange], temperature: float, *, recompute: bool = False) -> None:
+    def __init__(
+        self, language: Any, ranges: Sequence[IdRange], temperature: float, *, recompute: bool = False
+    ) -> None:
         super().__init__()
         self.language = language
         self.recompute = recompute
         self.head = ScoringHead(1, 1, bias=False, device="meta")
         self.head.weight = self.base.lm_head.weight
-        self.head.parts, self.head.temperature = tuple(parts), temperature
+        self.head.ranges, self.head.temperature = tuple(ranges), temperature
 
     @property
     def base(self) -> Any:
-        """The `Emu3ForCausalLM`, with adapters inside it if there are some."""
+        """The `Emu3ForCausalLM`, including adapters if there are any."""
         return self.language.get_base_model() if self.adapted else self.language
 
     @property
     def adapted(self) -> bool:
-        """Whether low-rank adapters are trained, and not the weights."""
+        """Whether low-rank adapters are trained instead of the weights."""
         return hasattr(self.language, "get_base_model")
 
     def forward(self, batch: Batch, entropies: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities Float32[N] of the batch's tokens at the sampling temperature, and their entropies."""
         states = completion_states(self.base.model, batch.groups, recompute=self.recompute)
-        found: tuple[Tensor, Tensor | None] = self.head(states[batch.places], batch.ids, entropies)
+        found: tuple[Tensor, Tensor | None] = self.head(states[batch.positions], batch.ids, entropies)
         return found
 
 
@@ -75,7 +77,7 @@ class Policy(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class PromptGroup:
-    """``prompt`` Int64[P] without its last id, and ``inputs`` Int64[n, L]: that id, then a completion, padded right."""
+    """``prompt`` Int64[P] without its last id; ``inputs`` Int64[n, L]: that id, then a completion, right-padded."""
 
     prompt: Tensor
     inputs: Tensor
@@ -83,7 +85,7 @@ class PromptGroup:
 
 @dataclass(frozen=True, eq=False)
 class SampledGroup:
-    """A prompt and completions of it, as ids int64; ``trained`` bool[n] says for each which of its tokens count."""
+    """A prompt and its completions, as ids int64; ``trained`` are masks of their trained tokens, bool[tokens]."""
 
     prompt: NDArray[np.int64]
     completions: tuple[NDArray[np.int64], ...]
@@ -92,20 +94,20 @@ class SampledGroup:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one forward pass takes: ``ids`` Int64[N] are the trained tokens, predicted by the states at ``places``.
+    """The input of a forward pass: ``ids`` Int64[N] are the trained tokens, predicted by the states at ``positions``.
 
-    The tokens stand in the order of the groups, of their completions, and of the sequence.
+    The tokens are in the order of the groups, of their completions, and of the sequence.
     """
 
     groups: tuple[PromptGroup, ...]
-    places: Tensor
+    positions: Tensor
     ids: Tensor
 
 
 def pack(pieces: Sequence[SampledGroup], device: torch.device) -> Batch | None:
-    """The batch of these completions; what follows a completion's last trained token isn't run. None if none is."""
+    """The batch of these completions, cut after the last trained token of each group; None without trained tokens."""
     groups: list[PromptGroup] = []
-    places: list[NDArray[np.int64]] = []
+    positions: list[NDArray[np.int64]] = []
     ids: list[NDArray[np.int64]] = []
     start = 0
     for piece in pieces:
@@ -118,13 +120,13 @@ def pack(pieces: Sequence[SampledGroup], device: torch.device) -> Batch | None:
         for row, (tokens, trained) in enumerate(zip(piece.completions, chosen, strict=True)):
             before = tokens[: longest - 1]
             inputs[row, 1 : 1 + len(before)] = before
-            places.append(start + row * longest + trained)
+            positions.append(start + row * longest + trained)
             ids.append(tokens[trained])
         groups.append(PromptGroup(torch.from_numpy(piece.prompt[:-1]).to(device), torch.from_numpy(inputs).to(device)))
         start += inputs.size
     if not groups:
         return None
-    joined = (torch.from_numpy(np.concatenate(parts)).to(device) for parts in (places, ids))
+    joined = (torch.from_numpy(np.concatenate(parts)).to(device) for parts in (positions, ids))
     return Batch(tuple(groups), *joined)
 
 
@@ -132,51 +134,51 @@ def pack(pieces: Sequence[SampledGroup], device: torch.device) -> Batch | None:
 
 
 def token_logprobs(
-    hidden: Tensor, head: Tensor, ids: Tensor, parts: Sequence[IdRange], temperature: float = 1.0
+    hidden: Tensor, head: Tensor, ids: Tensor, ranges: Sequence[IdRange], temperature: float = 1.0
 ) -> Tensor:
     """log p of ``ids`` Int64[N] at the temperature, Float32[N].
 
     ``hidden`` Float[N, D] are the states that predict them, ``head`` Float[V, D] the rows of the output head. An id is
-    normalised over the part of the ids, from a first one to before a last one, that it is in; the parts follow one
-    another and cover the vocabulary. At most `MAX_LOGITS` logits are held at a time.
+    normalised over the range of ids that contains it; ``ranges`` are consecutive half-open intervals that cover the
+    vocabulary. At most `MAX_LOGITS` logits are in memory at a time.
     """
 
-    def of_part(states: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def of_range(states: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return -head_loss(states, rows, columns, "none").float()
 
-    return _by_part(_scaled(hidden, temperature), head, ids, parts, of_part)
+    return _by_range(_scaled(hidden, temperature), head, ids, ranges, of_range)
 
 
 def token_entropies(
-    hidden: Tensor, head: Tensor, ids: Tensor, parts: Sequence[IdRange], temperature: float = 1.0
+    hidden: Tensor, head: Tensor, ids: Tensor, ranges: Sequence[IdRange], temperature: float = 1.0
 ) -> Tensor:
-    """The entropy in nats of the distribution that each of ``ids`` was drawn from, Float32[N]; as `token_logprobs`."""
+    """The entropy in nats of the distribution of each of ``ids``, Float32[N]; arguments as of `token_logprobs`."""
 
     def of_chunk(states: Tensor, rows: Tensor) -> Tensor:
         logs = linear(states, rows).float().log_softmax(dim=-1)
         return -(logs.exp() * logs).sum(dim=-1)
 
-    def of_part(states: Tensor, rows: Tensor, _: Tensor) -> Tensor:
+    def of_range(states: Tensor, rows: Tensor, _: Tensor) -> Tensor:
         chunks = torch.split(states, max(1, MAX_LOGITS // len(rows)))
         return torch.cat([checkpoint(of_chunk, chunk, rows, use_reentrant=False) for chunk in chunks])
 
-    return _by_part(_scaled(hidden, temperature), head, ids, parts, of_part)
+    return _by_range(_scaled(hidden, temperature), head, ids, ranges, of_range)
 
 
 def _scaled(hidden: Tensor, temperature: float) -> Tensor:
     return hidden if temperature == 1 else hidden / temperature
 
 
-def _by_part(
+def _by_range(
     hidden: Tensor,
     head: Tensor,
     ids: Tensor,
-    parts: Sequence[IdRange],
+    ranges: Sequence[IdRange],
     measure: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """``measure(states, rows of the head, columns)`` of the tokens of each part, put back into their order."""
+    """``measure(states, rows of the head, columns)`` of the tokens of each range, in the order of the tokens."""
     found = hidden.new_zeros(len(ids), dtype=torch.float32)
-    for (start, stop), rows in _pieces(head, parts):
+    for (start, stop), rows in _split(head, ranges):
         chosen = (ids >= start) & (ids < stop)
         count = int(chosen.sum())
         if count == len(ids):
@@ -186,9 +188,9 @@ def _by_part(
     return found
 
 
-def _pieces(head: Tensor, parts: Sequence[IdRange]) -> Iterator[tuple[IdRange, Tensor]]:
-    """The head's rows of each part; gradients of pieces are put together once, those of slices added at full size."""
-    return zip(parts, torch.split(head, [stop - start for start, stop in parts]), strict=True)
+def _split(head: Tensor, ranges: Sequence[IdRange]) -> Iterator[tuple[IdRange, Tensor]]:
+    """The head's rows of each range. Gradients of a split are concatenated once; those of slices would be summed."""
+    return zip(ranges, torch.split(head, [stop - start for start, stop in ranges]), strict=True)
 
 
 # -- the forward pass of groups ----------------------------------------------------------------------------------------
@@ -196,7 +198,7 @@ def _pieces(head: Tensor, parts: Sequence[IdRange]) -> Iterator[tuple[IdRange, T
 
 @dataclass(frozen=True)
 class _Span:
-    """Where a group's tokens are: the prompt from ``start`` on, then ``count`` completions of ``length`` tokens."""
+    """The position of a group in the row: its prompt from ``start`` on, then ``count`` completions of ``length``."""
 
     start: int
     prompt: int
@@ -212,8 +214,8 @@ class _Span:
 def completion_states(model: Any, groups: Sequence[PromptGroup], *, recompute: bool = False) -> Tensor:
     """The last hidden states Float[tokens, D] of all inputs of all groups, one completion after another.
 
-    ``model`` is an `Emu3TextModel` (the decoder without its head). ``recompute`` keeps only the layers' inputs for the
-    way back (gradient checkpointing).
+    ``model`` is an `Emu3TextModel` (the decoder without its head). ``recompute`` is gradient checkpointing: only the
+    inputs of the layers are kept for the backward pass.
     """
     spans, start = [], 0
     for group in groups:
@@ -241,17 +243,17 @@ def _positions(span: _Span, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _layer(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, *, spans: Sequence[_Span], last: bool) -> Tensor:
-    """One decoder layer; the last one goes on with the completions' tokens only, whose states are asked for."""
+    """One decoder layer; the last one computes the states of the completions' tokens only."""
     attention = layer.self_attn
     width = int(attention.head_dim)
     states = layer.input_layernorm(hidden)
 
-    def kept(tokens: Tensor) -> Tensor:
+    def of_completions(tokens: Tensor) -> Tensor:
         return torch.cat([tokens[span.completions] for span in spans]) if last else tokens
 
-    query = _by_head(attention.q_proj(kept(states)), width)
+    query = _by_head(attention.q_proj(of_completions(states)), width)
     key, value = (_by_head(project(states), width) for project in (attention.k_proj, attention.v_proj))
-    query, key = _rotated(query, kept(cos), kept(sin)), _rotated(key, cos, sin)
+    query, key = _rotated(query, of_completions(cos), of_completions(sin)), _rotated(key, cos, sin)
     mixed: list[Tensor] = []
     done = 0
     for span in spans:
@@ -259,11 +261,11 @@ def _layer(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, *, spans: Seque
         if not last and span.prompt:
             mixed.append(_prompt_attention(query[given], key[given], value[given]))
         size = span.count * span.length
-        asked = query[done : done + size] if last else query[span.completions]
+        own = query[done : done + size] if last else query[span.completions]
         done += size
         parts = (key[given], value[given], key[span.completions], value[span.completions])
-        mixed.append(_completion_attention(asked, *parts, count=span.count))
-    hidden = kept(hidden) + attention.o_proj(torch.cat(mixed).flatten(1))
+        mixed.append(_completion_attention(own, *parts, count=span.count))
+    hidden = of_completions(hidden) + attention.o_proj(torch.cat(mixed).flatten(1))
     result: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return result
 
@@ -309,7 +311,7 @@ def matmul_attention(query: Tensor, key: Tensor, value: Tensor, prompt: tuple[Te
     """Attention of queries Float[n, L, heads, width] over own keys, causally, and all keys of one prompt.
 
     Keys and values are Float[n, L, kv_heads, width] and, the prompt's, Float[P, kv_heads, width]. Plain matrix
-    products: on processors their way back is faster than that of torch's fused kernel.
+    products: on CPUs their backward pass is faster than that of torch's fused kernel.
     """
     count, length, heads, width = query.shape
     kv_heads = key.shape[2]

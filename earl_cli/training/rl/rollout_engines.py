@@ -1,7 +1,7 @@
-"""Sampling rollouts with vLLM: one engine a rank, one over several ranks, or one in a process on GPUs of its own.
+"""Sampling rollouts with vLLM: an engine for each rank, one for several ranks, or one in a process with its own GPUs.
 
-Before it samples, an engine is given the policy's weights; beside a training it gives its GPU memory back afterwards.
-An engine of its own belongs to rank 0: the other ranks send it their prompts and receive their completions.
+An engine receives the policy's weights before it samples. On the GPUs of the training it frees its memory afterwards. A
+separate engine belongs to rank 0: the other ranks send it their prompts and receive their completions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from earl_cli.training.sft.model import merged_weights
 
 
 class ColocatedSampler:
-    """Lends the engine, as `RlRun.engine` does. Raises what `VllmEngine` raises, at the first loan."""
+    """`RlRun.engine` with vLLM on the GPUs of the training. The first call raises what `VllmEngine` raises."""
 
     def __init__(self, config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device) -> None:
         self.config, self.base, self.data, self.learner, self.device = config, base, data, learner, device
@@ -35,7 +35,7 @@ class ColocatedSampler:
 
     @contextmanager
     def __call__(self, language: Any) -> Iterator[Engine]:  # noqa: ARG002 - adapters are merged from the learner's
-        """The engine with the policy's weights as they are."""
+        """Inside the context: the engine with the present weights of the policy."""
         engine = self.engine = self.engine or self._start()
         with merged_weights(self.learner.policy.language) as weights:
             engine.update_weights(weights.items())
@@ -57,15 +57,16 @@ class ColocatedSampler:
         if world_size() > 1:
             shared = int(config.engine_args.get("tensor_parallel_size", 1))
             if world_size() % shared:
-                what = f"{world_size()} processes can't form engines of {shared} each"
-                raise UsageError(what, where="engine_args", hint="tensor_parallel_size must divide the processes")
+                what = f"{world_size()} processes can't be divided into engines of {shared}"
+                hint = "the number of processes must be a multiple of tensor_parallel_size"
+                raise UsageError(what, where="engine_args", hint=hint)
             arguments["distributed_executor_backend"] = "external_launcher"
         options = engine_options(config, self.base, self.data, self.device)
         return VllmEngine(**options, engine_args={**arguments, **config.engine_args}, sleeping=True)
 
 
 def engine_options(config: RlConfig, base: Base, data: RlData, device: torch.device) -> dict[str, Any]:
-    """What an engine for this run is told, wherever it is: arguments of `VllmEngine`."""
+    """The arguments of `VllmEngine` for this run, except those of its GPUs."""
     return {
         "folder": base.language.folder,
         "layout": base.layout,
@@ -77,9 +78,9 @@ def engine_options(config: RlConfig, base: Base, data: RlData, device: torch.dev
 
 
 class TensorParallelEngine:
-    """One engine in ``size`` neighbouring processes: each asks for its own completions, all of them draw all of these.
+    """One tensor-parallel engine on ``size`` consecutive ranks: they sample all of their requests together.
 
-    To be called in every process of the run at the same time.
+    Must be called on every rank at the same time; each rank gets its own completions.
     """
 
     def __init__(self, engine: VllmEngine, size: int) -> None:
@@ -93,10 +94,10 @@ class TensorParallelEngine:
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """As `Engine.generate`."""
-        every = all_gather(list(requests))
+        gathered = all_gather(list(requests))
         first = rank() // self.size * self.size
-        ours = [request for part in every[first : first + self.size] for request in part]
-        begin = sum(len(part) for part in every[first : rank()])
+        ours = [request for part in gathered[first : first + self.size] for request in part]
+        begin = sum(len(part) for part in gathered[first : rank()])
 
         def own(request: int, index: int, completion: Completion) -> None:
             if on_completion is not None and begin <= request < begin + len(requests):
@@ -106,7 +107,7 @@ class TensorParallelEngine:
 
 
 class SeparateSampler:
-    """Lends the engine, as `RlRun.engine` does. Raises what `ProcessEngine` raises, at the first loan."""
+    """`RlRun.engine` with vLLM on its own GPUs. The first call raises what `ProcessEngine` raises."""
 
     def __init__(self, config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device) -> None:
         self.config, self.base, self.data, self.learner, self.device = config, base, data, learner, device
@@ -114,7 +115,7 @@ class SeparateSampler:
 
     @contextmanager
     def __call__(self, language: Any) -> Iterator[Engine]:  # noqa: ARG002 - adapters are merged from the learner's
-        """The engine with the policy's weights as they are."""
+        """Inside the context: the engine with the present weights of the policy."""
         with merged_weights(self.learner.policy.language) as weights:
             on_rank_zero(lambda: self._started().update_weights(weights.items()))
         yield GatheringEngine(self.engine) if self.engine is None or world_size() > 1 else self.engine
@@ -135,10 +136,10 @@ class SeparateSampler:
 
 
 class GatheringEngine:
-    """The first process's engine in all of them: it draws for everybody, and each gets its own.
+    """The engine of rank 0 for all ranks: it samples the requests of all, and each rank gets its own completions.
 
-    To be called in every process of the run at the same time. Progress is told in the first alone, completions when all
-    are there. What the engine raises is raised in every process.
+    Must be called on every rank at the same time. Only rank 0 reports progress; completions are reported when all are
+    sampled. What the engine raises is raised on every rank.
     """
 
     def __init__(self, engine: ProcessEngine | None) -> None:
@@ -152,14 +153,14 @@ class GatheringEngine:
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """As `Engine.generate`."""
-        every = all_gather(list(requests))
+        gathered = all_gather(list(requests))
 
-        def drawn() -> list[list[Completion]]:
+        def sample_all() -> list[list[Completion]]:
             assert self.engine is not None
-            return self.engine.generate([request for part in every for request in part], sampling, on_progress)
+            return self.engine.generate([request for part in gathered for request in part], sampling, on_progress)
 
-        begin = sum(len(part) for part in every[: rank()])
-        own = on_rank_zero(drawn)[begin : begin + len(requests)]
+        begin = sum(len(part) for part in gathered[: rank()])
+        own = on_rank_zero(sample_all)[begin : begin + len(requests)]
         if on_completion is not None:
             for request, group in enumerate(own):
                 for index, completion in enumerate(group):
@@ -168,18 +169,18 @@ class GatheringEngine:
 
 
 def check_engine_gpus(config: RlConfig) -> None:
-    """Raises UsageError or DeviceError for GPUs of the engine that aren't there, or that this process trains on."""
+    """Raise UsageError or DeviceError if GPUs of the engine don't exist or if this process trains on one of them."""
     device, gpus = choose_device(config.device), config.engine_gpus
     where = "engine_gpus"
     if device.type != "cuda":
         if gpus:
-            raise UsageError(f"the training is on {device}, the engine can't be on GPUs", where=where, hint="[]")
+            raise UsageError(f"the training runs on {device}, so the engine can't have GPUs", where=where, hint="[]")
         return
     if not gpus:
         hint = "such as --set engine_gpus=[1]"
-        raise UsageError("a separate engine needs GPUs that nothing is trained on", where=where, hint=hint)
-    there = torch.cuda.device_count()
-    if max(gpus) >= there:
-        raise DeviceError(f"there are only {there} CUDA devices, numbered from 0", where=where)
+        raise UsageError("a separate engine needs GPUs that no process trains on", where=where, hint=hint)
+    count = torch.cuda.device_count()
+    if max(gpus) >= count:
+        raise DeviceError(f"there are only {count} CUDA devices, numbered from 0", where=where)
     if device.index in gpus:
-        raise UsageError(f"{device} is trained on", where=where, hint="name GPUs that no process trains on")
+        raise UsageError(f"a process trains on {device}", where=where, hint="name GPUs that no process trains on")

@@ -1,4 +1,4 @@
-"""What an iteration sampled, to be read and to be looked at: a table of all episodes, and a page of some edits."""
+"""The rollouts of an iteration on disk: a table of all of them, and a gallery of some edits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("instruction", pa.string()),
         ("seed", pa.uint64()),
-        ("reward", pa.float64()),  # null where it could not be had
+        ("reward", pa.float64()),  # null if it is missing
         ("advantage", pa.float64()),
         ("parts", pa.map_(pa.string(), pa.float64())),
         ("reason", pa.string()),
@@ -36,13 +36,13 @@ SCHEMA = pa.schema(
         ("thoughts", pa.string()),
         ("prompt_tokens", pa.int64()),
         ("tokens", pa.list_(pa.int32())),
-        ("logprob", pa.float64()),  # of the whole completion, as it was sampled
+        ("logprob", pa.float64()),  # of the whole completion, under the sampler
     ]
 )
 
 
 def write_rollouts(path: Path, step: int, rows: DatasetRows, groups: Sequence[ScoredGroup]) -> None:
-    """All episodes of an iteration as Parquet, a row each. Raises OutputError if the disk doesn't take them."""
+    """Write the completions of an iteration as Parquet, a row each. Raises OutputError if they can't be written."""
     found = [
         {
             "step": step,
@@ -54,14 +54,14 @@ def write_rollouts(path: Path, step: int, rows: DatasetRows, groups: Sequence[Sc
             "parts": list(score.parts.items()),
             "reason": score.reason,
             "finished": finished,
-            "problem": answer.problem,
-            "thoughts": answer.thoughts,
+            "problem": parsed.problem,
+            "thoughts": parsed.thoughts,
             "prompt_tokens": len(group.rollout.request.prompt),
             "tokens": completion.ids.astype(np.int32),
             "logprob": float(completion.logprobs.sum()),
         }
         for group in groups
-        for seed, completion, answer, finished, score, advantage in zip(
+        for seed, completion, parsed, finished, score, advantage in zip(
             group.rollout.request.seeds,
             group.rollout.completions,
             group.rollout.parsed,
@@ -72,7 +72,7 @@ def write_rollouts(path: Path, step: int, rows: DatasetRows, groups: Sequence[Sc
         )
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing("the episodes", path), atomic_write(path) as aside:
+    with writing("the rollouts", path), atomic_write(path) as aside:
         pq.write_table(pa.Table.from_pylist(found, SCHEMA), aside, compression="zstd")
 
 
@@ -85,31 +85,34 @@ def write_gallery(
     count: int,
     notes: Sequence[str],
 ) -> None:
-    """A page of the best, the middle and the worst edits by reward, about ``count`` in all; OutputError as above."""
-    places = [
-        (score.value, group, place)
+    """Write a page of the best, median and worst edits by reward, about ``count`` in all.
+
+    Raises OutputError if it can't be written.
+    """
+    ranked = [
+        (score.value, group, index)
         for group in groups
-        for place, score in enumerate(group.scores)
+        for index, score in enumerate(group.scores)
         if score.value is not None
     ]
-    places.sort(key=lambda each: -each[0])
+    ranked.sort(key=lambda each: -each[0])
     entries = []
-    for name, (_, group, place) in _chosen(places, count):
-        rollout, score = group.rollout, group.scores[place]
+    for name, (_, group, index) in _chosen(ranked, count):
+        rollout, score = group.rollout, group.scores[index]
         codes: list[NDArray[np.integer] | None] = [
             rows.source(rollout.row),
-            rollout.parsed[place].codes,
+            rollout.parsed[index].codes,
             rows.target(rollout.row),
         ]
-        pictures = zip(decode_images(vision, codes), ("source", "drawn", "target"), strict=True)
-        figures = [ImageFigure(picture, caption) for picture, caption in pictures if picture is not None]
-        advantage = group.advantages[place]
+        images = zip(decode_images(vision, codes), ("source", "edit", "target"), strict=True)
+        figures = [ImageFigure(image, caption) for image, caption in images if image is not None]
+        advantage = group.advantages[index]
         texts = [("instruction", rows.instruction(rollout.row)), ("reward", f"{score.value:.3f}")]
         texts += [("advantage", f"{advantage:+.2f}")] if not math.isnan(advantage) and len(group.scores) > 1 else []
         texts += [(part.replace("_", " "), f"{value:.3f}") for part, value in score.parts.items()]
         texts += [("reason", score.reason)] if score.reason else []
-        texts += [("thinking", thoughts)] if (thoughts := rollout.parsed[place].thoughts) else []
-        texts += [("problem", problem)] if (problem := rollout.parsed[place].problem) else []
+        texts += [("thinking", thoughts)] if (thoughts := rollout.parsed[index].thoughts) else []
+        texts += [("problem", problem)] if (problem := rollout.parsed[index].problem) else []
         entries.append(Entry(f"{name} · {rows.id(rollout.row)}", figures, texts))
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing("the gallery", path):
@@ -117,12 +120,12 @@ def write_gallery(
 
 
 def _chosen(
-    places: Sequence[tuple[float, ScoredGroup, int]], count: int
+    ranked: Sequence[tuple[float, ScoredGroup, int]], count: int
 ) -> list[tuple[str, tuple[float, ScoredGroup, int]]]:
-    """Of places from the best to the worst: a third from each end, a third from the middle; none twice."""
-    if len(places) <= count:
-        return [("edit", place) for place in places]
+    """Of edits from best to worst: a third from each end and a third from the middle, without duplicates."""
+    if len(ranked) <= count:
+        return [("edit", each) for each in ranked]
     third = max(1, count // 3)
-    middle = (len(places) - third) // 2
-    parts = (("best", places[:third]), ("median", places[middle : middle + third]), ("worst", places[-third:]))
-    return [(name, place) for name, part in parts for place in part]
+    middle = (len(ranked) - third) // 2
+    parts = (("best", ranked[:third]), ("median", ranked[middle : middle + third]), ("worst", ranked[-third:]))
+    return [(name, each) for name, part in parts for each in part]

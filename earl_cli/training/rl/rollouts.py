@@ -1,6 +1,6 @@
-"""From prompts to groups of edits: which prompts an iteration has, what is sampled for them, and its pictures.
+"""Rollouts: the prompts of an iteration, the completions that are sampled for them, their images and their scores.
 
-Everything random follows from the seed and the iteration's number, so a run that goes on needs no random state.
+All random numbers follow from the seed and the number of the iteration, so a resumed run needs no random state.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from transformers import Emu3VQVAE
 
 PIXELS_PER_BATCH = {"cpu": 1 << 16, "cuda": 1 << 20}
-"""Pixels that are decoded together: on processors larger batches leave the caches and take twice the time."""
+"""Pixels that are decoded at a time: on CPUs larger batches exceed the caches and take twice the time."""
 
 
 @dataclass(frozen=True)
 class RolloutPrompt:
-    """A row to be edited, with a seed for each of its generations."""
+    """The number of a row, and a seed for each of its completions."""
 
     row: int
     seeds: tuple[int, ...]
@@ -38,7 +38,7 @@ class RolloutPrompt:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """A prompt with its group of completions, and what these say."""
+    """A prompt with its group of completions, and these parsed."""
 
     row: int
     request: SamplingRequest
@@ -47,15 +47,15 @@ class Rollout:
 
     @property
     def finished(self) -> tuple[bool, ...]:
-        """Which completions are pictures, closed as they should be."""
-        return tuple(answer.finished and answer.codes is not None for answer in self.parsed)
+        """Which completions are valid images with all their tokens."""
+        return tuple(each.finished and each.codes is not None for each in self.parsed)
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredGroup:
-    """A group with its scores, and what each of them is above the group's mean; NaN where it could not be had.
+    """A group with its scores and advantages, NaN where the reward is missing; ``signal`` as in `loss.has_signal`.
 
-    ``token_advantages`` says for each completion what of that each of its tokens is credited with.
+    ``token_advantages`` are for each completion the advantages of its tokens, float64[tokens].
     """
 
     rollout: Rollout
@@ -68,34 +68,34 @@ class ScoredGroup:
 def sample_prompts(
     rows: NDArray[np.int64], prompts: int, generations: int, seed: int, iteration: int
 ) -> list[RolloutPrompt]:
-    """The prompts of an iteration, drawn from ``rows``, which aren't fewer, without replacement."""
-    places = np.random.default_rng((seed, iteration)).choice(len(rows), prompts, replace=False)
+    """The prompts of an iteration, sampled from ``rows`` without replacement; ``rows`` must not be fewer."""
+    chosen = np.random.default_rng((seed, iteration)).choice(len(rows), prompts, replace=False)
     return [
         RolloutPrompt(int(rows[place]), seeds(generations, seed, iteration, number))
-        for number, place in enumerate(places)
+        for number, place in enumerate(chosen)
     ]
 
 
 def seeds(count: int, *origin: int) -> tuple[int, ...]:
-    """Seeds for sampling that follow from numbers and are nobody else's."""
-    drawn = np.random.SeedSequence(origin).generate_state(count, np.uint64)
-    return tuple(int(seed >> np.uint64(1)) for seed in drawn)
+    """Seeds for sampling that follow from the numbers ``origin``, and are different for others."""
+    states = np.random.SeedSequence(origin).generate_state(count, np.uint64)
+    return tuple(int(state >> np.uint64(1)) for state in states)
 
 
 def sequence_lengths(rows: DatasetRows, mode: Mode) -> NDArray[np.int64]:
-    """The tokens of each row's prompt with a picture of the source's size after it, int64[n]; thinking comes on top."""
+    """The tokens of each row's prompt and an image of the source's size, int64[n], without the tokens of thinking."""
     layout = rows.layout
     texts: dict[str, int] = {}
-    pictures: dict[tuple[int, int], int] = {}
+    images: dict[tuple[int, int], int] = {}
     columns = [rows.table.column(name).to_pylist() for name in ("instruction", "source_height", "source_width")]
     found = np.empty(len(rows), dtype=np.int64)
     for row, (instruction, height, width) in enumerate(zip(*columns, strict=True)):
         if instruction not in texts:
             texts[instruction] = len(layout.text.encode(instruction))
-        if (height, width) not in pictures:
+        if (height, width) not in images:
             grid = Grid(height, width)
-            pictures[height, width] = len(layout.opening(grid)) + grid.tokens
-        found[row] = 2 + texts[instruction] + 2 * pictures[height, width]
+            images[height, width] = len(layout.opening(grid)) + grid.tokens
+        found[row] = 2 + texts[instruction] + 2 * images[height, width]
     return found + (len(layout.thinking_prefix) if mode == "reasoning" else 0)
 
 
@@ -111,9 +111,9 @@ def generate_rollouts(
     overlong: Overlong = "force",
     on_progress: OnProgress | None = None,
 ) -> list[Rollout]:
-    """A group of completions for each prompt, in order; a picture has the source's grid unless the model thinks.
+    """A group of completions for each prompt, in order.
 
-    With ``overlong`` zero it has that grid also then.
+    The image has the source's grid; after thinking the model chooses the grid, unless ``overlong`` is "zero".
     """
     requests = []
     for prompt in prompts:
@@ -121,7 +121,7 @@ def generate_rollouts(
         grid = Grid(*source.shape)
         ids = layout.prompt(source, rows.instruction(prompt.row), mode, grid)
         requests.append(SamplingRequest(tuple(ids.tolist()), mode, grid, prompt.seeds, grammar, overlong))
-    drawn = engine.generate(requests, sampling, on_progress)
+    groups = engine.generate(requests, sampling, on_progress)
     return [
         Rollout(
             prompt.row,
@@ -129,29 +129,29 @@ def generate_rollouts(
             tuple(completions),
             tuple(layout.parse_completion(each.ids, mode, request.grid) for each in completions),
         )
-        for prompt, request, completions in zip(prompts, requests, drawn, strict=True)
+        for prompt, request, completions in zip(prompts, requests, groups, strict=True)
     ]
 
 
 def decode_edits(vision: Emu3VQVAE, rows: DatasetRows, rollouts: Sequence[Rollout]) -> list[Edit]:
-    """Every completion of every group as an edit to be judged, all pictures as the vision tokenizer draws them."""
-    known = [codes for rollout in rollouts for codes in (rows.source(rollout.row), rows.target(rollout.row))]
-    drawn = [
-        answer.codes if finished else None
+    """Every completion of every group as an edit to be scored, with all images decoded by the vision tokenizer."""
+    given = [codes for rollout in rollouts for codes in (rows.source(rollout.row), rows.target(rollout.row))]
+    sampled = [
+        parsed.codes if finished else None
         for rollout in rollouts
-        for answer, finished in zip(rollout.parsed, rollout.finished, strict=True)
+        for parsed, finished in zip(rollout.parsed, rollout.finished, strict=True)
     ]
-    pictures = iter(decode_images(vision, [*known, *drawn]))
-    pairs = [(_there(next(pictures)), _there(next(pictures))) for _ in rollouts]
+    images = iter(decode_images(vision, [*given, *sampled]))
+    examples = [(_not_none(next(images)), _not_none(next(images))) for _ in rollouts]
     return [
-        Edit(rows.id(rollout.row), rows.instruction(rollout.row), source, next(pictures), target)
-        for rollout, (source, target) in zip(rollouts, pairs, strict=True)
+        Edit(rows.id(rollout.row), rows.instruction(rollout.row), source, next(images), target)
+        for rollout, (source, target) in zip(rollouts, examples, strict=True)
         for _ in rollout.completions
     ]
 
 
 def decode_images(vision: Emu3VQVAE, codes: Sequence[NDArray[np.integer] | None]) -> list[Pixels | None]:
-    """Pictures uint8[8h, 8w, 3] of codes [h, w], in order, decoded in batches of one size; None stays None."""
+    """Images uint8[8h, 8w, 3] of codes [h, w], in order, decoded in batches of one shape; None stays None."""
     found: list[Pixels | None] = [None] * len(codes)
     for batch in _batches(codes, spatial_factor(vision), PIXELS_PER_BATCH.get(vision.device.type, 1 << 18)):
         stacked = np.stack([np.asarray(codes[place], dtype=np.int64) for place in batch])
@@ -160,17 +160,17 @@ def decode_images(vision: Emu3VQVAE, codes: Sequence[NDArray[np.integer] | None]
     return found
 
 
-def _there(picture: Pixels | None) -> Pixels:
-    assert picture is not None
-    return picture
+def _not_none(image: Pixels | None) -> Pixels:
+    assert image is not None
+    return image
 
 
 def _batches(codes: Sequence[NDArray[np.integer] | None], factor: int, pixels: int) -> Iterator[list[int]]:
-    """Places of codes of one shape, few enough to be decoded at once."""
+    """Indices of codes of one shape, at most ``pixels`` pixels a batch."""
     shapes: dict[tuple[int, ...], list[int]] = {}
     for place, each in enumerate(codes):
         if each is not None:
             shapes.setdefault(each.shape, []).append(place)
     for (height, width), places in shapes.items():
-        together = max(1, pixels // (height * width * factor**2))
-        yield from (places[start : start + together] for start in range(0, len(places), together))
+        count = max(1, pixels // (height * width * factor**2))
+        yield from (places[start : start + count] for start in range(0, len(places), count))

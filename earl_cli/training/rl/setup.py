@@ -58,46 +58,47 @@ GOAL: Goal = "highest"
 
 
 class ReferenceModel(Protocol):
-    """The model that the policy shouldn't move far from."""
+    """The fixed model from which the KL divergence of the policy is measured."""
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """As the policy's, Float32[N], without gradients."""
+        """Log-probabilities of the batch's tokens, Float32[N], without gradients."""
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Where it can be asked; it may be kept elsewhere."""
+        """Inside the context the model is on its device and can be called."""
 
 
 class RunCallbacks(Protocol):
-    """Who is told how a run goes."""
+    """What the training loop calls to report progress and to save. Called on every rank."""
 
     def phase(self, iteration: int, what: str) -> None:
-        """The iteration, from 0, is at this point."""
+        """The phase ``what`` of an iteration, counted from 0, begins."""
 
     def sampling(self, iteration: int, done: int, expected: int) -> None:
-        """So many tokens of an iteration are drawn."""
+        """``done`` of ``expected`` tokens of an iteration are sampled."""
 
     def iteration(self, step: int, metrics: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
-        """``step`` iterations are done; the groups are those of all processes, on those that are logged, else none."""
+        """``step`` iterations are done. ``groups`` are those of all ranks if its rollouts are logged, else empty."""
 
     def validation(self, step: int, metrics: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:
-        """After ``step`` iterations the policy does so well on prompts that it isn't trained on."""
+        """The metrics and groups of a validation after ``step`` iterations."""
 
     def is_best(self, validation: float) -> bool:
-        """Whether no model so far had so good a validation: called in every process, and the same in all."""
+        """Whether this is the best validation reward so far; the same on all ranks."""
 
     def checkpoint(self, iteration: int, validation: float | None) -> None:
-        """The iteration is to be kept, with what validation found if it did: called in every process."""
+        """Save a checkpoint of the iteration, with its validation reward if there is one."""
 
     def waiting(self, iteration: int, problem: EarlError) -> None:
-        """The judge is down; the run goes on when it is back. Called in every process, before the first wait."""
+        """The judge is down; called before the first retry."""
 
 
 @dataclass(frozen=True, eq=False)
 class RlRun:
-    """What a run works with: ``prompts`` and ``validation`` are rows of ``rows`` and of ``held``.
+    """What a run works with: ``prompts`` are rows of ``rows``, ``validation_prompts`` those of ``validation_data``.
 
-    ``engine`` lends what samples from a language model as it is; between two loans its memory is free.
+    ``engine(language)`` is a context manager for an engine that samples with the present weights of a language model;
+    outside the context its GPU memory is free.
     """
 
     config: RlConfig
@@ -136,59 +137,60 @@ class RlData:
 
 
 def load_data(config: RlConfig, layout: SequenceLayout, positions: int) -> RlData:
-    """The data sets of a run, mixed and checked; ``positions`` is how many the model has.
+    """The data sets of a run, mixed and checked; ``positions`` is the number of positions of the model.
 
-    Raises InputError for data that can't be used, and UsageError for a picture beyond ``max_response_tokens``
-    or for fewer rows than an iteration draws.
+    Raises InputError for data that can't be used, and UsageError for images longer than ``max_response_tokens`` or for
+    fewer rows than an iteration has prompts.
     """
-    places = read_paths(config.train_paths_file) or config.data
-    held_places = read_paths(config.val_paths_file) or config.validation
-    rows = load_rows(places, layout)
-    mixture = mix(rows.sizes, _coefficients(config.coefficients, places), config.random_seed)
+    paths = read_paths(config.train_paths_file) or config.data
+    validation_paths = read_paths(config.val_paths_file) or config.validation
+    rows = load_rows(paths, layout)
+    mixture = mix(rows.sizes, _coefficients(config.coefficients, paths), config.random_seed)
     context = min(config.model_context_size, positions)
-    picture = _largest_picture(rows)
-    if picture > config.max_response_tokens:
+    image = _largest_image(rows)
+    if image > config.max_response_tokens:
         raise UsageError(
-            f"a picture of these data takes {picture} tokens, {config.max_response_tokens} are allowed",
+            f"an image of this data takes {image} tokens, more than the {config.max_response_tokens} allowed",
             where="max_response_tokens",
-            hint=f"--set max_response_tokens={picture}",
+            hint=f"--set max_response_tokens={image}",
         )
     fits = sequence_lengths(rows, config.mode)[mixture.rows] <= context
     if not fits.any():
         shortest = int(sequence_lengths(rows, config.mode).min())
         raise InputError(
-            f"no prompt with its picture fits into {context} tokens: the shortest takes {shortest}",
-            where=", ".join(map(str, places)),
+            f"no prompt with its image fits into {context} tokens: the shortest takes {shortest}",
+            where=", ".join(map(str, paths)),
             hint="raise model_context_size, or tokenize with a smaller --image-area",
         )
-    prompts, there = config.prompts_per_iteration, int(fits.sum())
-    if there < prompts:
-        what = f"an iteration draws {prompts} prompts, but the data have only {there}"
-        hint = f"at most {there * config.generations_per_sample} here"
+    prompts, available = config.prompts_per_iteration, int(fits.sum())
+    if available < prompts:
+        what = f"an iteration samples {prompts} prompts, but the data has only {available}"
+        hint = f"at most {available * config.generations_per_sample} here"
         raise UsageError(what, where="episodes_per_iteration", hint=hint)
-    held, validation, validation_skipped = None, np.zeros(0, dtype=np.int64), 0
-    if held_places:
-        held = load_rows(held_places, layout)
-        chosen = sample_rows(held.sizes, config.validation_rows, config.random_seed).rows
-        validation = chosen[sequence_lengths(held, config.mode)[chosen] <= context]
+    validation_data, validation, validation_skipped = None, np.zeros(0, dtype=np.int64), 0
+    if validation_paths:
+        validation_data = load_rows(validation_paths, layout)
+        chosen = sample_rows(validation_data.sizes, config.validation_rows, config.random_seed).rows
+        validation = chosen[sequence_lengths(validation_data, config.mode)[chosen] <= context]
         validation_skipped = len(chosen) - len(validation)
         if not len(validation):
             raise InputError(
-                f"no validation prompt with its picture fits into {context} tokens",
-                where=", ".join(map(str, held_places)),
+                f"no validation prompt with its image fits into {context} tokens",
+                where=", ".join(map(str, validation_paths)),
                 hint="raise model_context_size, or tokenize with a smaller --image-area",
             )
-    return RlData(rows, mixture, mixture.rows[fits], held, validation, int((~fits).sum()), validation_skipped)
+    skipped = int((~fits).sum())
+    return RlData(rows, mixture, mixture.rows[fits], validation_data, validation, skipped, validation_skipped)
 
 
-def _coefficients(coefficients: tuple[float, ...] | None, places: tuple[Path, ...]) -> tuple[float, ...] | None:
-    if coefficients is not None and len(coefficients) != len(places):
-        raise UsageError(f"{len(coefficients)} coefficients for {len(places)} data sets", where="coefficients")
+def _coefficients(coefficients: tuple[float, ...] | None, paths: tuple[Path, ...]) -> tuple[float, ...] | None:
+    if coefficients is not None and len(coefficients) != len(paths):
+        raise UsageError(f"{len(coefficients)} coefficients for {len(paths)} data sets", where="coefficients")
     return coefficients
 
 
-def _largest_picture(rows: DatasetRows) -> int:
-    """The tokens of the largest picture to be drawn, with what opens and what ends it."""
+def _largest_image(rows: DatasetRows) -> int:
+    """The tokens of the largest image of a completion, with those that open and end it."""
     sides = zip(*(rows.table.column(f"source_{side}").to_pylist() for side in ("height", "width")), strict=True)
     grids = [Grid(*each) for each in set(sides)]
     return max(len(rows.layout.opening(grid)) + grid.tokens + 1 for grid in grids)
@@ -198,9 +200,9 @@ def _largest_picture(rows: DatasetRows) -> int:
 
 
 def sampler_memory(config: RlConfig, base: Base) -> SamplerMemory | None:
-    """What vLLM takes of each GPU that trains; None where it takes none: another engine, or GPUs of its own, or no GPU.
+    """The memory that vLLM takes of each GPU that trains; None with another engine, separate GPUs, or no GPU.
 
-    Raises DeviceError if the GPU that is meant isn't among those that are there.
+    Raises DeviceError if the configured GPU doesn't exist.
     """
     here = torch.cuda.is_available()
     if config.device == "cpu" or config.engine_place == "separate" or (config.engine == "auto" and not here):
@@ -217,7 +219,7 @@ def sampler_memory(config: RlConfig, base: Base) -> SamplerMemory | None:
 
 
 def plan_device(base: Base, config: RlConfig, longest: int) -> DevicePlan:
-    """Where a run will train, by calculation: no weight is read.
+    """The device plan of a run, by calculation; no weight is read.
 
     Raises DeviceError if a batch with sequences of ``longest`` tokens doesn't fit, MissingExtraError if a package for
     adapters or sharding is missing.
@@ -235,9 +237,9 @@ def plan_device(base: Base, config: RlConfig, longest: int) -> DevicePlan:
 
 
 def load_policy(base: Base, config: RlConfig, longest: int) -> tuple[Policy, FrozenReference | None, DevicePlan]:
-    """The policy, its frozen copy if the loss asks for one, and where they run.
+    """The policy, the reference model if the loss needs a frozen copy, and their device plan.
 
-    What `plan_device` raises is raised before any weight is read.
+    Raises what `plan_device` raises, before any weight is read.
     """
     place = plan_device(base, config, longest)
     bfloat16 = uses_bfloat16(config)
@@ -261,7 +263,7 @@ def load_policy(base: Base, config: RlConfig, longest: int) -> tuple[Policy, Fro
 
 
 class FrozenReference:
-    """A copy of the policy as it was at the start, kept in the host's memory and brought to the device to score."""
+    """A copy of the initial policy, kept in host memory and moved to the device to compute log-probabilities."""
 
     def __init__(self, policy: Policy, device: torch.device) -> None:
         self.policy, self.device = policy, device
@@ -273,7 +275,7 @@ class FrozenReference:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """On the device."""
+        """Inside the context the weights are on the device."""
         self.policy.to(self.device)
         try:
             yield
@@ -282,7 +284,7 @@ class FrozenReference:
 
 
 class AdapterFreeReference:
-    """The policy without its adapters, which is what it was at the start."""
+    """The policy without its adapters, which is the initial policy."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -293,36 +295,36 @@ class AdapterFreeReference:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """With the adapters switched off."""
+        """Inside the context the adapters are disabled."""
         with self.learner.policy.language.disable_adapter():
             yield
 
 
 @contextmanager
 def make_engine(config: RlConfig, layout: SequenceLayout, data: RlData, language: Any) -> Iterator[Engine]:
-    """The engine that samples from the policy where it is, within the limits of the config."""
+    """A `TransformersEngine` on the policy's own weights, with the limits of the config."""
     yield TransformersEngine(
         language, layout, max_text_tokens=max_text_tokens(config, data), max_positions=config.model_context_size
     )
 
 
 def max_text_tokens(config: RlConfig, data: RlData) -> int:
-    """Tokens of text before a picture that leave room for the largest one within ``max_response_tokens``."""
-    return config.max_response_tokens - _largest_picture(data.rows)
+    """The most tokens of text before an image, so that the largest one fits within ``max_response_tokens``."""
+    return config.max_response_tokens - _largest_image(data.rows)
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
 def resume(config: RlConfig, learner: Learner) -> int:
-    """Bring the learner to where the newest checkpoint is; the iteration to begin with.
+    """Load the latest checkpoint into the learner; returns the iteration to start with.
 
-    Raises UsageError if the run was begun in a way in which today's can't go on.
+    Raises UsageError as `check_resumable`.
     """
     check_resumable(config)
     folder = config.folder / CHECKPOINTS
     found = latest(folder)
-    all_gather(None)  # every process has looked before the first one tidies up
+    all_gather(None)  # all ranks have looked before rank 0 removes anything
     if rank() == 0:
         remove_incomplete(folder)
         _remove_old(config, folder)
@@ -330,29 +332,29 @@ def resume(config: RlConfig, learner: Learner) -> int:
     if found is None:
         return 0
     learner.load(found)
-    return int(_begun(found)["iteration"]) + 1
+    return int(_state(found)["iteration"]) + 1
 
 
 def check_resumable(config: RlConfig) -> None:
-    """Raise UsageError if the run in the folder was begun in a way in which today's can't go on."""
+    """Raise UsageError if the run in the folder was started with other sharding, world size or adapters."""
     found = latest(config.folder / CHECKPOINTS)
-    if found is None or _begun(found)["way"] == _way(config):
+    if found is None or _state(found)["way"] == _way(config):
         return
-    words = ", ".join(f"{name} {value}" for name, value in _begun(found)["way"].items())
+    words = ", ".join(f"{name} {value}" for name, value in _state(found)["way"].items())
     raise UsageError(
-        f"this run was begun with {words}",
+        f"this run was started with {words}",
         where=str(found),
-        hint="go on in the same way, or choose another --output",
+        hint="use the same settings, or choose another --output",
     )
 
 
-def _begun(checkpoint: Path) -> dict[str, Any]:
-    begun: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    return begun
+def _state(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return state
 
 
 def _way(config: RlConfig) -> dict[str, Any]:
-    """What a checkpoint's state depends on."""
+    """The settings that must be the same to resume from a checkpoint."""
     sharded = config.sharding != "none"
     return {
         "sharding": config.sharding.removesuffix("-offload"),
@@ -364,25 +366,25 @@ def _way(config: RlConfig) -> dict[str, Any]:
 def save_checkpoint(
     config: RlConfig, base: Base, learner: Learner, iteration: int, validation: float | None = None
 ) -> Path:
-    """Write the checkpoint after ``iteration``, unless it is there, and let older ones go. Called in every process.
+    """Write the checkpoint of ``iteration``, unless it exists, and remove older ones. Called on every rank.
 
-    ``validation`` is the reward of its model on the validation rows, if that is known.
+    ``validation`` is its validation reward, if known.
     """
     folder = config.folder / CHECKPOINTS
     checkpoint = folder / f"ckpt_{iteration:06d}"
-    there = any(all_gather((checkpoint / MARK).is_file()))
+    exists = any(all_gather((checkpoint / MARK).is_file()))
     with writing(f"the checkpoint of iteration {iteration}", folder):
-        if not there:
+        if not exists:
             save_model(config, base, learner, checkpoint / MODEL)
             learner.save(checkpoint)
-            all_gather(None)  # every process has written its part
+            all_gather(None)  # every rank has written its part
         if rank() == 0:
             if validation is not None:
                 write_validation(checkpoint, validation)
-            if not there:
-                begun = {"iteration": iteration, "way": _way(config)}
+            if not exists:
+                state = {"iteration": iteration, "way": _way(config)}
                 with atomic_write(checkpoint / STATE) as aside:
-                    aside.write_text(json.dumps(begun), encoding="utf-8")
+                    aside.write_text(json.dumps(state), encoding="utf-8")
                 mark_complete(checkpoint)
     if rank() == 0:
         link_best(config.folder, GOAL, MODEL)
@@ -391,15 +393,15 @@ def save_checkpoint(
 
 
 def save_model(config: RlConfig, base: Base, learner: Learner, output: Path) -> None:
-    """Write the policy as a model of its own, adapters multiplied in. Called in every process."""
+    """Write the policy as a model folder, with adapters merged. Called on every rank."""
     with learner.full_model() as language:
         if rank() > 0:
             return
         if not learner.policy.adapted:
             save_trained(base, language, output, config.save_layout)
             return
-        with merged_weights(learner.policy.language) as state:
-            save_trained(base, learner.policy.base, output, config.save_layout, state=state)
+        with merged_weights(learner.policy.language) as weights:
+            save_trained(base, learner.policy.base, output, config.save_layout, state=weights)
 
 
 def _remove_old(config: RlConfig, folder: Path) -> None:

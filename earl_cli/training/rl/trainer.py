@@ -1,8 +1,8 @@
-"""Reinforcement learning by GRPO, as the paper has it (arXiv 2508.01119, section 3): the loop, top to bottom.
+"""The training loop of GRPO as in the paper (arXiv 2508.01119, section 3), top to bottom.
 
-Draw prompts, sample a group of edits for each, judge them, compare every edit with its group, move the policy towards
-the better ones and not far from the reference, once; then again. Whatever is random follows from the seed and the
-iteration's number, so that a run which was killed goes on as if nothing had happened.
+An iteration samples prompts, samples a group of edits for each, scores them, computes the advantage of each edit in its
+group, and updates the policy. All random numbers follow from the seed and the number of the iteration, so that a
+resumed run gives the same weights as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from earl_cli.training.rl.rollouts import (
 from earl_cli.training.rl.setup import RlRun
 from earl_cli.training.rl.update import PhaseTimer, rollout_metrics, update
 
-VALIDATION = 1 << 32  # in place of an iteration's number: validation has its own seeds, the same every time
-BACKOFF = (5.0, 60.0)  # seconds between two looks at a judge that is down: the first, the longest
+VALIDATION = 1 << 32  # in place of an iteration's number: the seeds of validation are the same every time
+BACKOFF = (5.0, 60.0)  # seconds between two calls of a judge that is down: at first, at most
 
 
 def train_policy(run: RlRun, start: int = 0, *, validated: bool = False) -> None:
-    """Train from iteration ``start`` to the last; ``validated`` says that the validation due there has been done.
+    """Train from iteration ``start`` to the last; with ``validated`` the validation before ``start`` is skipped.
 
     Raises EarlError if the loss or a gradient is not finite. After a stop signal it writes a checkpoint of the last
     iteration whose update is done, and raises `TrainingStopped`.
@@ -51,24 +51,24 @@ def train_policy(run: RlRun, start: int = 0, *, validated: bool = False) -> None
         if start:
             callbacks.checkpoint(start - 1, found)
     for iteration in range(start, config.num_iterations):
-        clock = PhaseTimer()
+        timer = PhaseTimer()
         prompts = sample_prompts(
             run.prompts, config.prompts_per_iteration, config.generations_per_sample, config.random_seed, iteration
         )
-        with clock.phase("sampling"):
+        with timer.phase("sampling"):
             callbacks.phase(iteration, "sampling")
             rollouts = sample_policy(run, run.rows, rank_share(prompts), partial(callbacks.sampling, iteration))
             stop_if_requested(run, iteration)
         assert rollouts is not None
-        with clock.phase("reward"):
+        with timer.phase("reward"):
             callbacks.phase(iteration, "reward")
             scores = score_edits(run, iteration, decode_edits(run.vision, run.rows, rollouts))
         groups = score_groups(config, run.layout, rollouts, scores)
-        learned = update(run, iteration, groups, clock)
+        learned = update(run, iteration, groups, timer)
         step = iteration + 1
         logged = step % config.log_episodes_every_n_iterations == 0
         shown = [group for part in all_gather(groups if logged else []) for group in part]
-        callbacks.iteration(step, {**learned, **rollout_metrics(groups), **clock.metrics()}, shown)
+        callbacks.iteration(step, {**learned, **rollout_metrics(groups), **timer.metrics()}, shown)
         last = step == config.num_iterations
         stop_if_requested(run, step)
         found = None
@@ -80,7 +80,7 @@ def train_policy(run: RlRun, start: int = 0, *, validated: bool = False) -> None
 
 
 def stop_if_requested(run: RlRun, done: int) -> None:
-    """Raises `TrainingStopped` after a checkpoint if any process was sent a signal; ``done`` iterations are."""
+    """Write a checkpoint of ``done`` iterations and raise `TrainingStopped` if any rank received a stop signal."""
     number = run.stop_signal.agreed_number()
     if number is not None:
         if done:
@@ -88,11 +88,11 @@ def stop_if_requested(run: RlRun, done: int) -> None:
         raise TrainingStopped(number, done)
 
 
-# -- sampling and judging ----------------------------------------------------------------------------------------------
+# -- sampling and scoring ----------------------------------------------------------------------------------------------
 
 
 def rank_share(prompts: Sequence[RolloutPrompt]) -> Sequence[RolloutPrompt]:
-    """This process's share: equal parts, one after another."""
+    """The prompts of this rank: consecutive slices of equal length."""
     each = math.ceil(len(prompts) / world_size())
     return prompts[rank() * each : (rank() + 1) * each]
 
@@ -100,7 +100,7 @@ def rank_share(prompts: Sequence[RolloutPrompt]) -> Sequence[RolloutPrompt]:
 def sample_policy(
     run: RlRun, rows: DatasetRows, prompts: Sequence[RolloutPrompt], on_progress: OnProgress | None = None
 ) -> list[Rollout] | None:
-    """Sample from the policy as it is; None if a signal asked this process to stop meanwhile."""
+    """Sample from the policy with its present weights; None if this rank received a stop signal meanwhile."""
     config = run.config
     with run.learner.full_model() as language, run.engine(language) as engine:
         return run.stop_signal.run_unless_stopped(
@@ -118,18 +118,19 @@ def sample_policy(
         )
 
 
-def score_edits(run: RlRun, iteration: int, drawn: Sequence[Edit]) -> list[Score]:
-    """Scores of edits. While the judge of any process is down all wait, after a checkpoint, and ask again.
+def score_edits(run: RlRun, iteration: int, edits: Sequence[Edit]) -> list[Score]:
+    """The scores of edits. While the judge of any rank is down, all ranks write a checkpoint and retry with backoff.
 
-    ``iteration`` are done. Raises `TrainingStopped` as `stop_if_requested`.
+    ``iteration`` iterations are done. Raises `TrainingStopped` as `stop_if_requested`, and JudgeDownError after
+    ``judge_patience`` seconds.
     """
     waited = 0.0
-    scores: list[Score] | None = None if drawn else []
+    scores: list[Score] | None = None if edits else []
     while True:
         problem: EarlError | None = None
         if scores is None:
             try:
-                scores = run.stop_signal.run_unless_stopped(lambda: run.reward(drawn))
+                scores = run.stop_signal.run_unless_stopped(lambda: run.reward(edits))
             except JudgeDownError as failure:
                 problem = failure
         problems = [each for each in all_gather(problem) if each is not None]
@@ -138,8 +139,8 @@ def score_edits(run: RlRun, iteration: int, drawn: Sequence[Edit]) -> list[Score
             return scores
         if waited == 0:
             run.callbacks.waiting(iteration, problems[0])
-        patience = run.config.judge_patience
-        if patience is not None and waited >= patience:
+        timeout = run.config.judge_patience
+        if timeout is not None and waited >= timeout:
             raise problems[0]
         pause = min(max(BACKOFF[0], waited), BACKOFF[1])
         run.stop_signal.run_unless_stopped(partial(run.sleep, pause))
@@ -149,26 +150,26 @@ def score_edits(run: RlRun, iteration: int, drawn: Sequence[Edit]) -> list[Score
 def score_groups(
     config: RlConfig, layout: SequenceLayout, rollouts: Sequence[Rollout], scores: Sequence[Score]
 ) -> list[ScoredGroup]:
-    """Every group with its scores and advantages; ``scores`` are those of all completions, group after group."""
+    """The groups with their scores and advantages; ``scores`` are those of all completions, group after group."""
     groups = []
-    left = iter(scores)
+    remaining = iter(scores)
     for rollout in rollouts:
-        own = tuple(next(left) for _ in rollout.completions)
+        own = tuple(next(remaining) for _ in rollout.completions)
         rewards = reward_values(own)
-        found = group_advantages(rewards, over_std=config.advantage_over_std).numpy()
-        per_token = token_advantages(layout, rollout, own, found, config.local_credit)
-        groups.append(ScoredGroup(rollout, own, found, per_token, has_signal(rewards)))
+        advantages = group_advantages(rewards, over_std=config.advantage_over_std).numpy()
+        per_token = token_advantages(layout, rollout, own, advantages, config.local_credit)
+        groups.append(ScoredGroup(rollout, own, advantages, per_token, has_signal(rewards)))
     return groups
 
 
 def reward_values(scores: Sequence[Score]) -> Tensor:
-    """The values Float64[n], NaN where there is none."""
+    """The rewards Float64[n], NaN where one is missing."""
     values = [math.nan if score.value is None else score.value for score in scores]
     return torch.tensor(values, dtype=torch.float64)
 
 
 def validate(run: RlRun, step: int) -> float | None:
-    """The policy's reward on prompts that it isn't trained on, one sample each, with the same seeds every time.
+    """The mean reward of the policy on validation prompts, one sample each, with the same seeds every time.
 
     None if no edit got a reward. Raises `TrainingStopped` as `stop_if_requested`; a resumed run validates again.
     """

@@ -16,6 +16,7 @@ from torch import Tensor
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import EarlError
 from earl_cli.training.common.distributed import all_gather
+from earl_cli.training.optimizer_backends import Learner
 from earl_cli.training.rl.loss import Objective, TokenKind, k3, token_losses, trained_kind
 from earl_cli.training.rl.policy import Batch, SampledGroup, pack
 from earl_cli.training.rl.rollouts import ScoredGroup
@@ -23,7 +24,7 @@ from earl_cli.training.rl.setup import RlRun
 
 
 def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Rewards, lengths and signal of an iteration, over all processes."""
+    """Metrics of rewards and completions of an iteration, over all ranks; ``groups`` are those of this rank."""
     own = [
         (
             [(score.value, dict(score.parts)) for score in group.scores],
@@ -33,21 +34,21 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         )
         for group in groups
     ]
-    every = [group for part in all_gather(own) for group in part]
-    scores = [score for group in every for score in group[0]]
+    gathered = [group for part in all_gather(own) for group in part]
+    scores = [score for group in gathered for score in group[0]]
     values = np.array([value for value, _ in scores if value is not None])
-    spreads = [np.std(there) for group in every if (there := [value for value, _ in group[0] if value is not None])]
+    group_values = [[value for value, _ in group[0] if value is not None] for group in gathered]
     metrics = {
-        "completions/frac_valid": float(np.mean([done for group in every for done in group[1]])),
-        "completions/mean_length": float(np.mean([length for group in every for length in group[2]])),
-        "reward/frac_zero_std": float(np.mean([not group[3] for group in every])),
+        "completions/frac_valid": float(np.mean([valid for group in gathered for valid in group[1]])),
+        "completions/mean_length": float(np.mean([length for group in gathered for length in group[2]])),
+        "reward/frac_zero_std": float(np.mean([not group[3] for group in gathered])),
         "reward/frac_missing": 1 - len(values) / len(scores),
     }
     if len(values):
         low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
         metrics |= {"reward/mean": float(values.mean()), "reward/std": float(values.std())}
         metrics |= {"reward/p10": float(low), "reward/p50": float(middle), "reward/p90": float(high)}
-        metrics |= {"reward/group_std": float(np.mean(spreads))}
+        metrics |= {"reward/group_std": float(np.mean([np.std(own) for own in group_values if own]))}
     for name in sorted({name for _, parts in scores for name in parts}):
         metrics[f"rewards/{name}/mean"] = float(np.mean([parts[name] for _, parts in scores if name in parts]))
     return metrics
@@ -57,27 +58,31 @@ class PhaseTimer:
     """The seconds that each phase of an iteration takes."""
 
     def __init__(self) -> None:
-        self.begun = time.monotonic()
-        self.spent: dict[str, float] = {}
+        self.started = time.monotonic()
+        self.seconds: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what is done within for this phase."""
-        begun = time.monotonic()
+        """Add the time spent inside the context to this phase."""
+        started = time.monotonic()
         try:
             yield
         finally:
-            self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - begun
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
     def metrics(self) -> dict[str, float]:
-        """Seconds: ``time/iteration`` in all, and ``time/NAME`` of each phase."""
-        parts = {f"time/{name}": spent for name, spent in self.spent.items()}
-        return {"time/iteration": time.monotonic() - self.begun, **parts}
+        """Seconds: ``time/iteration`` since the start of the iteration, and ``time/NAME`` for each phase."""
+        phases = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
+        return {"time/iteration": time.monotonic() - self.started, **phases}
 
 
 @dataclass(frozen=True, eq=False)
 class _TrainBatch:
-    """A batch with what is known of each of its tokens, Float32[N]; ``weight`` 0 is a batch run for company only."""
+    """A batch, and for each of its tokens, Float32[N], its advantage and its log-probabilities.
+
+    ``sampled`` is that of the sampler, ``reference`` that of the reference model, ``old`` that of the policy before the
+    first of several updates. A batch of ``weight`` 0 is run only because the other ranks run one.
+    """
 
     batch: Batch
     advantage: Tensor
@@ -87,57 +92,69 @@ class _TrainBatch:
     old: Tensor | None = None
 
 
-def update(run: RlRun, iteration: int, groups: Sequence[ScoredGroup], clock: PhaseTimer) -> dict[str, float]:
-    """Move the policy: loss = Σ over tokens / their number, both over all processes, and one optimizer step for it.
+def update(run: RlRun, iteration: int, groups: Sequence[ScoredGroup], timer: PhaseTimer) -> dict[str, float]:
+    """Update the policy, with one or several optimizer steps on the same rollouts; returns metrics.
 
-    Returns what is to be seen of it. Raises EarlError for a gradient that is no number.
+    The loss is the sum over the trained tokens of all ranks, divided by their number. Raises EarlError if a gradient is
+    not finite.
     """
-    config, learner = run.config, run.learner
-    objective = Objective.of(config)
-    device = next(learner.policy.parameters()).device
+    config = run.config
     kind = trained_kind(config, iteration)
     masks = [token_masks(run, group, kind) for group in groups]
-    counted = sum(int(mask.sum()) for group in masks for mask in group)
-    total = sum(all_gather(counted))
+    total = sum(all_gather(sum(int(mask.sum()) for group in masks for mask in group)))
     if total == 0:
         return {}
-    work = [_train_batch(run, part, device) for part in _batches(groups, masks, config.per_device_batch_size)]
-    ready = [each for each in work if each is not None]
+    device = next(run.learner.policy.parameters()).device
+    made = [_train_batch(run, part, device) for part in _batches(groups, masks, config.per_device_batch_size)]
+    batches = [batch for batch in made if batch is not None]
     if run.reference is not None:
-        with clock.phase("reference"), run.reference.on_device(), torch.no_grad():
+        with timer.phase("reference"), run.reference.on_device(), torch.no_grad():
             run.callbacks.phase(iteration, "reference")
-            ready = [replace(each, reference=run.reference.logprobs(each.batch)) for each in ready]
-    if config.updates_per_iteration > 1:
-        with clock.phase("update"), torch.no_grad():
-            ready = [replace(each, old=learner.forward(each.batch, entropies=False)[0]) for each in ready]
+            batches = [replace(each, reference=run.reference.logprobs(each.batch)) for each in batches]
     sums = _MetricSums()
     norm, rate = 0.0, learning_rate(config, iteration)
-    with clock.phase("update"):
+    with timer.phase("update"):
+        if config.updates_per_iteration > 1:
+            with torch.no_grad():
+                batches = [replace(each, old=run.learner.forward(each.batch, entropies=False)[0]) for each in batches]
         run.callbacks.phase(iteration, "update")
         for number in range(config.updates_per_iteration):
-            for each in ready:
-                logprobs, entropies = learner.forward(each.batch, entropies=config.entropy_coeff > 0)
-                losses = token_losses(
-                    objective, logprobs, each.advantage, old=each.old, reference=each.reference, entropy=entropies
-                )
-                learner.backward(losses.sum() * (each.weight / total))
-                if number == 0:
-                    sums.add(config, each, logprobs.detach(), losses.detach())
-            norm = learner.step(rate)
+            norm = _optimize(run.learner, config, batches, total, rate, sums if number == 0 else None)
             if not math.isfinite(norm):
                 raise EarlError(
-                    f"the gradients are no numbers any more in iteration {iteration}",
+                    f"the gradient is not finite in iteration {iteration}",
                     where=str(config.folder),
                     hint="the last checkpoint is kept; try a lower learning_rate",
                 )
     return {**sums.means(total), "grad_norm": norm, "learning_rate": rate}
 
 
-def token_masks(run: RlRun, group: ScoredGroup, kind: TokenKind) -> list[NDArray[np.bool_]]:
-    """For each completion which of its tokens count, bool[n].
+def _optimize(
+    learner: Learner,
+    config: RlConfig,
+    batches: Sequence[_TrainBatch],
+    total: int,
+    rate: float,
+    sums: _MetricSums | None,
+) -> float:
+    """One optimizer step; returns the norm of the gradient before clipping. Adds its metrics to ``sums``."""
+    objective = Objective.of(config)
+    for each in batches:
+        logprobs, entropies = learner.forward(each.batch, entropies=config.entropy_coeff > 0)
+        losses = token_losses(
+            objective, logprobs, each.advantage, old=each.old, reference=each.reference, entropy=entropies
+        )
+        learner.backward(losses.sum() * (each.weight / total))
+        if sums is not None:
+            sums.add(config, each, logprobs.detach(), losses.detach())
+    return learner.step(rate)
 
-    Those the sampler had a choice about (all with ``train_forced_tokens``), of the kind that is trained; none of a
-    completion whose reward is missing, and none of a group without signal if those are dropped.
+
+def token_masks(run: RlRun, group: ScoredGroup, kind: TokenKind) -> list[NDArray[np.bool_]]:
+    """The trained tokens of each completion, bool[n].
+
+    These are the tokens that were sampled and not forced by the grammar (all with ``train_forced_tokens``), of the kind
+    that is trained. A completion without a reward has none, nor has a group without signal if those are dropped.
     """
     config = run.config
     dropped = config.drop_groups_without_signal and not group.signal
@@ -152,47 +169,50 @@ def token_masks(run: RlRun, group: ScoredGroup, kind: TokenKind) -> list[NDArray
 
 @dataclass(frozen=True, eq=False)
 class _GroupSlice:
-    """Some completions of a group, and which of their tokens count."""
+    """Some completions of a group, and the masks of their trained tokens."""
 
     group: ScoredGroup
     masks: Sequence[NDArray[np.bool_]]
-    which: slice
+    members: slice
 
 
 def _batches(
     groups: Sequence[ScoredGroup], masks: Sequence[Sequence[NDArray[np.bool_]]], size: int
 ) -> list[list[_GroupSlice]]:
-    """Batches of ``size`` completions: whole groups together, or a group in pieces."""
-    pieces = [
+    """Batches of ``size`` completions: several whole groups, or slices of one group."""
+    slices = [
         _GroupSlice(group, chosen[start : start + size], slice(start, start + size))
         for group, chosen in zip(groups, masks, strict=True)
         for start in range(0, len(group.scores), size)
     ]
-    together = max(1, size // len(groups[0].scores)) if groups else 1
-    return [pieces[start : start + together] for start in range(0, len(pieces), together)]
+    count = max(1, size // len(groups[0].scores)) if groups else 1
+    return [slices[start : start + count] for start in range(0, len(slices), count)]
 
 
 def _train_batch(run: RlRun, part: Sequence[_GroupSlice], device: torch.device) -> _TrainBatch | None:
-    """A batch of these completions, None if nothing is to be learned from them."""
-    learns = bool(run.config.kl_coeff or run.config.entropy_coeff)
+    """A batch of these completions; None if all of their gradients are zero."""
+    regularized = bool(run.config.kl_coeff or run.config.entropy_coeff)
     masks = [
-        [mask & (piece.group.signal or learns) for mask in piece.masks]  # else its gradient is zero
+        [mask & (piece.group.signal or regularized) for mask in piece.masks]  # else its gradient is zero
         for piece in part
     ]
     weight, batch = 1.0, pack(_sampled(part, masks), device)
     if batch is None and run.learner.independent:
         return None
-    if batch is None:  # the other processes run a batch too
+    if batch is None:  # the other ranks run a batch too
         masks = [[np.ones_like(mask) for mask in chosen] for chosen in masks]
         weight, batch = 0.0, pack(_sampled(part, masks), device)
         assert batch is not None
     chosen = [mask for group in masks for mask in group]
-    completions = [each for piece in part for each in piece.group.rollout.completions[piece.which]]
-    token_advantages = [each for piece in part for each in piece.group.token_advantages[piece.which]]
+    completions = [each for piece in part for each in piece.group.rollout.completions[piece.members]]
+    token_advantages = [each for piece in part for each in piece.group.token_advantages[piece.members]]
     sampled = np.concatenate([each.logprobs[mask] for each, mask in zip(completions, chosen, strict=True)])
-    advantage = np.nan_to_num(np.concatenate([each[mask] for each, mask in zip(token_advantages, chosen, strict=True)]))
+    advantage = np.concatenate([each[mask] for each, mask in zip(token_advantages, chosen, strict=True)])
     return _TrainBatch(
-        batch, torch.from_numpy(advantage).float().to(device), torch.from_numpy(sampled).to(device), weight
+        batch,
+        advantage=torch.from_numpy(np.nan_to_num(advantage)).float().to(device),
+        sampled=torch.from_numpy(sampled).to(device),
+        weight=weight,
     )
 
 
@@ -200,7 +220,7 @@ def _sampled(part: Sequence[_GroupSlice], masks: Sequence[Sequence[NDArray[np.bo
     return [
         SampledGroup(
             np.asarray(piece.group.rollout.request.prompt, dtype=np.int64),
-            tuple(each.ids for each in piece.group.rollout.completions[piece.which]),
+            tuple(each.ids for each in piece.group.rollout.completions[piece.members]),
             tuple(chosen),
         )
         for piece, chosen in zip(part, masks, strict=True)
@@ -208,32 +228,33 @@ def _sampled(part: Sequence[_GroupSlice], masks: Sequence[Sequence[NDArray[np.bo
 
 
 def learning_rate(config: RlConfig, iteration: int) -> float:
-    """Constant, after a linear rise over ``warmup_iterations``."""
+    """Constant after a linear warmup over ``warmup_iterations``."""
     return config.learning_rate * min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
 
 
 class _MetricSums:
-    """Sums over the tokens of an update, in this process, from which means over all processes are made."""
+    """Sums of metrics over the tokens of an update on this rank, for means over all ranks."""
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
 
-    def add(self, config: RlConfig, work: _TrainBatch, logprobs: Tensor, losses: Tensor) -> None:
-        """Take in a batch."""
+    def add(self, config: RlConfig, batch: _TrainBatch, logprobs: Tensor, losses: Tensor) -> None:
+        """Add the tokens of a batch."""
         found = {"loss": losses, "entropy": -logprobs, "tokens": torch.ones_like(logprobs)}
-        if work.reference is not None:
-            found["kl"] = k3(logprobs, work.reference)
+        if batch.reference is not None:
+            found["kl"] = k3(logprobs, batch.reference)
         if config.separate_language_and_vision_vocabs and config.emu3_use_logit_processor:
-            found["sampler_mismatch"] = (logprobs - work.sampled).abs()
+            found["sampler_mismatch"] = (logprobs - batch.sampled).abs()
         for name, values in found.items():
-            self.values[name] = self.values.get(name, torch.zeros(())) + work.weight * values.sum().double().cpu()
+            self.values[name] = self.values.get(name, torch.zeros(())) + batch.weight * values.sum().double().cpu()
 
     def means(self, total: int) -> dict[str, float]:
-        """The loss over all ``total`` tokens, the others' means over those that were run.
+        """The loss divided by ``total`` tokens, and the means of the other metrics over the tokens that were run.
 
-        ``entropy`` is the mean of −log p, whose expectation it is.
+        ``entropy`` is the mean of −log p, an unbiased estimate. ``sampler_mismatch`` is the mean absolute difference of
+        the log-probabilities of policy and sampler, in nats.
         """
-        parts = all_gather({name: float(value) for name, value in self.values.items()})
-        sums = {name: sum(part.get(name, 0.0) for part in parts) for part in parts for name in part}
-        run = sums.pop("tokens", 0.0)
-        return {name: value / (total if name == "loss" else run) for name, value in sums.items() if run}
+        ranks = all_gather({name: float(value) for name, value in self.values.items()})
+        sums = {name: sum(own.get(name, 0.0) for own in ranks) for own in ranks for name in own}
+        tokens = sums.pop("tokens", 0.0)
+        return {name: value / (total if name == "loss" else tokens) for name, value in sums.items() if tokens}

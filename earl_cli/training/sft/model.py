@@ -1,4 +1,4 @@
-"""Emu3's language model in a form that is trained: forward gives the loss, and no logits are kept."""
+"""Emu3's language model for training: its forward gives the loss and keeps no logits; adapters, 4-bit weights."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ ADAPTER = "adapter"
 
 
 class LossHead(nn.Linear):
-    """The output head, which gives the loss of the states before it.
+    """The output head, whose forward gives the loss.
 
-    It is a module of its own because sharded training (ZeRO-3) brings a module's weight together while it runs.
+    It is a module because sharded training (ZeRO-3) gathers the weight of a module while its forward runs.
     """
 
-    parts: tuple[IdRange, ...]
+    ranges: tuple[IdRange, ...]
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
         """`summed_loss` of Float[B, L, D] and Int[B, L]."""
-        return summed_loss(hidden, self.weight, labels, self.parts)
+        return summed_loss(hidden, self.weight, labels, self.ranges)
 
 
 class TrainedEmu3(Emu3ForCausalLM):
-    """An `Emu3ForCausalLM` with the same weights under the same names."""
+    """An `Emu3ForCausalLM`, with the same weights and names, whose forward gives the loss."""
 
     embedding_dropout = 0.0
 
     def set_dropout(self, share: float) -> None:
-        """Leave out this share of attention weights, of what is added to the residual stream, and of embeddings.
+        """Set the dropout of attention weights, of the residual branches and of the embeddings.
 
-        As in the class that Emu3 was published with; transformers' has none on the embeddings.
+        As in the code that Emu3 was published with; transformers' class has no dropout on the embeddings.
         """
         self.embedding_dropout = share
         for layer in self.model.layers:
             layer.self_attn.attention_dropout = share
             layer.dropout.p = share
 
-    def set_loss_ranges(self, parts: Sequence[IdRange]) -> None:
-        """Make the head give the loss over these parts of the vocabulary."""
+    def set_loss_ranges(self, ranges: Sequence[IdRange]) -> None:
+        """Replace the head by a `LossHead` that normalises over these ranges of the vocabulary."""
         self.lm_head.__class__ = LossHead
-        self.lm_head.parts = tuple(parts)
+        self.lm_head.ranges = tuple(ranges)
 
     def forward(
         self, input_ids: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **_: Any
     ) -> dict[str, Tensor]:
-        """``loss``: −log p of the labelled tokens of Int[B, L], by default their mean, else their sum over that number.
+        """``loss``: Σ −log p of the labelled tokens of Int[B, L], divided by ``num_items_in_batch`` or by their number.
 
-        The number is that of the whole optimizer step, so that every token of it counts alike.
+        ``num_items_in_batch`` is the number of labelled tokens of the whole optimizer step.
         """
         given = {"input_ids": input_ids}
         if self.training and self.embedding_dropout:
@@ -76,10 +76,10 @@ class TrainedEmu3(Emu3ForCausalLM):
 
 
 def plan_device(base: Base, config: SftConfig, longest: int) -> DevicePlan:
-    """Where a training will run, by calculation: no weight is read.
+    """The device plan of a training, by calculation; no weight is read.
 
-    Raises DeviceError if a step with sequences of ``longest`` tokens doesn't fit or the device can't do what is asked
-    of it, MissingExtraError if a package for adapters, 4 bits or sharding is missing.
+    Raises DeviceError if a step with sequences of ``longest`` tokens doesn't fit or the device lacks a feature,
+    MissingExtraError if a package for adapters, 4-bit weights or sharding is missing.
     """
     if config.lora_rank is not None:
         need_peft()
@@ -103,9 +103,9 @@ def plan_device(base: Base, config: SftConfig, longest: int) -> DevicePlan:
 
 
 def load_trainable(base: Base, config: SftConfig, longest: int) -> tuple[TrainedEmu3 | Any, DevicePlan]:
-    """The language model to be trained, or it with low-rank adapters (arXiv 2106.09685), and where it will run.
+    """The language model to be trained, with low-rank adapters (arXiv 2106.09685) if configured, and its device plan.
 
-    What `plan_device` raises is raised before any weight is read.
+    Raises what `plan_device` raises, before any weight is read.
     """
     place = plan_device(base, config, longest)
     narrow = uses_bfloat16(config) and (config.sharding != "none" or config.lora_rank is not None)
@@ -135,11 +135,11 @@ def need_peft() -> None:
 
 
 def with_adapters(language: Any, rank: int, alpha: int, dropout: float, seed: int) -> Any:
-    """A `PeftModel` whose base is frozen."""
+    """A `PeftModel` with new adapters and a frozen base."""
     need_peft()
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(seed)  # the adapters' first weights are random
+    torch.manual_seed(seed)  # the initial weights of adapters are random
     adapters = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
     return get_peft_model(language, adapters)
 
@@ -152,7 +152,7 @@ def _need_four_bits(device: torch.device) -> None:
 
 
 def _quantize(language: Any, device: torch.device) -> None:
-    """Every linear layer of the blocks in 4-bit NormalFloat (arXiv 2305.14314), in place; embedding and head stay."""
+    """Convert the linear layers of the blocks to 4-bit NormalFloat (arXiv 2305.14314) in place."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     for block in language.model.layers:
@@ -175,24 +175,24 @@ def _quantize(language: Any, device: torch.device) -> None:
 def save_model(
     base: Base, model: Any, output: Path, layout: names.CheckpointFormat, state: Mapping[str, Tensor] | None
 ) -> None:
-    """Write a folder that edits, and with adapters these alone in `ADAPTER` as well.
+    """Write a model folder, and adapters also by themselves in the sub-folder `ADAPTER`.
 
-    ``state`` are the weights of ``model``, brought together if they are in parts; None: they are where it has them.
-    Adapters are multiplied in, also where they were trained on 4 bits. The model itself stays as it is.
+    ``state`` are the gathered weights of a sharded ``model``; None: those of ``model`` itself. The written weights have
+    the adapters merged, also if these were trained on 4-bit weights. ``model`` isn't changed.
     """
     if not hasattr(model, "get_base_model"):
         save_trained(base, model, output, layout, state=state)
         return
-    model.save_pretrained(str(output / ADAPTER), save_embedding_layers=False)  # else it asks the Hub
+    model.save_pretrained(str(output / ADAPTER), save_embedding_layers=False)  # else peft asks the Hub
     if getattr(model.get_base_model(), "is_loaded_in_4bit", False):
-        save_trained(base, _merged_anew(model, base), output, layout)
+        save_trained(base, _merged_in_bfloat16(model, base), output, layout)
         return
     with merged_weights(model) as weights:
         save_trained(base, model.get_base_model(), output, layout, state=weights)
 
 
-def _merged_anew(model: Any, base: Base) -> Any:
-    """The language model as it was before it was brought to 4 bits, in bfloat16, with the adapters multiplied in."""
+def _merged_in_bfloat16(model: Any, base: Base) -> Any:
+    """The language model as before quantization, in bfloat16, with the adapters merged."""
     from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
     whole = load_language(base.language.folder, dtype=torch.bfloat16, kind=TrainedEmu3)
@@ -203,7 +203,7 @@ def _merged_anew(model: Any, base: Base) -> Any:
 
 @contextmanager
 def merged_weights(model: Any) -> Iterator[dict[str, Tensor]]:
-    """The weights of a model with adapters, under the names of one without, these multiplied in."""
+    """Inside the context: the weights with adapters merged, under the names of a model without adapters."""
     with merged_model(model) as language:
         yield {
             name.replace(".base_layer", ""): weight
@@ -214,7 +214,7 @@ def merged_weights(model: Any) -> Iterator[dict[str, Tensor]]:
 
 @contextmanager
 def merged_model(model: Any) -> Iterator[Any]:
-    """The language model in eval mode, with adapters multiplied in; afterwards every weight has its old bits."""
+    """Inside the context: the language model in eval mode, with adapters merged; afterwards weights are restored."""
     trained = model.training
     model.eval()
     if not hasattr(model, "get_base_model"):
@@ -230,5 +230,5 @@ def merged_model(model: Any) -> Iterator[Any]:
             with torch.no_grad():
                 for name, weight in base.named_parameters():
                     if name in kept:
-                        weight.copy_(kept[name])  # unmerging subtracts, which rounds
+                        weight.copy_(kept[name])  # unmerging subtracts, and that rounds
     model.train(trained)

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning: examples from token stores, loss after the instruction, resumed where it stopped.
+"""A run of supervised fine-tuning: examples from token stores, the loop of transformers' Trainer, and resuming.
 
-transformers' Trainer runs the loop, alone, in several processes, or sharded by DeepSpeed; `trainer` has what EARL adds.
-At each validation a gallery shows what the model samples for some validation examples.
+The Trainer runs in one process, in several, or sharded by DeepSpeed; `trainer` has what EARL adds to it. At each
+validation a gallery shows edits that the model samples for some validation examples.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from earl_cli.files import truncate_incomplete_line
 from earl_cli.generation.engine import SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.html_gallery import Entry, ImageFigure, page, write_page
-from earl_cli.models.bundle import Base
+from earl_cli.models.bundle import DESCRIPTION, Base
 from earl_cli.models.vision import decode, images_of
 from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 from earl_cli.training.common.checkpoints import (
+    ANOTHER,
     CHECKPOINTS,
     best,
     checkpoint_number,
@@ -48,7 +49,7 @@ DEFAULT_MAX_LENGTH = 3000
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of the rows of a mixture: how many have more than ``limit`` tokens, and the ``longest`` of all."""
+    """Lengths of the rows of a mixture: ``over`` of them exceed ``limit`` tokens; ``longest`` is the maximum."""
 
     limit: int
     over: int
@@ -59,7 +60,7 @@ class Lengths:
 class SftData:
     """The data of a run; ``skipped`` training rows and ``validation_skipped`` validation rows are left out.
 
-    ``lengths`` are those of the rows before any was left out.
+    ``lengths`` are those of all rows, including the ones left out.
     """
 
     train: ExampleData
@@ -72,10 +73,10 @@ class SftData:
 
 @dataclass(frozen=True)
 class SftResult:
-    """Where training ended: the step, the validation loss in nats a token, and the step it resumed from (0: none).
+    """The end of a training: the step, the validation loss in nats per token, and the step it resumed from (0: none).
 
-    ``weights`` are the model's or its adapters', brought together in the first process and empty in the others.
-    ``best`` is the step whose model validation found best, with its loss.
+    ``weights`` are those of the model or its adapters, gathered on rank 0 and empty on the others. ``best`` is the step
+    with the lowest validation loss, and that loss.
     """
 
     steps: int
@@ -86,7 +87,7 @@ class SftResult:
 
 
 def load_data(config: SftConfig, layout: SequenceLayout, positions: int) -> SftData:
-    """The data sets of a run, mixed and checked. ``positions`` is how many the model has.
+    """The data sets of a run, mixed and checked; ``positions`` is the number of positions of the model.
 
     Raises InputError for data that can't be trained on, and UsageError for lengths beyond the model's.
     """
@@ -104,17 +105,17 @@ def load_data(config: SftConfig, layout: SequenceLayout, positions: int) -> SftD
     order = mixture.rows[short]
     validation, validation_skipped = None, 0
     if config.validation:
-        held = load_rows(config.validation, layout, config.cot_keys)
-        chosen = sample_rows(held.sizes, config.validation_rows, config.seed).rows
-        validation = ExampleData(held, chosen[held.lengths[chosen] <= most])
+        validation_rows = load_rows(config.validation, layout, config.cot_keys)
+        chosen = sample_rows(validation_rows.sizes, config.validation_rows, config.seed).rows
+        validation = ExampleData(validation_rows, chosen[validation_rows.lengths[chosen] <= most])
         validation_skipped = len(chosen) - len(validation)
         if validation_skipped and (config.too_long != "skip" or not len(validation)):
-            raise _too_long(held, most, positions, ", ".join(map(str, config.validation)))
+            raise _too_long(validation_rows, most, positions, ", ".join(map(str, config.validation)))
     return SftData(ExampleData(rows, order), mixture, validation, int((~short).sum()), validation_skipped, found)
 
 
 def _too_long(rows: DatasetRows, most: int, positions: int, where: str) -> InputError:
-    """What is wrong with rows of more than ``most`` tokens, with the first one's id."""
+    """The error for rows of more than ``most`` tokens, with the id of the first."""
     long = (rows.lengths > most).nonzero()[0]
     limit = f"the model's {most} positions" if most == positions else f"{most} tokens"
     also = "" if rows.lengths.max() > positions else ", or train on them as they are: --set too_long=keep"
@@ -126,6 +127,32 @@ def _too_long(rows: DatasetRows, most: int, positions: int, where: str) -> Input
     )
 
 
+def check_resumable(config: SftConfig, processes: int) -> None:
+    """Raise UsageError if the run in the folder was started with other sharding, world size or adapters."""
+    checkpoint = latest(config.output / CHECKPOINTS)
+    if checkpoint is None:
+        return
+    adapters = any(checkpoint.glob("**/adapter_model.safetensors"))
+    parts = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    partitioned = any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
+    sharding = "none" if not parts else "zero3" if partitioned else "zero2"
+    now = config.sharding.removesuffix("-offload")
+    if (adapters, sharding, parts) != (config.lora_rank is not None, now, processes if now != "none" else 0):
+        words = f"{'adapters' if adapters else 'all weights'} trained, sharding {sharding}"
+        raise UsageError(
+            f"this run was started with {words}" + (f", {parts} processes" if parts else ""),
+            where=str(checkpoint),
+            hint=f"use the same settings, or {ANOTHER}",
+        )
+    if parts and not adapters and not (checkpoint / DESCRIPTION).is_file():
+        raise UsageError(
+            "this sharded run was started by an older earl, with weight decay for norms; the state of its optimizer "
+            "doesn't fit the present parameter groups",
+            where=str(checkpoint),
+            hint=f"resume with the version that started it, or start from its weights: {ANOTHER}",
+        )
+
+
 def fine_tune(
     config: SftConfig,
     model: Any,
@@ -134,11 +161,11 @@ def fine_tune(
     on_step: OnStep,
     on_validation: OnValidation | None = None,
 ) -> SftResult:
-    """Train ``model`` (or its adapters) in place as ``config`` says; ``on_step`` hears (step, steps, figures) of a log.
+    """Train ``model`` (or its adapters) in place; ``on_step`` is called with (step, steps, metrics) of each log entry.
 
-    Goes on from the newest whole checkpoint in the output folder. Raises EarlError, after keeping the last good
-    checkpoint, if the loss stops being a number; the message names the rows. Raises `Stopped` once the checkpoint is
-    written that a signal asked for.
+    Resumes from the latest complete checkpoint in the output folder. Raises EarlError, naming the rows, if the loss or
+    a gradient is not finite; the last good checkpoint is kept. After a stop signal it writes a checkpoint and raises
+    `TrainingStopped`.
     """
     language = model.get_base_model() if hasattr(model, "get_base_model") else model
     vocabulary = base.layout.vocabulary
@@ -149,7 +176,7 @@ def fine_tune(
     resumed = checkpoint_number(start) if start else 0
     if rank() == 0:
         remove_incomplete(folder)
-        remove_old(folder, config.keep, GOAL)  # a run may have been killed before it came to that
+        remove_old(folder, config.keep, GOAL)  # a run may have been killed before it did this
         link_best(config.output, GOAL)
         truncate_incomplete_line(config.output / LOG)
     stop_signal = StopSignal()
@@ -182,11 +209,11 @@ def fine_tune(
     )
 
 
-def optimizer_steps(config: SftConfig, pairs: int, processes: int) -> int:
-    """How many optimizer steps a run of so many pairs an epoch takes."""
+def optimizer_steps(config: SftConfig, examples: int, processes: int) -> int:
+    """The number of optimizer steps of a run with ``examples`` training examples on ``processes`` ranks."""
     if config.max_steps:
         return config.max_steps
-    batches = math.ceil(math.ceil(pairs / config.batch_size) / processes)
+    batches = math.ceil(math.ceil(examples / config.batch_size) / processes)
     return math.ceil(config.epochs * max(1, math.ceil(batches / config.accumulation)))
 
 
@@ -200,9 +227,9 @@ def write_gallery(
     path: Path,
     title: str,
 ) -> None:
-    """Write a page with the first ``count`` rows of ``data``: source, what the model draws with seed 0, and target.
+    """Write a page of the first ``count`` rows of ``data``: source, an edit sampled with seed 0, and target.
 
-    The training isn't touched: the engine has its own random numbers, and the model is given back as it was.
+    The training isn't affected: the engine has its own random numbers, and the model is restored.
     """
     rows = [int(row) for row in data.order[:count]]
     mode: Mode = "reasoning" if data.rows.cot_keys else "edit"
@@ -212,22 +239,22 @@ def write_gallery(
         prompt = layout.prompt(data.rows.source(row), data.rows.instruction(row), mode, grid)
         requests.append(SamplingRequest(tuple(prompt.tolist()), mode, grid, (0,)))
     with merged_model(model) as language:
-        drawn = TransformersEngine(language, layout).generate(requests, sampling)
+        completions = TransformersEngine(language, layout).generate(requests, sampling)
     entries = []
-    for row, request, (completion,) in zip(rows, requests, drawn, strict=True):
-        answer = layout.parse_completion(completion.ids, mode, request.grid)
-        figures = [ImageFigure(_picture(vision, data.rows.source(row)), "source")]
-        if answer.codes is not None:
-            figures.append(ImageFigure(_picture(vision, answer.codes), "drawn"))
-        figures.append(ImageFigure(_picture(vision, data.rows.target(row)), "target"))
+    for row, request, (completion,) in zip(rows, requests, completions, strict=True):
+        parsed = layout.parse_completion(completion.ids, mode, request.grid)
+        figures = [ImageFigure(_decoded(vision, data.rows.source(row)), "source")]
+        if parsed.codes is not None:
+            figures.append(ImageFigure(_decoded(vision, parsed.codes), "edit"))
+        figures.append(ImageFigure(_decoded(vision, data.rows.target(row)), "target"))
         texts = [("instruction", data.rows.instruction(row))]
-        texts += [("thinking", answer.thoughts)] if answer.thoughts else []
-        texts += [("problem", answer.problem)] if answer.problem else []
+        texts += [("thinking", parsed.thoughts)] if parsed.thoughts else []
+        texts += [("problem", parsed.problem)] if parsed.problem else []
         entries.append(Entry(data.rows.id(row), figures, texts))
     path.parent.mkdir(parents=True, exist_ok=True)
-    note = f"{sampling}, seed 0; validation pairs that were drawn at random, none picked"
+    note = f"{sampling}, seed 0; a random sample of the validation examples"
     write_page(path, page(title, [note], entries))
 
 
-def _picture(vision: Any, codes: Any) -> Any:
+def _decoded(vision: Any, codes: Any) -> Any:
     return images_of(decode(vision, torch.from_numpy(codes.astype("int64"))[None]))[0]

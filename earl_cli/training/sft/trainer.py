@@ -1,7 +1,7 @@
-"""transformers' Trainer as EARL uses it: a loss without the logits of a whole batch, and checkpoints that are whole.
+"""transformers' Trainer with EARL's loss, log and checkpoints.
 
-A checkpoint is a model folder with the state to go on from beside it. One is also written when validation finds the
-model better than ever before, and when a signal asks for it.
+A checkpoint is a model folder with the state of the training beside it. Besides the regular ones, one is written when
+the validation loss is the lowest so far, and after a stop signal.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from earl_cli.training.sft.model import ADAPTER, save_model
 GOAL: Goal = "lowest"
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 OnValidation = Callable[[int, ExampleData, bool], None]
-"""Called with the step, the rows, and whether a run that goes on calls again."""
+"""Called with the step, the validation data, and whether a resumed run repeats the call."""
 
 
 class SftTrainer(Trainer):
-    """transformers' Trainer for a model whose forward gives the loss."""
+    """transformers' Trainer for a model whose forward gives the loss; see `TrainedEmu3`."""
 
     def __init__(self, *, config: SftConfig, base: Base, reporter: Reporter, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -56,29 +56,29 @@ class SftTrainer(Trainer):
         self.autocast = uses_bfloat16(config) and not self.is_deepspeed_enabled
         self.tokens = 0
         self.rows: list[str] = []  # of the current step, in this process
-        self.decays: list[bool] = []  # of each group of weights
-        # divided by the tokens of a whole step, not of a batch
+        self.has_decay: list[bool] = []  # of each group of weights
+        # the loss is divided by the tokens of a step, not of a batch
         self.model_accepts_loss_kwargs = config.loss_mean == "tokens"
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the Trainer: weights of norms don't decay. DeepSpeed takes no group without a weight."""
+        """As in the Trainer, with no weight decay for norms. DeepSpeed accepts no empty parameter group."""
         super().create_optimizer(*args, **kwargs)
         optimizer: Any = self.optimizer
         if self.is_deepspeed_enabled:
             optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
-        self.decays = self.decays or [index == 0 for index in range(len(optimizer.param_groups))]
+        self.has_decay = self.has_decay or [index == 0 for index in range(len(optimizer.param_groups))]
         return optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As in the Trainer, which makes one step too many when it goes on from the last one.
+        """As in the Trainer, except that a run resumed at its last step does no further step.
 
-        A validation that was due where the run stopped is done first.
+        A validation that was due at the step where the run stopped is done first.
         """
         if self.reporter.begins_at_validation(self.state):
             if any(_is_of(entry, self.state.global_step) for entry in self.state.log_history):
-                self.reporter.draw(self.state, again=True)
+                self.reporter.call_on_validation(self.state, again=True)
             else:
                 self.evaluate()
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
@@ -87,7 +87,7 @@ class SftTrainer(Trainer):
             self.control.should_training_stop = True
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As in the Trainer. Raises EarlError, naming the batch's rows, for a loss that is no number."""
+        """As in the Trainer. Raises EarlError, naming the rows of the batch, if the loss is not finite."""
         ids = inputs.pop("ids")
         device = inputs["labels"].device.type
         if model.training:
@@ -98,7 +98,7 @@ class SftTrainer(Trainer):
         loss: Tensor = found[0] if isinstance(found, tuple) else found
         if not torch.isfinite(loss.detach()):
             raise EarlError(
-                f"the loss is {loss.item()} after step {self.state.global_step}, in the batch of {_named(ids)}",
+                f"the loss is {loss.item()} after step {self.state.global_step}, in the batch of {_row_names(ids)}",
                 where=str(Path(self.args.output_dir).parent),
                 hint="the last checkpoint is kept; look at these rows, or try a lower learning_rate",
             )
@@ -107,24 +107,24 @@ class SftTrainer(Trainer):
     # -- validation --------------------------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in the Trainer, but without a trace in the random numbers of the training.
+        """As in the Trainer, without changing the random state of the training.
 
-        A signal breaks it off; the validation is made up for when the run goes on.
+        A stop signal interrupts it; the resumed run repeats the validation.
         """
         try:
-            with torch.random.fork_rng(devices=[]):  # its data loader draws one, on the processor
+            with torch.random.fork_rng(devices=[]):  # its data loader takes a random number, on the CPU
                 found: dict[str, float] = super().evaluate(*args, **kwargs)
                 return found
         except _StoppedInValidation:
-            self.reporter.halt(self.control)
+            self.reporter.stop_training(self.control)
             return {}
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in the Trainer, with the mean over the tokens and not that of the batches' means."""
+        """As in the Trainer, with the mean over tokens instead of the mean over batches."""
         exact = torch.float32 if self.args.device.type == "mps" else torch.float64
-        self.held = torch.zeros(2, dtype=exact, device=self.args.device)
+        self.loss_and_tokens = torch.zeros(2, dtype=exact, device=self.args.device)
         output = super().evaluation_loop(*args, **kwargs)
-        total, tokens = self.accelerator.reduce(self.held).tolist()
+        total, tokens = self.accelerator.reduce(self.loss_and_tokens).tolist()
         output.metrics["eval_loss"] = total / tokens
         return output
 
@@ -136,23 +136,24 @@ class SftTrainer(Trainer):
         tokens = count_labels(inputs["labels"])
         with torch.no_grad():
             loss = self.compute_loss(model, inputs).detach()
-        self.held += torch.stack([loss * tokens, torch.full_like(loss, tokens)]).to(self.held.dtype)
+        sums = torch.stack([loss * tokens, torch.full_like(loss, tokens)])
+        self.loss_and_tokens += sums.to(self.loss_and_tokens.dtype)
         return loss, None, None
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """As in the Trainer. Raises OutputError if the disk doesn't take it."""
+        """As in the Trainer. Raises OutputError if it can't be written."""
         with writing(f"the checkpoint of step {self.state.global_step}", Path(self.args.output_dir)):
             super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """A model folder in place of the Trainer's files; called in the first process, with all weights."""
+        """Write a model folder in place of the Trainer's files; called on rank 0, with all weights."""
         assert output_dir is not None
         save_model(self.base, self.model, Path(output_dir), "native", state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As in the Trainer; of adapters these alone: the weights beside them have them multiplied in."""
+        """As in the Trainer. With adapters only these are loaded: the weights beside them have them merged."""
         adapter = Path(resume_from_checkpoint) / ADAPTER / "adapter_model.safetensors"
         if not adapter.is_file():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -164,16 +165,16 @@ class SftTrainer(Trainer):
 
 
 class _StoppedInValidation(Exception):  # noqa: N818
-    """A signal came while a validation ran; raised at the same batch in all processes."""
+    """A stop signal came during a validation; raised at the same batch on all ranks."""
 
 
-def _named(ids: Sequence[str], shown: int = 8) -> str:
+def _row_names(ids: Sequence[str], shown: int = 8) -> str:
     more = f" and {len(ids) - shown} more" if len(ids) > shown else ""
     return f"the rows {', '.join(map(repr, ids[:shown]))}{more}"
 
 
 def training_arguments(config: SftConfig, folder: Path, *, evaluates: bool) -> TrainingArguments:
-    """The same settings in the Trainer's words."""
+    """The settings as the Trainer's arguments."""
     cpu, bfloat16 = uses_cpu(config), uses_bfloat16(config)
     sharding = deepspeed_config(config.sharding, bfloat16=bfloat16, cpu=cpu)
     return TrainingArguments(
@@ -221,7 +222,7 @@ def training_arguments(config: SftConfig, folder: Path, *, evaluates: bool) -> T
 
 
 class Reporter(TrainerCallback):
-    """Writes the log, tells the caller, looks after checkpoints, and stops when a signal asks for it."""
+    """Writes the log, calls the caller's callbacks, manages checkpoints, and stops after a stop signal."""
 
     def __init__(
         self,
@@ -250,14 +251,14 @@ class Reporter(TrainerCallback):
         lr_scheduler: Any = None,
         **_: Any,
     ) -> None:
-        """A checkpoint brings the settings that the run was begun with; those of today count."""
+        """Apply the present settings in place of those that the checkpoint restored."""
         if state.is_world_process_zero:
             values = self.config.model_dump(mode="json")
             self.trackers = start_trackers(self.config.trackers, self.config.output, values, self.resumed)
         state.compute_steps(args, state.max_steps)
         schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
         schedule.base_lrs = [self.config.learning_rate] * len(schedule.base_lrs)
-        groups = zip(optimizer.param_groups, schedule.lr_lambdas, self.trainer.decays, strict=True)
+        groups = zip(optimizer.param_groups, schedule.lr_lambdas, self.trainer.has_decay, strict=True)
         for group, factor, decays in groups:
             group["initial_lr"] = self.config.learning_rate
             group["lr"] = self.config.learning_rate * factor(schedule.last_epoch)
@@ -274,18 +275,18 @@ class Reporter(TrainerCallback):
         self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != self.parent:
-            hint = "start again: the training goes on from its last checkpoint"
+            hint = "start again: the training resumes from its last checkpoint"
             raise EarlError("torchrun, which started this process, has ended", hint=hint)
-        return control if self.stop_signal.agreed_number() is None else self.halt(control)
+        return control if self.stop_signal.agreed_number() is None else self.stop_training(control)
 
-    def halt(self, control: TrainerControl) -> TrainerControl:
-        """End the training behind this step, with a checkpoint first of all."""
+    def stop_training(self, control: TrainerControl) -> TrainerControl:
+        """Stop the training after this step, with a checkpoint."""
         control.should_log = control.should_save = control.should_training_stop = True
         control.should_evaluate = False
         return control
 
     def end(self) -> None:
-        """Raises `TrainingStopped` if the training was asked to."""
+        """Raise `TrainingStopped` if a stop signal came."""
         number = self.stop_signal.agreed_number()
         if number is not None:
             raise TrainingStopped(number, self.trainer.state.global_step)
@@ -298,19 +299,19 @@ class Reporter(TrainerCallback):
             metrics |= self._pace()
         if state.is_world_process_zero:
             log_metrics(self.config.output / LOG, state.global_step, metrics)
-            named = {_tracked(key): value for key, value in metrics.items()}
+            renamed = {_tracker_name(key): value for key, value in metrics.items()}
             for track in self.trackers:
-                track(state.global_step, named)
+                track(state.global_step, renamed)
             self.on_step(state.global_step, state.max_steps, metrics)
         if not math.isfinite(metrics.get("grad_norm", 0.0)):
-            raise self._diverged(f"the gradient is {metrics['grad_norm']} at step {state.global_step}")
+            raise self._diverged(f"the gradient norm is {metrics['grad_norm']} at step {state.global_step}")
 
     def _diverged(self, what: str) -> EarlError:
         where, hint = str(self.config.output), "the last checkpoint is kept; try a lower learning_rate"
-        return EarlError(f"{what}, of {_named(self.trainer.rows)}", where=where, hint=hint)
+        return EarlError(f"{what}, of {_row_names(self.trainer.rows)}", where=where, hint=hint)
 
     def _pace(self) -> dict[str, float]:
-        """Tokens of all processes a second since the last call, and the most memory used in bytes."""
+        """Tokens per second of all ranks since the last call, and the peak memory in bytes."""
         now, tokens = time.perf_counter(), self.trainer.tokens
         cuda = torch.cuda.is_available() and not self.trainer.args.use_cpu
         found = {"memory": float(torch.cuda.max_memory_allocated() if cuda else peak_memory())}
@@ -322,21 +323,21 @@ class Reporter(TrainerCallback):
     # -- validation --------------------------------------------------------------------------------------------------
 
     def validation_loss(self) -> float | None:
-        """The loss of the last validation, that of the end if the training came so far."""
+        """The loss of the last validation, None if there was none."""
         losses = [entry["eval_loss"] for entry in self.trainer.state.log_history if "eval_loss" in entry]
         return losses[-1] if losses else None
 
     def begins_at_validation(self, state: TrainerState) -> bool:
-        """Whether the run goes on from a step after which a validation is due."""
+        """Whether the run resumes at a step after which a validation is due."""
         if self.validation is None or state.global_step == 0 or state.global_step != self.resumed:
             return False
         return bool(state.global_step % self.config.validate_every == 0 or state.global_step >= state.max_steps)
 
-    def draw(self, state: TrainerState, *, again: bool = False) -> None:
-        """Let the caller draw what the model makes of the validation rows; a signal breaks that off."""
-        draw, held = self.on_validation, self.validation
-        if draw is not None and held is not None and state.is_world_process_zero:
-            self.stop_signal.run_unless_stopped(lambda: draw(state.global_step, held, again))
+    def call_on_validation(self, state: TrainerState, *, again: bool = False) -> None:
+        """Call `OnValidation` on rank 0; a stop signal interrupts it."""
+        callback, data = self.on_validation, self.validation
+        if callback is not None and data is not None and state.is_world_process_zero:
+            self.stop_signal.run_unless_stopped(lambda: callback(state.global_step, data, again))
 
     def on_evaluate(
         self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
@@ -349,7 +350,7 @@ class Reporter(TrainerCallback):
             link_best(self.config.output, GOAL)
         if better and not saved:
             control.should_save = True
-        self.draw(state)
+        self.call_on_validation(state)
         return control
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -363,10 +364,10 @@ class Reporter(TrainerCallback):
         **_: Any,
     ) -> TrainerControl:
         weights = [getattr(weight, "ds_tensor", weight) for weight in model.parameters() if weight.requires_grad]
-        if not all(bool(torch.isfinite(weight).all()) for weight in weights):  # of ZeRO-3's, the part that is here
-            raise self._diverged(f"a weight is no number any more after step {state.global_step}")
+        if not all(bool(torch.isfinite(weight).all()) for weight in weights):  # under ZeRO-3, this rank's shard
+            raise self._diverged(f"a weight is not finite after step {state.global_step}")
         if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every process has written its part
+            torch.distributed.barrier()  # every rank has written its part
         if state.is_world_process_zero:
             checkpoint = self.folder / f"checkpoint-{state.global_step}"
             losses = [each["eval_loss"] for each in state.log_history if _is_of(each, state.global_step)]
@@ -376,13 +377,13 @@ class Reporter(TrainerCallback):
                 mark_complete(checkpoint)
             link_best(self.config.output, GOAL)
             remove_old(self.folder, self.config.keep, GOAL)
-        return control if self.stop_signal.agreed_number() is None else self.halt(control)
+        return control if self.stop_signal.agreed_number() is None else self.stop_training(control)
 
 
 def _is_of(entry: Mapping[str, Any], step: int) -> bool:
     return entry["step"] == step and "eval_loss" in entry
 
 
-def _tracked(key: str) -> str:
-    """A metric's name for trackers, as transformers has it: train/loss, eval/loss."""
+def _tracker_name(key: str) -> str:
+    """A metric's name in trackers, as in transformers: train/loss, eval/loss."""
     return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
