@@ -355,7 +355,7 @@ class _Callbacks:
     def waiting(self, iteration: int, problem: EarlError) -> None:
         if iteration:
             self.checkpoint(iteration - 1, None)
-        console.warn(f"{problem}; everything is saved, and the run goes on when the judge is back")
+        console.warn(f"{problem}; everything is saved, and the run continues when the judge is back")
         self.phase(iteration, "waiting for the judge")
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
