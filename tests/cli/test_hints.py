@@ -41,7 +41,7 @@ ELSEWHERE = {
     "training/common/distributed": "--nproc_per_node",  # torchrun's
 }
 NO_KEYS = {"earl_cli", "nproc_per_node", "tensor_parallel_size", "my_rewards"}
-VLLM = {"rewards/judge/server": "serve_command"}  # the arguments of another program
+VLLM = {"rewards/judge/server": "server_command"}  # the arguments of another program
 STYLE = "images/html_gallery"  # custom properties of a style sheet
 
 
