@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
@@ -52,3 +56,73 @@ def test_a_class_name_has_one_meaning() -> None:
             defined.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
     assert len(defined) > 200
     assert {name: paths for name, paths in defined.items() if len(paths) > 1} == {}
+
+
+# -- from a command to its work ----------------------------------------------------------------------------------------
+
+
+def source(module: str) -> ast.Module:
+    path = PACKAGE / module.replace(".", "/")
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.AST) -> dict[str, set[str]]:
+    """The modules of the package that are imported anywhere in a module, with the names from each."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("earl_cli."):
+            names = {name.asname or name.name for name in node.names}
+            found.setdefault(str(node.module).removeprefix("earl_cli."), set()).update(names)
+    return found
+
+
+def called(tree: ast.AST) -> set[str]:
+    """The names of the functions and methods that a module calls."""
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return {each.id if isinstance(each, ast.Name) else getattr(each, "attr", "") for each in calls}
+
+
+def chains() -> dict[str, tuple[list[str], list[str], int]]:
+    """The path of each command, what is beside it, and the number of modules, as the page has them."""
+    rows = re.findall(r"^\| `earl (\w+)` \| (.+?) \| (.+?) \| (\d+) \|$", PAGE, re.M)
+    return {name: (path.split(" → "), beside.split(", "), int(count)) for name, path, beside, count in rows}
+
+
+@pytest.mark.parametrize("command", ["edit", "tokenize", "sft", "rl", "eval"])
+def test_the_way_from_a_command_to_its_work_is_short_and_as_the_page_says(command: str) -> None:
+    path, beside, count = chains()[command]
+    assert path[0] == f"commands.{command}"
+    assert count == len({*path, *beside}) <= 12
+    for module, following in itertools.pairwise(path):
+        names = imported(source(module)).get(following)
+        assert names, f"{module} doesn't import {following}"
+        used = {node.id for node in ast.walk(source(module)) if isinstance(node, ast.Name)}
+        annotations = {node.value for node in ast.walk(source(module)) if isinstance(node, ast.Constant)}
+        assert names & (used | annotations), f"{module} doesn't use {following}"
+    reached = {name for module in (*path, *beside) for name in imported(source(module))}
+    assert set(beside) <= reached
+
+
+def test_the_path_of_reinforcement_learning_ends_at_the_gradient_and_leaves_nothing_out() -> None:
+    path, beside, _ = chains()["rl"]
+    calls = {ast.unparse(node) for node in ast.walk(source(path[-1])) if isinstance(node, ast.Call)}
+    assert {"loss.backward()", "self.optimizer.step()"} <= calls
+    assert {"forward", "backward", "step", "token_losses"} <= called(source(path[-2]))
+    todo, reached = [path[2]], set()
+    while todo:
+        module = todo.pop()
+        reached.add(module)
+        inner = {name for name in imported(source(module)) if name.startswith("training.")}
+        todo += [name for name in inner - reached if not name.startswith("training.common.")]
+    assert reached - {*path, *beside} == {"training.sft.model"}
+
+
+def test_the_path_of_supervised_training_ends_at_the_loss_that_the_trainer_differentiates() -> None:
+    path, _, _ = chains()["sft"]
+    bases = {
+        node.name: node.bases for node in ast.walk(source("training.sft.trainer")) if isinstance(node, ast.ClassDef)
+    }
+    assert [ast.unparse(base) for base in bases["SftTrainer"]] == ["Trainer"]
+    assert "summed_loss" in called(source("training.sft.model"))
+    assert path[-1] == "training.sft.loss"
