@@ -16,7 +16,7 @@ from pairs import GRIDS
 from torch import Tensor
 from transformers import Emu3ForCausalLM, Emu3TextConfig, Emu3VQVAE
 
-from earl_cli.models.abilities import ways
+from earl_cli.models.abilities import expand_pattern
 from earl_cli.models.checkpoint import save_language
 from earl_cli.tokens.layout import THINKING_PREFIX, THINKING_SUFFIX
 from earl_cli.tokens.text import train_byte_bpe
@@ -82,7 +82,7 @@ def abilities() -> dict[str, Any]:
     kinds = {
         kind: {
             "phrases": list(asked),
-            "example": EXAMPLES.get(kind, ways(asked[0])[0]),
+            "example": EXAMPLES.get(kind, expand_pattern(asked[0])[0]),
             "effects": EFFECTS.get(kind, ["recolor"]),
         }
         for kind, asked in patterns().items()

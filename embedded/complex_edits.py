@@ -25,7 +25,7 @@ from edits import (
     tint,
 )
 
-from earl_cli.models.abilities import ways
+from earl_cli.models.abilities import expand_pattern
 
 DOT_RADIUS = 0.11
 COUNTS = {
@@ -64,7 +64,7 @@ def counting() -> list[Edit]:
     edits = []
     for (number, centres), name in itertools.product(COUNTS.items(), COLOURS):
         dots = one_after_another(*(shape_at("circle", name, centre, DOT_RADIUS) for centre in centres))
-        phrases = ways(f"{{add|put|draw|paint}} {number} {name} {{dots|circles|balls}}")
+        phrases = expand_pattern(f"{{add|put|draw|paint}} {number} {name} {{dots|circles|balls}}")
         edits.append(Edit("count", phrases, dots, f"with {number} {name} dots", f"{number} {name} dots"))
     return edits
 
@@ -74,7 +74,7 @@ def places() -> list[Edit]:
     changes = {kind: whole[kind] for kind in OF_HALVES} | {name: tint(name) for name in TINTS}
     edits = []
     for half, (word, change) in itertools.product(HALVES, changes.items()):
-        phrases = ways(f"{{make|turn}} the {half} {{half|side|part}} {word}")
+        phrases = expand_pattern(f"{{make|turn}} the {half} {{half|side|part}} {word}")
         edits.append(
             Edit("place", phrases, on_half(half, change), f"with the {half} half {word}", f"{word} {half} half")
         )
@@ -88,7 +88,7 @@ def relations() -> list[Edit]:
             continue
         both = one_after_another(shape_at("square", b, other, SHAPE_RADIUS), shape_at("circle", a, one, SHAPE_RADIUS))
         words = f"{article(a)} {a} circle {relation} {article(b)} {b} square"
-        phrases = ways(f"{{add|put|draw|paint|place}} {words}")
+        phrases = expand_pattern(f"{{add|put|draw|paint|place}} {words}")
         edits.append(Edit("relation", phrases, both, f"with {words}", f"{a} circle {relation} {b} square"))
     return edits
 

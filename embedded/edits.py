@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from earl_cli.models.abilities import ways
+from earl_cli.models.abilities import expand_pattern
 
 Pixels = NDArray[np.float32]
 Apply = Callable[[Pixels, np.random.Generator], Pixels]
@@ -296,10 +296,10 @@ def catalogue() -> tuple[Edit, ...]:
         edits.append(Edit("tint", asked, tint(name), f"with a {name} tint", f"{name} tint everywhere"))
     for kind, name, place in itertools.product(THINGS, COLOURS, PLACES):
         what = f"{name} {kind} {place}"
-        asked = ways(shape_pattern(kind, [name], [place]))
+        asked = expand_pattern(shape_pattern(kind, [name], [place]))
         edits.append(Edit(kind, asked, shape(kind, name, place), f"with {article(name)} {what}", what))
     return tuple(edits)
 
 
 def _expanded(patterns: Sequence[str]) -> tuple[str, ...]:
-    return tuple(phrase for pattern in patterns for phrase in ways(pattern))
+    return tuple(phrase for pattern in patterns for phrase in expand_pattern(pattern))

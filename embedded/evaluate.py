@@ -16,7 +16,15 @@ from edits import Edit, Pixels, catalogue, to_bytes
 from PIL import Image, ImageFilter
 
 from earl_cli.config.sampling import SamplingParams
-from earl_cli.generation.editing import EditJob, EditSettings, decoded, draft, encoded, render, sheet
+from earl_cli.generation.editing import (
+    EditJob,
+    EditSettings,
+    contact_sheet,
+    decode_image,
+    encode_image,
+    render_edit,
+    sample_edits,
+)
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.compose import compose
 from earl_cli.images.image_file import open_image
@@ -62,22 +70,26 @@ def evaluate(work: Path, folder: Path, count: int) -> None:
             picture = open_image(path)
             source = as_floats(picture.rgb)
             target = as_floats(Image.fromarray(to_bytes(edit.apply(source, rng))))
-            variant = draft(model, engine, [EditJob(picture.rgb, phrase, (index,))], EditSettings(sampling))[0][0]
-            before = decoded(model, variant.source)
-            edited = as_floats(render(model, picture.rgb, before, variant, "source").image)
-            true_codes = encoded(model, Image.fromarray(to_bytes(target)))
-            ideal = compose(np.asarray(picture.rgb), before, decoded(model, true_codes), variant.effects)
+            variant = sample_edits(model, engine, [EditJob(picture.rgb, phrase, (index,))], EditSettings(sampling))[0][
+                0
+            ]
+            before = decode_image(model, variant.source)
+            edited = as_floats(render_edit(model, picture.rgb, before, variant, "source").image)
+            true_codes = encode_image(model, Image.fromarray(to_bytes(target)))
+            ideal = compose(np.asarray(picture.rgb), before, decode_image(model, true_codes), variant.effects)
             ceiling = as_floats(Image.fromarray(ideal.pixels))
             shares.append(removed(edited, source, target, kind))
             ceilings.append(removed(ceiling, source, target, kind))
-            drawn = render(model, picture.rgb, before, variant, "model").image.resize(picture.rgb.size)
+            drawn = render_edit(model, picture.rgb, before, variant, "model").image.resize(picture.rgb.size)
             rows += [picture.rgb, drawn, *(Image.fromarray(to_bytes(p)) for p in (edited, ceiling, target))]
         table[kind] = {"share": float(np.mean(shares)), "ceiling": float(np.mean(ceilings)), "worst": min(shares)}
         print(
             f"{kind:16s} {table[kind]['share']:6.2f} (ceiling {table[kind]['ceiling']:5.2f}, worst {min(shares):5.2f})",
             flush=True,
         )
-        sheet([row.resize((300, 200)) for row in rows], 5).save(work / "evaluation" / f"{kind.replace(' ', '-')}.png")
+        contact_sheet([row.resize((300, 200)) for row in rows], 5).save(
+            work / "evaluation" / f"{kind.replace(' ', '-')}.png"
+        )
     document = {"photos": min(count, len(paths)), "local_kinds": LOCAL_KINDS, "kinds": table}
     (work / "evaluation.json").write_text(json.dumps(document, indent=1))
     whole = [row["share"] for kind, row in table.items() if kind not in LOCAL_KINDS]

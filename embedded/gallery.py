@@ -14,7 +14,15 @@ from edits import Edit, catalogue
 from PIL import Image, ImageDraw, ImageOps
 
 import earl_cli.evaluation
-from earl_cli.generation.editing import Draft, EditJob, EditSettings, decoded, draft, render, sheet
+from earl_cli.generation.editing import (
+    EditJob,
+    EditSettings,
+    SampledEdit,
+    contact_sheet,
+    decode_image,
+    render_edit,
+    sample_edits,
+)
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.image_file import open_image
 from earl_cli.models.abilities import examples
@@ -40,9 +48,11 @@ def captioned(images: Sequence[Image.Image], text: str, width: int) -> Image.Ima
 def edited(model: EarlModel, engine: TransformersEngine, jobs: Sequence[tuple[Image.Image, str]]) -> list[Image.Image]:
     """Each photo edited by its instruction, at its own size, with seed 0."""
     settings = EditSettings(model.sampling)
-    drafts: list[list[Draft]] = draft(model, engine, [EditJob(photo, asked, (0,)) for photo, asked in jobs], settings)
+    drafts: list[list[SampledEdit]] = sample_edits(
+        model, engine, [EditJob(photo, asked, (0,)) for photo, asked in jobs], settings
+    )
     return [
-        render(model, photo, decoded(model, variant.source), variant, "source").image
+        render_edit(model, photo, decode_image(model, variant.source), variant, "source").image
         for (photo, _), (variant,) in zip(jobs, drafts, strict=True)
     ]
 
@@ -53,10 +63,10 @@ def by_photo(model: EarlModel, engine: TransformersEngine, folder: Path) -> None
         asked = examples(model.abilities or {"kinds": {}})
         found = edited(model, engine, [(photo, each) for each in asked])
         tiles = [captioned([image], text, WIDTH) for image, text in zip(found, asked, strict=True)]
-        sheet([captioned([photo], "the photo", WIDTH), *tiles], 4).save(folder / f"{path.stem}.jpg", quality=74)
+        contact_sheet([captioned([photo], "the photo", WIDTH), *tiles], 4).save(folder / f"{path.stem}.jpg", quality=74)
         if path.stem == "palace":
             snowy = next(image for image, text in zip(found, asked, strict=True) if "snowy" in text)
-            sheet([photo, snowy], 2).save(folder / "snow.jpg", quality=88)
+            contact_sheet([photo, snowy], 2).save(folder / "snow.jpg", quality=88)
 
 
 def by_kind(model: EarlModel, engine: TransformersEngine, folder: Path) -> None:
@@ -73,7 +83,7 @@ def by_kind(model: EarlModel, engine: TransformersEngine, folder: Path) -> None:
         afters = edited(model, engine, list(zip(photos, asked, strict=True)))
         rows = zip(photos, afters, asked, strict=True)
         tiles = [captioned([photo, after], text, HALF_WIDTH) for photo, after, text in rows]
-        sheet(tiles, 4).save(folder / f"{kind.replace(' ', '-')}.jpg", quality=72)
+        contact_sheet(tiles, 4).save(folder / f"{kind.replace(' ', '-')}.jpg", quality=72)
         print(kind, flush=True)
 
 

@@ -19,7 +19,7 @@ from reproduce import Trained, models, root_of
 
 from earl_cli.evaluation.results import RUN, EvalRun, find_results, load_run
 from earl_cli.evaluation.statistics import Estimate, cluster, estimate
-from earl_cli.generation.editing import decoded, encoded
+from earl_cli.generation.editing import decode_image, encode_image
 from earl_cli.images.image_file import open_image
 from earl_cli.models.bundle import load_model
 from earl_cli.rewards.reference import reference_reward
@@ -139,7 +139,7 @@ def ceiling(pairs: Path) -> dict[int, float]:
     for number, line in enumerate((pairs / "pairs.jsonl").read_text().splitlines()):
         row = json.loads(line)
         source, target = (open_image(pairs / row[part]).rgb for part in ("source", "edited"))
-        drawn = to_bytes(decoded(model, encoded(model, target)))
+        drawn = to_bytes(decode_image(model, encode_image(model, target)))
         edit = Edit(row["id"], row["instruction"], np.asarray(source), drawn, np.asarray(target))
         value = reference_reward([edit])[0].value
         assert value is not None, edit.id

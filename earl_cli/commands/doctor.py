@@ -212,11 +212,11 @@ def _describe(device: torch.device) -> str:
 
 def plans() -> Iterator[Check]:
     """Where models of both sizes would run by default, and how."""
-    from earl_cli.models.device import plan
+    from earl_cli.models.device import device_plan
 
     for name, size in MODELS.items():
         try:
-            yield Check(name, "ok", str(plan("auto", size)))
+            yield Check(name, "ok", str(device_plan("auto", size)))
         except DeviceError as error:  # not every machine has to hold a large model
             detail = f"no device here: {error.what}" + (f"; {error.hint}" if error.hint else "")
             yield Check(name, "missing", detail, error.hint)

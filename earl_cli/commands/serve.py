@@ -58,9 +58,9 @@ def serve(
 
     The page is at http://127.0.0.1:8360/, the endpoint at http://127.0.0.1:8360/v1. Ctrl-C stops it.
     """
-    from earl_cli.generation.vllm.environment import engine_arguments
+    from earl_cli.generation.vllm.environment import parse_engine_arguments
 
-    key, engine_args = _key(api_key_variable), engine_arguments(engine_arg or [])
+    key, engine_args = _key(api_key_variable), parse_engine_arguments(engine_arg or [])
 
     from earl_cli.serving.connections import Server
     from earl_cli.serving.limits import ServerLimits

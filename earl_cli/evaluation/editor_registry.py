@@ -87,7 +87,7 @@ def _other(what: str, options: Options) -> BenchmarkEditor | None:
 def _own(label: str | None, what: str, options: Options) -> Callable[[OutputSize], BenchmarkEditor]:
     from earl_cli.evaluation.editors import EarlEditor
     from earl_cli.generation.editor import load_editor
-    from earl_cli.models.hub import called
+    from earl_cli.models.hub import display_name
 
     load = cache(
         partial(
@@ -101,7 +101,7 @@ def _own(label: str | None, what: str, options: Options) -> Callable[[OutputSize
             engine_args=options.engine_args,
         )
     )
-    name = label or called(what)
+    name = label or display_name(what)
     return lambda size: EarlEditor(
         name=name,
         spec=what,

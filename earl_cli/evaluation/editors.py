@@ -19,7 +19,7 @@ from earl_cli.images.image_file import open_image
 from earl_cli.images.resize import describe_shapes
 
 if TYPE_CHECKING:
-    from earl_cli.generation.editing import Draft
+    from earl_cli.generation.editing import SampledEdit
     from earl_cli.generation.editor import Editor
     from earl_cli.tokens.layout import Mode
 
@@ -114,14 +114,14 @@ class EarlEditor:
         """As `BenchmarkEditor.describe`, without the device, on which images don't depend."""
         from earl_cli.models.abilities import fingerprint as abilities_digest
         from earl_cli.models.bundle import identify
-        from earl_cli.models.hub import called
+        from earl_cli.models.hub import display_name
 
         description, fingerprint = identify(self.spec)
         abilities = description.content.get("abilities")
         return {
             "name": self.name,
             "kind": "earl",
-            "model": called(self.spec),
+            "model": display_name(self.spec),
             "fingerprint": fingerprint,
             "sampling": description.sampling.updated(self.sampling).to_dict(),
             "mode": self.mode,
@@ -134,7 +134,7 @@ class EarlEditor:
 
     def edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None = None) -> list[EditorOutput]:
         """As `BenchmarkEditor.edit`: one batch, whose first images are decoded while the last ones are sampled."""
-        from earl_cli.generation.editing import EditJob, draft
+        from earl_cli.generation.editing import EditJob, sample_edits
         from earl_cli.generation.pipeline import PostprocessThread
 
         def progress(done: int, expected: int) -> None:
@@ -146,22 +146,22 @@ class EarlEditor:
         loaded = self._loaded
         with loaded.session(), PostprocessThread() as thread:
 
-            def take(number: int, drafts: Sequence[Draft]) -> None:
+            def take(number: int, drafts: Sequence[SampledEdit]) -> None:
                 outputs[number] = thread.submit(self._output, tasks[number], drafts[0])
 
-            draft(loaded.model, loaded.engine, jobs, loaded.settings, progress, take)
+            sample_edits(loaded.model, loaded.engine, jobs, loaded.settings, progress, take)
             return [outputs[number].result() for number in range(len(tasks))]
 
-    def _output(self, task: EditTask, draft: Draft) -> EditorOutput:
-        from earl_cli.generation.editing import decoded, render
+    def _output(self, task: EditTask, draft: SampledEdit) -> EditorOutput:
+        from earl_cli.generation.editing import decode_image, render_edit
         from earl_cli.models.vision import spatial_factor
 
-        answer, model = draft.answer, self._loaded.model
+        answer, model = draft.completion, self._loaded.model
         height, width = (spatial_factor(model.vision) * side for side in draft.source.shape)
         reasoning, seen = answer.thoughts or "", (width, height)
         if answer.codes is None:
             return EditorOutput(None, reasoning, answer.problem or "the completion holds no image", seen)
-        edited = render(model, task.image, decoded(model, draft.source), draft, self.size)
+        edited = render_edit(model, task.image, decode_image(model, draft.source), draft, self.size)
         return EditorOutput(edited.image, reasoning, edited.problem or "", seen)
 
     @cached_property

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from earl_cli.errors import EarlError, explain
-from earl_cli.generation.editing import Draft, EditJob, EditSettings, OutputSize, provenance, render
+from earl_cli.generation.editing import EditJob, EditSettings, OutputSize, SampledEdit, provenance, render_edit
 from earl_cli.images.image_file import ImageFile, ImageInput, open_input, save_image
-from earl_cli.models.abilities import doubt, understand
+from earl_cli.models.abilities import out_of_range_message, understand
 from earl_cli.models.bundle import EarlModel
 
 
@@ -92,7 +92,7 @@ def edited_image(
     model: EarlModel,
     request: ImageRequest,
     before: NDArray[np.float32],
-    variant: Draft,
+    variant: SampledEdit,
     size: OutputSize,
     settings: EditSettings,
 ) -> EditedImage:
@@ -104,12 +104,12 @@ def edited_image(
         instruction=request.instruction,
         seed=variant.seed,
         understood=found.text if found.kind else None,
-        problem=variant.answer.problem,
-        thoughts=variant.answer.thoughts or None,
-        notes=(*file.notes, *([doubt(found)] if model.abilities and found.kind is None else ())),
+        problem=variant.completion.problem,
+        thoughts=variant.completion.thoughts or None,
+        notes=(*file.notes, *([out_of_range_message(found)] if model.abilities and found.kind is None else ())),
     )
     try:
-        rendered = render(model, file.pixels, before, variant, size)
+        rendered = render_edit(model, file.pixels, before, variant, size)
     except Exception as failure:  # the other variants may be complete
         return replace(edited, error=explain(failure))
     if file.metadata.icc:

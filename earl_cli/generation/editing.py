@@ -20,7 +20,7 @@ from earl_cli.images.color import on_white
 from earl_cli.images.compose import compose
 from earl_cli.images.resize import model_size, resize_to_area
 from earl_cli.models.abilities import Understood, understand
-from earl_cli.tokens.layout import Grid, Mode, Parsed
+from earl_cli.tokens.layout import Grid, Mode, ParsedCompletion
 
 if TYPE_CHECKING:
     from earl_cli.models.bundle import EarlModel
@@ -49,62 +49,62 @@ class EditSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Draft:
-    """A variant as the model wrote it: ``source`` int64[h, w] are the codes it was given, ``answer`` what came back.
+class SampledEdit:
+    """One sampled variant: ``source`` int64[h, w] are the codes of the given image, ``completion`` is what was sampled.
 
     ``effects`` are all that what was asked for can do to a photo, as in `earl_cli.images.compose.compose`.
     """
 
     source: NDArray[np.int64]
     seed: int
-    answer: Parsed
+    completion: ParsedCompletion
     effects: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Rendered:
+class RenderedEdit:
     """An edited picture, and in words what is wrong with it; None if nothing is known to be."""
 
     image: Image.Image
     problem: str | None
 
 
-def draft(
+def sample_edits(
     model: EarlModel,
     engine: Engine,
     jobs: Sequence[EditJob],
     settings: EditSettings,
     on_progress: Callable[[int, int], None] | None = None,
-    on_drafts: Callable[[int, list[Draft]], None] | None = None,
-) -> list[list[Draft]]:
+    on_sampled: Callable[[int, list[SampledEdit]], None] | None = None,
+) -> list[list[SampledEdit]]:
     """Sample every variant of every job in one batch: for each job a draft for each seed.
 
-    The model reads what it understands an instruction as (`earl_cli.models.abilities.understand`). ``on_drafts`` gets a
-    job's number and drafts as soon as all of them are there, while other jobs are still drawn.
+    The prompt has the instruction as `earl_cli.models.abilities.understand` gives it. ``on_sampled`` gets a job's index
+    and edits as soon as all of them are there, while other jobs are still being sampled.
     """
-    sources = [encoded(model, job.picture, settings.image_area) for job in jobs]
+    sources = [encode_image(model, job.picture, settings.image_area) for job in jobs]
     grids = [Grid(*codes.shape) if settings.mode == "edit" else None for codes in sources]
     requests = []
     asked = [understand(job.instruction, model.abilities) for job in jobs]
     for job, codes, grid, understood in zip(jobs, sources, grids, asked, strict=True):
         prompt = model.layout.prompt(codes, understood.text, settings.mode, grid)
         requests.append(SamplingRequest(tuple(prompt.tolist()), settings.mode, grid, job.seeds))
-    drawn: list[dict[int, Draft]] = [{} for _ in jobs]
+    drawn: list[dict[int, SampledEdit]] = [{} for _ in jobs]
 
-    def in_order(number: int) -> list[Draft]:
+    def in_order(number: int) -> list[SampledEdit]:
         return [drawn[number][index] for index in range(len(jobs[number].seeds))]
 
     def take(number: int, index: int, completion: Completion) -> None:
-        answer = model.layout.parse_completion(completion.ids, settings.mode, grids[number])
-        drawn[number][index] = Draft(sources[number], jobs[number].seeds[index], answer, asked[number].effects)
-        if on_drafts is not None and len(drawn[number]) == len(jobs[number].seeds):
-            on_drafts(number, in_order(number))
+        parsed = model.layout.parse_completion(completion.ids, settings.mode, grids[number])
+        drawn[number][index] = SampledEdit(sources[number], jobs[number].seeds[index], parsed, asked[number].effects)
+        if on_sampled is not None and len(drawn[number]) == len(jobs[number].seeds):
+            on_sampled(number, in_order(number))
 
     engine.generate(requests, settings.sampling, on_progress, take)
     return [in_order(number) for number in range(len(jobs))]
 
 
-def encoded(model: EarlModel, picture: Image.Image, image_area: int | None = None) -> NDArray[np.int64]:
+def encode_image(model: EarlModel, picture: Image.Image, image_area: int | None = None) -> NDArray[np.int64]:
     """An RGB picture's codes int64[h, w], at ``image_area`` pixels or at the model's own area and in its own shapes.
 
     One picture at a time, so that its codes don't depend on what else is edited. Raises InputError, before anything is
@@ -124,7 +124,7 @@ def encoded(model: EarlModel, picture: Image.Image, image_area: int | None = Non
     return codes[0].cpu().numpy().astype(np.int64)
 
 
-def decoded(model: EarlModel, codes: NDArray[np.int64]) -> NDArray[np.float32]:
+def decode_image(model: EarlModel, codes: NDArray[np.int64]) -> NDArray[np.float32]:
     """The small picture that codes [h, w] stand for, float32[H, W, 3] in 0…1, `spatial_factor` pixels a code."""
     import torch
 
@@ -134,25 +134,27 @@ def decoded(model: EarlModel, codes: NDArray[np.int64]) -> NDArray[np.float32]:
     return ((pixels.permute(1, 2, 0) + 1) / 2).cpu().numpy().astype(np.float32)
 
 
-def render(
-    model: EarlModel, picture: Image.Image, before: NDArray[np.float32], variant: Draft, size: OutputSize
-) -> Rendered:
+def render_edit(
+    model: EarlModel, picture: Image.Image, before: NDArray[np.float32], variant: SampledEdit, size: OutputSize
+) -> RenderedEdit:
     """The edited picture: what the model drew, or its change brought to the photo at the photo's own size.
 
     ``picture`` is RGB or, where something is transparent, RGBA, and so is its edit at its own size.
-    ``before`` is what :func:`decoded` makes of the draft's source. Raises ModelError if the model drew no picture.
+    ``before`` is what :func:`decode_image` makes of the draft's source. Raises ModelError if the model drew no picture.
     """
-    answer = variant.answer
-    if answer.codes is None:
-        raise ModelError(f"the model drew no picture: {answer.problem}", hint=f"try another seed than {variant.seed}")
-    after = decoded(model, answer.codes)
+    completion = variant.completion
+    if completion.codes is None:
+        raise ModelError(
+            f"the model drew no picture: {completion.problem}", hint=f"try another seed than {variant.seed}"
+        )
+    after = decode_image(model, completion.codes)
     if size == "model":
-        return Rendered(Image.fromarray(np.round(after * 255).astype(np.uint8)), answer.problem)
+        return RenderedEdit(Image.fromarray(np.round(after * 255).astype(np.uint8)), completion.problem)
     height, width = (CELL * side for side in variant.source.shape)
-    before, after = (_resized(each, width, height) for each in (before, after))  # who thinks may choose another grid
+    before, after = (_resize(each, width, height) for each in (before, after))  # who thinks may choose another grid
     composed, missing = compose(np.asarray(picture), before, after, variant.effects)
     problem = f"what the model drew shows no {' and no '.join(missing)}" if missing else None
-    return Rendered(Image.fromarray(composed), "; ".join(filter(None, (answer.problem, problem))) or None)
+    return RenderedEdit(Image.fromarray(composed), "; ".join(filter(None, (completion.problem, problem))) or None)
 
 
 def provenance(model: str, asked: Understood, seed: str, settings: EditSettings) -> dict[str, str]:
@@ -167,7 +169,7 @@ def provenance(model: str, asked: Understood, seed: str, settings: EditSettings)
     }
 
 
-def sheet(tiles: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+def contact_sheet(tiles: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
     """Pictures side by side on white, in a square by default, each as large as the first; at most 8192 pixels wide."""
     columns = columns or ceil(len(tiles) ** 0.5)
     rows = ceil(len(tiles) / columns)
@@ -184,7 +186,7 @@ def sheet(tiles: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
     return whole
 
 
-def _resized(image: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+def _resize(image: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
     if image.shape[:2] == (height, width):
         return image
     channels = [Image.fromarray(image[..., i]).resize((width, height), Image.Resampling.BICUBIC) for i in range(3)]

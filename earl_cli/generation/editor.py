@@ -21,22 +21,22 @@ from earl_cli.config.sampling import SamplingParams
 from earl_cli.console import log
 from earl_cli.errors import UsageError, explain
 from earl_cli.generation.edited_image import EditedImage, ImageRequest, edited_image
-from earl_cli.generation.editing import Draft, EditJob, EditSettings, OutputSize, decoded, draft
+from earl_cli.generation.editing import EditJob, EditSettings, OutputSize, SampledEdit, decode_image, sample_edits
 from earl_cli.generation.engine import Engine, OnProgress
 from earl_cli.generation.pipeline import EditSteps, Item, OnDrafts, Outcome, run_in_batches
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.generation.vllm.environment import has_vllm, need_vllm
+from earl_cli.generation.vllm.environment import has_vllm, require_vllm
 from earl_cli.images.image_file import MAX_PIXELS, ImageInput
 from earl_cli.models.abilities import MAX_INSTRUCTION, examples
-from earl_cli.models.bundle import LARGEST_AREA, EarlModel, load_model, open_base
-from earl_cli.models.device import LARGE, choose_device
+from earl_cli.models.bundle import MAX_AREA, EarlModel, load_model, open_base
+from earl_cli.models.device import LARGE_BYTES, choose_device
 from earl_cli.tokens.layout import Mode
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 Checked = TypeVar("Checked")
-SMALL = 1_000_000_000  # bytes
+SINGLE_THREAD_BYTES = 1_000_000_000  # bytes
 LEAST_AREA = 64
 SEEDS = 2**31
 
@@ -204,7 +204,7 @@ class Editor:
 
         def sample(jobs: Sequence[EditJob], take: OnDrafts) -> None:
             with self.session():
-                draft(self.model, self.engine, jobs, settings or self.settings, on_progress, take)
+                sample_edits(self.model, self.engine, jobs, settings or self.settings, on_progress, take)
 
         return run_in_batches(items, steps, sample, at_once=at_once, threads=self.threads)
 
@@ -230,8 +230,8 @@ class Editor:
         _check_choice(size, OutputSize, "size")
         settings = replace(self.settings, sampling=self.settings.sampling.updated(sampling or {}))
 
-        def finish(request: ImageRequest, drafts: Sequence[Draft], ending: Event) -> list[EditedImage]:
-            before = decoded(self.model, drafts[0].source)
+        def finish(request: ImageRequest, drafts: Sequence[SampledEdit], ending: Event) -> list[EditedImage]:
+            before = decode_image(self.model, drafts[0].source)
             variants = (each for each in drafts if not ending.is_set())
             return [edited_image(self.model, request, before, each, size, settings) for each in variants]
 
@@ -311,10 +311,10 @@ def load_editor(
     _check_choice(engine, EngineName, "engine")
     _check_choice(mode, Mode, "mode")
     if image_area is not None:
-        _whole(image_area, LEAST_AREA, LARGEST_AREA, "image_area")
+        _whole(image_area, LEAST_AREA, MAX_AREA, "image_area")
     if engine == "vllm":
-        need_vllm()
-    if takes_vllm(engine, device, lambda: open_base(spec).parameters):
+        require_vllm()
+    if uses_vllm(engine, device, lambda: open_base(spec).parameters):
         return _with_vllm(spec, device, given, mode, image_area, engine_args or {})
     if engine_args:
         raise UsageError("only the engine vllm takes arguments", where="--engine-arg", hint="--engine vllm")
@@ -323,11 +323,11 @@ def load_editor(
     return Editor(loaded, TransformersEngine(loaded.language, loaded.layout), settings, threads=_threads(loaded))
 
 
-def takes_vllm(engine: EngineName, device: str, parameters: Callable[[], int]) -> bool:
+def uses_vllm(engine: EngineName, device: str, parameters: Callable[[], int]) -> bool:
     """Whether vLLM samples: where it is asked for, and by itself where it is installed for a large model on a GPU."""
     if engine != "auto":
         return engine == "vllm"
-    return has_vllm() and choose_device(device).type == "cuda" and 4 * parameters() >= LARGE
+    return has_vllm() and choose_device(device).type == "cuda" and 4 * parameters() >= LARGE_BYTES
 
 
 def _with_vllm(
@@ -360,5 +360,7 @@ def _threads(model: EarlModel) -> int | None:
     Its matrices are too small to share, and threads that wait for each other take minutes on a busy machine. The sums
     are then the same on every number of cores, too.
     """
-    is_small = model.device.type == "cpu" and model.plan.needed < SMALL and "OMP_NUM_THREADS" not in os.environ
+    is_small = (
+        model.device.type == "cpu" and model.plan.needed < SINGLE_THREAD_BYTES and "OMP_NUM_THREADS" not in os.environ
+    )
     return 1 if is_small else None

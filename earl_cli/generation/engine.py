@@ -15,7 +15,7 @@ from earl_cli.tokens.grammar import FreeState, GrammarState, Overlong, start_sta
 from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 
 MAX_TEXT_TOKENS = 1024
-TEXT_AT_FIRST = 256
+EXPECTED_TEXT_TOKENS = 256
 """Tokens of text before a picture that are reckoned with, until a model writes more."""
 
 OnProgress = Callable[[int, int], None]
@@ -62,11 +62,11 @@ class SequenceLimits:
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a request's completions begin; ``room`` is what each is likely to take, its prompt included."""
+class PreparedRequest:
+    """Where a request's completions begin; ``expected_length`` is what each is likely to take, its prompt included."""
 
     state: GrammarState | FreeState
-    room: int
+    expected_length: int
 
 
 OnCompletion = Callable[[int, int, Completion], None]
@@ -86,7 +86,7 @@ class Engine(Protocol):
         """For each request a completion for each seed, in order. Raises InputError for a request that can't be met."""
 
 
-def grid_of_request(request: SamplingRequest, layout: SequenceLayout) -> Grid:
+def request_grid(request: SamplingRequest, layout: SequenceLayout) -> Grid:
     """The request's grid, or that of the source picture in its prompt. Raises InputError if neither is there."""
     if request.grid is not None:
         return request.grid
@@ -98,12 +98,14 @@ def grid_of_request(request: SamplingRequest, layout: SequenceLayout) -> Grid:
     raise InputError("a request without a grid needs a prompt that begins with bos and a picture", where="prompt")
 
 
-def start_of(request: SamplingRequest, layout: SequenceLayout, limits: SequenceLimits, where: str) -> Start:
-    """Checks a request; its room is exact in edit mode, and elsewhere what it starts with.
+def prepare_request(
+    request: SamplingRequest, layout: SequenceLayout, limits: SequenceLimits, where: str
+) -> PreparedRequest:
+    """Checks a request; its expected_length is exact in edit mode, and elsewhere what it starts with.
 
     Raises InputError for a prompt that isn't one, or is too long.
     """
-    grid, vocabulary = grid_of_request(request, layout), layout.vocabulary
+    grid, vocabulary = request_grid(request, layout), layout.vocabulary
     if not request.prompt:
         raise InputError("an empty prompt", where=where)
     if min(request.prompt) < 0 or max(request.prompt) >= vocabulary.size:
@@ -111,14 +113,14 @@ def start_of(request: SamplingRequest, layout: SequenceLayout, limits: SequenceL
     state: GrammarState | FreeState = start_state(
         layout, request.mode, grid, limits.text, 2 * grid.codes, request.overlong
     )
-    drawing = isinstance(state, GrammarState) and state.image is not None
-    least = len(request.prompt) + (0 if drawing else len(layout.opening(grid))) + grid.tokens + 1
-    if least > limits.positions:
+    in_image = isinstance(state, GrammarState) and state.image is not None
+    min_length = len(request.prompt) + (0 if in_image else len(layout.opening(grid))) + grid.tokens + 1
+    if min_length > limits.positions:
         what = f"a prompt of {len(request.prompt)} tokens and a picture of {grid} codes"
         what = f"{what} are more than the model's {limits.positions} positions"
         raise InputError(what, where=where, hint="a smaller image area takes fewer tokens")
-    room = min(least + (0 if drawing else min(limits.text, TEXT_AT_FIRST)), limits.positions)
+    expected_length = min(min_length + (0 if in_image else min(limits.text, EXPECTED_TEXT_TOKENS)), limits.positions)
     if not request.grammar:
-        most = least - len(request.prompt) + (0 if drawing else limits.text)
+        most = min_length - len(request.prompt) + (0 if in_image else limits.text)
         state = FreeState(vocabulary, min(most, limits.positions - len(request.prompt)))
-    return Start(state, room)
+    return PreparedRequest(state, expected_length)

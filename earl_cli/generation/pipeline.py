@@ -12,12 +12,12 @@ from typing import Generic, TypeAlias, TypeVar
 
 import torch
 
-from earl_cli.generation.editing import Draft, EditJob
+from earl_cli.generation.editing import EditJob, SampledEdit
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-OnDrafts: TypeAlias = Callable[[int, list[Draft]], None]
+OnDrafts: TypeAlias = Callable[[int, list[SampledEdit]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class EditSteps(Generic[Item, Outcome]):
     """
 
     job: Callable[[Item], EditJob]
-    finish: Callable[[Item, Sequence[Draft], Event], Outcome]
+    finish: Callable[[Item, Sequence[SampledEdit], Event], Outcome]
     fail: Callable[[Item, Exception], Outcome]
 
 
@@ -75,9 +75,9 @@ def _sampled(
             outcomes[number] = beside.submit(steps.fail, item, failure)
     numbers = list(jobs)
 
-    def take(place: int, drafts: list[Draft]) -> None:
+    def take(place: int, drafts: list[SampledEdit]) -> None:
         number = numbers[place]
-        outcomes[number] = beside.submit(steps.finish, batch[number], drafts, beside.ending)
+        outcomes[number] = beside.submit(steps.finish, batch[number], drafts, beside.stopping)
 
     try:
         if jobs:
@@ -100,13 +100,13 @@ class PostprocessThread(ThreadPoolExecutor):
     is taken over.
     Gradients, inference and autocast are by the thread as well, and as at first: what is done here sets what it needs.
     At the end of a ``with``, by an error or Ctrl-C too, what hasn't begun is dropped and what has is waited for, so
-    results that are wanted are to be waited for inside; work of several steps looks at ``ending`` between them.
+    results that are wanted are to be waited for inside; work of several steps looks at ``stopping`` between them.
     """
 
     def __init__(self, threads: int | None = None) -> None:
         super().__init__(1, "beside", torch.set_num_threads, (threads or torch.get_num_threads(),))
-        self.ending = Event()
+        self.stopping = Event()
 
     def __exit__(self, *_: object) -> None:
-        self.ending.set()
+        self.stopping.set()
         self.shutdown(cancel_futures=True)

@@ -1,10 +1,10 @@
 """The engine that samples with the transformers model itself: every prompt once, then all completions side by side.
 
-A completion depends on its own seed: its random numbers are its own, its prompt runs alone, and the lanes beside it
+A completion depends on its own seed: its random numbers are its own, its prompt runs alone, and the sequences beside it
 never enter its sums. What company can still change is the last bit of a logit, where another number of rows gets
 another matrix kernel, and a bit decides only where two ids are as good as equal. On a CPU in float32, batches below
-eight are filled up to four or eight lanes, from where on the kernels round alike, so lanes of one grid agree bit for
-bit; lanes of different grids are masked, which may cost the last bit, as may another batch size on a GPU.
+eight are padded to four or eight sequences, from where on the kernels round alike, so sequences of one grid agree bit
+for bit; sequences of different grids are masked, which may cost the last bit, as may another batch size on a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from earl_cli.generation.engine import (
     OnProgress,
     SamplingRequest,
     SequenceLimits,
-    start_of,
+    prepare_request,
 )
 from earl_cli.generation.sampling import sample_tokens, uniforms
 from earl_cli.models.device import free_memory
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Lane:
+class _Sequence:
     """A completion under way: ``prompt`` tokens were given, ``length`` of its own are cached, ``pending`` come next."""
 
     request: int
@@ -53,34 +53,34 @@ class _Lane:
     sampled: list[bool] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
     length: int = 0
-    cut: bool = False
+    truncated: bool = False
 
     @property
-    def over(self) -> bool:
-        return self.cut or self.state.done
+    def finished(self) -> bool:
+        return self.truncated or self.state.done
 
-    def take(self, token: int, logprob: float, *, sampled: bool) -> None:
+    def append(self, token: int, logprob: float, *, sampled: bool) -> None:
         self.ids.append(token)
         self.logprobs.append(logprob)
         self.sampled.append(sampled)
         self.pending.append(token)
         self.state = self.state.advance(token)
 
-    def take_forced(self) -> None:
+    def append_forced(self) -> None:
         """Everything that the grammar leaves no choice about, up to the next choice or eos."""
-        while not self.state.done and (token := self.state.choices().forced) is not None:
-            self.take(token, 0.0, sampled=False)
+        while not self.state.done and (token := self.state.allowed().forced) is not None:
+            self.append(token, 0.0, sampled=False)
 
 
 @dataclass(frozen=True)
-class _Job:
+class _RequestPart:
     """A request with the indices of the completions to draw, and the tokens that each will hold in the cache."""
 
     request: int
     indices: tuple[int, ...]
     prompt: tuple[int, ...]
     state: GrammarState | FreeState
-    room: int
+    expected_length: int
 
 
 class TransformersEngine:
@@ -119,63 +119,70 @@ class TransformersEngine:
 
         ``on_progress`` is called after every step. Raises InputError for a prompt that isn't one or is too long.
         """
-        jobs = [self._job(index, request) for index, request in enumerate(requests)]
+        parts = [self._prepare(index, request) for index, request in enumerate(requests)]
         done: dict[tuple[int, int], Completion] = {}
-        expected = {job.request: job.room - len(job.prompt) for job in jobs}
-        rest = sum(expected[job.request] * len(job.indices) for job in jobs)
+        expected = {part.request: part.expected_length - len(part.prompt) for part in parts}
+        rest = sum(expected[part.request] * len(part.indices) for part in parts)
         produced = 0
         with torch.inference_mode():
-            for batch in self._batches(jobs):
-                lanes = [
-                    _Lane(
-                        job.request,
+            for batch in self._batches(parts):
+                sequences = [
+                    _Sequence(
+                        part.request,
                         index,
-                        job.state,
-                        len(job.prompt),
-                        self._uniforms(requests[job.request].seeds[index]),
+                        part.state,
+                        len(part.prompt),
+                        self._uniforms(requests[part.request].seeds[index]),
                     )
-                    for job in batch
-                    for index in job.indices
+                    for part in batch
+                    for index in part.indices
                 ]
-                rest -= sum(expected[lane.request] for lane in lanes)
-                for ended in self._run(batch, lanes, sampling):
-                    for lane in ended:
-                        done[lane.request, lane.index] = completion = _completion(lane)
+                rest -= sum(expected[sequence.request] for sequence in sequences)
+                for ended in self._run(batch, sequences, sampling):
+                    for sequence in ended:
+                        done[sequence.request, sequence.index] = completion = _completion(sequence)
                         if on_completion is not None:
-                            on_completion(lane.request, lane.index, completion)
+                            on_completion(sequence.request, sequence.index, completion)
                     if on_progress is not None:
-                        now = produced + sum(len(lane.ids) for lane in lanes)
-                        on_progress(now, now + rest + sum(0 if lane.over else lane.state.expected for lane in lanes))
-                produced += sum(len(lane.ids) for lane in lanes)
+                        now = produced + sum(len(sequence.ids) for sequence in sequences)
+                        on_progress(
+                            now,
+                            now
+                            + rest
+                            + sum(
+                                0 if sequence.finished else sequence.state.expected_remaining for sequence in sequences
+                            ),
+                        )
+                produced += sum(len(sequence.ids) for sequence in sequences)
         return [[done[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
 
-    def _job(self, index: int, request: SamplingRequest) -> _Job:
-        start = start_of(
+    def _prepare(self, index: int, request: SamplingRequest) -> _RequestPart:
+        start = prepare_request(
             request, self.layout, SequenceLimits(self.max_text_tokens, self.positions), f"request {index + 1}"
         )
-        return _Job(index, tuple(range(len(request.seeds))), request.prompt, start.state, start.room)
+        return _RequestPart(index, tuple(range(len(request.seeds))), request.prompt, start.state, start.expected_length)
 
     def _uniforms(self, seed: int) -> list[float]:
         numbers: list[float] = uniforms(seed, self.positions).tolist()
         return numbers
 
-    def _batches(self, jobs: Sequence[_Job]) -> Iterable[list[_Job]]:
+    def _batches(self, parts: Sequence[_RequestPart]) -> Iterable[list[_RequestPart]]:
         """Jobs in batches within the budget of tokens, those of one length together; at least one completion each."""
         budget = self.max_batch_tokens or self._budget()
-        batch: list[_Job] = []
-        lanes = longest = 0
-        for job in sorted(jobs, key=lambda job: (job.room, len(job.prompt))):
-            left = list(job.indices)
+        batch: list[_RequestPart] = []
+        sequences = longest = 0
+        for part in sorted(parts, key=lambda part: (part.expected_length, len(part.prompt))):
+            left = list(part.indices)
             while left:
-                longest = max(longest, job.room)
-                fitting = min(len(left), budget // longest - lanes)
+                longest = max(longest, part.expected_length)
+                fitting = min(len(left), budget // longest - sequences)
                 if fitting < 1 and batch:
                     yield batch
-                    batch, lanes, longest = [], 0, 0
+                    batch, sequences, longest = [], 0, 0
                     continue
                 taken = left[: max(1, fitting)]
-                batch.append(replace(job, indices=tuple(taken)))
-                lanes += len(taken)
+                batch.append(replace(part, indices=tuple(taken)))
+                sequences += len(taken)
                 left = left[len(taken) :]
         if batch:
             yield batch
@@ -187,51 +194,55 @@ class TransformersEngine:
         free = free_memory(weight.device)
         return max(1, (2_000_000_000 if free is None else free) // 2 // int(bytes_per_token))
 
-    def _run(self, batch: Sequence[_Job], lanes: list[_Lane], sampling: SamplingParams) -> Iterable[list[_Lane]]:
-        """Fills ``lanes`` in place; yields after every token those that it ended."""
-        active = lanes
-        decoder = Decoder(self.model, _filled(len(lanes)), max(job.room - len(job.prompt) for job in batch))
-        hidden = self._prefill(decoder, batch, lanes)
+    def _run(
+        self, batch: Sequence[_RequestPart], sequences: list[_Sequence], sampling: SamplingParams
+    ) -> Iterable[list[_Sequence]]:
+        """Fills ``sequences`` in place; yields after every token those that it ended."""
+        active = sequences
+        decoder = Decoder(
+            self.model, _padded_size(len(sequences)), max(part.expected_length - len(part.prompt) for part in batch)
+        )
+        hidden = self._prefill(decoder, batch, sequences)
         while active:
             _sample(active, hidden, decoder, sampling)
-            for lane in active:
-                lane.take_forced()
-                full = lane.prompt + len(lane.ids) >= self.positions
-                lane.cut = not lane.state.done and (full or lane.state.longest == 0)
-            yield [lane for lane in active if lane.over]
-            going = [i for i, lane in enumerate(active) if not lane.over]
+            for sequence in active:
+                sequence.append_forced()
+                full = sequence.prompt + len(sequence.ids) >= self.positions
+                sequence.truncated = not sequence.state.done and (full or sequence.state.max_remaining == 0)
+            yield [sequence for sequence in active if sequence.finished]
+            going = [i for i, sequence in enumerate(active) if not sequence.finished]
             if not going:
                 return
             if len(going) < len(active):
                 active = [active[i] for i in going]
-                decoder.keep([*going, *[going[-1]] * (_filled(len(going)) - len(going))])
-            fed = [*active, *[active[-1]] * (decoder.lanes - len(active))]
-            hidden = decoder.step([lane.pending for lane in fed], [lane.length for lane in fed])
-            for lane in active:
-                lane.length += len(lane.pending)
-                lane.pending = []
+                decoder.keep([*going, *[going[-1]] * (_padded_size(len(going)) - len(going))])
+            fed = [*active, *[active[-1]] * (decoder.batch_size - len(active))]
+            hidden = decoder.step([sequence.pending for sequence in fed], [sequence.length for sequence in fed])
+            for sequence in active:
+                sequence.length += len(sequence.pending)
+                sequence.pending = []
 
-    def _prefill(self, decoder: Decoder, batch: Sequence[_Job], lanes: Sequence[_Lane]) -> Tensor:
-        """Runs every prompt, with what is forced after it, once; returns Float[decoder.lanes, hidden]."""
+    def _prefill(self, decoder: Decoder, batch: Sequence[_RequestPart], sequences: Sequence[_Sequence]) -> Tensor:
+        """Runs every prompt, with what is forced after it, once; returns Float[decoder.batch_size, hidden]."""
         rows: list[Tensor] = []
-        for job in batch:
-            siblings = lanes[len(rows) : len(rows) + len(job.indices)]
-            for lane in siblings:
-                lane.take_forced()
-            filling = decoder.lanes - len(lanes) if job is batch[-1] else 0
-            hidden = decoder.prefill([*job.prompt, *siblings[0].pending], len(siblings) + filling)
+        for part in batch:
+            siblings = sequences[len(rows) : len(rows) + len(part.indices)]
+            for sequence in siblings:
+                sequence.append_forced()
+            filling = decoder.batch_size - len(sequences) if part is batch[-1] else 0
+            hidden = decoder.prefill([*part.prompt, *siblings[0].pending], len(siblings) + filling)
             rows += [hidden] * (len(siblings) + filling)
-            for lane in siblings:
-                lane.pending = []
+            for sequence in siblings:
+                sequence.pending = []
         return torch.stack(rows)
 
 
-def _sample(active: Sequence[_Lane], hidden: Tensor, decoder: Decoder, sampling: SamplingParams) -> None:
-    """Draws one token for every lane, with only those rows of the head that its grammar allows."""
+def _sample(active: Sequence[_Sequence], hidden: Tensor, decoder: Decoder, sampling: SamplingParams) -> None:
+    """Draws one token for every sequence, with only those rows of the head that its grammar allows."""
     groups: dict[tuple[int, int], list[int]] = {}
-    for i, lane in enumerate(active):
-        choices = lane.state.choices()
-        groups.setdefault((choices.start, choices.stop), []).append(i)
+    for i, sequence in enumerate(active):
+        allowed = sequence.state.allowed()
+        groups.setdefault((allowed.start, allowed.stop), []).append(i)
     for (start, stop), members in groups.items():
         logits = decoder.logits(hidden, start, stop)
         if len(members) < len(logits):
@@ -243,18 +254,18 @@ def _sample(active: Sequence[_Lane], hidden: Tensor, decoder: Decoder, sampling:
                 raise ModelError(
                     "the model's scores are no numbers", hint="its weights are damaged, or were trained so"
                 )
-            active[i].take(start + column, logprob, sampled=True)
+            active[i].append(start + column, logprob, sampled=True)
 
 
-def _filled(lanes: int) -> int:
+def _padded_size(sequences: int) -> int:
     """Lanes that a batch is filled up to, so that small batches meet the same matrix kernels."""
-    return 4 if lanes <= 4 else max(8, lanes)
+    return 4 if sequences <= 4 else max(8, sequences)
 
 
-def _completion(lane: _Lane) -> Completion:
+def _completion(sequence: _Sequence) -> Completion:
     return Completion(
-        np.array(lane.ids, dtype=np.int64),
-        np.array(lane.logprobs, dtype=np.float32),
-        np.array(lane.sampled, dtype=np.bool_),
-        lane.state.done,
+        np.array(sequence.ids, dtype=np.int64),
+        np.array(sequence.logprobs, dtype=np.float32),
+        np.array(sequence.sampled, dtype=np.bool_),
+        sequence.state.done,
     )

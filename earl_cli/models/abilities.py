@@ -49,11 +49,11 @@ def understand(instruction: str, abilities: Mapping[str, Any] | None) -> Underst
     """The trained wording that an instruction is, and its kind.
 
     Case, white space, outer punctuation and quotes, politeness and "an" for "a" make no difference; any other word
-    does. ``abilities`` is that entry of ``earl.json``: ``kinds``, name to ``phrases`` (patterns, see `ways`),
+    does. ``abilities`` is that entry of ``earl.json``: ``kinds``, name to ``phrases`` (patterns, see `expand_pattern`),
     ``example`` and ``effects``. Of a kind that lists no phrases, as earlier versions wrote them, only the example is
     known.
     """
-    asked = normalised(instruction)
+    asked = normalize(instruction)
     found = [
         (kind, wordings[asked], entry.get("effects"))
         for kind, entry in (abilities or {"kinds": {}})["kinds"].items()
@@ -65,7 +65,7 @@ def understand(instruction: str, abilities: Mapping[str, Any] | None) -> Underst
     return Understood(instruction, kind, wording, None if effects is None else tuple(effects))
 
 
-def fault(abilities: object) -> str | None:
+def abilities_problem(abilities: object) -> str | None:
     """What is wrong with an entry ``abilities`` of ``earl.json``; None if it can be used, or isn't there."""
     from earl_cli.images.compose import EFFECTS
 
@@ -87,7 +87,7 @@ def fault(abilities: object) -> str | None:
     return None
 
 
-def doubt(found: Understood) -> str:
+def out_of_range_message(found: Understood) -> str:
     """What to say of an instruction outside the range of a model that has abilities."""
     asked = shortened(found.instruction)
     return f'this model does not list "{asked}" among what it was trained for, so the result is a guess'
@@ -103,13 +103,13 @@ def fingerprint(abilities: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(abilities, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def ways(pattern: str) -> tuple[str, ...]:
+def expand_pattern(pattern: str) -> tuple[str, ...]:
     """Expand ``"{make it|turn it} blue"`` into every choice, first choices first."""
     parts = [part.split("|") for chunk in pattern.split("{") for part in chunk.split("}", 1)]
     return tuple(" ".join("".join(choice).split()) for choice in itertools.product(*parts))
 
 
-def normalised(text: str) -> str:
+def normalize(text: str) -> str:
     """What two ways to write the same words have in common."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     text = " ".join(_UNSEEN.sub("", text).split())
@@ -135,4 +135,4 @@ def _inner(text: str) -> str:
 @cache
 def _wordings(phrases: Sequence[str]) -> Mapping[str, str]:
     """Trained wordings by what they are when normalised."""
-    return {normalised(wording): wording for pattern in phrases for wording in ways(pattern)}
+    return {normalize(wording): wording for pattern in phrases for wording in expand_pattern(pattern)}

@@ -20,7 +20,7 @@ from earl_cli.errors import ModelError, OutputError, UsageError
 from earl_cli.files import atomic_write
 from earl_cli.images.resize import Grids
 from earl_cli.models import names
-from earl_cli.models.abilities import fault
+from earl_cli.models.abilities import abilities_problem
 from earl_cli.models.checkpoint import (
     Checkpoint,
     empty_language,
@@ -30,8 +30,8 @@ from earl_cli.models.checkpoint import (
     part_config,
     save_language,
 )
-from earl_cli.models.device import DevicePlan, plan, preferred_dtype
-from earl_cli.models.hub import CONFIGS_AND_WEIGHTS, TOKENIZER_FILES, called, locate
+from earl_cli.models.device import DevicePlan, device_plan, preferred_dtype
+from earl_cli.models.hub import CONFIGS_AND_WEIGHTS, TOKENIZER_FILES, display_name, locate
 from earl_cli.models.vision import load_vision
 from earl_cli.models.weights import fingerprint, read_json, write_json
 from earl_cli.tokens.layout import SequenceLayout
@@ -45,7 +45,7 @@ DESCRIPTION = "earl.json"
 EMU3_AREA = 65536
 EMU3_VISION, EMU3_TEXT = "BAAI/Emu3-VisionTokenizer", "BAAI/Emu3-Gen"
 WORKING_BYTES = 64_000_000
-LARGEST_AREA, MOST_CODES_A_SIDE = 2**28, 9999
+MAX_AREA, MAX_GRID_SIDE = 2**28, 9999
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def load_model(
     needed = 4 * parameter_count(language) * 11 // 10
     if language_elsewhere and dtype == "auto":
         dtype = preferred_dtype(device, needed)
-    chosen = plan(
+    chosen = device_plan(
         device,
         0 if language_elsewhere else needed,
         fixed_bytes=4 * parameter_count(vision) + WORKING_BYTES,
@@ -167,7 +167,7 @@ def load_model(
         description.grids,
         description.content.get("abilities"),
         description.sampling,
-        called(spec),
+        display_name(spec),
         _fingerprint(language, vision, layout.text),
         chosen,
         folder,
@@ -195,7 +195,9 @@ def load_vision_of(spec: str | None = None, *, device: str = "auto", revision: s
         description = describe(folder, spec, revision)
         source, area, grids = description.vision, description.image_area, description.grids
     vision = open_checkpoint(locate(source), "vision")
-    chosen = plan(device, fixed_bytes=4 * parameter_count(vision) + WORKING_BYTES, dtype="float32", attention="sdpa")
+    chosen = device_plan(
+        device, fixed_bytes=4 * parameter_count(vision) + WORKING_BYTES, dtype="float32", attention="sdpa"
+    )
     model = load_vision(vision.folder, device=chosen.device)
     return VisionModel(model, area, grids, fingerprint(vision.files, extra=_identity(vision)), chosen)
 
@@ -262,16 +264,16 @@ def describe(folder: Path, spec: str | None = None, revision: str | None = None)
     except ModelError as error:
         raise ModelError(error.what, where=where, hint=error.hint) from None
     area, vision = content.get("image_area", EMU3_AREA), content.get("vision", "vision")
-    if type(area) is not int or not 64 <= area <= LARGEST_AREA or not isinstance(vision, str):
+    if type(area) is not int or not 64 <= area <= MAX_AREA or not isinstance(vision, str):
         raise ModelError("image_area must be a number of pixels, vision a sub-folder or a Hub id", where=where)
     grids = content.get("grids", [])
     try:
         checked = tuple((rows, columns) for rows, columns in grids)
     except (TypeError, ValueError):
         checked = ((0, 0),)
-    if not all(type(side) is int and 1 <= side <= MOST_CODES_A_SIDE for grid in checked for side in grid):
+    if not all(type(side) is int and 1 <= side <= MAX_GRID_SIDE for grid in checked for side in grid):
         raise ModelError("grids must be pairs of rows and columns", where=where)
-    wrong = fault(content.get("abilities"))
+    wrong = abilities_problem(content.get("abilities"))
     if wrong:
         raise ModelError(wrong, where=where)
     try:

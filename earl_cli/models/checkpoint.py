@@ -19,8 +19,8 @@ from earl_cli.models import names
 from earl_cli.models.hub import locate
 from earl_cli.models.names import CheckpointFormat, ModelPart
 from earl_cli.models.weights import (
+    MAX_LISTED,
     MAX_SHARD_BYTES,
-    NAMED,
     open_weights,
     read_header,
     read_json,
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from transformers import Emu3ForCausalLM
 
 
-COUNTED = ("num_hidden_layers", "num_labels", "num_res_blocks", "channel_multiplier")
+COUNT_FIELDS = ("num_hidden_layers", "num_labels", "num_res_blocks", "channel_multiplier")
 """Entries of a config that say how many of something there are; their product counts."""
-MOST_MODULES = 1000
+MAX_LAYERS = 1000
 
 _WANTED = {"language": "a language model", "vision": "a vision tokenizer"}
 _KINDS: dict[str, tuple[tuple[ModelPart, ...], CheckpointFormat, str]] = {
@@ -100,7 +100,9 @@ def part_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {**config, "attention_dropout": 0.0}
 
 
-def build(checkpoint: Checkpoint, config_class: Callable[..., Any], model_class: Callable[[Any], Any]) -> Any:
+def build_empty_model(
+    checkpoint: Checkpoint, config_class: Callable[..., Any], model_class: Callable[[Any], Any]
+) -> Any:
     """An empty model, its weights on the meta device. Raises ModelError for a config that makes no sense."""
     try:
         fields = part_config(checkpoint)
@@ -119,10 +121,10 @@ def _check_modules(config: Mapping[str, Any]) -> None:
     total = 1
     for name, value in config.items():
         count = len(value) if isinstance(value, list) else value
-        if name in COUNTED and isinstance(count, int):
+        if name in COUNT_FIELDS and isinstance(count, int):
             total *= max(count, 1)
-    if total > MOST_MODULES:
-        raise ValueError(f"it has {total:,} layers, and {MOST_MODULES:,} are the most")
+    if total > MAX_LAYERS:
+        raise ValueError(f"it has {total:,} layers, and {MAX_LAYERS:,} are the most")
 
 
 def parameter_count(checkpoint: Checkpoint) -> int:
@@ -148,7 +150,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, device: torch.device 
         with open_weights(file) as (stored, _):
             found |= {native: stored[name].shape for name in stored if (native := checkpoint.native_name(name))}
     tied = {"lm_head.weight"} if getattr(model.config, "tie_word_embeddings", False) else set()
-    _compare(checkpoint, {name: shape for name, shape in shapes.items() if name not in tied - found.keys()}, found)
+    _check_weights(
+        checkpoint, {name: shape for name, shape in shapes.items() if name not in tied - found.keys()}, found
+    )
     state: dict[str, Tensor] = {}
     for file in checkpoint.files:
         with open_weights(file, str(device)) as (stored, read):
@@ -179,7 +183,7 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], state: Mapping[str
         raise OutputError(what, where=str(folder)) from error
 
 
-def _compare(
+def _check_weights(
     checkpoint: Checkpoint, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
     missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
@@ -189,7 +193,7 @@ def _compare(
         if found[name] not in (wanted[name], (*wanted[name], 1, 1))
     ]
     problems = [
-        f"{len(rows)} {label}: {listed(rows, NAMED)}"
+        f"{len(rows)} {label}: {listed(rows, MAX_LISTED)}"
         for rows, label in ((missing, "missing"), (unknown, "unknown"), (reshaped, "of another shape"))
         if rows
     ]
@@ -218,7 +222,7 @@ def _without_config(folder: Path) -> str:
         return "a GGUF model"
     inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if inner:
-        return f"a folder without config.json, but with {listed((f'{name}/config.json' for name in inner), NAMED)}"
+        return f"a folder without config.json, but with {listed((f'{name}/config.json' for name in inner), MAX_LISTED)}"
     return "a folder without config.json" if any(folder.iterdir()) else "an empty folder"
 
 
@@ -244,7 +248,7 @@ def load_language(
     def with_attention(**fields: Any) -> Any:
         return Emu3TextConfig(**fields, attn_implementation=attention)
 
-    model = build(checkpoint, with_attention, kind or Emu3ForCausalLM)
+    model = build_empty_model(checkpoint, with_attention, kind or Emu3ForCausalLM)
     load_weights(model, checkpoint, device, dtype)
     model.model.rotary_emb = Emu3RotaryEmbedding(config=model.config).to(device)
     model.config.dtype = dtype
@@ -256,7 +260,7 @@ def empty_language(folder: Path) -> Emu3ForCausalLM:
     from transformers.models.emu3.configuration_emu3 import Emu3TextConfig
     from transformers.models.emu3.modeling_emu3 import Emu3ForCausalLM
 
-    model: Emu3ForCausalLM = build(open_checkpoint(folder, "language"), Emu3TextConfig, Emu3ForCausalLM)
+    model: Emu3ForCausalLM = build_empty_model(open_checkpoint(folder, "language"), Emu3TextConfig, Emu3ForCausalLM)
     return model.eval()
 
 

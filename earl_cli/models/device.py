@@ -11,7 +11,7 @@ import torch
 
 from earl_cli.errors import DeviceError, UsageError
 
-LARGE = 4_000_000_000
+LARGE_BYTES = 4_000_000_000
 """Bytes in float32 from which a model runs in 16 bits on a GPU; below, full precision costs nothing that matters."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,7 +42,7 @@ class DevicePlan:
         )
 
 
-def plan(
+def device_plan(
     device: str = "auto", needed_bytes: int = 0, *, fixed_bytes: int = 0, dtype: str = "auto", attention: str = "auto"
 ) -> DevicePlan:
     """Chooses for a model that takes ``needed_bytes`` in float32, half of that in 16 bits, and ``fixed_bytes`` anyway.
@@ -54,7 +54,7 @@ def plan(
     """
     chosen = choose_device(device)
     free = free_memory(chosen)
-    candidates = [_dtype(dtype)] if dtype != "auto" else _dtypes(chosen, large=needed_bytes >= LARGE)
+    candidates = [_dtype(dtype)] if dtype != "auto" else _dtypes(chosen, large=needed_bytes >= LARGE_BYTES)
     plans = [_plan(chosen, kind, attention, needed_bytes, fixed_bytes, free) for kind in candidates]
     fitting = [each for each in plans if free is None or each.needed <= free]
     if not fitting:
@@ -81,7 +81,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def preferred_dtype(device: str, needed_bytes: int) -> str:
     """The name of the number type that suits a model of ``needed_bytes`` in float32 best, whatever memory is free."""
-    return _name(_dtypes(choose_device(device), large=needed_bytes >= LARGE)[0])
+    return _name(_dtypes(choose_device(device), large=needed_bytes >= LARGE_BYTES)[0])
 
 
 def free_memory(device: torch.device) -> int | None:

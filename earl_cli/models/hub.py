@@ -29,7 +29,7 @@ def is_embedded(source: str | Path | None) -> bool:
     return source is None or (isinstance(source, str) and source.lower() == EMBEDDED)
 
 
-def called(source: str | None) -> str:
+def display_name(source: str | None) -> str:
     """What a model is called in results: "embedded", the name of its folder, or its Hub id."""
     if source is None or is_embedded(source):
         return EMBEDDED
@@ -77,17 +77,17 @@ def _embedded(source: str | Path | None) -> Path:
         what, hint = "the embedded model isn't in this installation", "install earl-cli again, or name a model"
         raise ModelError(what, where=str(folder), hint=hint)
     if source is not None and (Path(source) / "config.json").is_file():
-        _say_which(Path(source).absolute())
+        _warn_shadowed(Path(source).absolute())
     return folder
 
 
 @cache
-def _say_which(other: Path) -> None:
+def _warn_shadowed(other: Path) -> None:
     """Say once what the name means where a folder has it too."""
     log.warning(f"{other.name} is the model that ships with earl; the folder {other} is ./{other.name}")
 
 
-def push(folder: Path, repository: str, revision: str) -> None:
+def push_to_hub(folder: Path, repository: str, revision: str) -> None:
     """Send the files of a model folder to the Hub, to a private repository (made if it isn't there) as ``revision``.
 
     Raises ModelError if the Hub doesn't take them.

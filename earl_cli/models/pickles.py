@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-MOST_STEPS = 1_000_000
+MAX_STEPS = 1_000_000
 """Of one pickle: instructions, and values in what it makes, a value counted as often as it is held."""
-MOST_DEPTH = 100
-LONGEST_INTEGER, LONGEST_NAME = 16, 200  # bytes
-MOST_DIMENSIONS = 64
+MAX_DEPTH = 100
+MAX_INTEGER_BYTES, MAX_NAME_BYTES = 16, 200  # bytes
+MAX_DIMENSIONS = 64
 
 STORAGES: Mapping[str, tuple[str, int]] = {
     "ByteStorage": ("uint8", 1),
@@ -84,7 +84,7 @@ class TensorRecord:
 
 
 @dataclass(frozen=True)
-class Pickled:
+class ParsedPickle:
     """What a pickle holds, where it ends in its file, and the storages that it refers to, by their keys."""
 
     value: Any
@@ -100,7 +100,7 @@ class OrderedRecord(dict[str, Any]):
 
 
 @dataclass(frozen=True)
-class _Name:
+class _Global:
     """A name that a pickle asked for, and what calling it makes."""
 
     name: str
@@ -116,13 +116,13 @@ class _Type:
     bare: bool = False
 
 
-def read_pickle(content: PickleBytes, makers: Mapping[str, Constructor], start: int = 0) -> Pickled:
+def read_pickle(content: PickleBytes, constructors: Mapping[str, Constructor], start: int = 0) -> ParsedPickle:
     """The pickle that begins at ``start``.
 
-    Tensors are `TensorRecord`; ``makers`` say what is made of other names, such as "numpy.ndarray". Raises
+    Tensors are `TensorRecord`; ``constructors`` say what is made of other names, such as "numpy.ndarray". Raises
     ForeignNameError for a name that is in neither, PickleError for all that torch.save doesn't write.
     """
-    machine = _Machine(content, makers, start)
+    machine = _PickleMachine(content, constructors, start)
     try:
         return machine.run()
     except PickleError:
@@ -133,38 +133,40 @@ def read_pickle(content: PickleBytes, makers: Mapping[str, Constructor], start: 
         raise PickleError(f"it is damaged: {str(error)[:120]}") from None
 
 
-class _Machine:
+class _PickleMachine:
     """A stack, a memo, and the budgets of one pickle."""
 
-    def __init__(self, content: PickleBytes, makers: Mapping[str, Constructor], start: int) -> None:
+    def __init__(self, content: PickleBytes, constructors: Mapping[str, Constructor], start: int) -> None:
         self.content, self.place = content, start
-        self.names: dict[str, _Name | _Type] = {name: _Name(name, make) for name, make in {**_MAKERS, **makers}.items()}
+        self.names: dict[str, _Global | _Type] = {
+            name: _Global(name, make) for name, make in {**_CONSTRUCTORS, **constructors}.items()
+        }
         self.names |= _TYPES
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
-        self.steps = MOST_STEPS
+        self.steps = MAX_STEPS
         self.texts = 2 * len(content)  # what may be made of texts
         self.extents: dict[int, tuple[int, int]] = {}  # depth and values of each container, by its id
         self.held: set[int] = set()  # containers that are within another one
         self.alive: list[Any] = []  # every container, so that no id is used again
 
-    def run(self) -> Pickled:
+    def run(self) -> ParsedPickle:
         if self._take(2) != b"\x80\x02":
             raise PickleError("it is a pickle of another protocol than 2")
         while True:
             self.steps -= 1
             if self.steps < 0:
-                raise PickleError(f"it has more than {MOST_STEPS:,} instructions")
+                raise PickleError(f"it has more than {MAX_STEPS:,} instructions")
             code = self._take(1)
             if code == b".":
                 if len(self.stack) != 1 or self.marks:
                     raise PickleError("it is damaged: values are left over")
-                return Pickled(self.stack[0], self.place, self.storages)
-            if code not in _STEPS:
+                return ParsedPickle(self.stack[0], self.place, self.storages)
+            if code not in _INSTRUCTIONS:
                 raise PickleError(f"it has the instruction {code!r}, which torch.save never writes")
-            _STEPS[code](self)
+            _INSTRUCTIONS[code](self)
 
     def _take(self, count: int) -> bytes:
         end = self.place + count
@@ -178,7 +180,7 @@ class _Machine:
         return int(value)
 
     def _line(self) -> str:
-        end = self.content.find(b"\n", self.place, self.place + LONGEST_NAME)
+        end = self.content.find(b"\n", self.place, self.place + MAX_NAME_BYTES)
         if end < 0:
             raise PickleError("it asks for a name that is too long")
         line = self._take(end - self.place)
@@ -219,10 +221,10 @@ class _Machine:
                 size += 1
         if id(container) in self.held:
             raise PickleError("it changes a value that is within another one, or within itself")
-        if depth > MOST_DEPTH:
-            raise PickleError(f"it is nested more than {MOST_DEPTH} deep")
-        if size > MOST_STEPS:
-            raise PickleError(f"it repeats itself to more than {MOST_STEPS:,} values")
+        if depth > MAX_DEPTH:
+            raise PickleError(f"it is nested more than {MAX_DEPTH} deep")
+        if size > MAX_STEPS:
+            raise PickleError(f"it repeats itself to more than {MAX_STEPS:,} values")
         self.extents[id(container)] = depth, size
 
     # -- the instructions ----------------------------------------------------------------------------------------------
@@ -241,7 +243,7 @@ class _Machine:
 
     def long(self) -> None:
         length = self._number("<B")
-        if length > LONGEST_INTEGER:
+        if length > MAX_INTEGER_BYTES:
             raise PickleError(f"it has an integer of {length} bytes")
         self._push(int.from_bytes(self._take(length), "little", signed=True))
 
@@ -288,7 +290,7 @@ class _Machine:
 
     def call(self) -> None:
         values, called = self._pop(), self._pop()
-        if not isinstance(called, _Name) or type(values) is not tuple:
+        if not isinstance(called, _Global) or type(values) is not tuple:
             raise PickleError("it calls what can't be called")
         self.texts -= sum(len(value) for value in values if isinstance(value, str | bytes))
         if self.texts < 0:
@@ -341,9 +343,9 @@ def _record(storage: Any, kind: str, offset: Any, shape: Any, strides: Any) -> T
     numbers = (offset, *shape, *strides)
     if type(storage) is not Storage or not all(type(number) is int and number >= 0 for number in numbers):
         raise PickleError("it has a tensor of no shape, or without a storage")
-    if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
+    if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
         raise PickleError("it has a tensor of no shape")
-    there = storage.size // SIZES[kind]
+    there = storage.size // ELEMENT_BYTES[kind]
     last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
     if prod(shape) and (prod(shape) > there or last >= there):
         raise PickleError(
@@ -358,15 +360,15 @@ def _parameter(tensor: Any, _gradient: Any, _hooks: Any) -> TensorRecord:
     return tensor
 
 
-SIZES = {**dict(STORAGES.values()), **BARE_TYPES}
+ELEMENT_BYTES = {**dict(STORAGES.values()), **BARE_TYPES}
 """Bytes of an element, by its type."""
 
 _TYPES = {
     **{f"torch.{name}": _Type(kind, size) for name, (kind, size) in STORAGES.items()},
-    **{f"torch.{kind}": _Type(kind, size) for kind, size in SIZES.items()},
+    **{f"torch.{kind}": _Type(kind, size) for kind, size in ELEMENT_BYTES.items()},
     "torch.storage.UntypedStorage": _Type("uint8", 1, bare=True),
 }
-_MAKERS: Mapping[str, Constructor] = {
+_CONSTRUCTORS: Mapping[str, Constructor] = {
     "collections.OrderedDict": OrderedRecord,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -374,8 +376,8 @@ _MAKERS: Mapping[str, Constructor] = {
     "torch._utils._rebuild_parameter": _parameter,
 }
 
-_STEPS: Mapping[bytes, Callable[[_Machine], None]] = {
-    b"(": _Machine.mark,
+_INSTRUCTIONS: Mapping[bytes, Callable[[_PickleMachine], None]] = {
+    b"(": _PickleMachine.mark,
     b"0": lambda machine: machine._pop() and None,
     b"N": lambda machine: machine._push(None),
     b"\x88": lambda machine: machine._push(True),
@@ -383,15 +385,15 @@ _STEPS: Mapping[bytes, Callable[[_Machine], None]] = {
     b"J": lambda machine: machine.integer("<i"),
     b"K": lambda machine: machine.integer("<B"),
     b"M": lambda machine: machine.integer("<H"),
-    b"\x8a": _Machine.long,
-    b"G": _Machine.real,
-    b"X": _Machine.text,
-    b"U": _Machine.short_text,
+    b"\x8a": _PickleMachine.long,
+    b"G": _PickleMachine.real,
+    b"X": _PickleMachine.text,
+    b"U": _PickleMachine.short_text,
     b")": lambda machine: machine._new(()),
     b"\x85": lambda machine: machine.tuple_of(1),
     b"\x86": lambda machine: machine.tuple_of(2),
     b"\x87": lambda machine: machine.tuple_of(3),
-    b"t": _Machine.tuple_to_mark,
+    b"t": _PickleMachine.tuple_to_mark,
     b"]": lambda machine: machine._new([]),
     b"}": lambda machine: machine._new({}),
     b"a": lambda machine: machine.append([machine._pop()]),
@@ -402,8 +404,8 @@ _STEPS: Mapping[bytes, Callable[[_Machine], None]] = {
     b"r": lambda machine: machine.put("<I"),
     b"h": lambda machine: machine.get("<B"),
     b"j": lambda machine: machine.get("<I"),
-    b"c": _Machine.name,
-    b"R": _Machine.call,
-    b"b": _Machine.build,
-    b"Q": _Machine.stored,
+    b"c": _PickleMachine.name,
+    b"R": _PickleMachine.call,
+    b"b": _PickleMachine.build,
+    b"Q": _PickleMachine.stored,
 }

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from earl_cli.models.pickles import SIZES, Constructor, PickleBytes, PickleError, Storage, read_pickle
+from earl_cli.models.pickles import ELEMENT_BYTES, Constructor, PickleBytes, PickleError, Storage, read_pickle
 
-ARCHIVE, OLD = b"PK\x03\x04", b"\x80\x02"
-MOST_MEMBERS = 100_000
+ZIP_MAGIC, LEGACY_MAGIC = b"PK\x03\x04", b"\x80\x02"
+MAX_MEMBERS = 100_000
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _LOCAL = struct.Struct("<4s22xHH")  # of a member's own header: signature, lengths of name and extra field
 _COUNT = struct.Struct("<q")
@@ -41,7 +41,7 @@ class StoragePlace:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedFile:
     """A file's value, and the places of its storages by their keys.
 
     ``content`` is the whole file, ``pickle`` the bytes that the value is from, ``big_endian`` how numbers are stored.
@@ -53,29 +53,29 @@ class Saved:
     places: Mapping[str, StoragePlace]
     big_endian: bool
 
-    def place_of(self, storage: Storage) -> StoragePlace:
+    def find_storage(self, storage: Storage) -> StoragePlace:
         """Where a storage's bytes are. Raises PickleError if the file has fewer or more of them."""
         place = self.places.get(storage.key)
         if place is None or place.length != storage.size:
             raise PickleError(f"the storage {storage.key[:40]!r} is missing, or of another size")
         return place
 
-    def bytes_of(self, storage: Storage) -> bytes:
-        """A storage's bytes. Raises PickleError as `place_of`, and if they aren't those that were written."""
-        return self.place_of(storage).read(self.content)
+    def read_storage(self, storage: Storage) -> bytes:
+        """A storage's bytes. Raises PickleError as `find_storage`, and if they aren't those that were written."""
+        return self.find_storage(storage).read(self.content)
 
 
-def read_saved(content: PickleBytes, makers: Mapping[str, Constructor]) -> Saved:
+def read_torch_file(content: PickleBytes, constructors: Mapping[str, Constructor]) -> SavedFile:
     """Raises PickleError, or its ForeignNameError, for anything that torch.save doesn't write."""
-    if content[:4] == ARCHIVE:
-        return _archive(content, makers)
-    if content[:2] == OLD:
-        return _old(content, makers)
+    if content[:4] == ZIP_MAGIC:
+        return _read_archive(content, constructors)
+    if content[:2] == LEGACY_MAGIC:
+        return _read_legacy(content, constructors)
     raise PickleError("it is no file of torch.save")
 
 
-def _archive(content: PickleBytes, makers: Mapping[str, Constructor]) -> Saved:
-    members = _members(content)
+def _read_archive(content: PickleBytes, constructors: Mapping[str, Constructor]) -> SavedFile:
+    members = _read_members(content)
     pickles = [name for name in members if name.endswith(_PICKLE)]
     if len(pickles) != 1:
         raise PickleError(f"it has {len(pickles)} files data.pkl")
@@ -88,13 +88,13 @@ def _archive(content: PickleBytes, makers: Mapping[str, Constructor]) -> Saved:
     places = {name.removeprefix(prefix): place for name, place in members.items() if name.startswith(prefix)}
     big_endian = f"{root}/byteorder" in members and member("byteorder") == b"big"
     pickle = member("data.pkl")
-    return Saved(read_pickle(pickle, makers).value, content, pickle, places, big_endian)
+    return SavedFile(read_pickle(pickle, constructors).value, content, pickle, places, big_endian)
 
 
-def _members(content: PickleBytes) -> dict[str, StoragePlace]:
+def _read_members(content: PickleBytes) -> dict[str, StoragePlace]:
     """The members of an archive by their names."""
-    if content[max(0, len(content) - _TAIL) :].count(b"PK\x01\x02") > MOST_MEMBERS:
-        raise PickleError(f"it has more than {MOST_MEMBERS:,} members")
+    if content[max(0, len(content) - _TAIL) :].count(b"PK\x01\x02") > MAX_MEMBERS:
+        raise PickleError(f"it has more than {MAX_MEMBERS:,} members")
     stream = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
         with zipfile.ZipFile(stream) as archive:  # type: ignore[arg-type]  # a map has all that is asked of a file
@@ -112,13 +112,13 @@ def _members(content: PickleBytes) -> dict[str, StoragePlace]:
         signature, name_length, extra_length = _LOCAL.unpack(header)
         start = file.header_offset + _LOCAL.size + name_length + extra_length
         end = start + file.file_size
-        if signature != ARCHIVE or end > len(content):
+        if signature != ZIP_MAGIC or end > len(content):
             raise PickleError("its archive is cut short")
         found[file.filename] = StoragePlace(start, file.file_size, file.CRC)
     return found
 
 
-def _old(content: PickleBytes, makers: Mapping[str, Constructor]) -> Saved:
+def _read_legacy(content: PickleBytes, constructors: Mapping[str, Constructor]) -> SavedFile:
     """The format before archives: pickles of a magic number, a version, the machine, the value, the keys of storages;
     then, for each key, a number of elements and their bytes."""
     magic = read_pickle(content, {})
@@ -126,7 +126,7 @@ def _old(content: PickleBytes, makers: Mapping[str, Constructor]) -> Saved:
     machine = read_pickle(content, {}, version.end)
     if magic.value != _MAGIC or version.value != _VERSION or type(machine.value) is not dict:
         raise PickleError("it is no file of torch.save")
-    found = read_pickle(content, makers, machine.end)
+    found = read_pickle(content, constructors, machine.end)
     listed = read_pickle(content, {}, found.end)
     keys, place = listed.value, listed.end
     if type(keys) is not list or not all(type(key) is str for key in keys):
@@ -136,10 +136,10 @@ def _old(content: PickleBytes, makers: Mapping[str, Constructor]) -> Saved:
         if key not in found.storages or key in places:
             raise PickleError("it lists storages that it doesn't have, or twice")
         (count,) = _COUNT.unpack(content[place : place + _COUNT.size].ljust(_COUNT.size, b"\xff"))
-        length = count * SIZES[found.storages[key].kind]
+        length = count * ELEMENT_BYTES[found.storages[key].kind]
         places[key] = StoragePlace(place + _COUNT.size, length)
         place += _COUNT.size + length
         if count < 0 or place > len(content):
             raise PickleError("it is cut short")
     big_endian = machine.value.get("little_endian") is False
-    return Saved(found.value, content, content[machine.end : found.end], places, big_endian)
+    return SavedFile(found.value, content, content[machine.end : found.end], places, big_endian)

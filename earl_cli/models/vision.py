@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from earl_cli.errors import InputError
 from earl_cli.models import names
-from earl_cli.models.checkpoint import build, load_weights, open_checkpoint, write_checkpoint
+from earl_cli.models.checkpoint import build_empty_model, load_weights, open_checkpoint, write_checkpoint
 from earl_cli.models.hub import locate
 from earl_cli.models.names import CheckpointFormat
 
@@ -73,7 +73,7 @@ def quantize(model: Emu3VQVAE, latent: Tensor) -> Tensor:
     return torch.cat([model.quantize(part).squeeze(1) for part in torch.split(frames, images)])
 
 
-def codebook(model: Emu3VQVAE, codes: Tensor) -> Tensor:
+def embed_codes(model: Emu3VQVAE, codes: Tensor) -> Tensor:
     """The latents that codes stand for: Int[B, h, w] to Float[B, embed_dim, h, w], differentiable in the codebook."""
     embedded: Tensor = model.quantize.embedding(codes)
     return embedded.permute(0, 3, 1, 2).contiguous()
@@ -82,7 +82,7 @@ def codebook(model: Emu3VQVAE, codes: Tensor) -> Tensor:
 def decode_latents(model: Emu3VQVAE, z: Tensor) -> Tensor:
     """Pixels of quantised latents, differentiable.
 
-    ``z`` is Float[B, embed_dim, h, w], as `codebook` returns it. Returns Float[B, 3, 8h, 8w], not clamped to [-1, 1].
+    ``z`` is Float[B, embed_dim, h, w], as from `embed_codes`. Returns Float[B, 3, 8h, 8w], not clamped to [-1, 1].
     """
     decoder = model.decoder
     quant = z.unsqueeze(2)
@@ -119,7 +119,7 @@ def decode(model: Emu3VQVAE, codes: Tensor) -> Tensor:
             f"codes run from {lowest} to {highest}, but the codebook has {model.config.codebook_size} entries",
             hint="the tokens belong to another vision tokenizer",
         )
-    return decode_latents(model, codebook(model, codes.to(model.device)))
+    return decode_latents(model, embed_codes(model, codes.to(model.device)))
 
 
 def pixels_of(
@@ -198,7 +198,7 @@ def load_vision(
     from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
     from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
-    model = build(checkpoint, Emu3VQVAEConfig, Emu3VQVAE)
+    model = build_empty_model(checkpoint, Emu3VQVAEConfig, Emu3VQVAE)
     load_weights(model, checkpoint, device, dtype)
     model.config.dtype = dtype
     return model.eval().requires_grad_(False)

@@ -22,12 +22,12 @@ from earl_cli.console import listed
 from earl_cli.errors import ModelError, first_line
 from earl_cli.files import atomic_write, loads
 from earl_cli.models.pickles import ForeignNameError, PickleError, TensorRecord
-from earl_cli.models.torch_files import ARCHIVE, read_saved
+from earl_cli.models.torch_files import ZIP_MAGIC, read_torch_file
 
 MAX_SHARD_BYTES = 5_000_000_000
-NAMED = 3  # of many files, in a message
+MAX_LISTED = 3  # of many files, in a message
 
-MOST_HEADER_BYTES = MOST_JSON_BYTES = 25_000_000
+MAX_HEADER_BYTES = MAX_JSON_BYTES = 25_000_000
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -38,11 +38,11 @@ _BITS = {
 """Bits of an element, by safetensors' names of types."""
 _WHOLE_FILE_BYTES = 256_000_000
 _STEMS = (("model", "safetensors"), ("pytorch_model", "bin"))
-_AGAIN = "copy or download it again"
+_REDOWNLOAD = "copy or download it again"
 
 
 @dataclass(frozen=True)
-class Stored:
+class WeightInfo:
     """A weight as the file's header describes it: shape and dtype (as safetensors spells it, for instance "BF16")."""
 
     shape: tuple[int, ...]
@@ -61,19 +61,19 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         if index.is_file():
             places = read_json(index).get("weight_map")
             if not isinstance(places, dict) or not all(_plain_name(file) for file in places.values()):
-                raise ModelError("the index doesn't list weight files", where=str(index), hint=_AGAIN)
+                raise ModelError("the index doesn't list weight files", where=str(index), hint=_REDOWNLOAD)
             files = sorted(set(places.values()))
             missing = [file for file in files if not os.path.isfile(folder / file)]  # noqa: PTH113  # of names of any length
             if missing:
-                what = f"{len(missing)} of {len(files)} weight files are missing: {listed(missing, NAMED)}"
-                raise ModelError(what, where=str(folder), hint=_AGAIN)
+                what = f"{len(missing)} of {len(files)} weight files are missing: {listed(missing, MAX_LISTED)}"
+                raise ModelError(what, where=str(folder), hint=_REDOWNLOAD)
             return tuple(folder / file for file in files)
         if (folder / f"{stem}.{suffix}").is_file():
             return (folder / f"{stem}.{suffix}",)
     raise ModelError("there are no weights: neither model.safetensors nor pytorch_model.bin", where=str(folder))
 
 
-def read_header(file: Path) -> dict[str, Stored]:
+def read_header(file: Path) -> dict[str, WeightInfo]:
     """Names, shapes and types in a safetensors file, whose bytes follow each other without a gap to the file's end.
 
     Raises ModelError if it is no such file, damaged, or cut short.
@@ -82,38 +82,40 @@ def read_header(file: Path) -> dict[str, Stored]:
     with file.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        text = stream.read(length) if 0 < length <= min(size, MOST_HEADER_BYTES) else b""
+        text = stream.read(length) if 0 < length <= min(size, MAX_HEADER_BYTES) else b""
     if size < 1024 and b"git-lfs" in file.read_bytes():
         raise ModelError("this is a Git LFS pointer, not the weights", where=str(file), hint="run `git lfs pull`")
     if len(text) < max(length, 1):
-        raise ModelError("this is no complete safetensors file", where=str(file), hint=_AGAIN)
+        raise ModelError("this is no complete safetensors file", where=str(file), hint=_REDOWNLOAD)
     try:
         entries = {name: entry for name, entry in loads(text).items() if name != "__metadata__"}
         found = {name: _described(entry) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise ModelError("the header of this safetensors file can't be read", where=str(file), hint=_AGAIN) from None
+        raise ModelError(
+            "the header of this safetensors file can't be read", where=str(file), hint=_REDOWNLOAD
+        ) from None
     place = 0
     for name, (stored, begin, end) in sorted(found.items(), key=lambda item: item[1][1:]):
         if begin != place or end - begin != stored.count * _BITS[stored.dtype] // 8:
             what = f"the header of this safetensors file contradicts itself: {name[:80]!r} is of another size"
-            raise ModelError(what, where=str(file), hint=_AGAIN)
+            raise ModelError(what, where=str(file), hint=_REDOWNLOAD)
         place = end
     if size < 8 + length + place:
         what = f"the file is cut short: {size:,} of {8 + length + place:,} bytes are there"
-        raise ModelError(what, where=str(file), hint=_AGAIN)
+        raise ModelError(what, where=str(file), hint=_REDOWNLOAD)
     return {name: stored for name, (stored, _, _) in found.items()}
 
 
-def _described(entry: dict[str, Any]) -> tuple[Stored, int, int]:
+def _described(entry: dict[str, Any]) -> tuple[WeightInfo, int, int]:
     """An entry of a header, and where its bytes begin and end. Raises ValueError for what makes no sense."""
     shape, kind, (begin, end) = entry["shape"], entry["dtype"], entry["data_offsets"]
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)) or kind not in _BITS:
         raise ValueError
-    return Stored(tuple(shape), kind), begin, end
+    return WeightInfo(tuple(shape), kind), begin, end
 
 
 @contextmanager
-def open_weights(file: Path, device: str = "cpu") -> Iterator[tuple[dict[str, Stored], Callable[[str], Tensor]]]:
+def open_weights(file: Path, device: str = "cpu") -> Iterator[tuple[dict[str, WeightInfo], Callable[[str], Tensor]]]:
     """What a weight file holds, and a function that reads one weight by its name, safetensors straight to ``device``.
 
     Raises ModelError for a damaged file, or a `.bin` with anything but tensors in it.
@@ -126,7 +128,7 @@ def open_weights(file: Path, device: str = "cpu") -> Iterator[tuple[dict[str, St
             with safe_open(file, framework="pt", device=device) as handle:
                 yield stored, handle.get_tensor
         except SafetensorError as error:
-            raise ModelError(f"the weights can't be read: {error}", where=str(file), hint=_AGAIN) from None
+            raise ModelError(f"the weights can't be read: {error}", where=str(file), hint=_REDOWNLOAD) from None
         return
     archived = _check_pickle(file)
     try:
@@ -134,10 +136,10 @@ def open_weights(file: Path, device: str = "cpu") -> Iterator[tuple[dict[str, St
     except pickle.UnpicklingError:  # whose advice is to read it in an unsafe way
         raise ModelError("the weights can't be read", where=str(file), hint="ask its author for safetensors") from None
     except Exception as error:  # arguments that make no sense trip torch into any
-        raise ModelError(f"the weights can't be read: {first_line(error)}", where=str(file), hint=_AGAIN) from None
+        raise ModelError(f"the weights can't be read: {first_line(error)}", where=str(file), hint=_REDOWNLOAD) from None
     if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
         raise ModelError("this file holds no state dict of tensors", where=str(file))
-    yield {name: Stored(tuple(w.shape), str(w.dtype)) for name, w in state.items()}, state.__getitem__
+    yield {name: WeightInfo(tuple(w.shape), str(w.dtype)) for name, w in state.items()}, state.__getitem__
 
 
 def _check_pickle(file: Path) -> bool:
@@ -147,14 +149,14 @@ def _check_pickle(file: Path) -> bool:
     """
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            saved = read_saved(content, {})
-            archived = content[: len(ARCHIVE)] == ARCHIVE
+            saved = read_torch_file(content, {})
+            archived = content[: len(ZIP_MAGIC)] == ZIP_MAGIC
             if not isinstance(saved.value, dict):
                 raise ModelError("this file holds no state dict of tensors", where=str(file))
             for weight in saved.value.values():
                 if not isinstance(weight, TensorRecord):
                     raise ModelError("this file holds no state dict of tensors", where=str(file))
-                saved.place_of(weight.storage)
+                saved.find_storage(weight.storage)
             if archived:
                 reader = torch._C.PyTorchFileReader(str(file))
                 same = reader.get_record_size("data.pkl") == len(saved.pickle)
@@ -165,7 +167,7 @@ def _check_pickle(file: Path) -> bool:
         what = f"the file holds more than tensors: it asks for {error.name[:80]!r}, and reading it would run code"
         raise ModelError(what, where=str(file), hint="ask its author for safetensors") from None
     except (PickleError, RuntimeError, OSError, ValueError) as error:
-        raise ModelError(f"the weights can't be read: {first_line(error)}", where=str(file), hint=_AGAIN) from None
+        raise ModelError(f"the weights can't be read: {first_line(error)}", where=str(file), hint=_REDOWNLOAD) from None
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor], max_shard_bytes: int = MAX_SHARD_BYTES) -> tuple[str, ...]:
@@ -210,13 +212,13 @@ def fingerprint(files: Iterable[Path], *, extra: Iterable[str] = ()) -> str:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises ModelError if the file holds something else, or is larger than `MOST_JSON_BYTES`."""
+    """A JSON object. Raises ModelError if the file holds something else, or is larger than `MAX_JSON_BYTES`."""
     try:
-        if file.stat().st_size > MOST_JSON_BYTES:
-            raise ValueError(f"it has more than {MOST_JSON_BYTES:,} bytes")
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"it has more than {MAX_JSON_BYTES:,} bytes")
         content = loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise ModelError(f"this JSON can't be read: {error}", where=str(file), hint=_AGAIN) from None
+        raise ModelError(f"this JSON can't be read: {error}", where=str(file), hint=_REDOWNLOAD) from None
     if not isinstance(content, dict):
         raise ModelError("this JSON is no object", where=str(file))
     return content

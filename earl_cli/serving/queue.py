@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 from dataclasses import replace
 
 from earl_cli.errors import EarlError, ModelError
-from earl_cli.generation.editing import Draft, EditJob, decoded, draft, render
+from earl_cli.generation.editing import EditJob, SampledEdit, decode_image, render_edit, sample_edits
 from earl_cli.generation.editor import Editor
 from earl_cli.generation.engine import OnProgress
 
@@ -316,12 +316,14 @@ def drawing(editor: Editor) -> Work:
     return work
 
 
-def _drafts(editor: Editor, orders: Sequence[QueuedEdit], on_progress: OnProgress) -> list[list[Draft] | Exception]:
+def _drafts(
+    editor: Editor, orders: Sequence[QueuedEdit], on_progress: OnProgress
+) -> list[list[SampledEdit] | Exception]:
     jobs = [EditJob(order.picture.rgb, order.instruction, order.seeds) for order in orders]
     settings = replace(editor.settings, sampling=orders[0].sampling)
     try:
         with editor.session():
-            return [*draft(editor.model, editor.engine, jobs, settings, on_progress)]
+            return [*sample_edits(editor.model, editor.engine, jobs, settings, on_progress)]
     except AbandonedError:
         raise
     except Exception as failure:  # told to whom it belongs, once that is clear
@@ -330,14 +332,14 @@ def _drafts(editor: Editor, orders: Sequence[QueuedEdit], on_progress: OnProgres
         return [drafts for order in orders for drafts in _drafts(editor, [order], on_progress)]
 
 
-def _variants(editor: Editor, order: QueuedEdit, drafts: Sequence[Draft]) -> list[Variant]:
+def _variants(editor: Editor, order: QueuedEdit, drafts: Sequence[SampledEdit]) -> list[Variant]:
     """Every variant at the photo's own size. ModelError if the model drew none at all."""
     variants = []
     with editor.session():
-        before = decoded(editor.model, drafts[0].source)
+        before = decode_image(editor.model, drafts[0].source)
         for each in drafts:
             try:
-                edited = render(editor.model, order.picture.pixels, before, each, "source")
+                edited = render_edit(editor.model, order.picture.pixels, before, each, "source")
                 variants.append(Variant(each.seed, edited.image, edited.problem))
             except EarlError as error:
                 variants.append(Variant(each.seed, None, error.what))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from earl_cli.generation.editing import EditSettings, provenance
 from earl_cli.images.image_file import save_image
-from earl_cli.models.abilities import Understood, doubt, understand
+from earl_cli.models.abilities import Understood, out_of_range_message, understand
 from earl_cli.serving.connections import is_gone
 from earl_cli.serving.errors import HttpError, refusal
 from earl_cli.serving.queue import QueuedEdit, QueueStatus, Ticket, Variant
@@ -127,7 +127,7 @@ def _format(order: QueuedEdit, wanted: ImageEditRequest) -> str:
 def _notes(connection: Connection, order: QueuedEdit, view: QueueStatus) -> list[str]:
     """What the person should know: of the photo, of variants that failed, of how the instruction was understood."""
     found = _understood(connection, order)
-    remark = doubt(found) if connection.service.about.abilities and found.kind is None else found.remark
+    remark = out_of_range_message(found) if connection.service.about.abilities and found.kind is None else found.remark
     failed = [f"seed {each.seed}: {each.problem}" for each in view.variants if each.problem]
     return [*order.picture.notes, *failed, *([remark] if remark else [])]
 

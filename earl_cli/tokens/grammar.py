@@ -19,8 +19,8 @@ Overlong: TypeAlias = Literal["force", "zero"]
 
 A picture then has the default grid, too, which its opening spells; else the model may choose one.
 """
-_HEADER_SO_FAR = re.compile(r"[1-9][0-9]{0,3}(\*([1-9][0-9]{0,3})?)?")
-_LONGEST_HEADER = len("9999*9999")
+_HEADER_PREFIX = re.compile(r"[1-9][0-9]{0,3}(\*([1-9][0-9]{0,3})?)?")
+_MAX_HEADER = len("9999*9999")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ImageGrammar:
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
+class AllowedIds:
     """Ids allowed next: ``forced`` alone, or where that is None any of the half-open range ``[start, stop)``."""
 
     forced: int | None
@@ -57,7 +57,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Rules:
+class GrammarRules:
     """What stays the same during one completion; ``opening`` is boi, ``height*width`` and img of ``image``."""
 
     layout: SequenceLayout
@@ -83,11 +83,11 @@ class GrammarState:
     So the last boi before the first code always stands before a readable header.
     """
 
-    rules: Rules
+    rules: GrammarRules
     image: ImageGrammar | None = None  # set once the rows have begun
     offset: int = 0  # tokens after img if the rows have begun, else tokens of text
     header: tuple[int, ...] | None = None  # ids after boi
-    opened: int | None = None  # how much of the forced opening is out
+    opening_index: int | None = None  # how much of the forced opening is out
     ended: bool = False  # eos came before any picture
 
     @property
@@ -96,26 +96,30 @@ class GrammarState:
         return self.ended or (self.image is not None and self.offset >= self.image.length)
 
     @property
-    def longest(self) -> int:
+    def max_remaining(self) -> int:
         """An upper bound for the tokens still to come, eos included: what a key-value cache must have room for."""
         if self.done:
             return 0
         if self.image is not None:
             return self.image.length - self.offset
         default = len(self.rules.opening) + self.rules.image.length
-        if self.opened is not None:
-            return default - self.opened
-        header = _LONGEST_HEADER - len(self.header or ())
+        if self.opening_index is not None:
+            return default - self.opening_index
+        header = _MAX_HEADER - len(self.header or ())
         largest = 2 * self.rules.max_grid_codes + 3
         ahead = header + 1 + max(default, largest)
         return ahead if self.header is not None else ahead + self.rules.max_text_tokens - self.offset + 1
 
     @property
-    def expected(self) -> int:
+    def expected_remaining(self) -> int:
         """The tokens that are likely still to come: a picture of the default grid, without more text."""
-        return self.longest if self.image else min(self.longest, self.rules.image.length + len(self.rules.opening))
+        return (
+            self.max_remaining
+            if self.image
+            else min(self.max_remaining, self.rules.image.length + len(self.rules.opening))
+        )
 
-    def choices(self) -> Choices:
+    def allowed(self) -> AllowedIds:
         """The ids that `advance` accepts."""
         vocabulary = self.rules.layout.vocabulary
         forced = None
@@ -124,26 +128,26 @@ class GrammarState:
         elif self.image is not None:
             forced = self.image.forced(self.offset)
             if forced is None:
-                return Choices(None, vocabulary.visual_start, vocabulary.size)
-        elif self.opened is not None:
-            forced = self.rules.opening[self.opened]
+                return AllowedIds(None, vocabulary.visual_start, vocabulary.size)
+        elif self.opening_index is not None:
+            forced = self.rules.opening[self.opening_index]
         elif self.rules.overlong == "zero" and self.offset >= self.rules.max_text_tokens:
             forced = vocabulary.eos
         if forced is None:
-            return Choices(None, 0, vocabulary.visual_start)
-        return Choices(forced, forced, forced + 1)
+            return AllowedIds(None, 0, vocabulary.visual_start)
+        return AllowedIds(forced, forced, forced + 1)
 
     def advance(self, token: int) -> GrammarState:
-        """The state after ``token``. Raises InputError for an id that `choices` doesn't allow."""
-        if token not in self.choices():
+        """The state after ``token``. Raises InputError for an id that `allowed` doesn't allow."""
+        if token not in self.allowed():
             name = self.rules.layout.vocabulary.describe(token)
             raise InputError(f"{name} can't come at this position", where="grammar")
         if self.ended:
             return self
         if self.image is not None:
             return GrammarState(self.rules, self.image, self.offset + 1)
-        if self.opened is not None:
-            return _force(self.rules, self.opened + 1)
+        if self.opening_index is not None:
+            return _force(self.rules, self.opening_index + 1)
         if token == self.rules.layout.vocabulary.eos:
             return GrammarState(self.rules, ended=True)
         return self._after_header_token(token) if self.header is not None else self._after_text_token(token)
@@ -165,37 +169,37 @@ class GrammarState:
                 return _force(self.rules, 0)
             return GrammarState(self.rules, ImageGrammar(layout.vocabulary, grid.height, grid.width))
         longer = (*header, token)
-        if len(longer) > _LONGEST_HEADER or token >= layout.text.size:
+        if len(longer) > _MAX_HEADER or token >= layout.text.size:
             return _force(self.rules, 0)
-        readable = _HEADER_SO_FAR.fullmatch(layout.text.decode(longer))
+        readable = _HEADER_PREFIX.fullmatch(layout.text.decode(longer))
         return GrammarState(self.rules, header=longer) if readable else _force(self.rules, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class FreeState:
-    """No grammar: any id of the vocabulary, up to eos or ``longest`` more tokens. Has what a `GrammarState` has."""
+    """No grammar: any id of the vocabulary, up to eos or ``max_remaining`` tokens; the methods of `GrammarState`."""
 
     vocabulary: Vocabulary
-    longest: int
+    max_remaining: int
     done: bool = False
 
     @property
-    def expected(self) -> int:
+    def expected_remaining(self) -> int:
         """The tokens that may still come."""
-        return 0 if self.done else self.longest
+        return 0 if self.done else self.max_remaining
 
-    def choices(self) -> Choices:
+    def allowed(self) -> AllowedIds:
         """All ids."""
-        return Choices(None, 0, self.vocabulary.size)
+        return AllowedIds(None, 0, self.vocabulary.size)
 
     def advance(self, token: int) -> FreeState:
         """The state after ``token``."""
-        return FreeState(self.vocabulary, self.longest - 1, token == self.vocabulary.eos)
+        return FreeState(self.vocabulary, self.max_remaining - 1, token == self.vocabulary.eos)
 
 
-def _force(rules: Rules, opened: int) -> GrammarState:
-    done = opened == len(rules.opening)
-    return GrammarState(rules, rules.image) if done else GrammarState(rules, opened=opened)
+def _force(rules: GrammarRules, opening_index: int) -> GrammarState:
+    done = opening_index == len(rules.opening)
+    return GrammarState(rules, rules.image) if done else GrammarState(rules, opening_index=opening_index)
 
 
 def start_state(
@@ -217,7 +221,7 @@ def start_state(
             "sampling needs a grid: the edited picture's, or the one to fall back on", where=f"mode {mode}"
         )
     image = ImageGrammar(layout.vocabulary, grid.height, grid.width)
-    rules = Rules(layout, image, tuple(layout.opening(grid).tolist()), max_text_tokens, max_grid_codes, overlong)
+    rules = GrammarRules(layout, image, tuple(layout.opening(grid).tolist()), max_text_tokens, max_grid_codes, overlong)
     if mode == "edit":
         return GrammarState(rules, image)
     if mode not in ("reasoning", "mixed"):

@@ -71,7 +71,7 @@ class Example:
 
 
 @dataclass(frozen=True, eq=False)
-class Parsed:
+class ParsedCompletion:
     """A completion taken apart.
 
     ``codes`` int64[height, width] is there whenever every code of the picture is; ``finished`` says that eos follows it
@@ -173,7 +173,7 @@ class SequenceLayout:
         """How many tokens ``thoughts`` add to an `example`."""
         return sum(map(len, self._thinking(thoughts)))
 
-    def parse_completion(self, ids: ArrayLike, mode: Mode = "edit", grid: Grid | None = None) -> Parsed:
+    def parse_completion(self, ids: ArrayLike, mode: Mode = "edit", grid: Grid | None = None) -> ParsedCompletion:
         """Take apart what followed a prompt of this mode; never raises for what a model may have sampled.
 
         ``grid`` is the prompt's in edit mode and must be given there; the other modes read it from the ids.
@@ -181,12 +181,12 @@ class SequenceLayout:
         array = _sequence(ids)
         unknown = self._unknown(array)
         if unknown:
-            return Parsed(None, grid, None, False, unknown)
+            return ParsedCompletion(None, grid, None, False, unknown)
         if mode == "edit":
             if grid is None:
                 raise InputError("an edit completion has no height*width of its own: pass the grid of its prompt")
             codes, finished, problem = self._read_rows(array, grid)
-            return Parsed(codes, grid, None, finished, problem)
+            return ParsedCompletion(codes, grid, None, finished, problem)
         if mode not in ("reasoning", "mixed"):
             raise InputError(f"mode {mode!r} is none of edit, reasoning and mixed")
         return self._read_answer(array, thinking=mode == "reasoning")
@@ -270,7 +270,7 @@ class SequenceLayout:
     def _read_grid(self, ids: Ids) -> Grid | None:
         return None if len(ids) > 9 or self._stray(ids) else Grid.read(self._decode(ids))
 
-    def _read_answer(self, ids: Ids, *, thinking: bool) -> Parsed:
+    def _read_answer(self, ids: Ids, *, thinking: bool) -> ParsedCompletion:
         """Thoughts and image of a completion; the image opens at the last boi before the first visual id."""
         vocabulary = self.vocabulary
         visual = np.flatnonzero(ids >= vocabulary.visual_start)
@@ -282,15 +282,17 @@ class SequenceLayout:
             ended = np.flatnonzero(np.isin(head, (vocabulary.eos, vocabulary.pad)))
             fault = "ends without a picture" if len(ended) else "stops before the picture begins"
             fault = "the picture has no boi and no height*width header" if len(visual) else fault
-            return Parsed(None, None, thoughts, False, fault)
+            return ParsedCompletion(None, None, thoughts, False, fault)
         header = head[opens[-1] + 1 :]
         images = np.flatnonzero(header == vocabulary.img)
         grid = self._read_grid(header[: images[0]]) if len(images) else None
         if grid is None:
-            return Parsed(None, None, thoughts, False, "the height*width header can't be read")
+            return ParsedCompletion(None, None, thoughts, False, "the height*width header can't be read")
         rows = ids[opens[-1] + 2 + images[0] :]
         codes, finished, fault_in_rows = self._read_rows(rows, grid)
-        return Parsed(codes, grid, thoughts, finished, fault_in_rows if codes is None else problem or fault_in_rows)
+        return ParsedCompletion(
+            codes, grid, thoughts, finished, fault_in_rows if codes is None else problem or fault_in_rows
+        )
 
     def _read_thoughts(self, ids: Ids, *, thinking: bool) -> tuple[str | None, str | None]:
         """Text between the thinking marks and what is wrong; ``thinking`` says that the prompt held the first."""

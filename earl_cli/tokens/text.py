@@ -28,7 +28,7 @@ SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 EMU3_SPELLINGS = frozenset(("<|extra_203|>", "<|image start|>", "<|image token|>"))
-LONGEST_TEXT = 100_000
+MAX_TEXT_CHARACTERS = 100_000
 
 _JSON_HINT = "is this folder an Emu3 or EARL model?"
 _PROBE = "Make it 3 times\n as SNOWY:  <|image start|>\x00\U0001f600"
@@ -66,7 +66,7 @@ class RanksTokenizer:
         return len(self.ranks)
 
     def encode(self, text: str) -> list[int]:
-        return list(self.encoding.encode_ordinary(unicodedata.normalize("NFC", _checked(text))))
+        return list(self.encoding.encode_ordinary(unicodedata.normalize("NFC", _check_text(text))))
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.encoding.decode([i for i in map(int, ids) if 0 <= i < self.size], errors="replace"))
@@ -85,7 +85,7 @@ class JsonTokenizer:
     fingerprint: str
 
     def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(_checked(text), add_special_tokens=False).ids)
+        return list(self.tokenizer.encode(_check_text(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         known = [i for i in map(int, ids) if 0 <= i < self.size]
@@ -138,13 +138,13 @@ def train_byte_bpe(texts: Iterable[str], size: int) -> TextTokenizer:
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((_checked(text) for text in texts), trainer)
+    tokenizer.train_from_iterator((_check_text(text) for text in texts), trainer)
     return _json_tokenizer(tokenizer.to_str(), where="trained tokenizer")
 
 
-def _checked(text: str) -> str:
-    if len(text) > LONGEST_TEXT:
-        raise InputError(f"a text of {len(text):,} characters is too long, the limit is {LONGEST_TEXT:,}")
+def _check_text(text: str) -> str:
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise InputError(f"a text of {len(text):,} characters is too long, the limit is {MAX_TEXT_CHARACTERS:,}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

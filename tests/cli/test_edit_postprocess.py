@@ -231,7 +231,7 @@ def test_ctrl_c_leaves_whole_files_and_waits_for_no_other(
 
     def slowly(image: Image.Image, path: Path, **options: Any) -> tuple[str, ...]:
         saving.append(path)
-        assert threads[0].ending.wait(60)
+        assert threads[0].stopping.wait(60)
         return save(image, path, **options)
 
     def interrupted(requests: Sequence[SamplingRequest], deliver: Deliver) -> None:

@@ -22,7 +22,15 @@ from edits import COLOURS, PLACES, SHAPE_RADIUS
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from earl_cli.generation.editing import Draft, EditJob, EditSettings, decoded, draft, render, sheet
+from earl_cli.generation.editing import (
+    EditJob,
+    EditSettings,
+    SampledEdit,
+    contact_sheet,
+    decode_image,
+    render_edit,
+    sample_edits,
+)
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.images.arrays import connected_regions
 from earl_cli.models.bundle import load_model
@@ -133,13 +141,13 @@ def cases() -> dict[tuple[str, str, int], Case]:
     jobs = [EditJob(scene(name), KINDS[kind], (seed,)) for name, kind, seed in CASES]
     found: dict[tuple[str, str, int], Case] = {}
 
-    def take(number: int, drafts: list[Draft]) -> None:
-        source, before = jobs[number].picture, decoded(model, drafts[0].source)
-        edited = render(model, source, before, drafts[0], "source")
-        drawn = render(model, source, before, drafts[0], "model").image
+    def take(number: int, drafts: list[SampledEdit]) -> None:
+        source, before = jobs[number].picture, decode_image(model, drafts[0].source)
+        edited = render_edit(model, source, before, drafts[0], "source")
+        drawn = render_edit(model, source, before, drafts[0], "model").image
         found[CASES[number]] = Case(source, edited.image, drawn, edited.problem)
 
-    draft(model, engine, jobs, EditSettings(model.sampling), on_drafts=take)
+    sample_edits(model, engine, jobs, EditSettings(model.sampling), on_sampled=take)
     missed = [case for case in CASES if case[1] in CIRCLES and found[case].problem]
     assert len(missed) <= 0.05 * sum(kind in CIRCLES for _, kind, _ in CASES), missed
     if os.environ.get("EARL_SHEETS"):
@@ -164,7 +172,7 @@ def write_sheets(found: dict[tuple[str, str, int], Case], folder: Path) -> None:
             if other == kind and seed == 0
             for image in (case.source, case.drawn.resize(case.source.size), case.edited)
         ]
-        sheet(tiles, 6).save(folder / f"{kind.replace(' ', '-')}.jpg", quality=90)
+        contact_sheet(tiles, 6).save(folder / f"{kind.replace(' ', '-')}.jpg", quality=90)
 
 
 def values(image: Image.Image) -> Pixels:

@@ -49,7 +49,7 @@ def full_forward(language: Emu3ForCausalLM, ids: list[int]) -> torch.Tensor:
 def test_hidden_states_are_the_models_own(changes: dict, cuts: list[int]) -> None:
     language = model(**changes)
     ids = torch.randint(3, 90, (3, 9)).tolist()
-    decoder = Decoder(language, lanes=3, capacity=9)
+    decoder = Decoder(language, batch_size=3, capacity=9)
     with torch.inference_mode():
         for row in ids:
             hidden = decoder.prefill(row[: cuts[0]], 1)
@@ -64,7 +64,7 @@ def test_lanes_of_different_lengths_and_growth() -> None:
     language = model()
     ids = torch.randint(3, 90, (3, 40)).tolist()
     given = done = [7, 2, 11]
-    decoder = Decoder(language, lanes=3, capacity=3)
+    decoder = Decoder(language, batch_size=3, capacity=3)
 
     def own() -> list[int]:
         return [n - g for n, g in zip(done, given, strict=True)]
@@ -88,7 +88,7 @@ def test_the_attention_of_other_devices_gives_the_same(monkeypatch: pytest.Monke
     monkeypatch.setattr(decoder_module, "_attention", decoder_module.plain_attention)
     language = model()
     ids = torch.randint(3, 90, (2, 12)).tolist()
-    decoder = Decoder(language, lanes=2, capacity=9)
+    decoder = Decoder(language, batch_size=2, capacity=9)
     with torch.inference_mode():
         decoder.prefill(ids[0][:3], 1)
         decoder.prefill(ids[1][:5], 1)
@@ -101,7 +101,7 @@ def test_the_attention_of_other_devices_gives_the_same(monkeypatch: pytest.Monke
 def test_copies_of_a_prompt_continue_apart() -> None:
     language = model()
     prompt, ends = [5, 6, 7, 8], [11, 12, 13]
-    decoder = Decoder(language, lanes=4, capacity=8)
+    decoder = Decoder(language, batch_size=4, capacity=8)
     with torch.inference_mode():
         decoder.prefill([9, 9], 1)
         decoder.prefill(prompt, 3)
@@ -113,7 +113,7 @@ def test_copies_of_a_prompt_continue_apart() -> None:
 def test_bfloat16_follows_the_models_own_rounding() -> None:
     language = model().to(torch.bfloat16)
     ids = torch.randint(3, 90, (9,)).tolist()
-    decoder = Decoder(language, lanes=1, capacity=9)
+    decoder = Decoder(language, batch_size=1, capacity=9)
     with torch.inference_mode():
         decoder.prefill(ids[:5], 1)
         hidden = decoder.step([ids[5:]], [0])
@@ -125,5 +125,5 @@ def test_train_mode_samples_without_dropout() -> None:
     language = model(attention_dropout=0.5)
     expected = full_forward(language, [4, 5, 6])[-1]
     with torch.inference_mode():
-        hidden = Decoder(language.train(), lanes=1, capacity=3).prefill([4, 5, 6], 1)
+        hidden = Decoder(language.train(), batch_size=1, capacity=3).prefill([4, 5, 6], 1)
     assert torch.allclose(hidden, expected, atol=1e-5)

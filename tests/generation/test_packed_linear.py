@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from earl_cli.generation.packed_linear import COPIES, head_product, pack
+from earl_cli.generation.packed_linear import MAX_COPIES, head_projection, pack
 
 
 @pytest.mark.parametrize("shape", [(512, 256), (256, 640), (17, 48)], ids=str)
@@ -45,7 +45,7 @@ def test_no_row_count_is_slow_because_of_another() -> None:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    assert COPIES == 2
+    assert MAX_COPIES == 2
     seconds(narrow), seconds(wide)
     assert seconds(wide) < 10 * seconds(narrow)
 
@@ -57,6 +57,6 @@ def test_a_slice_of_the_head_gives_a_slice_of_the_logits(dtype: torch.dtype) -> 
     for bias in (False, True):
         head = nn.Linear(32, 100, bias=bias).to(dtype)
         with torch.no_grad():
-            found, expected = head_product(head, 20, 90)(hidden), head(hidden)[:, 20:90]
+            found, expected = head_projection(head, 20, 90)(hidden), head(hidden)[:, 20:90]
         assert found.dtype == dtype
         assert torch.allclose(found.float(), expected.float(), atol=1e-2 if dtype == torch.bfloat16 else 1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from earl_cli.generation.editing import decoded
+from earl_cli.generation.editing import decode_image
 from earl_cli.generation.pipeline import PostprocessThread
 from earl_cli.models.bundle import load_model
 
@@ -22,9 +22,9 @@ def test_it_gives_the_bits_that_this_thread_gives(threads: int, tiny_model_dir: 
     usual = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        here = [decoded(model, codes) for codes in CODES]
+        here = [decode_image(model, codes) for codes in CODES]
         with PostprocessThread() as beside, torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            there = [beside.submit(decoded, model, codes) for codes in CODES]
+            there = [beside.submit(decode_image, model, codes) for codes in CODES]
             assert all(np.array_equal(one, other.result()) for one, other in zip(here, there, strict=True))
             assert beside.submit(torch.get_num_threads).result() == threads
     finally:
@@ -35,7 +35,7 @@ def test_an_interruption_waits_for_what_has_begun_and_drops_the_rest() -> None:
     done: list[str] = []
 
     def begun() -> None:
-        assert beside.ending.wait(60)
+        assert beside.stopping.wait(60)
         done.append("begun")
 
     waiting: list[Future[None]] = []

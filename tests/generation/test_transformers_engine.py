@@ -39,8 +39,8 @@ class GrammarMask(LogitsProcessor):
             state = start_state(self.layout, self.request.mode, self.request.grid)
             for token in sequence:
                 state = state.advance(token)
-            choices = state.choices()
-            masked[row, choices.start : choices.stop] = scores[row, choices.start : choices.stop]
+            allowed = state.allowed()
+            masked[row, allowed.start : allowed.stop] = scores[row, allowed.start : allowed.stop]
         return masked
 
 

@@ -18,7 +18,7 @@ from earl_cli.errors import InputError, ModelError, UsageError
 from earl_cli.generation.engine import Completion, SamplingRequest
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.generation.vllm.engine import Timeouts, VllmEngine
-from earl_cli.generation.vllm.environment import engine_arguments
+from earl_cli.generation.vllm.environment import parse_engine_arguments
 from earl_cli.generation.vllm.watchdog import EngineError
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.models.checkpoint import save_language
@@ -265,15 +265,15 @@ def test_the_language_half_of_a_combined_model_loads(embedded: EarlModel, tmp_pa
 
 
 def test_arguments_are_checked(embedded: EarlModel) -> None:
-    assert engine_arguments(["tensor-parallel-size=2", "quantization=fp8", "enforce_eager=true"]) == {
+    assert parse_engine_arguments(["tensor-parallel-size=2", "quantization=fp8", "enforce_eager=true"]) == {
         "tensor_parallel_size": 2,
         "quantization": "fp8",
         "enforce_eager": True,
     }
     with pytest.raises(UsageError, match="no key=value"):
-        engine_arguments(["fast"])
+        parse_engine_arguments(["fast"])
     with pytest.raises(UsageError, match="logprobs_mode is set by earl itself"):
-        engine_arguments(["logprobs_mode=raw_logits"])
+        parse_engine_arguments(["logprobs_mode=raw_logits"])
     with pytest.raises(UsageError, match=r"takes no such argument.*speed"):
         an_engine(embedded, engine_args={"speed": 3})
     for name in ("cuda:1", "mps"):
@@ -286,12 +286,12 @@ def test_arguments_are_checked(embedded: EarlModel) -> None:
 
 def test_a_start_that_takes_too_long_is_an_error_that_says_so(embedded: EarlModel) -> None:
     with pytest.raises(EngineError, match=r"the start by the vLLM engine took longer than 0\.01 s"):
-        an_engine(embedded, patience=Timeouts(start=0.01))
+        an_engine(embedded, timeouts=Timeouts(start=0.01))
 
 
 def test_two_processes_give_the_same_and_their_death_is_an_error(embedded: EarlModel) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    engine = an_engine(embedded, engine_args={"tensor_parallel_size": 2}, patience=Timeouts(step=60))
+    engine = an_engine(embedded, engine_args={"tensor_parallel_size": 2}, timeouts=Timeouts(step=60))
     try:
         assert_same(embedded, engine, prompts(embedded, 4, grid=Grid(4, 4)), SamplingParams())
         children = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import earl_cli.models.embedded
-from earl_cli.models.abilities import doubt, examples, fault, fingerprint, understand
+from earl_cli.models.abilities import abilities_problem, examples, fingerprint, out_of_range_message, understand
 
 ABILITIES = abilities()
 TRAINED = {phrase: edit.kind for edit in catalogue() if edit.kind in ABILITIES["kinds"] for phrase in edit.phrases}
@@ -76,7 +76,7 @@ make it ❄ snowy | mаke it snowy | make itsnowy | make it sno wy | please | ""
 def test_anything_else_is_outside(instruction: str) -> None:
     found = understand(instruction, ABILITIES)
     assert (found.kind, found.text, found.remark) == (None, instruction, None)
-    assert f'"{instruction[:50]}' in doubt(found)
+    assert f'"{instruction[:50]}' in out_of_range_message(found)
 
 
 def test_a_wording_of_two_kinds_is_outside() -> None:
@@ -127,11 +127,11 @@ def test_the_fingerprint_is_that_of_the_content() -> None:
     ],
 )
 def test_an_entry_that_can_not_be_used_is_described(entry: object, said: str) -> None:
-    assert said in (fault(entry) or "")
+    assert said in (abilities_problem(entry) or "")
 
 
 def test_what_a_kind_does_to_a_photo_is_known_of_trained_wordings_alone() -> None:
     abilities = {"kinds": {"blur": {"phrases": ["blur it"], "example": "blur it", "effects": ["blur"]}}}
-    assert fault(abilities) is None
+    assert abilities_problem(abilities) is None
     assert understand("Blur it!", abilities).effects == ("blur",)
     assert understand("blur the sky", abilities).effects is None

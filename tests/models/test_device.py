@@ -9,7 +9,7 @@ import torch
 
 from earl_cli.errors import DeviceError, UsageError
 from earl_cli.models import device
-from earl_cli.models.device import DevicePlan, plan
+from earl_cli.models.device import DevicePlan, device_plan
 
 
 @pytest.fixture
@@ -18,56 +18,56 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_small_model_runs_in_full_precision_on_the_cpu(free: None) -> None:
-    chosen = plan("cpu", 100_000_000, fixed_bytes=20_000_000)
+    chosen = device_plan("cpu", 100_000_000, fixed_bytes=20_000_000)
     assert chosen == DevicePlan(torch.device("cpu"), torch.float32, "sdpa", 120_000_000, 10_000_000_000)
     assert str(chosen) == "cpu · float32 · sdpa · needs 0.1 GB, 10.0 GB free"
-    assert str(plan("cpu")) == "cpu · float32 · sdpa · 10.0 GB free"
+    assert str(device_plan("cpu")) == "cpu · float32 · sdpa · 10.0 GB free"
 
 
 def test_what_fits_only_in_16_bits_runs_in_16_bits(free: None) -> None:
-    chosen = plan("cpu", 16_000_000_000, fixed_bytes=1_000_000_000)
+    chosen = device_plan("cpu", 16_000_000_000, fixed_bytes=1_000_000_000)
     assert (chosen.dtype, chosen.needed) == (torch.bfloat16, 9_000_000_000)
 
 
 def test_too_large_a_model_is_refused_with_both_figures(free: None) -> None:
     with pytest.raises(DeviceError, match=r"needs 17\.0 GB in bfloat16, 10\.0 GB are free") as error:
-        plan("cpu", 34_000_000_000)
+        device_plan("cpu", 34_000_000_000)
     assert error.value.hint
     with pytest.raises(DeviceError, match=r"needs 16\.0 GB in float32"):
-        plan("cpu", 16_000_000_000, dtype="float32")
+        device_plan("cpu", 16_000_000_000, dtype="float32")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "", "cuda:-1"])
 def test_unknown_devices_are_named(name: str) -> None:
     with pytest.raises(UsageError, match="is no device"):
-        plan(name)
+        device_plan(name)
 
 
 def test_unknown_types_and_attentions_are_named() -> None:
     with pytest.raises(UsageError, match="'int3' is no number type"):
-        plan("cpu", dtype="int3")
+        device_plan("cpu", dtype="int3")
     with pytest.raises(UsageError, match="is no attention implementation"):
-        plan("cpu", attention="linear")
+        device_plan("cpu", attention="linear")
     with pytest.raises(DeviceError, match="flash attention needs a CUDA device"):
-        plan("cpu", attention="flash_attention_2")
+        device_plan("cpu", attention="flash_attention_2")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_a_missing_gpu_is_named() -> None:
     with pytest.raises(DeviceError, match=r"built without CUDA|no usable NVIDIA GPU"):
-        plan("cuda")
-    assert plan("auto").device.type in ("cpu", "mps")
+        device_plan("cuda")
+    assert device_plan("auto").device.type in ("cpu", "mps")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_takes_large_models_in_16_bits() -> None:
-    chosen = plan("auto", device.LARGE)
+    chosen = device_plan("auto", device.LARGE_BYTES)
     assert chosen.device == torch.device("cuda", torch.cuda.current_device())
     assert chosen.dtype in (torch.bfloat16, torch.float16)
-    assert plan("cuda:0", 1000).dtype == torch.float32
+    assert device_plan("cuda:0", 1000).dtype == torch.float32
     with pytest.raises(DeviceError, match="CUDA devices, numbered from 0"):
-        plan("cuda:99")
+        device_plan("cuda:99")
 
 
 def test_a_rank_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from earl_cli.errors import ModelError
 from earl_cli.models.bundle import identify, load_model, load_vision_of, open_base, save_trained
 from earl_cli.models.checkpoint import load_language
-from earl_cli.models.hub import called, locate
+from earl_cli.models.hub import display_name, locate
 
 LOG_IN = "accept its terms on its page and log in with `hf auth login`"
 
@@ -43,7 +43,7 @@ def complaint(source: str) -> str:
 def test_the_embedded_model_has_a_name() -> None:
     for name in ("embedded", "Embedded", "EMBEDDED"):
         assert locate(name) == locate(None)
-        assert called(name) == called(None) == "embedded"
+        assert display_name(name) == display_name(None) == "embedded"
     assert identify("embedded") == identify()
     assert open_base("Embedded").language == open_base().language
     assert load_vision_of("embedded").fingerprint == load_vision_of().fingerprint

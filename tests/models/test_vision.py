@@ -100,7 +100,7 @@ def test_quantize_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_code_quantizes_to_itself() -> None:
     model = small_model()
     codes = torch.randint(0, 64, (2, 3, 5))
-    assert torch.equal(vision.quantize(model, vision.codebook(model, codes)), codes)
+    assert torch.equal(vision.quantize(model, vision.embed_codes(model, codes)), codes)
 
 
 @pytest.mark.parametrize("temporal", [1, 4])
@@ -108,7 +108,7 @@ def test_gradients_reach_every_weight_of_a_training_step(temporal: int) -> None:
     model = small_model(temporal).requires_grad_(True)
     pixels = torch.rand(2, 3, 16, 16) * 2 - 1
     latent = vision.latents(model, pixels)
-    nearest = vision.codebook(model, vision.quantize(model, latent))
+    nearest = vision.embed_codes(model, vision.quantize(model, latent))
     straight_through = latent + (nearest - latent).detach()
     loss = (vision.decode_latents(model, straight_through) - pixels).square().mean()
     (loss + (nearest - latent).square().mean()).backward()

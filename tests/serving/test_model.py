@@ -15,7 +15,7 @@ from PIL import Image
 from serving_servers import Running, eventually, pixels, png, running
 
 from earl_cli.app import run
-from earl_cli.generation.editing import Draft
+from earl_cli.generation.editing import SampledEdit
 from earl_cli.generation.editor import load_editor
 from earl_cli.serving import queue
 from earl_cli.serving.limits import ServerLimits
@@ -94,7 +94,7 @@ def test_transparency_is_kept_where_the_format_has_it_and_said_where_not(server:
 def test_one_bad_order_does_not_spoil_its_batch(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     real = queue.draft
 
-    def draft(model: object, engine: object, jobs: list, *more: object) -> list[list[Draft]]:
+    def draft(model: object, engine: object, jobs: list, *more: object) -> list[list[SampledEdit]]:
         if any("bad" in job.instruction for job in jobs):
             raise ZeroDivisionError
         return real(model, engine, jobs, *more)

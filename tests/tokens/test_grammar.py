@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from earl_cli.errors import InputError
-from earl_cli.tokens.grammar import Choices, GrammarState, ImageGrammar, start_state
+from earl_cli.tokens.grammar import AllowedIds, GrammarState, ImageGrammar, start_state
 from earl_cli.tokens.layout import THINKING_END, Grid, Mode, SequenceLayout
 from earl_cli.tokens.vocabulary import EMU3
 
@@ -34,7 +34,7 @@ def body(state: GrammarState) -> list[int]:
     """Take the first allowed id until eos is out."""
     ids = []
     while not state.done:
-        token = state.choices().start
+        token = state.allowed().start
         ids.append(token)
         state = state.advance(token)
     return ids
@@ -75,7 +75,7 @@ def test_whatever_training_shows_may_be_sampled(
         assert not state.done
         state = state.advance(token)
     assert state.done
-    assert state.choices().forced == layout.vocabulary.pad
+    assert state.allowed().forced == layout.vocabulary.pad
 
 
 @settings(max_examples=200)
@@ -86,19 +86,19 @@ def test_whatever_may_be_sampled_is_read_back(
     vocabulary = layout.vocabulary
     likely = [vocabulary.boi, vocabulary.img, vocabulary.eol, *layout.text.encode("123*")]
     state, ids = start_state(layout, mode, grid, limit, codes), []
-    longest = state.longest
+    longest = state.max_remaining
     while not state.done:
-        choices = state.choices()
-        token = choices.forced
+        allowed = state.allowed()
+        token = allowed.forced
         if token is None:
-            some = st.integers(choices.start, choices.stop - 1)
-            likely_here = [i for i in likely if i in choices]
+            some = st.integers(allowed.start, allowed.stop - 1)
+            likely_here = [i for i in likely if i in allowed]
             token = data.draw(some | st.sampled_from(likely_here) if likely_here else some)
         if token == vocabulary.eos and state.image is None:
             token = vocabulary.boi
         ids.append(token)
         state = state.advance(token)
-        assert len(ids) + state.longest <= longest
+        assert len(ids) + state.max_remaining <= longest
     found = layout.parse_completion(np.array(ids, dtype=np.int64), mode, grid)
     assert found.finished
     assert found.codes is not None
@@ -115,11 +115,11 @@ def test_choices_are_one_id_or_the_visual_or_the_other_ones(layout: SequenceLayo
     visual, other = (vocabulary.visual_start, vocabulary.size), (0, vocabulary.visual_start)
     state = start_state(layout, mode, grid, 3)
     for token in [*body(state), vocabulary.pad]:
-        choices = state.choices()
-        if choices.forced is None:
-            assert (choices.start, choices.stop) == (other if state.image is None else visual)
+        allowed = state.allowed()
+        if allowed.forced is None:
+            assert (allowed.start, allowed.stop) == (other if state.image is None else visual)
         else:
-            assert choices == Choices(token, token, token + 1)
+            assert allowed == AllowedIds(token, token, token + 1)
         state = state.advance(token)
 
 
@@ -146,20 +146,20 @@ def test_a_grid_too_large_or_incomplete_is_replaced_at_img(layout: SequenceLayou
 def test_a_header_gone_wrong_is_replaced_at_once(layout: SequenceLayout, header: str) -> None:
     state = start_state(layout, "reasoning", Grid(2, 2), 20, 12).advance(layout.vocabulary.boi)
     for token in layout.text.encode(header):
-        assert state.choices().forced is None
+        assert state.allowed().forced is None
         state = state.advance(token)
-    assert state.choices().forced == layout.vocabulary.boi
+    assert state.allowed().forced == layout.vocabulary.boi
 
 
 @pytest.mark.parametrize("control", ["pad", "eol", "eof", "bos", "boi", "eoi"])
 def test_a_control_id_in_the_header_is_replaced_at_once(layout: SequenceLayout, control: str) -> None:
     state = start_state(layout, "reasoning", Grid(2, 2)).advance(layout.vocabulary.boi)
-    assert state.advance(getattr(layout.vocabulary, control)).choices().forced == layout.vocabulary.boi
+    assert state.advance(getattr(layout.vocabulary, control)).allowed().forced == layout.vocabulary.boi
 
 
 def test_img_without_boi_gets_the_default_opening(layout: SequenceLayout) -> None:
     state = start_state(layout, "mixed", Grid(2, 2)).advance(layout.vocabulary.img)
-    assert state.choices().forced == layout.vocabulary.boi
+    assert state.allowed().forced == layout.vocabulary.boi
 
 
 @pytest.mark.parametrize("limit", [0, 1, 5])
@@ -186,7 +186,7 @@ def test_as_published_overlong_text_gets_no_picture(layout: SequenceLayout, mode
 def test_as_published_a_picture_after_text_has_the_source_s_grid(layout: SequenceLayout, mode: Mode) -> None:
     grid = Grid(3, 4)
     state = start_state(layout, mode, grid, 5, overlong="zero")
-    assert state.longest >= 5 + len(layout.opening(grid)) + grid.tokens + 1
+    assert state.max_remaining >= 5 + len(layout.opening(grid)) + grid.tokens + 1
     state = follow(state, [5, layout.vocabulary.boi])
     rest = body(state)
     opening = layout.opening(grid).tolist()
@@ -202,8 +202,8 @@ def test_eos_before_the_picture_ends_without_one(layout: SequenceLayout, begun: 
     state = follow(start_state(layout, "mixed", Grid(2, 2)), [getattr(vocabulary, name) for name in begun])
     state = state.advance(vocabulary.eos)
     assert state.done
-    assert state.longest == 0
-    assert state.choices().forced == vocabulary.pad
+    assert state.max_remaining == 0
+    assert state.allowed().forced == vocabulary.pad
     assert state.advance(vocabulary.pad) == state
 
 

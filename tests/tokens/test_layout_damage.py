@@ -13,7 +13,7 @@ from earl_cli.tokens.layout import (
     THINKING_START,
     Grid,
     Mode,
-    Parsed,
+    ParsedCompletion,
     SequenceLayout,
 )
 
@@ -33,7 +33,7 @@ modes: st.SearchStrategy[Mode] = st.sampled_from(["edit", "reasoning", "mixed"])
 SOURCE, TARGET = np.arange(6).reshape(2, 3), np.arange(12).reshape(3, 4)
 
 
-def edited(layout: SequenceLayout, ids: list[int | str]) -> Parsed:
+def edited(layout: SequenceLayout, ids: list[int | str]) -> ParsedCompletion:
     """Parse an edit completion of a 3*4 picture; names stand for control ids, integers for codes."""
     vocabulary = layout.vocabulary
     resolved = [getattr(vocabulary, i) if isinstance(i, str) else vocabulary.visual_start + i for i in ids]
@@ -93,7 +93,7 @@ def test_what_follows_the_end_is_named(layout: SequenceLayout) -> None:
     assert (found.finished, found.problem) == (True, "code 5 follows eos")
 
 
-def answer(layout: SequenceLayout, *parts: str | int | list[int], mode: Mode = "reasoning") -> Parsed:
+def answer(layout: SequenceLayout, *parts: str | int | list[int], mode: Mode = "reasoning") -> ParsedCompletion:
     """Parse a completion of text and control ids; a string is text unless it names a control id as ``:name``."""
     ids: list[int] = []
     for part in parts:

@@ -26,7 +26,7 @@ from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import DeviceError, InputError, UsageError
 from earl_cli.generation.engine import Completion, SamplingRequest
 from earl_cli.generation.vllm.engine import Timeouts, VllmEngine
-from earl_cli.generation.vllm.process import HOST, ProcessEngine, variables
+from earl_cli.generation.vllm.process import HOST_MODULE, ProcessEngine, process_environment
 from earl_cli.generation.vllm.watchdog import EngineError
 from earl_cli.models.bundle import EarlModel, load_model
 from earl_cli.tokens.layout import Grid
@@ -139,7 +139,7 @@ def test_several_workers_get_the_weights(
     embedded: EarlModel, changed: torch.nn.Module, separate: ProcessEngine
 ) -> None:
     asked = prompts(embedded, 2)
-    engine = a_process(embedded, engine_args={"tensor_parallel_size": 2}, patience=Timeouts(step=60))
+    engine = a_process(embedded, engine_args={"tensor_parallel_size": 2}, timeouts=Timeouts(step=60))
     try:
         assert engine.workers == 2
         drawn = engine.generate(asked, SamplingParams(0))
@@ -190,7 +190,7 @@ def test_a_process_that_is_killed_is_an_error_with_the_end_of_its_log(embedded: 
 
 
 def test_a_process_that_hangs_is_an_error_that_names_what_was_waited_for(embedded: EarlModel) -> None:
-    engine = a_process(embedded, patience=Timeouts(step=3))
+    engine = a_process(embedded, timeouts=Timeouts(step=3))
     engine._process.send_signal(signal.SIGSTOP)
     try:
         with pytest.raises(EngineError, match="a sampling step by the vLLM engine took longer than 3 s"):
@@ -205,7 +205,7 @@ def test_what_is_wrong_at_the_start_is_told_and_leaves_no_process(embedded: Earl
     with pytest.raises(UsageError, match=r"takes no such argument.*speed"):
         a_process(embedded, engine_args={"speed": 3})
     with pytest.raises(EngineError, match=r"the start by the vLLM engine took longer than 0\.1 s"):
-        a_process(embedded, patience=Timeouts(start=0.1))
+        a_process(embedded, timeouts=Timeouts(start=0.1))
     assert set(psutil.Process().children()) <= before
 
 
@@ -236,7 +236,7 @@ def test_it_ends_when_the_trainer_is_killed_while_it_draws() -> None:
     )
     assert trainer.stdout is not None
     engine = psutil.Process(int(trainer.stdout.readline()))
-    assert HOST in engine.cmdline()
+    assert HOST_MODULE in engine.cmdline()
     time.sleep(2)
     trainer.kill()
     trainer.communicate()
@@ -250,10 +250,10 @@ def test_the_process_sees_its_gpus_and_nothing_of_the_launcher(monkeypatch: pyte
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert variables((2, 3))["CUDA_VISIBLE_DEVICES"] == "2,3"
-    assert not {"RANK", "TORCHELASTIC_RUN_ID"} & variables(()).keys()
+    assert process_environment((2, 3))["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert not {"RANK", "TORCHELASTIC_RUN_ID"} & process_environment(()).keys()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-    assert variables((2, 0))["CUDA_VISIBLE_DEVICES"] == "6,4"
+    assert process_environment((2, 0))["CUDA_VISIBLE_DEVICES"] == "6,4"
 
 
 def test_gpus_of_the_engine_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def edit(
 
     The result is photo.edited.jpg beside the photo, at the photo's size. Nothing is overwritten without --force.
     """
-    from earl_cli.generation.vllm.environment import engine_arguments
+    from earl_cli.generation.vllm.environment import parse_engine_arguments
 
     names, instruction = split_words(words or [])
     found = find_sources(names)
@@ -109,7 +109,7 @@ def edit(
         model=model,
         device=device,
         engine=engine,
-        engine_args=engine_arguments(engine_arg or []),
+        engine_args=parse_engine_arguments(engine_arg or []),
         image_area=image_area,
         max_pixels=max_pixels,
     )
@@ -159,11 +159,11 @@ def _abilities(instruction: str, abilities: Mapping[str, Any] | None) -> dict[st
     """What the model reads the instruction as, for JSON; a note where that differs, a warning where it is unknown."""
     if not abilities:
         return None
-    from earl_cli.models.abilities import doubt, examples, understand
+    from earl_cli.models.abilities import examples, out_of_range_message, understand
 
     found, known = understand(instruction, abilities), examples(abilities)
     if found.kind is None:
-        console.warn(f"{doubt(found)}. It can, for instance: {'; '.join(known[:EXAMPLES_SHOWN])}")
+        console.warn(f"{out_of_range_message(found)}. It can, for instance: {'; '.join(known[:EXAMPLES_SHOWN])}")
     elif found.remark:
         console.note(found.remark)
     understood = found.text if found.kind else None

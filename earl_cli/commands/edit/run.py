@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from earl_cli.generation.editing import Draft
+    from earl_cli.generation.editing import SampledEdit
     from earl_cli.generation.editor import Editor, EngineName
     from earl_cli.images.image_file import ImageFile
 
@@ -145,7 +145,7 @@ def _edit(request: EditRequest, editor: Editor, images: Iterable[OpenedInput], t
     def job(opened: OpenedInput) -> EditJob:
         return EditJob(opened.image.rgb, request.instruction, request.seeds)
 
-    def finish(opened: OpenedInput, drafts: Sequence[Draft], ending: Event) -> None:
+    def finish(opened: OpenedInput, drafts: Sequence[SampledEdit], ending: Event) -> None:
         nonlocal finished
         _finish(request, opened, drafts, editor, ending)
         finished += 1
@@ -204,23 +204,25 @@ def _load(request: EditRequest) -> Editor:
     return editor
 
 
-def _finish(request: EditRequest, opened: OpenedInput, drafts: Sequence[Draft], editor: Editor, ending: Event) -> None:
+def _finish(
+    request: EditRequest, opened: OpenedInput, drafts: Sequence[SampledEdit], editor: Editor, ending: Event
+) -> None:
     """Decode, compose and save all variants of one image, and its sheets; stops early when the run is ending."""
-    from earl_cli.generation.editing import decoded, render, sheet
+    from earl_cli.generation.editing import contact_sheet, decode_image, render_edit
 
     record, images = opened.record, []
     with record.recording(opened.source.name):
-        before = decoded(editor.model, drafts[0].source)
+        before = decode_image(editor.model, drafts[0].source)
         for index, draft in enumerate(drafts):
             if ending.is_set():
                 return
             name = opened.source.name if len(drafts) == 1 else f"{opened.source.name}, seed {draft.seed}"
-            if request.mode != "edit" and draft.answer.thoughts:
-                console.block(f"reasoning: {draft.answer.thoughts}")
+            if request.mode != "edit" and draft.completion.thoughts:
+                console.block(f"reasoning: {draft.completion.thoughts}")
             elif request.mode != "edit":
                 console.warn(f"{name}: the model gave no reasoning; --think is for models that were trained to")
             with record.recording(name):
-                edited = render(editor.model, opened.image.pixels, before, draft, request.size)
+                edited = render_edit(editor.model, opened.image.pixels, before, draft, request.size)
                 images.append(edited.image)
                 if opened.paths or not request.sheets:
                     path = opened.paths[index] if opened.paths else None
@@ -233,7 +235,7 @@ def _finish(request: EditRequest, opened: OpenedInput, drafts: Sequence[Draft], 
             with record.recording(f"{opened.source.name}, {kind}"):
                 shown = images if kind == "grid" else [opened.image.rgb.resize(images[0].size), *images]
                 path = opened.sheets[index] if opened.sheets else None
-                tiles = sheet(shown, columns=None if kind == "grid" else len(shown))
+                tiles = contact_sheet(shown, columns=None if kind == "grid" else len(shown))
                 record.results.append(_save(request, kind, tiles, path, drafts, opened, editor))
 
 
@@ -242,7 +244,7 @@ def _save(
     kind: ResultKind,
     image: Image,
     path: Path | None,
-    drafts: Sequence[Draft],
+    drafts: Sequence[SampledEdit],
     opened: OpenedInput,
     editor: Editor,
     problem: str | None = None,
@@ -275,7 +277,7 @@ def _save(
         return EditOutput(kind, name, output, seeds, image.width, image.height)
     if problem:
         console.warn(f"{name}: {problem}; try another --seed than {shown}")
-    return EditOutput(kind, name, output, seeds, image.width, image.height, drafts[0].answer.thoughts, problem)
+    return EditOutput(kind, name, output, seeds, image.width, image.height, drafts[0].completion.thoughts, problem)
 
 
 def _to_stdout(data: memoryview) -> None:

@@ -107,7 +107,7 @@ def eval(
     from earl_cli.commands.eval.run import EvalRequest, evaluate
     from earl_cli.data.shard_plan import read_share
     from earl_cli.evaluation.editor_registry import Options
-    from earl_cli.generation.vllm.environment import engine_arguments
+    from earl_cli.generation.vllm.environment import parse_engine_arguments
 
     options = Options(
         device=device,
@@ -116,7 +116,7 @@ def eval(
         image_area=image_area,
         size=size,
         engine=engine,
-        engine_args=engine_arguments(engine_arg or []),
+        engine_args=parse_engine_arguments(engine_arg or []),
         endpoint_key_variable=endpoint_key_variable,
         endpoint_seed=endpoint_seed,
     )

@@ -30,9 +30,9 @@ from earl_cli.dashboard import LiveTask, MetricPanel, dashboard, gigabytes, scie
 from earl_cli.data.batches import DatasetRows
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.files import folder_lock, is_partial, truncate_incomplete_line
-from earl_cli.generation.editor import takes_vllm
+from earl_cli.generation.editor import uses_vllm
 from earl_cli.generation.engine import Engine
-from earl_cli.generation.vllm.environment import checked_arguments, need_vllm
+from earl_cli.generation.vllm.environment import check_engine_arguments, require_vllm
 from earl_cli.models.bundle import Base, load_vision_of, open_base
 from earl_cli.rewards.registry import reward_from_config
 from earl_cli.rewards.reward import Edit, Reward, Score
@@ -278,13 +278,13 @@ def _check_engine(config: RlConfig) -> None:
     if config.engine_place == "separate":
         from earl_cli.training.rl.rollout_engines import check_engine_gpus
 
-        need_vllm()
+        require_vllm()
         check_engine_gpus(config)
     elif config.engine == "vllm":
-        need_vllm()
+        require_vllm()
     elif config.engine == "transformers" and config.engine_args:
         raise UsageError("only the engine vllm takes arguments", where="engine_args", hint="--set engine=vllm")
-    checked_arguments(config.engine_args)
+    check_engine_arguments(config.engine_args)
 
 
 @contextmanager
@@ -297,7 +297,7 @@ def _engine(
 
         with closing(SeparateSampler(config, base, data, learner, device)) as sampler:
             yield sampler
-    elif takes_vllm(config.engine, config.device, lambda: base.parameters):
+    elif uses_vllm(config.engine, config.device, lambda: base.parameters):
         from earl_cli.training.rl.rollout_engines import ColocatedSampler
 
         yield ColocatedSampler(config, base, data, learner, device)
@@ -345,10 +345,10 @@ class _Callbacks:
         checkpoint = save_checkpoint(self.config, self.base, self.learner, iteration, validation)
         repository = self.config.push_to_hub_repo_id
         if repository and rank() == 0 and (iteration + 1) % self.config.push_to_hub_every_n_iterations == 0:
-            from earl_cli.models.hub import push
+            from earl_cli.models.hub import push_to_hub
 
             try:
-                push(checkpoint / MODEL, repository, checkpoint.name)
+                push_to_hub(checkpoint / MODEL, repository, checkpoint.name)
             except EarlError as error:  # the checkpoint is on disk, so the run goes on
                 console.warn(str(error))
 

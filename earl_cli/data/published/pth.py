@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from earl_cli.data.sources.base import BadRowError
 from earl_cli.data.store import TokenizedPair
 from earl_cli.models.pickles import ForeignNameError, OrderedRecord, PickleError, TensorRecord
-from earl_cli.models.torch_files import Saved, read_saved
+from earl_cli.models.torch_files import SavedFile, read_torch_file
 
 SUFFIX = ".pth"
 MOST_BYTES = 64 * 2**20
@@ -115,9 +115,9 @@ def write_pth(pair: TokenizedPair) -> bytes:
     return stream.getvalue()
 
 
-def _load(content: bytes, where: str) -> Saved:
+def _load(content: bytes, where: str) -> SavedFile:
     try:
-        return read_saved(content, _STAND_INS)
+        return read_torch_file(content, _STAND_INS)
     except ForeignNameError as error:
         what = f"this file asks for {error.name[:80]!r}, which could run code, so it was not loaded"
         hint = "tokenized data hold arrays and texts only: don't use data from this place"
@@ -178,7 +178,7 @@ def _is_text(value: Any) -> bool:
         return False
 
 
-def _grid(saved: Saved, name: str, codes: int, where: str) -> NDArray[np.uint16]:
+def _grid(saved: SavedFile, name: str, codes: int, where: str) -> NDArray[np.uint16]:
     grid = _integers(saved, saved.value.get(name))
     what = grid if isinstance(grid, str) else _shape_fault(grid.shape)
     if isinstance(grid, np.ndarray) and not what:
@@ -201,7 +201,7 @@ def _shape_fault(shape: Sequence[int]) -> str:
     return ""
 
 
-def _integers(saved: Saved, value: Any) -> NDArray[Any] | str:
+def _integers(saved: SavedFile, value: Any) -> NDArray[Any] | str:
     """The array or tensor, of any shape; or in words what it is instead of one of integers."""
     if isinstance(value, _Array):
         found = _numpy(value)
@@ -213,10 +213,10 @@ def _integers(saved: Saved, value: Any) -> NDArray[Any] | str:
     return "is missing" if value is None else f"is a {_called(value)}, not an array"
 
 
-def _tensor(saved: Saved, tensor: TensorRecord) -> NDArray[Any] | str:
+def _tensor(saved: SavedFile, tensor: TensorRecord) -> NDArray[Any] | str:
     """The tensor's numbers; or in words why they can't be had."""
     try:
-        content = saved.bytes_of(tensor.storage)
+        content = saved.read_storage(tensor.storage)
     except PickleError as error:
         return f"is a damaged tensor: {error}"
     kind = np.dtype((">" if saved.big_endian else "<") + _INTEGERS[tensor.kind])

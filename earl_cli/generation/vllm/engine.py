@@ -26,14 +26,20 @@ from earl_cli.generation.engine import (
     Completion,
     OnCompletion,
     OnProgress,
+    PreparedRequest,
     SamplingRequest,
     SequenceLimits,
-    Start,
-    grid_of_request,
-    start_of,
+    prepare_request,
+    request_grid,
 )
-from earl_cli.generation.vllm.environment import check_device, checked_arguments, environment, log_file, need_vllm
-from earl_cli.generation.vllm.row_sampler import KEY, RowSpec
+from earl_cli.generation.vllm.environment import (
+    check_device,
+    check_engine_arguments,
+    log_file,
+    require_vllm,
+    set_environment,
+)
+from earl_cli.generation.vllm.row_sampler import EXTRA_ARGS_KEY, RowSpec
 from earl_cli.generation.vllm.watchdog import EngineThread
 from earl_cli.models import names
 from earl_cli.models.checkpoint import Checkpoint, open_checkpoint, part_config
@@ -41,8 +47,8 @@ from earl_cli.models.weights import open_weights, write_json
 from earl_cli.tokens.grammar import FreeState, GrammarState
 from earl_cli.tokens.layout import SequenceLayout
 
-PROCESSOR = "earl_cli.generation.vllm.logits_processor:SamplingProcessor"
-WATCHED = 32
+LOGITS_PROCESSOR = "earl_cli.generation.vllm.logits_processor:SamplingProcessor"
+MAX_STREAMED = 32
 """Up to as many completions are followed token by token; of more, those that are finished count."""
 
 
@@ -53,17 +59,17 @@ class Timeouts:
     start: float = 1800
     step: float = 600
     update: float = 600
-    rest: float = 300
-    end: float = 30
+    other: float = 300
+    shutdown: float = 30
 
 
 @dataclass
-class _Draft:
+class _PartialCompletion:
     """A completion under way, that of a request's seed: ``expected`` tokens are likely in all."""
 
     request: int
     index: int
-    start: Start
+    start: PreparedRequest
     expected: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -92,19 +98,19 @@ class VllmEngine:
         engine_args: Mapping[str, Any] | None = None,
         sleeping: bool = False,
         transport: str | None = None,
-        patience: Timeouts | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
-        need_vllm()
+        require_vllm()
         check_device(device)
         checkpoint = open_checkpoint(folder, "language")
         config = part_config(checkpoint)
         if config["vocab_size"] != layout.vocabulary.size:
             what = f"the model has {config['vocab_size']} ids, the layout's vocabulary {layout.vocabulary.size}"
             raise ModelError(what, hint="model and tokenizer belong to different models")
-        self.layout, self.patience = layout, patience or Timeouts()
+        self.layout, self.timeouts = layout, timeouts or Timeouts()
         positions = min(int(config["max_position_embeddings"]), max_positions or 1 << 62)
         self.limits = SequenceLimits(max_text_tokens, positions)
-        self._numbers = itertools.count()
+        self._request_ids = itertools.count()
         self._sleeping, self._asleep = sleeping and device.type == "cuda", False
         self._folder = tempfile.TemporaryDirectory(prefix="earl-vllm-")
         place = Path(self._folder.name)
@@ -117,24 +123,24 @@ class VllmEngine:
             "generation_config": "vllm",
             "dtype": str(dtype).removeprefix("torch."),
             "max_model_len": positions,
-            "logits_processors": [PROCESSOR],
+            "logits_processors": [LOGITS_PROCESSOR],
             "logprobs_mode": "processed_logits",
-            "additional_config": {KEY: {"vocabulary": layout.vocabulary.to_dict(), "text": str(place)}},
+            "additional_config": {EXTRA_ARGS_KEY: {"vocabulary": layout.vocabulary.to_dict(), "text": str(place)}},
             "enable_sleep_mode": self._sleeping,
             "weight_transfer_config": {"backend": transport} if transport else None,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
-            **_defaults(device),
-            **checked_arguments(engine_args or {}),
+            **_default_arguments(device),
+            **check_engine_arguments(engine_args or {}),
         }
         if checkpoint.combined:
             arguments["load_format"] = "dummy"
         self._eager = bool(arguments.get("enforce_eager"))
-        environment(device, eager=self._eager)
-        self._caller = EngineThread("the vLLM engine", log_file())
-        self._llm = self._caller.call("the start", self.patience.start, lambda: _start(arguments))
+        set_environment(device, eager=self._eager)
+        self._thread = EngineThread("the vLLM engine", log_file())
+        self._llm = self._thread.call("the start", self.timeouts.start, lambda: _start_llm(arguments))
         if checkpoint.combined:
-            self.update_weights(_stored(checkpoint))
+            self.update_weights(_stored_weights(checkpoint))
 
     def generate(
         self,
@@ -148,20 +154,28 @@ class VllmEngine:
         ``on_progress`` counts the tokens of finished completions, and of all where there are few. Raises InputError for
         a prompt that isn't one or is too long, EngineError if the engine dies or hangs.
         """
-        starts = [start_of(each, self.layout, self.limits, f"request {i + 1}") for i, each in enumerate(requests)]
-        drafts: dict[str, _Draft] = {}
-        watched = sum(len(request.seeds) for request in requests) <= WATCHED
+        starts = [
+            prepare_request(each, self.layout, self.limits, f"request {i + 1}") for i, each in enumerate(requests)
+        ]
+        partials: dict[str, _PartialCompletion] = {}
+        streamed = sum(len(request.seeds) for request in requests) <= MAX_STREAMED
         try:
             for number, (request, start) in enumerate(zip(requests, starts, strict=True)):
                 for index, seed in enumerate(request.seeds):
-                    name = str(next(self._numbers))
-                    self._add(name, request, start, self._order(request, start, seed, sampling), watched=watched)
-                    drafts[name] = _Draft(number, index, start, start.room - len(request.prompt))
-            self._run(drafts, on_progress, on_completion)
+                    name = str(next(self._request_ids))
+                    self._add_request(
+                        name, request, start, self._row_spec(request, start, seed, sampling), streamed=streamed
+                    )
+                    partials[name] = _PartialCompletion(
+                        number, index, start, start.expected_length - len(request.prompt)
+                    )
+            self._run(partials, on_progress, on_completion)
         except BaseException:
-            self._abort([name for name, draft in drafts.items() if draft.completion is None])
+            self._abort([name for name, partial in partials.items() if partial.completion is None])
             raise
-        done = {(draft.request, draft.index): draft.completion for draft in drafts.values() if draft.completion}
+        done = {
+            (partial.request, partial.index): partial.completion for partial in partials.values() if partial.completion
+        }
         return [[done[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -172,15 +186,15 @@ class VllmEngine:
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # what made these weights ran in another thread
         if self._asleep:
-            self._call("waking for new weights", self.patience.rest, lambda: self._llm.wake_up(tags=["weights"]))
+            self._call("waking for new weights", self.timeouts.other, lambda: self._llm.wake_up(tags=["weights"]))
         arguments = {"weights_iterator": iter(weights)}
         self._call(
             "an update of the weights",
-            self.patience.update,
+            self.timeouts.update,
             lambda: self._llm.collective_rpc("reload_weights", kwargs=arguments),
         )
         self.wake()
-        self._call("forgetting the cache", self.patience.rest, self._llm.reset_prefix_cache)
+        self._call("forgetting the cache", self.timeouts.other, self._llm.reset_prefix_cache)
 
     @property
     def workers(self) -> int:
@@ -189,32 +203,34 @@ class VllmEngine:
 
     def transfer(self, step: str, *given: Any) -> None:
         """One step of vLLM's weight transfer, by its name in `vllm.LLM`; caches start anew after the last."""
-        self._call(step.replace("_", " "), self.patience.update, lambda: getattr(self._llm, step)(*given))
+        self._call(step.replace("_", " "), self.timeouts.update, lambda: getattr(self._llm, step)(*given))
         if step == "finish_weight_update":
-            self._call("forgetting the cache", self.patience.rest, self._llm.reset_prefix_cache)
+            self._call("forgetting the cache", self.timeouts.other, self._llm.reset_prefix_cache)
 
     def sleep(self) -> None:
         """Give the memory of weights and cache on a GPU away; only `update_weights` brings the weights back."""
         if self._sleeping and not self._asleep:
-            self._call("falling asleep", self.patience.rest, lambda: self._llm.sleep(level=2))
+            self._call("falling asleep", self.timeouts.other, lambda: self._llm.sleep(level=2))
             self._asleep = True
 
     def wake(self) -> None:
         """Take the memory for the cache again."""
         if self._asleep:
-            self._call("waking", self.patience.rest, lambda: self._llm.wake_up(tags=["kv_cache"]))
+            self._call("waking", self.timeouts.other, lambda: self._llm.wake_up(tags=["kv_cache"]))
             self._asleep = False
 
     def close(self) -> None:
         """End the engine and its processes, dead or alive."""
-        self._caller.close(self.patience.end, self._llm.llm_engine.engine_core.shutdown)
+        self._thread.close(self.timeouts.shutdown, self._llm.llm_engine.engine_core.shutdown)
         self._folder.cleanup()
 
     def _call(self, what: str, seconds: float, function: Any) -> Any:
-        return self._caller.call(what, seconds, function)
+        return self._thread.call(what, seconds, function)
 
-    def _order(self, request: SamplingRequest, start: Start, seed: int, sampling: SamplingParams) -> RowSpec:
-        grid = grid_of_request(request, self.layout)
+    def _row_spec(
+        self, request: SamplingRequest, start: PreparedRequest, seed: int, sampling: SamplingParams
+    ) -> RowSpec:
+        grid = request_grid(request, self.layout)
         return RowSpec(
             request.mode,
             grid.height,
@@ -222,51 +238,56 @@ class VllmEngine:
             request.grammar,
             seed,
             self.limits.positions,
-            start.state.longest,
+            start.state.max_remaining,
             self.limits.text,
             2 * grid.codes,
             sampling,
             request.overlong,
         )
 
-    def _add(self, name: str, request: SamplingRequest, start: Start, order: RowSpec, *, watched: bool) -> None:
+    def _add_request(
+        self, name: str, request: SamplingRequest, start: PreparedRequest, spec: RowSpec, *, streamed: bool
+    ) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         parameters = SamplingParams(
             temperature=0.0,  # the processor has drawn already
-            max_tokens=min(start.state.longest, self.limits.positions - len(request.prompt)),
+            max_tokens=min(start.state.max_remaining, self.limits.positions - len(request.prompt)),
             stop_token_ids=[self.layout.vocabulary.eos],
             ignore_eos=True,
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.DELTA if watched else RequestOutputKind.FINAL_ONLY,
-            extra_args={KEY: order.to_dict()},
+            output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
+            extra_args={EXTRA_ARGS_KEY: spec.to_dict()},
         )
         prompt = {"prompt_token_ids": list(request.prompt)}
         add = self._llm.llm_engine.add_request
-        self._call("taking a prompt", self.patience.rest, lambda: add(name, prompt, parameters))
+        self._call("taking a prompt", self.timeouts.other, lambda: add(name, prompt, parameters))
 
     def _run(
-        self, drafts: Mapping[str, _Draft], on_progress: OnProgress | None, on_completion: OnCompletion | None
+        self,
+        partials: Mapping[str, _PartialCompletion],
+        on_progress: OnProgress | None,
+        on_completion: OnCompletion | None,
     ) -> None:
-        open_drafts = len(drafts)
-        done, expected = 0, sum(draft.expected for draft in drafts.values())
-        while open_drafts:
-            for output in self._call("a sampling step", self.patience.step, self._step):
-                draft, news = drafts[output.request_id], output.outputs[0]
-                draft.ids += news.token_ids
-                draft.logprobs += news.logprobs.logprobs
-                done += len(news.token_ids)
-                known = len(draft.ids) if output.finished else max(draft.expected, len(draft.ids) + 1)
-                expected += known - draft.expected
-                draft.expected = known
+        unfinished = len(partials)
+        done, expected = 0, sum(partial.expected for partial in partials.values())
+        while unfinished:
+            for output in self._call("a sampling step", self.timeouts.step, self._step):
+                partial, new = partials[output.request_id], output.outputs[0]
+                partial.ids += new.token_ids
+                partial.logprobs += new.logprobs.logprobs
+                done += len(new.token_ids)
+                known = len(partial.ids) if output.finished else max(partial.expected, len(partial.ids) + 1)
+                expected += known - partial.expected
+                partial.expected = known
                 if output.finished:
-                    open_drafts -= 1
-                    draft.completion = _completion(draft)
+                    unfinished -= 1
+                    partial.completion = _completion(partial)
                     if on_completion is not None:
-                        on_completion(draft.request, draft.index, draft.completion)
+                        on_completion(partial.request, partial.index, partial.completion)
             if on_progress is not None:
                 on_progress(done, expected)
 
@@ -277,8 +298,8 @@ class VllmEngine:
             return self._llm.llm_engine.step()
 
     def _abort(self, left: Sequence[str]) -> None:
-        if left and not self._caller.dead:
-            self._call("giving up", self.patience.rest, lambda: self._llm.llm_engine.abort_request(list(left)))
+        if left and not self._thread.dead:
+            self._call("giving up", self.timeouts.other, lambda: self._llm.llm_engine.abort_request(list(left)))
 
 
 def write_config(checkpoint: Checkpoint, folder: Path) -> None:
@@ -290,13 +311,13 @@ def write_config(checkpoint: Checkpoint, folder: Path) -> None:
             (folder / file.name).symlink_to(file.resolve())
 
 
-def _defaults(device: torch.device) -> dict[str, Any]:
+def _default_arguments(device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         return {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "block_size": 32}
     return {"gpu_memory_utilization": 0.8}  # the vision tokenizer needs some, too
 
 
-def _start(arguments: Mapping[str, Any]) -> Any:
+def _start_llm(arguments: Mapping[str, Any]) -> Any:
     from earl_cli.generation.vllm.plugin import register
 
     try:
@@ -314,7 +335,7 @@ def _start(arguments: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _stored(checkpoint: Checkpoint) -> Iterable[tuple[str, Tensor]]:
+def _stored_weights(checkpoint: Checkpoint) -> Iterable[tuple[str, Tensor]]:
     for file in checkpoint.files:
         with open_weights(file) as (stored, read):
             for name in stored:
@@ -322,18 +343,18 @@ def _stored(checkpoint: Checkpoint) -> Iterable[tuple[str, Tensor]]:
                     yield native, read(name)
 
 
-def _completion(draft: _Draft) -> Completion:
-    ids, logprobs = np.array(draft.ids, dtype=np.int64), np.array(draft.logprobs, dtype=np.float32)
+def _completion(partial: _PartialCompletion) -> Completion:
+    ids, logprobs = np.array(partial.ids, dtype=np.int64), np.array(partial.logprobs, dtype=np.float32)
     if not np.isfinite(logprobs).all():
         raise ModelError("the model's scores are no numbers", hint="its weights are damaged, or were trained so")
-    sampled, finished = _replayed(draft.start.state, ids)
+    sampled, finished = _replay(partial.start.state, ids)
     return Completion(ids, logprobs, sampled, finished)
 
 
-def _replayed(state: GrammarState | FreeState, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], bool]:
+def _replay(state: GrammarState | FreeState, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], bool]:
     """Where the grammar left a choice, bool[n], and whether the completion came to its end."""
     sampled = np.ones(len(ids), dtype=np.bool_)
     for place, token in enumerate(ids.tolist()):
-        sampled[place] = state.choices().forced is None
+        sampled[place] = state.allowed().forced is None
         state = state.advance(token)
     return sampled, state.done

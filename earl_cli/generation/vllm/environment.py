@@ -16,7 +16,7 @@ import torch
 from earl_cli.errors import MissingExtraError, UsageError
 from earl_cli.files import loads
 
-OWN_LOG = ("VLLM_LOGGING_CONFIG_PATH", "VLLM_CONFIGURE_LOGGING")
+LOG_VARIABLES = ("VLLM_LOGGING_CONFIG_PATH", "VLLM_CONFIGURE_LOGGING")
 
 
 def has_vllm() -> bool:
@@ -24,7 +24,7 @@ def has_vllm() -> bool:
     return find_spec("vllm") is not None
 
 
-def need_vllm() -> None:
+def require_vllm() -> None:
     """Raises MissingExtraError if vLLM isn't installed."""
     if not has_vllm():
         raise MissingExtraError(
@@ -43,7 +43,7 @@ def check_device(device: torch.device) -> None:
         raise UsageError("vLLM takes GPUs from the first on", where=f"--device {device}", hint=hint)
 
 
-def environment(device: torch.device, *, eager: bool) -> None:
+def set_environment(device: torch.device, *, eager: bool) -> None:
     """Sets vLLM's variables: the engine in this process, and what nobody else has said, such as that nothing is sent.
 
     The processor is written for model runner V1. V2 runs on GPUs only, and its processors have another interface. An
@@ -67,7 +67,7 @@ def environment(device: torch.device, *, eager: bool) -> None:
 @cache
 def log_file() -> Path | None:
     """Where vLLM's processes write their log; None if the user has said where it goes."""
-    if any(name in os.environ for name in OWN_LOG):
+    if any(name in os.environ for name in LOG_VARIABLES):
         return None
     folder = Path(tempfile.mkdtemp(prefix="earl-vllm-log-"))
     log = folder / "vllm.log"
@@ -83,7 +83,7 @@ def log_file() -> Path | None:
     return log
 
 
-OWN = (
+RESERVED_ARGUMENTS = (
     "model",
     "logits_processors",
     "logprobs_mode",
@@ -94,7 +94,7 @@ OWN = (
 )
 
 
-def engine_arguments(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_engine_arguments(pairs: Sequence[str]) -> dict[str, Any]:
     """Arguments by name from ``name=value``, values as in JSON or else text. Raises UsageError for anything else."""
     found: dict[str, Any] = {}
     for pair in pairs:
@@ -105,13 +105,13 @@ def engine_arguments(pairs: Sequence[str]) -> dict[str, Any]:
             found[name.strip()] = loads(value)
         except ValueError:
             found[name.strip()] = value
-    return checked_arguments(found)
+    return check_engine_arguments(found)
 
 
-def checked_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def check_engine_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The same with names as vLLM's Python interface has them. Raises UsageError for one that isn't open to choice."""
     found = {name.replace("-", "_"): value for name, value in arguments.items()}
     for name in found:
-        if name in OWN:
+        if name in RESERVED_ARGUMENTS:
             raise UsageError(f"{name} is set by earl itself", where="--engine-arg (in a config engine_args)")
     return found

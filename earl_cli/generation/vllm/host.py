@@ -1,6 +1,6 @@
 """The process that `vllm_process` starts: an engine that answers one connection, and ends with it.
 
-``python -m earl_cli.generation.vllm.host 7`` talks over the inherited socket 7. The first question holds the engine's
+``python -m earl_cli.generation.vllm.host 7`` talks over the inherited socket 7. The first call holds the engine's
 arguments; every other one names what is to be done.
 """
 
@@ -19,17 +19,17 @@ from earl_cli.errors import EarlError
 from earl_cli.generation.engine import SamplingRequest
 from earl_cli.generation.vllm.engine import VllmEngine
 
-PULSE, GRACE = 1.0, 10.0
+POLL_SECONDS, SHUTDOWN_SECONDS = 1.0, 10.0
 """Seconds between two looks at whether the asking process is there, and to end in once it isn't."""
 
-Questions = SimpleQueue[tuple[Any, ...] | None]
+CallQueue = SimpleQueue[tuple[Any, ...] | None]
 
 
 def host(connection: Connection) -> None:
     """Answer until nobody asks any more."""
-    questions: Questions = SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, questions, os.getppid()), daemon=True).start()
-    first = questions.get()
+    calls: CallQueue = SimpleQueue()
+    threading.Thread(target=_receive_calls, args=(connection, calls, os.getppid()), daemon=True).start()
+    first = calls.get()
     if first is None:
         return
     try:
@@ -39,9 +39,9 @@ def host(connection: Connection) -> None:
         return
     try:
         connection.send(("done", engine.workers))
-        while (question := questions.get()) is not None:
+        while (call := calls.get()) is not None:
             try:
-                connection.send(("done", _answer(engine, connection, *question)))
+                connection.send(("done", _run_call(engine, connection, *call)))
             except EarlError as failure:
                 connection.send(("failed", failure))
     except ConnectionError:
@@ -50,14 +50,14 @@ def host(connection: Connection) -> None:
         engine.close()
 
 
-def _answer(engine: VllmEngine, connection: Connection, what: str, *given: Any) -> Any:
+def _run_call(engine: VllmEngine, connection: Connection, what: str, *given: Any) -> Any:
     if what == "generate":
-        return _generated(engine, connection, *given)
+        return _generate(engine, connection, *given)
     assert what == "transfer"
     return engine.transfer(*given)
 
 
-def _generated(
+def _generate(
     engine: VllmEngine,
     connection: Connection,
     requests: list[SamplingRequest],
@@ -66,22 +66,22 @@ def _generated(
 ) -> Any:
     """The completions; what is ``wanted`` meanwhile is told by its name."""
 
-    def telling(what: str) -> Any:
+    def sender(what: str) -> Any:
         return (lambda *news: connection.send((what, *news))) if what in wanted else None
 
-    return engine.generate(requests, sampling, telling("progress"), telling("completion"))
+    return engine.generate(requests, sampling, sender("progress"), sender("completion"))
 
 
-def _listen(connection: Connection, questions: Questions, parent: int) -> None:
-    """Hand questions on until the asking process has hung up or is no more; then nothing may keep this one alive."""
+def _receive_calls(connection: Connection, calls: CallQueue, parent: int) -> None:
+    """Hand calls on until the asking process has hung up or is no more; then nothing may keep this one alive."""
     try:
         while os.getppid() == parent:
-            if connection.poll(PULSE):
-                questions.put(connection.recv())
+            if connection.poll(POLL_SECONDS):
+                calls.put(connection.recv())
     except (EOFError, OSError):
         pass
-    questions.put(None)
-    time.sleep(GRACE)
+    calls.put(None)
+    time.sleep(SHUTDOWN_SECONDS)
     os._exit(1)
 
 

@@ -22,17 +22,25 @@ from earl_cli.config.sampling import SamplingParams
 from earl_cli.errors import EarlError
 from earl_cli.generation.engine import Completion, OnCompletion, OnProgress, SamplingRequest
 from earl_cli.generation.vllm.engine import Timeouts
-from earl_cli.generation.vllm.environment import check_device, environment, log_file, need_vllm
+from earl_cli.generation.vllm.environment import check_device, log_file, require_vllm, set_environment
 from earl_cli.generation.vllm.plugin import MEMORY, NCCL
 from earl_cli.generation.vllm.watchdog import EngineError, EngineThread
 from earl_cli.tokens.layout import SequenceLayout
 
 if TYPE_CHECKING:
-    from earl_cli.generation.vllm.weight_transfer import Weights
+    from earl_cli.generation.vllm.weight_transfer import StateDictSource
 
 STDERR = 2
-HOST = "earl_cli.generation.vllm.host"
-OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+HOST_MODULE = "earl_cli.generation.vllm.host"
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "GROUP_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 
 
 class ProcessEngine:
@@ -50,23 +58,23 @@ class ProcessEngine:
         device: torch.device,
         dtype: torch.dtype,
         gpus: Sequence[int] = (),
-        patience: Timeouts | None = None,
+        timeouts: Timeouts | None = None,
         **options: Any,
     ) -> None:
-        need_vllm()
+        require_vllm()
         check_device(torch.device(device.type))
-        environment(device, eager=False)
+        set_environment(device, eager=False)
         log = log_file()
-        self.device, self.dtype, self.patience = device, dtype, patience or Timeouts()
+        self.device, self.dtype, self.timeouts = device, dtype, timeouts or Timeouts()
         self._transport = NCCL if device.type == "cuda" else MEMORY
-        self._source: Weights | None = None
+        self._source: StateDictSource | None = None
         self._sender: Any = None
         self._failure: str | None = None
         self._connection, theirs = Pipe()
         with nullcontext(STDERR) if log is None else log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", HOST, str(theirs.fileno())],
-                env=variables(gpus),
+                [sys.executable, "-P", "-m", HOST_MODULE, str(theirs.fileno())],
+                env=process_environment(gpus),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -74,18 +82,18 @@ class ProcessEngine:
                 start_new_session=True,
             )
         theirs.close()
-        self._caller = EngineThread("the vLLM engine", log, self._ended)
+        self._thread = EngineThread("the vLLM engine", log, self._exit_reason)
         settings = {
             "folder": folder,
             "layout": layout,
             "device": torch.device(device.type),
             "dtype": dtype,
-            "patience": self.patience,
+            "timeouts": self.timeouts,
             "transport": self._transport,
             **options,
         }
         try:
-            self.workers = self._call("the start", self.patience.start, lambda: self._ask(settings))
+            self.workers = self._call("the start", self.timeouts.start, lambda: self._request(settings))
         except BaseException:
             self.close()
             raise
@@ -98,19 +106,19 @@ class ProcessEngine:
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """As `VllmEngine.generate`. Whoever interrupts it has to close the engine."""
-        told = {"progress": on_progress, "completion": on_completion}
-        wanted = [name for name, tell in told.items() if tell is not None]
-        question = ("generate", list(requests), sampling, wanted)
+        callbacks = {"progress": on_progress, "completion": on_completion}
+        wanted = [name for name, tell in callbacks.items() if tell is not None]
+        call = ("generate", list(requests), sampling, wanted)
         try:
-            self._call("taking prompts", self.patience.rest, lambda: self._tell(question))
-            while (answer := self._call("a sampling step", self.patience.step, self._receive))[0] != "done":
-                tell = told[answer[0]]
+            self._call("taking prompts", self.timeouts.other, lambda: self._send_call(call))
+            while (answer := self._call("a sampling step", self.timeouts.step, self._receive))[0] != "done":
+                tell = callbacks[answer[0]]
                 assert tell is not None
                 tell(*answer[1:])
         except EarlError:
             raise
         except BaseException:
-            self._caller.dead = True  # the rest of the answer is still to come, and nobody waits for it
+            self._thread.dead = True  # the rest of the answer is still to come, and nobody waits for it
             raise
         found: list[list[Completion]] = answer[1]
         return found
@@ -120,62 +128,62 @@ class ProcessEngine:
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # what made these weights ran in another thread
         given = dict(weights)
-        self._call("an update of the weights", self.patience.update, lambda: self._send(given))
+        self._call("an update of the weights", self.timeouts.update, lambda: self._send_weights(given))
 
     def close(self) -> None:
         """End the engine's process, dead or alive."""
-        if self._caller.dead:
+        if self._thread.dead:
             self._process.kill()
-        self._caller.close(self.patience.end, self._connection.close)
+        self._thread.close(self.timeouts.shutdown, self._connection.close)
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(self.patience.end)
+            self._process.wait(self.timeouts.shutdown)
         self._process.kill()
         self._process.wait()
 
-    # -- the conversation: all from `_ask` on runs in the caller's thread, or in one that it waits for -----------------
+    # -- messages: everything from `_request` on runs in the engine thread, or in one that it waits for ----------------
 
     def _call(self, what: str, seconds: float, function: Any) -> Any:
-        return self._caller.call(what, seconds, function)
+        return self._thread.call(what, seconds, function)
 
-    def _ended(self) -> str | None:
+    def _exit_reason(self) -> str | None:
         code = self._process.poll()
         return self._failure if code is None else f"its process ended with {code}"
 
-    def _ask(self, *question: Any) -> Any:
-        self._tell(question)
+    def _request(self, *call: Any) -> Any:
+        self._send_call(call)
         return self._receive()[1]
 
-    def _tell(self, question: tuple[Any, ...]) -> None:
+    def _send_call(self, call: tuple[Any, ...]) -> None:
         try:
-            self._connection.send(question)
+            self._connection.send(call)
         except OSError as lost:
-            raise self._hung_up() from lost
+            raise self._connection_lost() from lost
 
     def _receive(self) -> Any:
         try:
             answer = self._connection.recv()
         except (EOFError, OSError) as lost:
-            raise self._hung_up() from lost
+            raise self._connection_lost() from lost
         if answer[0] != "failed":
             return answer
         failure: EarlError = answer[1]
         if not isinstance(failure, EngineError):
             raise failure
         self._failure = failure.what  # for whoever waits for a transfer that the engine has left
-        raise self._caller.error(failure.what)
+        raise self._thread.error(failure.what)
 
-    def _hung_up(self) -> ConnectionError:
+    def _connection_lost(self) -> ConnectionError:
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(self.patience.end)
-        return ConnectionError(self._ended() or "its process hung up")
+            self._process.wait(self.timeouts.shutdown)
+        return ConnectionError(self._exit_reason() or "its process hung up")
 
-    def _send(self, weights: Mapping[str, Tensor]) -> None:
-        from earl_cli.generation.vllm.weight_transfer import Weights, sender_of
+    def _send_weights(self, weights: Mapping[str, Tensor]) -> None:
+        from earl_cli.generation.vllm.weight_transfer import StateDictSource, create_sender
 
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             if self._source is None:
-                self._source = Weights(weights, self.device, self.dtype)
-                self._sender = sender_of(self._transport, _Client(self._ask), self._source, self.workers)
+                self._source = StateDictSource(weights, self.device, self.dtype)
+                self._sender = create_sender(self._transport, _Client(self._request), self._source, self.workers)
             self._source.weights = weights
             self._sender.send_weights()
             self._source.weights = {}
@@ -185,27 +193,27 @@ class _Client:
     """What a sender asks of the engine, in vLLM's protocol."""
 
     def __init__(self, ask: Any) -> None:
-        self._ask = ask
+        self._request = ask
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._ask("transfer", "init_weight_transfer_engine", {"init_info": init_info})
+        self._request("transfer", "init_weight_transfer_engine", {"init_info": init_info})
 
     def start_weight_update(self) -> None:
-        self._ask("transfer", "start_weight_update")
+        self._request("transfer", "start_weight_update")
 
     def update_weights(self, update_info: Any) -> None:
-        self._ask("transfer", "update_weights", {"update_info": update_info})
+        self._request("transfer", "update_weights", {"update_info": update_info})
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._ask("transfer", "finish_weight_update", weight_version)
+        self._request("transfer", "finish_weight_update", weight_version)
 
 
-def variables(gpus: Sequence[int]) -> dict[str, str]:
-    """The environment of the engine's process: this one's, without what a launcher told it, and with its GPUs alone."""
+def process_environment(gpus: Sequence[int]) -> dict[str, str]:
+    """The environment of the engine's process: this one's without torchrun's variables, and with only ``gpus``."""
     found = {
         name: value
         for name, value in os.environ.items()
-        if name not in OF_A_LAUNCHER and not name.startswith("TORCHELASTIC_")
+        if name not in LAUNCHER_VARIABLES and not name.startswith("TORCHELASTIC_")
     }
     if gpus:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")

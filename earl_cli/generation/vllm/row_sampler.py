@@ -1,7 +1,7 @@
-"""Drawing where another engine would draw: rows of logits in, rows that leave only the token that was drawn out.
+"""EARL's sampling inside another engine: rows of logits in, rows in which only the sampled token is left out.
 
-Grammar, temperature, top-k, top-p and the random numbers are those of the transformers engine, so that a seed means the
-same picture whatever computes the logits.
+Grammar, sampling parameters and random numbers are those of the transformers engine, so a seed means the same image in
+both.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from earl_cli.generation.sampling import sample_tokens, uniforms
 from earl_cli.tokens.grammar import FreeState, GrammarState, Overlong, start_state
 from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 
-KEY = "earl"
-"""Where a request's extra arguments hold its order, and an engine's configuration the layout."""
+EXTRA_ARGS_KEY = "earl"
+"""The key of a request's `RowSpec` in its extra arguments, and of the sequence layout in an engine's configuration."""
 
 
 @dataclass(frozen=True)
 class RowSpec:
-    """How one completion is to be drawn, in plain numbers that cross the border between processes.
+    """How one completion is sampled; goes to vLLM's worker processes as plain values.
 
-    ``longest`` bounds a completion without grammar, ``positions`` is how many random numbers its seed gives.
+    ``max_free_tokens`` is the limit of a completion without grammar, ``positions`` how many random numbers its seed
+    gives.
     """
 
     mode: Mode
@@ -36,7 +37,7 @@ class RowSpec:
     grammar: bool
     seed: int
     positions: int
-    longest: int
+    max_free_tokens: int
     max_text_tokens: int
     max_grid_codes: int
     sampling: SamplingParams
@@ -52,66 +53,68 @@ class RowSpec:
         try:
             return cls(**{**values, "sampling": SamplingParams.from_dict(values["sampling"])})
         except (KeyError, TypeError, UsageError) as error:
-            raise InputError(f"no row can be sampled by this: {error}", where=f"extra_args[{KEY!r}]") from None
+            raise InputError(
+                f"this is no row specification: {error}", where=f"extra_args[{EXTRA_ARGS_KEY!r}]"
+            ) from None
 
     def start(self, layout: SequenceLayout) -> GrammarState | FreeState:
         """Where the completion begins. Raises InputError for a mode or grid that can't be."""
         grid = Grid(self.height, self.width)
         state = start_state(layout, self.mode, grid, self.max_text_tokens, self.max_grid_codes, self.overlong)
-        return state if self.grammar else FreeState(layout.vocabulary, self.longest)
+        return state if self.grammar else FreeState(layout.vocabulary, self.max_free_tokens)
 
 
 class RowState:
-    """A completion under way in an engine that keeps its tokens; what is known here follows from these alone."""
+    """Grammar and random numbers of an unfinished completion; the engine keeps its tokens."""
 
-    def __init__(self, order: RowSpec, layout: SequenceLayout) -> None:
-        self.state = order.start(layout)
-        self.sampling = order.sampling
-        self.uniforms = uniforms(order.seed, order.positions)
-        self.seen = 0
+    def __init__(self, spec: RowSpec, layout: SequenceLayout) -> None:
+        self.grammar = spec.start(layout)
+        self.sampling = spec.sampling
+        self.uniforms = uniforms(spec.seed, spec.positions)
+        self.position = 0
 
-    def catch_up(self, written: Sequence[int]) -> None:
-        """Bring the state to the end of ``written``, all tokens so far, in O(1) for those of a picture.
+    def advance_to(self, written: Sequence[int]) -> None:
+        """Advance to the end of ``written``, all tokens so far; O(1) inside an image, where only their number counts.
 
-        Inside a picture the number of tokens decides alone. Raises InputError for text that the grammar doesn't allow.
+        Raises InputError for text that the grammar doesn't allow.
         """
-        while self.seen < len(written):
-            if isinstance(self.state, GrammarState) and self.state.image is not None:
-                self.state = replace(self.state, offset=self.state.offset + len(written) - self.seen)
-                self.seen = len(written)
+        while self.position < len(written):
+            if isinstance(self.grammar, GrammarState) and self.grammar.image is not None:
+                self.grammar = replace(self.grammar, offset=self.grammar.offset + len(written) - self.position)
+                self.position = len(written)
             else:
-                self.state = self.state.advance(int(written[self.seen]))
-                self.seen += 1
+                self.grammar = self.grammar.advance(int(written[self.position]))
+                self.position += 1
 
     @property
     def uniform(self) -> float:
-        """The random number of the token that comes next."""
-        return float(self.uniforms[min(self.seen, len(self.uniforms) - 1)])
+        """The random number of the next token."""
+        return float(self.uniforms[min(self.position, len(self.uniforms) - 1)])
 
 
-def sample_rows(logits: Tensor, lanes: Iterable[tuple[int, RowState]]) -> None:
-    """Draws one token for each (row, lane); in place, on ``logits`` Float32[rows, vocabulary].
+def sample_rows(logits: Tensor, states: Iterable[tuple[int, RowState]]) -> None:
+    """Samples one token for each (row, state) in place, on ``logits`` Float32[rows, vocabulary].
 
-    Afterwards the token's own logit is its log-probability as `Completion` has it, 0 if it was forced, and every other
-    is -inf: the greedy choice is the token, and what an engine reports as its logit is the log-probability.
+    Afterwards the sampled token's logit is its log-probability as in `Completion`, 0 if it was forced, and every other
+    logit of the row is -inf: the greedy choice is this token, and its processed logit is the log-probability.
     """
     forced: list[tuple[int, int]] = []
     groups: dict[tuple[int, int, SamplingParams], list[tuple[int, float]]] = {}
-    for row, lane in lanes:
-        choices = lane.state.choices()
-        if choices.forced is not None:
-            forced.append((row, choices.forced))
+    for row, state in states:
+        allowed = state.grammar.allowed()
+        if allowed.forced is not None:
+            forced.append((row, allowed.forced))
         else:
-            groups.setdefault((choices.start, choices.stop, lane.sampling), []).append((row, lane.uniform))
-    drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+            groups.setdefault((allowed.start, allowed.stop, state.sampling), []).append((row, state.uniform))
+    sampled: list[tuple[Tensor, Tensor, Tensor]] = []
     for (start, stop, sampling), members in groups.items():
         rows = torch.tensor([row for row, _ in members], device=logits.device)
         uniform = torch.tensor([number for _, number in members], dtype=torch.float64)
         columns, logprobs = sample_tokens(logits[:, start:stop].index_select(0, rows), uniform, sampling)
-        drawn.append((rows, start + columns, logprobs))
+        sampled.append((rows, start + columns, logprobs))
     if forced:
         rows, tokens = torch.tensor(forced, device=logits.device).unbind(dim=1)
-        drawn.append((rows, tokens, torch.zeros(len(forced), device=logits.device)))
-    for rows, tokens, logprobs in drawn:
+        sampled.append((rows, tokens, torch.zeros(len(forced), device=logits.device)))
+    for rows, tokens, logprobs in sampled:
         logits.index_fill_(0, rows, -torch.inf)
         logits.index_put_((rows, tokens), logprobs.to(logits.dtype))

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from earl_cli.errors import EarlError, first_line
 
-LINES, WIDTH = 12, 200
-PULSE = 0.5
+LOG_LINES, LOG_WIDTH = 12, 200
+POLL_SECONDS = 0.5
 """Seconds between two looks at whether the engine's process is still there."""
 T = TypeVar("T")
 
@@ -29,9 +29,9 @@ class EngineThread:
     waits for at its end, the thread can't keep a program from ending either.
     """
 
-    def __init__(self, name: str, log: Path | None, ended: Callable[[], str | None] = lambda: None) -> None:
-        self.name, self.log, self.ended = name, log, ended
-        self.dead = self.stuck = False
+    def __init__(self, name: str, log: Path | None, exit_reason: Callable[[], str | None] = lambda: None) -> None:
+        self.name, self.log, self.exit_reason = name, log, exit_reason
+        self.dead = self.hung = False
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
@@ -47,7 +47,7 @@ class EngineThread:
         except TimeoutError as failure:
             self.dead = True
             done = future.done()  # then the function itself raised it
-            self.stuck = not done
+            self.hung = not done
             problem = f"failed: {failure}" if done else f"took longer than {seconds:g} s"
             raise self.error(f"{what} by {self.name} {problem}") from failure
         except EarlError:
@@ -68,7 +68,7 @@ class EngineThread:
 
         future: Future[Any] = Future()
         self.dead = True
-        if self.stuck:
+        if self.hung:
             threading.Thread(target=end, daemon=True).start()
         else:
             self._calls.put((future, end))
@@ -77,9 +77,9 @@ class EngineThread:
 
     def _wait(self, future: Future[Any], seconds: float) -> None:
         end = time.monotonic() + seconds
-        while not wait([future], max(0, min(PULSE, end - time.monotonic()))).done and time.monotonic() < end:
-            if reason := self.ended():
-                self.stuck = True
+        while not wait([future], max(0, min(POLL_SECONDS, end - time.monotonic()))).done and time.monotonic() < end:
+            if reason := self.exit_reason():
+                self.hung = True
                 raise ConnectionError(reason)
 
     def _work(self) -> None:
@@ -93,15 +93,15 @@ class EngineThread:
 
     def error(self, what: str) -> EngineError:
         """``what``, with the end of the log."""
-        last = last_lines(self.log)
+        last = log_tail(self.log)
         return EngineError(what, hint="\n".join(["the end of its log:", *last]) if last else None)
 
 
-def last_lines(log: Path | None) -> list[str]:
+def log_tail(log: Path | None) -> list[str]:
     """The end of a log, [] if there is none."""
     if log is None or not log.is_file():
         return []
     with log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - 16_384))
         lines = stream.read().decode(errors="replace").splitlines()
-    return [line[:WIDTH] for line in lines if line.strip()][-LINES:]
+    return [line[:LOG_WIDTH] for line in lines if line.strip()][-LOG_LINES:]

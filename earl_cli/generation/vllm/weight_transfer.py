@@ -27,10 +27,10 @@ from vllm.distributed.weight_transfer.base import (
 
 from earl_cli.generation.vllm.plugin import MEMORY, NCCL
 
-HERE = "127.0.0.1"
+LOCALHOST = "127.0.0.1"
 
 
-class Weights(WeightSource):
+class StateDictSource(WeightSource):
     """What is to be sent, all from ``device`` and in ``dtype``: the weights of the next transfer, by name."""
 
     def __init__(self, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
@@ -43,7 +43,9 @@ class Weights(WeightSource):
         return ((name, weight.detach().to(self.device, self.dtype)) for name, weight in self.weights.items())
 
 
-def sender_of(backend: str, client: VLLMWeightSyncClient, source: Weights, workers: int) -> TrainerWeightTransferEngine:
+def create_sender(
+    backend: str, client: VLLMWeightSyncClient, source: StateDictSource, workers: int
+) -> TrainerWeightTransferEngine:
     """What sends ``source`` whenever it is told to; ``client`` asks the engine, which has so many ``workers``.
 
     With NCCL this process's current GPU is the first of the group, and the workers' are the rest.
@@ -54,7 +56,7 @@ def sender_of(backend: str, client: VLLMWeightSyncClient, source: Weights, worke
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
     from vllm.utils.network_utils import get_open_port
 
-    group = NCCLTrainerInitInfo(HERE, get_open_port(), 1 + workers, rank=0)
+    group = NCCLTrainerInitInfo(LOCALHOST, get_open_port(), 1 + workers, rank=0)
     return NCCLTrainerWeightTransferEngine.trainer_init(group, client=client, source=source)
 
 
@@ -85,7 +87,7 @@ class MemoryReceiver(WeightTransferEngine[MemoryInit, MemoryUpdate]):
     update_info_cls = MemoryUpdate
 
     def init_transfer_engine(self, init_info: MemoryInit) -> None:
-        self.memory: Tensor | None = _mapped(init_info)
+        self.memory: Tensor | None = _map_memory(init_info)
 
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
@@ -98,7 +100,7 @@ class MemoryReceiver(WeightTransferEngine[MemoryInit, MemoryUpdate]):
 
     def receive_weights(self, update_info: MemoryUpdate) -> None:
         assert self.memory is not None
-        self.model.load_weights(zip(update_info.names, _parts(self.memory, update_info.shapes), strict=True))
+        self.model.load_weights(zip(update_info.names, _split_memory(self.memory, update_info.shapes), strict=True))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -134,7 +136,7 @@ class MemorySender(TrainerWeightTransferEngine[MemorySenderInit]):
         try:
             os.ftruncate(file, size * dtype.itemsize)
             place = MemoryInit(f"/proc/{os.getpid()}/fd/{file}", size, str(dtype).removeprefix("torch."))
-            sender.memory = _mapped(place)
+            sender.memory = _map_memory(place)
             client.init_weight_transfer_engine(asdict(place))
         finally:
             os.close(file)
@@ -144,17 +146,17 @@ class MemorySender(TrainerWeightTransferEngine[MemorySenderInit]):
         assert self.source is not None
         kinds = self.source.metadata()
         update = MemoryUpdate([kind.name for kind in kinds], [kind.shape for kind in kinds])
-        for (_, weight), place in zip(self.source, _parts(self.memory, update.shapes), strict=True):
+        for (_, weight), place in zip(self.source, _split_memory(self.memory, update.shapes), strict=True):
             place.copy_(weight)
         self.client.start_weight_update()
         self.client.update_weights(asdict(update))
         self.client.finish_weight_update()
 
 
-def _mapped(place: MemoryInit) -> Tensor:
+def _map_memory(place: MemoryInit) -> Tensor:
     return torch.from_file(place.path, shared=True, size=place.size, dtype=getattr(torch, place.dtype))
 
 
-def _parts(memory: Tensor, shapes: Sequence[tuple[int, ...]]) -> Iterator[Tensor]:
+def _split_memory(memory: Tensor, shapes: Sequence[tuple[int, ...]]) -> Iterator[Tensor]:
     parts = torch.split(memory, [math.prod(shape) for shape in shapes])
     return (part.view(shape) for part, shape in zip(parts, shapes, strict=True))

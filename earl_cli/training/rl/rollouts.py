@@ -19,7 +19,7 @@ from earl_cli.generation.engine import Completion, Engine, OnProgress, SamplingR
 from earl_cli.models.vision import decode, images_of, spatial_factor
 from earl_cli.rewards.reward import Edit, Pixels, Score
 from earl_cli.tokens.grammar import Overlong
-from earl_cli.tokens.layout import Grid, Mode, Parsed, SequenceLayout
+from earl_cli.tokens.layout import Grid, Mode, ParsedCompletion, SequenceLayout
 
 if TYPE_CHECKING:
     from transformers import Emu3VQVAE
@@ -43,7 +43,7 @@ class Rollout:
     row: int
     request: SamplingRequest
     completions: tuple[Completion, ...]
-    parsed: tuple[Parsed, ...]
+    parsed: tuple[ParsedCompletion, ...]
 
     @property
     def finished(self) -> tuple[bool, ...]:

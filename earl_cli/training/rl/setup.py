@@ -20,13 +20,13 @@ from earl_cli.config.rl import RlConfig
 from earl_cli.data.batches import DatasetRows, Mixture, load_rows, mix, sample_rows
 from earl_cli.errors import EarlError, InputError, UsageError
 from earl_cli.files import atomic_write
-from earl_cli.generation.editor import takes_vllm
+from earl_cli.generation.editor import uses_vllm
 from earl_cli.generation.engine import Engine
 from earl_cli.generation.transformers_engine import TransformersEngine
-from earl_cli.generation.vllm.environment import checked_arguments
+from earl_cli.generation.vllm.environment import check_engine_arguments
 from earl_cli.models.bundle import Base, save_trained
 from earl_cli.models.checkpoint import load_language
-from earl_cli.models.device import DevicePlan, choose_device, plan
+from earl_cli.models.device import DevicePlan, choose_device, device_plan
 from earl_cli.rewards.reward import Reward
 from earl_cli.tokens.layout import Grid, SequenceLayout
 from earl_cli.training.common.checkpoints import (
@@ -207,9 +207,9 @@ def sampler_memory(config: RlConfig, base: Base) -> SamplerMemory | None:
     here = torch.cuda.is_available()
     if config.device == "cpu" or config.engine_place == "separate" or (config.engine == "auto" and not here):
         return None
-    if not takes_vllm(config.engine, config.device, lambda: base.parameters):
+    if not uses_vllm(config.engine, config.device, lambda: base.parameters):
         return None
-    arguments = checked_arguments(config.engine_args)
+    arguments = check_engine_arguments(config.engine_args)
     weights = base.parameters * (2 if uses_bfloat16(config) else 4)
     return SamplerMemory(
         share=float(arguments.get("gpu_memory_utilization", config.vllm_gpu_memory_utilization)),
@@ -228,7 +228,7 @@ def plan_device(base: Base, config: RlConfig, longest: int) -> DevicePlan:
         need_peft()
     bfloat16 = uses_bfloat16(config)
     need_deepspeed(config.sharding)
-    return plan(
+    return device_plan(
         config.device,
         fixed_bytes=rl_memory(config, base, world_size(), longest).device,
         dtype="bfloat16" if bfloat16 else "float32",

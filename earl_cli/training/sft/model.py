@@ -18,7 +18,7 @@ from earl_cli.errors import DeviceError, MissingExtraError
 from earl_cli.models import names
 from earl_cli.models.bundle import Base, save_trained
 from earl_cli.models.checkpoint import load_language
-from earl_cli.models.device import DevicePlan, plan
+from earl_cli.models.device import DevicePlan, device_plan
 from earl_cli.training.common.distributed import need_deepspeed, uses_bfloat16, uses_cpu, world_size
 from earl_cli.training.common.memory import ModelShape, estimate
 from earl_cli.training.sft.loss import IdRange, count_labels, summed_loss
@@ -91,7 +91,7 @@ def plan_device(base: Base, config: SftConfig, longest: int) -> DevicePlan:
     attention = config.attention
     if attention == "auto" and uses_cpu(config):
         attention = "eager"  # torch's fused attention is up to four times slower here, backwards
-    place = plan(
+    place = device_plan(
         config.device,
         fixed_bytes=needed.device,
         dtype="bfloat16" if bfloat16 else "float32",
