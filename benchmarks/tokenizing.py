@@ -149,10 +149,10 @@ def different_codes(published: Path, store: Path) -> tuple[int, int]:
     """How many codes differ, of how many. Raises SystemExit if even their grids do."""
     import torch
 
-    from earl_cli.data.store import open_store, pairs_of
+    from earl_cli.data.store import examples_of, open_store
 
     different = together = 0
-    for pair in pairs_of(open_store(store).table()):
+    for pair in examples_of(open_store(store).table()):
         theirs = torch.load(published / "feature" / f"{pair.id}.pth", weights_only=True)
         for name, mine in (("source_image", pair.source), ("edited_image", pair.target)):
             if theirs[name].shape != mine.shape:

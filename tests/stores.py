@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from earl_cli.data.store import Manifest, Reject, Store, TokenizedPair, create_or_resume, open_store, write_shard
+from earl_cli.data.store import Manifest, Reject, Store, TokenizedExample, create_or_resume, open_store, write_shard
 
 CODES = 512
 INSTRUCTIONS = ("make it snowy", "  turn the\tday into night ", "给它一点雪", "add a red «boat» [1, 2, 30, 40]", "fog")
@@ -18,7 +18,7 @@ ROWS, PER_SHARD, REJECTED = 20, 6, (7, 8)
 SHARDS = 4
 
 
-def random_pair(row: int, seed: int = 0) -> TokenizedPair:
+def random_pair(row: int, seed: int = 0) -> TokenizedExample:
     rng = np.random.default_rng((seed, row))
 
     def codes() -> np.ndarray[Any, np.dtype[np.uint16]]:
@@ -27,7 +27,7 @@ def random_pair(row: int, seed: int = 0) -> TokenizedPair:
     thoughts = {"plan": "look\nthere" * row, "boxes": "[1, 2]"} if row % 3 == 0 else {}
     digest = hashlib.sha256(str(row // 2).encode()).hexdigest() if row % 5 else ""
     instruction = INSTRUCTIONS[int(rng.integers(len(INSTRUCTIONS)))]
-    return TokenizedPair(row, f"p/{seed}-{row}", instruction, codes(), codes(), thoughts, digest)
+    return TokenizedExample(row, f"p/{seed}-{row}", instruction, codes(), codes(), thoughts, digest)
 
 
 def write_store(

@@ -20,7 +20,7 @@ import numpy as np
 from local_server import free_port
 from victims import ENVIRONMENT, Forks, Run, program, serve
 
-from earl_cli.data.store import Manifest, TokenizedPair, create_or_resume, write_shard
+from earl_cli.data.store import Manifest, TokenizedExample, create_or_resume, write_shard
 
 CPU = {**ENVIRONMENT, "DS_ACCELERATOR": "cpu"}
 
@@ -34,7 +34,7 @@ def write_pairs(folder: Path, count: int, seed: int = 0, codes: int = 512) -> Pa
         source = rng.integers(0, 8, (3, 2 + index % 3)).astype(np.uint16)
         thoughts = {"plan": "whiten"}
         rows.append(
-            TokenizedPair(index, f"{seed}-{index}", "make it snowy", source, source + np.uint16(1), thoughts, "")
+            TokenizedExample(index, f"{seed}-{index}", "make it snowy", source, source + np.uint16(1), thoughts, "")
         )
     write_shard(folder, 0, rows, [])
     return folder

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from earl_cli.data.published.store import is_published, open_published, published_table
+from earl_cli.data.published.files import is_published
+from earl_cli.data.published.store import open_published, published_table
 from earl_cli.data.store import check_codebook, open_store
 from earl_cli.errors import InputError, UsageError
 from earl_cli.tokens.layout import Example, Grid, SequenceLayout, thoughts_text
 
-IGNORED = -100
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +167,7 @@ def collate(examples: Sequence[tuple[str, Example]], pad: int) -> dict[str, Any]
     """
     longest = max(len(example.ids) for _, example in examples)
     ids = np.full((len(examples), longest), pad, dtype=np.int64)
-    labels = np.full((len(examples), longest), IGNORED, dtype=np.int64)
+    labels = np.full((len(examples), longest), IGNORE_INDEX, dtype=np.int64)
     for row, (_, example) in enumerate(examples):
         ids[row, : len(example.ids)] = example.ids
         labels[row, example.loss_from : len(example.ids)] = example.ids[example.loss_from :]

@@ -24,8 +24,8 @@ from earl_cli.data.store import (
     SCHEMA,
     Manifest,
     Store,
-    TokenizedPair,
-    pairs_of,
+    TokenizedExample,
+    examples_of,
     read_rejects,
     read_shard,
     shard_number,
@@ -36,9 +36,9 @@ from earl_cli.files import is_partial
 
 Numbers: TypeAlias = NDArray[np.int64]
 
-KEYS_AND_TEXTS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
+THOUGHTS_LIST = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
 """The chain of thought of a row as a list, for what can't work with maps."""
-NAMED = 5
+MAX_NAMED = 5
 """Rows or shards that a message names before it only counts them."""
 _HASH_START = 16
 _NO_HASHES = np.empty(0, f"S{_HASH_START}")
@@ -93,19 +93,19 @@ def summary(store: Store) -> Summary:
     counts = _Counts()
     for table in store.tables(_COUNTED):
         counts.add(table)
-    image_tokens = _spread(counts.image_tokens)
+    image_tokens = _distribution(counts.image_tokens)
     return Summary(
         folder=store.folder,
         rows=store.manifest.rows,
         pairs=image_tokens.count,
-        rejected=_by_count(Counter(reject.kind for reject in store.rejects())),
+        rejected=_most_common(Counter(reject.kind for reject in store.rejects())),
         shards=len(store.shards),
         missing=store.missing,
         source_grids=_grid_names(counts.grids["source"]),
         target_grids=_grid_names(counts.grids["target"]),
-        characters=_spread(counts.characters),
-        words=_spread(counts.words),
-        thoughts={key: _spread(counts.thoughts[key]) for key in sorted(counts.thoughts)},
+        characters=_distribution(counts.characters),
+        words=_distribution(counts.words),
+        thoughts={key: _distribution(counts.thoughts[key]) for key in sorted(counts.thoughts)},
         image_tokens=image_tokens,
         sources=len(np.unique(np.concatenate([_NO_HASHES, *counts.hashes]))),
         bytes=sum(_sizes(store.folder)),
@@ -114,34 +114,34 @@ def summary(store: Store) -> Summary:
     )
 
 
-def pair_count(store: Store) -> int:
+def example_count(store: Store) -> int:
     """How many pairs are in the shards that are there. Raises InputError for one that can't be read."""
     return sum(table.num_rows for table in store.tables(["row"]))
 
 
-def sample(store: Store, count: int, seed: int) -> list[TokenizedPair]:
+def sample_examples(store: Store, count: int, seed: int) -> list[TokenizedExample]:
     """``count`` pairs by chance (all, if there are no more), in the store's order; one shard is in memory at a time."""
     ends = np.cumsum([0, *(table.num_rows for table in store.tables(["row"]))])
     total = int(ends[-1])
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
-    found: list[TokenizedPair] = []
+    found: list[TokenizedExample] = []
     for shard, start, end in zip(store.shards, ends[:-1], ends[1:], strict=True):
         within = chosen[(chosen >= start) & (chosen < end)] - start
         if len(within):
-            found += pairs_of(read_shard(shard).take(within))
+            found += examples_of(read_shard(shard).take(within))
     return found
 
 
-def missing_shards(store: Store) -> str:
+def describe_missing_shards(store: Store) -> str:
     """Which shards are missing, in words; empty if none is."""
     missing = store.missing
     if not missing:
         return ""
     verb = "shard {} is missing" if len(missing) == 1 else "shards {} are missing"
-    return f"{verb.format(spans(missing))} (of {store.manifest.shards})"
+    return f"{verb.format(describe_numbers(missing))} (of {store.manifest.shards})"
 
 
-def spans(numbers: Iterable[int]) -> str:
+def describe_numbers(numbers: Iterable[int]) -> str:
     """Ascending numbers in words: 3, 5 to 9 and 12; after the first few only how many more there are."""
     runs: list[list[int]] = []
     for number in numbers:
@@ -149,13 +149,13 @@ def spans(numbers: Iterable[int]) -> str:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    named = [str(first) if first == last else f"{first} to {last}" for first, last in runs[:NAMED]]
-    more = sum(last - first + 1 for first, last in runs[NAMED:])
+    named = [str(first) if first == last else f"{first} to {last}" for first, last in runs[:MAX_NAMED]]
+    more = sum(last - first + 1 for first, last in runs[MAX_NAMED:])
     parts = [*named, f"{more} more"] if more else named
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def numbers_of(column: pa.Array | pa.ChunkedArray) -> Numbers:
+def as_int64(column: pa.Array | pa.ChunkedArray) -> Numbers:
     """A column of whole numbers as int64; null is 0."""
     return np.asarray(column.fill_null(0)).astype(np.int64)
 
@@ -173,19 +173,19 @@ class _Counts:
 
     def add(self, table: pa.Table) -> None:
         instructions = table["instruction"].combine_chunks()
-        self.characters.append(numbers_of(pc.utf8_length(instructions)))
+        self.characters.append(as_int64(pc.utf8_length(instructions)))
         self.words.append(_word_counts(instructions))
         tokens = np.zeros(table.num_rows, np.int64)
         for side, counter in self.grids.items():
-            grid = np.stack([numbers_of(table[f"{side}_height"]), numbers_of(table[f"{side}_width"])])
+            grid = np.stack([as_int64(table[f"{side}_height"]), as_int64(table[f"{side}_width"])])
             kinds, counts = np.unique(grid, axis=1, return_counts=True)
             counter.update({(h, w): count for (h, w), count in zip(kinds.T.tolist(), counts.tolist(), strict=True)})
             tokens += grid.prod(axis=0)
         self.image_tokens.append(tokens)
-        keys, texts = table["thoughts"].combine_chunks().cast(KEYS_AND_TEXTS).flatten().flatten()
+        keys, texts = table["thoughts"].combine_chunks().cast(THOUGHTS_LIST).flatten().flatten()
         for key in pc.unique(keys).to_pylist():
             lengths = pc.utf8_length(texts.filter(pc.equal(keys, key)))
-            self.thoughts.setdefault(key, []).append(numbers_of(lengths))
+            self.thoughts.setdefault(key, []).append(as_int64(lengths))
         starts = pc.utf8_slice_codeunits(table["source_hash"].combine_chunks(), 0, _HASH_START)
         known = pc.unique(starts.filter(pc.not_equal(starts, ""))).cast(pa.binary())
         self.hashes.append(np.array(known.to_pylist(), _NO_HASHES.dtype))
@@ -193,12 +193,12 @@ class _Counts:
 
 def _word_counts(texts: pa.Array) -> Numbers:
     trimmed = pc.utf8_trim_whitespace(texts)
-    words = numbers_of(pc.list_value_length(pc.utf8_split_whitespace(trimmed)))
+    words = as_int64(pc.list_value_length(pc.utf8_split_whitespace(trimmed)))
     words[np.asarray(pc.equal(trimmed, "").fill_null(True)).astype(bool)] = 0
     return words
 
 
-def _spread(parts: Sequence[Numbers]) -> Distribution:
+def _distribution(parts: Sequence[Numbers]) -> Distribution:
     values = np.concatenate([np.zeros(0, np.int64), *parts])
     if not len(values):
         return Distribution(0, 0, 0.0, 0.0, 0)
@@ -207,12 +207,12 @@ def _spread(parts: Sequence[Numbers]) -> Distribution:
     )
 
 
-def _by_count(counter: Mapping[Any, int]) -> dict[Any, int]:
+def _most_common(counter: Mapping[Any, int]) -> dict[Any, int]:
     return dict(sorted(counter.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 def _grid_names(counter: Mapping[tuple[int, int], int]) -> dict[str, int]:
-    return {f"{height}*{width}": count for (height, width), count in _by_count(counter).items()}
+    return {f"{height}*{width}": count for (height, width), count in _most_common(counter).items()}
 
 
 def _sizes(folder: Path) -> Iterator[int]:
@@ -248,10 +248,10 @@ def verify(store: Store, on_rows: Callable[[int], None] = lambda _rows: None) ->
         if rows is None:
             unreadable += 1
             continue
-        numbers.add(shard, numbers_of(rows.drop_null()))
+        numbers.add(shard, as_int64(rows.drop_null()))
         pairs += len(rows)
         on_rows(len(rows))
-    for path in _lists_of_rejects(store.folder):
+    for path in _reject_files(store.folder):
         try:
             left_out = _rejected_rows(path)
         except InputError as error:
@@ -271,7 +271,7 @@ def verify(store: Store, on_rows: Callable[[int], None] = lambda _rows: None) ->
 
 def _verify_names(store: Store) -> Iterator[Problem]:
     """Files that are missing, or that nothing accounts for."""
-    if missing := missing_shards(store):
+    if missing := describe_missing_shards(store):
         yield Problem(str(store.folder), missing)
     for shard in store.shards:
         number = shard_number(shard)
@@ -280,7 +280,7 @@ def _verify_names(store: Store) -> Iterator[Problem]:
         elif shard != shard_path(store.folder, number):
             yield Problem(str(shard), f"unexpected: shard {number} is called {shard_path(store.folder, number).name}")
     there = {shard.stem for shard in store.shards}
-    for path in _lists_of_rejects(store.folder):
+    for path in _reject_files(store.folder):
         if path.name.split(".")[0] not in there:
             yield Problem(str(path), "rejects of a shard that is not there")
 
@@ -309,27 +309,27 @@ def _verify_rows(table: pa.Table, codes: int) -> Iterator[str]:
     for what, wrong in _row_checks(table, codes):
         rows = np.flatnonzero(wrong)
         if len(rows):
-            named = table["row"].take(pa.array(rows[:NAMED])).to_pylist()
+            named = table["row"].take(pa.array(rows[:MAX_NAMED])).to_pylist()
             names = ["(no number)" if row is None else str(row) for row in named]
-            more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+            more = f" and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else ""
             yield f"{what}: row{'s' if len(rows) > 1 else ''} {', '.join(names)}{more}"
 
 
 def _row_checks(table: pa.Table, codes: int) -> Iterator[tuple[str, Mask]]:
     """A fault in words, and which rows of the table have it."""
     null = {name: _mask(table[name].is_null()) for name in SCHEMA.names}
-    thoughts = table["thoughts"].combine_chunks().cast(KEYS_AND_TEXTS)
+    thoughts = table["thoughts"].combine_chunks().cast(THOUGHTS_LIST)
     texts, owners = thoughts.flatten().field("value"), np.asarray(pc.list_parent_indices(thoughts))
     null["thoughts"] |= _any_within(_mask(texts.is_null()), owners, table.num_rows)
     for side in ("source", "target"):
         column = table[side].combine_chunks()
         elements, owners = column.flatten(), np.asarray(pc.list_parent_indices(column))
         null[side] |= _any_within(_mask(elements.is_null()), owners, table.num_rows)
-        heights, widths = (numbers_of(table[f"{side}_{length}"]) for length in ("height", "width"))
+        heights, widths = (as_int64(table[f"{side}_{length}"]) for length in ("height", "width"))
         known = ~(null[side] | null[f"{side}_height"] | null[f"{side}_width"])
         empty = (heights == 0) | (widths == 0)
         yield f"the grid of the {side} is empty", known & empty
-        wrong_count = numbers_of(pc.list_value_length(column)) != heights * widths
+        wrong_count = as_int64(pc.list_value_length(column)) != heights * widths
         yield f"the codes of the {side} don't fill its grid", known & ~empty & wrong_count
         unknown = np.asarray(elements.fill_null(0)) >= codes
         what = f"codes of the {side} are {codes} or higher, which the codebook doesn't have"
@@ -340,7 +340,7 @@ def _row_checks(table: pa.Table, codes: int) -> Iterator[tuple[str, Mask]]:
     yield "the row's number is negative", _mask(pc.less(table["row"], 0))
 
 
-def _lists_of_rejects(folder: Path) -> list[Path]:
+def _reject_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _REJECTS.fullmatch(path.name))
 
 
@@ -374,7 +374,7 @@ class _RowNumbers:
             shared = np.unique(rows[again][(files[0] == later) & (files[1] == earlier)])
             verb = "rows {} are" if len(shared) > 1 else "row {} is"
             place = "here more than once" if later == earlier else f"here and in {self.files[earlier].name}"
-            yield Problem(str(self.files[later]), f"{verb.format(spans(shared.tolist()))} {place}")
+            yield Problem(str(self.files[later]), f"{verb.format(describe_numbers(shared.tolist()))} {place}")
 
 
 def _mask(column: pa.Array | pa.ChunkedArray) -> Mask:

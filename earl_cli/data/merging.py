@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from earl_cli.data.inspecting import KEYS_AND_TEXTS, missing_shards
+from earl_cli.data.inspecting import THOUGHTS_LIST, describe_missing_shards
 from earl_cli.data.store import (
     SCHEMA,
     Manifest,
     Store,
-    TokenizedPair,
+    TokenizedExample,
     create_or_resume,
+    examples_of,
     open_store,
-    pairs_of,
     read_rejects,
     read_shard,
     shard_number,
@@ -33,12 +33,12 @@ from earl_cli.data.store import (
 from earl_cli.errors import InputError, UsageError
 from earl_cli.files import atomic_write, folder_lock, remove_partials
 
-ALIKE = ("codes", "vision_fingerprint", "image_area")
+MUST_AGREE = ("codes", "vision_fingerprint", "image_area")
 """What stores of different data must have in common."""
 
 
 @dataclass(frozen=True)
-class _Move:
+class _ShardMove:
     """A shard, its number in the merged store, and what is added to its rows' numbers."""
 
     shard: Path
@@ -50,31 +50,31 @@ def merge(stores: Sequence[Store], output: Path, on_rows: Callable[[int], None])
     """Merge ``stores`` into the one at ``output``, going on where an earlier merge stopped.
 
     Stores with equal manifests are parts of one pass: their shards come together as they are (of a shard that several
-    have, the first store's), and what is still missing may follow later. Other stores are put one after the other:
-    they must be finished and agree in `ALIKE`, and their rows are numbered anew. ``on_rows`` is told of every shard's
+    have, the first store's), and what is still missing may follow later. Other stores are put one after the other: they
+    must be finished and agree in `MUST_AGREE`, and their rows are numbered anew. ``on_rows`` is told of every shard's
     rows, good and rejected. Raises UsageError, naming the store, for stores that don't go together and for an output
     that is something else, InputError for an unfinished store and for a shard that can't be read.
     """
     if not stores:
         raise UsageError("there is no store to merge", hint="name at least one")
     _check_each(stores)
-    if _of_one_pass(stores):
-        manifest, moves = stores[0].manifest, _united(stores)
+    if _are_parts_of_one_pass(stores):
+        manifest, moves = stores[0].manifest, _union_of_parts(stores)
     else:
-        manifest, moves = _joined(stores), _appended(stores)
+        manifest, moves = _joined_manifest(stores), _concatenation(stores)
     create_or_resume(output, manifest)
     with folder_lock(output, "earl tokenize merge"):
         for move in moves:
-            on_rows(_place(move, output))
+            on_rows(_write_moved(move, output))
     return open_store(output)
 
 
-def rows_planned(stores: Sequence[Store]) -> int:
+def planned_rows(stores: Sequence[Store]) -> int:
     """How many rows, good and rejected, the merged store is to have."""
-    return stores[0].manifest.rows if _of_one_pass(stores) else sum(store.manifest.rows for store in stores)
+    return stores[0].manifest.rows if _are_parts_of_one_pass(stores) else sum(store.manifest.rows for store in stores)
 
 
-def _of_one_pass(stores: Sequence[Store]) -> bool:
+def _are_parts_of_one_pass(stores: Sequence[Store]) -> bool:
     return all(store.manifest == stores[0].manifest for store in stores)
 
 
@@ -89,20 +89,20 @@ def _check_each(stores: Sequence[Store]) -> None:
                 raise InputError("the store's manifest has no such shard", where=str(shard), hint=hint)
 
 
-def _united(stores: Sequence[Store]) -> Iterator[_Move]:
+def _union_of_parts(stores: Sequence[Store]) -> Iterator[_ShardMove]:
     there: dict[int, Path] = {}
     for store in stores:
         for shard in store.shards:
             there.setdefault(shard_number(shard), shard)
-    return (_Move(there[index], index, 0) for index in sorted(there))
+    return (_ShardMove(there[index], index, 0) for index in sorted(there))
 
 
-def _joined(stores: Sequence[Store]) -> Manifest:
+def _joined_manifest(stores: Sequence[Store]) -> Manifest:
     """The manifest of all these stores one after the other, if they can be joined."""
     first = stores[0]
     different = []
     for store in stores[1:]:
-        for name in ALIKE:
+        for name in MUST_AGREE:
             here, there = getattr(store.manifest, name), getattr(first.manifest, name)
             if here != there:
                 different.append(f"{name} is {here!r} in {store.folder}, {there!r} in {first.folder}")
@@ -112,7 +112,7 @@ def _joined(stores: Sequence[Store]) -> Manifest:
     for number, store in enumerate(stores):
         if store.missing:
             hint = "finish it with the earl tokenize that made it, or merge the parts of its pass first"
-            raise InputError(f"not finished: {missing_shards(store)}", where=str(store.folder), hint=hint)
+            raise InputError(f"not finished: {describe_missing_shards(store)}", where=str(store.folder), hint=hint)
         for other in stores[:number]:
             if store.manifest == other.manifest:
                 raise UsageError(f"the same rows as in {other.folder}", where=str(store.folder), hint="name it once")
@@ -130,11 +130,11 @@ def _joined(stores: Sequence[Store]) -> Manifest:
     )
 
 
-def _appended(stores: Sequence[Store]) -> Iterator[_Move]:
+def _concatenation(stores: Sequence[Store]) -> Iterator[_ShardMove]:
     shards = rows = 0
     for store in stores:
         for index in range(store.manifest.shards):
-            yield _Move(shard_path(store.folder, index), shards + index, rows)
+            yield _ShardMove(shard_path(store.folder, index), shards + index, rows)
         shards += store.manifest.shards
         rows += max(store.manifest.rows, _highest_row(store) + 1)
 
@@ -145,7 +145,7 @@ def _highest_row(store: Store) -> int:
     return max([-1, *highest, *(reject.row for reject in store.rejects())])
 
 
-def _place(move: _Move, output: Path) -> int:
+def _write_moved(move: _ShardMove, output: Path) -> int:
     """Put a shard where it belongs, unless it is there. Returns its rows."""
     rejects = read_rejects(move.shard)
     rows: int = read_shard(move.shard, ["row"]).num_rows + len(rejects)
@@ -159,9 +159,9 @@ def _renumbered(table: pa.Table, offset: int) -> pa.Table:
     return table.set_column(SCHEMA.get_field_index("row"), SCHEMA.field("row"), pc.add(table["row"], offset))
 
 
-ROWS_AT_ONCE = 256
+ROWS_PER_BATCH = 256
 _THOUGHTS = SCHEMA.get_field_index("thoughts")
-PARQUET_SCHEMA = SCHEMA.set(_THOUGHTS, pa.field("thoughts", KEYS_AND_TEXTS))
+PARQUET_SCHEMA = SCHEMA.set(_THOUGHTS, pa.field("thoughts", THOUGHTS_LIST))
 """As a shard's, but the chain of thought is a list of pairs: the datasets library knows no maps."""
 
 
@@ -176,7 +176,7 @@ def export_parquet(store: Store, output: Path, on_rows: Callable[[int], None]) -
     with atomic_write(output) as aside, pq.ParquetWriter(aside, PARQUET_SCHEMA, compression="zstd") as writer:
         for table in store.tables():
             if table.num_rows:
-                thoughts = table["thoughts"].cast(KEYS_AND_TEXTS)
+                thoughts = table["thoughts"].cast(THOUGHTS_LIST)
                 rows = table.set_column(_THOUGHTS, PARQUET_SCHEMA.field("thoughts"), thoughts)
                 writer.write_table(rows, row_group_size=table.num_rows)
             on_rows(table.num_rows)
@@ -193,12 +193,12 @@ def export_jsonl(store: Store, output: Path, on_rows: Callable[[int], None]) -> 
     remove_partials(output)
     with atomic_write(output) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
         for table in store.tables():
-            for part in table.to_batches(max_chunksize=ROWS_AT_ONCE):
-                file.writelines(_line(pair) for pair in pairs_of(pa.Table.from_batches([part])))
+            for part in table.to_batches(max_chunksize=ROWS_PER_BATCH):
+                file.writelines(_line(pair) for pair in examples_of(pa.Table.from_batches([part])))
                 on_rows(part.num_rows)
 
 
-def _line(pair: TokenizedPair) -> str:
+def _line(pair: TokenizedExample) -> str:
     content = {
         "row": pair.row,
         "id": pair.id,

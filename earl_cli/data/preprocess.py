@@ -19,8 +19,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.data.columns import PairColumns, pair_of, row_id
-from earl_cli.data.image_cells import picture_bytes
+from earl_cli.data.columns import ExampleColumns, read_example, row_id
+from earl_cli.data.image_cells import image_bytes
 from earl_cli.data.sources.base import BadRowError, Row, Source
 from earl_cli.data.store import Reject
 from earl_cli.errors import EarlError, InputError
@@ -30,14 +30,14 @@ from earl_cli.tokens.layout import GridSize, rescale_boxes
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PreprocessSettings:
     """What every process needs to know: the source, its columns (all named), the size of pictures, may it use URLs.
 
     ``image_area``, ``multiple`` and ``grids`` are as in `resize_to_area`.
     """
 
     source: Source
-    columns: PairColumns
+    columns: ExampleColumns
     image_area: int
     multiple: int
     grids: Grids = ()
@@ -57,7 +57,7 @@ class PreparedImage:
 
 
 @dataclass(frozen=True, eq=False)
-class PreparedPair:
+class PreparedExample:
     """A row whose two pictures are ready to be encoded."""
 
     row: int
@@ -68,40 +68,40 @@ class PreparedPair:
     target: PreparedImage
 
 
-Prepared = PreparedPair | Reject
+Prepared = PreparedExample | Reject
 Tag = TypeVar("Tag")
 
 
-def prepare(recipe: Recipe, rows: Sequence[int]) -> list[Prepared]:
+def prepare(recipe: PreprocessSettings, rows: Sequence[int]) -> list[Prepared]:
     """The pairs in these rows (ascending, of one block), bad ones as rejects. Raises EarlError if the source fails."""
-    return list(_each(recipe, rows))
+    return list(_prepare_rows(recipe, rows))
 
 
-def _each(recipe: Recipe, rows: Sequence[int]) -> Iterator[Prepared]:
+def _prepare_rows(recipe: PreprocessSettings, rows: Sequence[int]) -> Iterator[Prepared]:
     found = recipe.source.read(rows, recipe.columns.names)
-    return (_prepared(recipe, number, row) for number, row in zip(rows, found, strict=True))
+    return (_prepare_row(recipe, number, row) for number, row in zip(rows, found, strict=True))
 
 
-def _prepared(recipe: Recipe, number: int, row: Row | BadRowError) -> Prepared:
+def _prepare_row(recipe: PreprocessSettings, number: int, row: Row | BadRowError) -> Prepared:
     name = f"{number + 1:08d}"
     try:
         if isinstance(row, BadRowError):
             raise row
         name = row_id(row, recipe.columns)
-        pair = pair_of(row, recipe.columns)
-        before, source = _small(pair.source, recipe, f"{pair.where}, {recipe.columns.source}")
-        _, target = _small(pair.target, recipe, f"{pair.where}, {recipe.columns.target}")
+        pair = read_example(row, recipe.columns)
+        before, source = _prepare_image(pair.source, recipe, f"{pair.where}, {recipe.columns.source}")
+        _, target = _prepare_image(pair.target, recipe, f"{pair.where}, {recipe.columns.target}")
     except BadRowError as error:
         return Reject(int(number), name, error.kind, str(error))
     after = (source.pixels.shape[1], source.pixels.shape[0])
     thoughts = {key: rescale_boxes(text, before, after) for key, text in pair.thoughts.items()}
-    return PreparedPair(pair.row, pair.id, pair.instruction, thoughts, source, target)
+    return PreparedExample(pair.row, pair.id, pair.instruction, thoughts, source, target)
 
 
-def _small(value: object, recipe: Recipe, where: str) -> tuple[GridSize, PreparedImage]:
+def _prepare_image(value: object, recipe: PreprocessSettings, where: str) -> tuple[GridSize, PreparedImage]:
     """The picture's upright size before, and the picture at the model's size."""
     try:
-        content = picture_bytes(value, recipe.source.base, urls=recipe.urls)
+        content = image_bytes(value, recipe.source.base, urls=recipe.urls)
         picture = open_image(content, name=where)
     except BadRowError as error:
         raise BadRowError(error.kind, error.what, where=error.where or where, hint=error.hint) from None
@@ -112,8 +112,8 @@ def _small(value: object, recipe: Recipe, where: str) -> tuple[GridSize, Prepare
 
 
 @contextmanager
-def preparing(
-    recipe: Recipe, portions: Iterable[tuple[Tag, Sequence[int]]], workers: int
+def prepare_ahead(
+    recipe: PreprocessSettings, portions: Iterable[tuple[Tag, Sequence[int]]], workers: int
 ) -> Iterator[Iterator[tuple[Tag, list[Prepared]]]]:
     """The prepared rows of each portion, in order, made ahead by ``workers`` processes (0: in this one, when asked).
 
@@ -127,20 +127,20 @@ def preparing(
     stopped = context.RawValue(c_bool, False)
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(recipe, stopped))
     try:
-        yield _ahead(pool, portions, workers + 2)
+        yield _results_in_order(pool, portions, workers + 2)
     finally:
         stopped.value = True
         pool.shutdown(wait=True, cancel_futures=True)  # left to the end of the program, it now and then trips there
 
 
-def _ahead(
+def _results_in_order(
     pool: Executor, portions: Iterable[tuple[Tag, Sequence[int]]], ahead: int
 ) -> Iterator[tuple[Tag, list[Prepared]]]:
     waiting: deque[tuple[Tag, Future[list[Prepared]]]] = deque()
     try:
         for tag, rows in portions:
-            with _interrupts_later():  # the process that starts here never hears of Ctrl-C: its parent decides
-                waiting.append((tag, pool.submit(_work, rows)))
+            with _sigint_blocked():  # the process that starts here never hears of Ctrl-C: its parent decides
+                waiting.append((tag, pool.submit(_prepare_in_worker, rows)))
             if len(waiting) > ahead:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -155,7 +155,7 @@ def _ahead(
 
 
 @contextmanager
-def _interrupts_later() -> Iterator[None]:
+def _sigint_blocked() -> Iterator[None]:
     """Holds SIGINT back, here and for good in processes that are started meanwhile."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -167,27 +167,27 @@ def _interrupts_later() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_recipe: Recipe
+_recipe: PreprocessSettings
 _stopped: c_bool
 
 
-def _start_worker(recipe: Recipe, stopped: c_bool) -> None:
+def _start_worker(recipe: PreprocessSettings, stopped: c_bool) -> None:
     global _recipe, _stopped  # a process of the pool has one recipe for its whole life
     _recipe, _stopped = recipe, stopped
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where `_interrupts_later` can't hold it back
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where `_sigint_blocked` can't hold it back
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _work(rows: Sequence[int]) -> list[Prepared]:
+def _prepare_in_worker(rows: Sequence[int]) -> list[Prepared]:
     prepared: list[Prepared] = []
-    ahead = _each(_recipe, rows)
+    ahead = _prepare_rows(_recipe, rows)
     while not _stopped.value and (row := next(ahead, None)) is not None:
         prepared.append(row)
     return prepared

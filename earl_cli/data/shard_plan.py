@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from earl_cli.errors import UsageError
 
 RowNumbers = NDArray[np.int64]
-MOST_TOGETHER, MOST_SCATTERED = 128, 32
+MAX_ADJACENT_ROWS, MAX_SCATTERED_ROWS = 128, 32
 """Rows that are read in one go: of one block of the source, and from anywhere."""
 
 
@@ -64,7 +64,7 @@ class RowOrder:
         begin = 0
         for here in range(1, len(rows) + 1):
             together = here < len(rows) and (blocks[here] == blocks[begin] or (alone[here] and alone[begin]))
-            if not together or here - begin == (MOST_SCATTERED if alone[begin] else MOST_TOGETHER):
+            if not together or here - begin == (MAX_SCATTERED_ROWS if alone[begin] else MAX_ADJACENT_ROWS):
                 yield np.sort(rows[begin:here]).tolist()
                 begin = here
 
@@ -88,7 +88,7 @@ class ShardShare:
         return f"{self.index + 1}/{self.count}"
 
 
-def read_share(text: str | None) -> ShardShare:
+def parse_share(text: str | None) -> ShardShare:
     """``i/n``, counted from 1; without a text, the rank that torchrun or srun gave this process.
 
     Raises UsageError for anything else.

@@ -41,14 +41,14 @@ SCHEMA = pa.schema(
         ("source_hash", pa.string()),
     ]
 )
-MOST_CODES = 65536
+MAX_CODES = 65536
 """What a column of 16 bits can tell apart."""
-MOST_SHARDS = 10_000_000
+MAX_SHARDS = 10_000_000
 _SHARD = re.compile(r"shard-(\d{6,})\.parquet")
 
 
 @dataclass(frozen=True, eq=False)
-class TokenizedPair:
+class TokenizedExample:
     """One row: ``source`` and ``target`` are codes uint16[h, w], ``row`` its place in the data that it came from.
 
     ``source_hash`` is the SHA-256 of the source file, empty where there was none.
@@ -194,9 +194,9 @@ def check_codebook(store: Store, codes: int) -> None:
 
 def check_storable(codes: int) -> None:
     """Raise ModelError for a codebook whose codes don't fit into a store's columns."""
-    if codes > MOST_CODES:
+    if codes > MAX_CODES:
         raise ModelError(
-            f"a codebook of {codes:,} codes can't be stored: codes have 16 bits, for {MOST_CODES:,} at most",
+            f"a codebook of {codes:,} codes can't be stored: codes have 16 bits, for {MAX_CODES:,} at most",
             hint="use a vision tokenizer with a smaller codebook",
         )
 
@@ -275,7 +275,7 @@ def open_store(folder: Path) -> Store:
         content.setdefault("shapes", LEGACY_SHAPES)
         found = {each.name: content[each.name] for each in fields(Manifest)}
         manifest = _MANIFEST.validate_python(found)
-        if manifest.rows < 0 or not 0 <= manifest.shards <= MOST_SHARDS or not 1 <= manifest.codes <= MOST_CODES:
+        if manifest.rows < 0 or not 0 <= manifest.shards <= MAX_SHARDS or not 1 <= manifest.codes <= MAX_CODES:
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError("the manifest of this store is damaged", where=str(path)) from None
@@ -283,9 +283,9 @@ def open_store(folder: Path) -> Store:
     return Store(folder, manifest, tuple(sorted(shards, key=shard_number)))
 
 
-def write_shard(folder: Path, index: int, pairs: Sequence[TokenizedPair], rejects: Sequence[Reject]) -> Path:
+def write_shard(folder: Path, index: int, pairs: Sequence[TokenizedExample], rejects: Sequence[Reject]) -> Path:
     """Write one shard and its rejects, the shard last: once it is there, its range is done."""
-    return write_table(folder, index, table_of(pairs), rejects)
+    return write_table(folder, index, to_table(pairs), rejects)
 
 
 def write_table(folder: Path, index: int, table: pa.Table, rejects: Sequence[Reject]) -> Path:
@@ -306,7 +306,7 @@ def write_table(folder: Path, index: int, table: pa.Table, rejects: Sequence[Rej
     return path
 
 
-def table_of(pairs: Sequence[TokenizedPair]) -> pa.Table:
+def to_table(pairs: Sequence[TokenizedExample]) -> pa.Table:
     """Pairs as a table of `SCHEMA`."""
     columns = {
         "row": [pair.row for pair in pairs],
@@ -322,7 +322,7 @@ def table_of(pairs: Sequence[TokenizedPair]) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def pairs_of(table: pa.Table) -> Iterator[TokenizedPair]:
+def examples_of(table: pa.Table) -> Iterator[TokenizedExample]:
     """The rows of a table of `SCHEMA`. Raises InputError, naming the id, if codes and grid don't agree."""
     for row in table.to_pylist():
         grids = [(row[f"{name}_height"], row[f"{name}_width"]) for name in ("source", "target")]
@@ -331,7 +331,7 @@ def pairs_of(table: pa.Table) -> Iterator[TokenizedPair]:
             if flat.size != height * width or flat.size == 0:
                 raise InputError(f"{flat.size} codes for a grid of {height}*{width}", where=f"row {row['id']!r}")
         source, target = (flat.reshape(grid) for flat, grid in zip(codes, grids, strict=True))
-        yield TokenizedPair(
+        yield TokenizedExample(
             row["row"], row["id"], row["instruction"], source, target, dict(row["thoughts"]), row["source_hash"]
         )
 

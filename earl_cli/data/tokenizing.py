@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import OutOfMemoryError
 
-from earl_cli.data.columns import PairColumns, find_columns
-from earl_cli.data.preprocess import Prepared, PreparedImage, PreparedPair, Recipe, preparing
+from earl_cli.data.columns import ExampleColumns, find_columns
+from earl_cli.data.preprocess import Prepared, PreparedExample, PreparedImage, PreprocessSettings, prepare_ahead
 from earl_cli.data.shard_plan import RowOrder, ShardShare
 from earl_cli.data.sources.base import Source
 from earl_cli.data.store import (
@@ -26,7 +26,7 @@ from earl_cli.data.store import (
     Manifest,
     Reject,
     Store,
-    TokenizedPair,
+    TokenizedExample,
     create_or_resume,
     open_store,
     read_rejects,
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from transformers import Emu3VQVAE
 
 ROWS_PER_SHARD = 512
-PIXELS_A_BATCH = {"cpu": 4 * 96 * 96, "mps": 8 * 65536, "cuda": 32 * 65536}
-ENOUGH_TO_JUDGE = 100
+PIXELS_PER_BATCH = {"cpu": 4 * 96 * 96, "mps": 8 * 65536, "cuda": 32 * 65536}
+MIN_ROWS_FOR_RATE = 100
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TokenizeSettings:
 
     image_area: int
     grids: Grids = ()
-    columns: PairColumns = field(default_factory=PairColumns)
+    columns: ExampleColumns = field(default_factory=ExampleColumns)
     seed: int | None = None
     limit: int | None = None
     batch_size: int | None = None
@@ -111,7 +111,7 @@ def tokenize(
     that aren't there and for too many rejects, UsageError if the store was made in another way, EarlError if the
     source fails, OutputError if another process does the same share; what was finished before stays.
     """
-    recipe = Recipe(
+    recipe = PreprocessSettings(
         source,
         find_columns(settings.columns, source),
         settings.image_area,
@@ -145,7 +145,7 @@ def tokenize(
             else:
                 missing.append(index)
         on_rows(tally)
-        _fill(output, missing, order, recipe, vision, settings, tally, on_rows)
+        _write_shards(output, missing, order, recipe, vision, settings, tally, on_rows)
     tally.check(settings.max_reject_rate, 1)
     store = open_store(output)
     if store.complete:
@@ -153,11 +153,11 @@ def tokenize(
     return store
 
 
-def _fill(
+def _write_shards(
     output: Path,
     shards: Sequence[int],
     order: RowOrder,
-    recipe: Recipe,
+    recipe: PreprocessSettings,
     vision: Emu3VQVAE,
     settings: TokenizeSettings,
     tally: PassProgress,
@@ -174,26 +174,26 @@ def _fill(
                 yield (index, place == len(chunks)), rows
 
     done: list[Prepared] = []
-    with preparing(recipe, portions(), settings.workers) as prepared:
+    with prepare_ahead(recipe, portions(), settings.workers) as prepared:
         for (index, last), rows in prepared:
             for row in rows:
                 done.append(encoder.take(row))
             rejects = [row for row in rows if isinstance(row, Reject)]
             if last:
                 codes = encoder.finish()
-                pairs = [_tokenized(row, codes) for row in done if isinstance(row, PreparedPair)]
+                pairs = [_tokenized(row, codes) for row in done if isinstance(row, PreparedExample)]
                 write_shard(output, index, pairs, [row for row in done if isinstance(row, Reject)])
                 done = []
             tally.add(len(rows), rejects)
-            pairs_read = (row for row in rows if isinstance(row, PreparedPair))
+            pairs_read = (row for row in rows if isinstance(row, PreparedExample))
             tally.notes.update(note for row in pairs_read for small in (row.source, row.target) for note in small.notes)
             on_rows(tally)
             if last:
-                tally.check(settings.max_reject_rate, ENOUGH_TO_JUDGE)
+                tally.check(settings.max_reject_rate, MIN_ROWS_FOR_RATE)
 
 
 def _batch_size(device: torch.device, area: int) -> int:
-    return max(1, PIXELS_A_BATCH[device.type] // area)
+    return max(1, PIXELS_PER_BATCH[device.type] // area)
 
 
 _NOTHING = np.empty((0, 0, 3), dtype=np.uint8)
@@ -222,7 +222,7 @@ class _Encoder:
                 if len(batch) == self.batch_size:
                     self._encode(self.waiting.pop(small.pixels.shape))
         source, target = (PreparedImage(small.digest, _NOTHING) for small in (row.source, row.target))
-        return PreparedPair(row.row, row.id, row.instruction, row.thoughts, source, target)
+        return PreparedExample(row.row, row.id, row.instruction, row.thoughts, source, target)
 
     def finish(self) -> dict[str, NDArray[np.uint16]]:
         """The codes uint16[h, w] of every picture since the last call, by digest."""
@@ -248,6 +248,6 @@ class _Encoder:
             self.codes |= dict(zip((small.digest for small in batch), found, strict=True))
 
 
-def _tokenized(row: PreparedPair, codes: dict[str, NDArray[np.uint16]]) -> TokenizedPair:
+def _tokenized(row: PreparedExample, codes: dict[str, NDArray[np.uint16]]) -> TokenizedExample:
     source, target = codes[row.source.digest], codes[row.target.digest]
-    return TokenizedPair(row.row, row.id, row.instruction, source, target, row.thoughts, row.source.digest)
+    return TokenizedExample(row.row, row.id, row.instruction, source, target, row.thoughts, row.source.digest)

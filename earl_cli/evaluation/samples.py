@@ -18,13 +18,13 @@ from earl_cli.data.columns import (
     INSTRUCTION_NAMES,
     SOURCE_NAMES,
     TARGET_NAMES,
-    column_named,
-    described,
-    instruction_of,
+    column_by_common_name,
+    describe_columns,
+    matching_column,
+    read_instruction,
     storable,
-    usual_column,
 )
-from earl_cli.data.image_cells import picture_bytes
+from earl_cli.data.image_cells import image_bytes
 from earl_cli.data.shard_plan import RowOrder
 from earl_cli.data.sources.base import BadRowError, CellKind, Row, Source, row_count
 from earl_cli.data.sources.registry import open_source
@@ -141,13 +141,15 @@ def _columns(part: BenchmarkPart, source: Source) -> SampleColumns:
     found: dict[str, str | None] = {}
     missing = []
     for kind, named in part.columns.model_dump().items():
-        found[kind] = named if named is None else column_named(named, source)
+        found[kind] = named if named is None else matching_column(named, source)
         if named is None and part.guess and kind in usual:
-            found[kind] = usual_column(source, *usual[kind])
+            found[kind] = column_by_common_name(source, *usual[kind])
         if found[kind] is None and (named or kind in ("image", "instruction")):
             missing.append(f"no column {named!r}" if named else f"no column for the {kind} under a usual name")
     if missing:
-        hint = f"the columns are {described(source)}; a benchmark of your own in a .toml file names the right ones"
+        hint = (
+            f"the columns are {describe_columns(source)}; a benchmark of your own in a .toml file names the right ones"
+        )
         raise InputError("; ".join(missing), where=source.name, hint=hint)
     return SampleColumns(**found)
 
@@ -186,7 +188,7 @@ def _image(row: Row, column: str | None, source: Source) -> tuple[ImageFile, str
     if value is None:
         raise BadRowError("picture", f"there is no {column}", where=row.where)
     try:
-        content = picture_bytes(value, source.base)
+        content = image_bytes(value, source.base)
         image = open_image(content, name=row.where)
     except BadRowError as error:
         error.hint = "a benchmark's images have to be files or bytes" if error.kind == "url" else error.hint
@@ -198,7 +200,7 @@ def _image(row: Row, column: str | None, source: Source) -> tuple[ImageFile, str
 
 def _instruction(row: Row, part: BenchmarkPart) -> str:
     assert part.columns.instruction
-    text = instruction_of(row, part.columns.instruction).strip()
+    text = read_instruction(row, part.columns.instruction).strip()
     text = text.removeprefix(part.drop.strip()).strip() if part.drop else text
     if not text:
         raise BadRowError("instruction", "there is no instruction", where=row.where)

@@ -17,7 +17,7 @@ from PIL import Image
 from stores import REJECTED, ROWS, contents, write_store
 
 from earl_cli.app import run
-from earl_cli.data.inspecting import sample
+from earl_cli.data.inspecting import sample_examples
 from earl_cli.data.store import open_store, shard_path
 from earl_cli.models.bundle import load_vision_of
 from earl_cli.models.vision import decode, images_of
@@ -63,7 +63,7 @@ def test_the_page_shows_what_the_codes_decode_to(
     assert document(capsys)["drawn"] == 3
     text = page.read_text(encoding="utf-8")
     shown = [Image.open(io.BytesIO(base64.b64decode(found))) for found in re.findall(r'base64,([^"]+)"', text)]
-    chosen = sample(store, 3, 5)
+    chosen = sample_examples(store, 3, 5)
     codes = [side for pair in chosen for side in (pair.source, pair.target)]
     for image, expected in zip(shown, codes, strict=True):
         drawn = images_of(decode(vision.model, torch.from_numpy(expected.astype(np.int64))[None]))[0]

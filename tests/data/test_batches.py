@@ -12,7 +12,7 @@ from trainings import write_pairs
 
 from earl_cli.data.batches import DatasetRows, load_rows
 from earl_cli.data.published.store import export_published
-from earl_cli.data.store import open_store, pairs_of, write_shard
+from earl_cli.data.store import examples_of, open_store, write_shard
 from earl_cli.errors import InputError
 from earl_cli.models.bundle import open_base
 from earl_cli.tokens.layout import SequenceLayout
@@ -57,7 +57,7 @@ def test_lengths_are_those_of_the_sequences(store: Path, layout: SequenceLayout,
 def test_thoughts_are_trained_as_published(layout: SequenceLayout, tmp_path: Path) -> None:
     """Values are stripped, and a key whose value is empty is there."""
     store = write_pairs(tmp_path / "store", 1)
-    (pair,) = pairs_of(open_store(store).table())
+    (pair,) = examples_of(open_store(store).table())
     write_shard(store, 0, [replace(pair, thoughts={"plan": "\n snow ", "objects": "", "boxes": "b"})], [])
     rows = load_rows([store], layout, ["plan", "objects", "boxes"])
     text = layout.text.decode([int(each) for each in rows.example(0).ids if each < layout.vocabulary.text_size])

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from earl_cli.data.columns import PRESETS, SAMPLE, PairColumns, find_columns, find_preset, pair_of
+from earl_cli.data.columns import PRESETS, SAMPLED_ROWS, ExampleColumns, find_columns, find_preset, read_example
 from earl_cli.data.sources.base import BadRowError, Row, Source
 from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.errors import InputError, UsageError
 
-NAMED = PairColumns("a", "b", "ask", "n", ("plan",))
+NAMED = ExampleColumns("a", "b", "ask", "n", ("plan",))
 ROW = {"a": "a.png", "b": b"PNG", "ask": "make it snowy", "n": 7, "plan": "whiten"}
 PNG = {"bytes": b"\x89PNG", "path": None}
 
@@ -37,19 +37,19 @@ def named(folder: Path, *names: str) -> Source:
 
 def test_usual_names_are_found(tmp_path: Path) -> None:
     there = ["src_img", "edited_img", "edited_prompt_list", "omni_edit_id", "task"]
-    found = find_columns(PairColumns(), named(tmp_path, *there), reason="")
-    assert found == PairColumns("src_img", "edited_img", "edited_prompt_list", "omni_edit_id")
-    assert find_columns(PairColumns(), named(tmp_path, "source", "edited", "instruction")).id is None
+    found = find_columns(ExampleColumns(), named(tmp_path, *there), reason="")
+    assert found == ExampleColumns("src_img", "edited_img", "edited_prompt_list", "omni_edit_id")
+    assert find_columns(ExampleColumns(), named(tmp_path, "source", "edited", "instruction")).id is None
     assert find_columns(
-        PairColumns(), named(tmp_path, "Source Image", "EDITED-image", "Edit_Instruction")
-    ) == PairColumns("Source Image", "EDITED-image", "Edit_Instruction")
+        ExampleColumns(), named(tmp_path, "Source Image", "EDITED-image", "Edit_Instruction")
+    ) == ExampleColumns("Source Image", "EDITED-image", "Edit_Instruction")
     files = named(tmp_path, "file_name", "edited_file_name", "instruction", "id")
-    assert find_columns(PairColumns(), files) == PairColumns("file_name", "edited_file_name", "instruction", "id")
+    assert find_columns(ExampleColumns(), files) == ExampleColumns("file_name", "edited_file_name", "instruction", "id")
 
 
 def test_flags_win_over_usual_names(tmp_path: Path) -> None:
     there = named(tmp_path, "source", "photo", "edited", "instruction", "plan")
-    assert find_columns(PairColumns(source="photo", thoughts=("plan",)), there).source == "photo"
+    assert find_columns(ExampleColumns(source="photo", thoughts=("plan",)), there).source == "photo"
 
 
 def test_captions_are_no_pictures_whatever_they_are_called(tmp_path: Path) -> None:
@@ -58,15 +58,15 @@ def test_captions_are_no_pictures_whatever_they_are_called(tmp_path: Path) -> No
     typed = table(tmp_path, {name: [value] * 2 for name, value in texts.items()} | {
         "input_image": [PNG] * 2, "output_image": [PNG] * 2
     })  # fmt: skip
-    expected = PairColumns("input_image", "output_image", "edit")
-    assert find_columns(PairColumns(), typed) == expected
+    expected = ExampleColumns("input_image", "output_image", "edit")
+    assert find_columns(ExampleColumns(), typed) == expected
     row = {**texts, "input_image": "pictures/a", "output_image": "pictures/b.jpg"}
     (tmp_path / "lines" / "pictures").mkdir(parents=True)
     (tmp_path / "lines" / "pictures" / "a").write_bytes(b"")
     broken = dict.fromkeys(row)  # a first row without anything says nothing
-    assert find_columns(PairColumns(), listed(tmp_path / "lines", broken, *[row] * SAMPLE)) == expected
+    assert find_columns(ExampleColumns(), listed(tmp_path / "lines", broken, *[row] * SAMPLED_ROWS)) == expected
     pictures = listed(tmp_path / "lines", {**row, "edit_prompt": "sketch.png"})
-    assert find_columns(PairColumns(), pictures).instruction == "edit"
+    assert find_columns(ExampleColumns(), pictures).instruction == "edit"
 
 
 def test_where_a_picture_is_from_is_no_picture(tmp_path: Path) -> None:
@@ -77,16 +77,18 @@ def test_where_a_picture_is_from_is_no_picture(tmp_path: Path) -> None:
         "edited_url": "https://x/b",
         "prompt": "grey",
     }
-    assert find_columns(PairColumns(), listed(tmp_path, row)) == PairColumns("source_path", "edited_url", "prompt")
+    assert find_columns(ExampleColumns(), listed(tmp_path, row)) == ExampleColumns(
+        "source_path", "edited_url", "prompt"
+    )
 
 
 def test_a_column_of_numbers_is_neither_picture_nor_instruction(tmp_path: Path) -> None:
     columns = {"source": [1], "image": [PNG], "edited": [[PNG]], "prompt": [3], "edit": ["grey"]}
-    assert find_columns(PairColumns(), table(tmp_path, columns)) == PairColumns("image", "edited", "edit")
+    assert find_columns(ExampleColumns(), table(tmp_path, columns)) == ExampleColumns("image", "edited", "edit")
 
 
 def test_columns_within_others_have_dotted_names(tmp_path: Path) -> None:
-    wanted = PairColumns("pictures.before", "pictures.after", "texts.edit", "meta.x", ("texts.plan",))
+    wanted = ExampleColumns("pictures.before", "pictures.after", "texts.edit", "meta.x", ("texts.plan",))
     row = {
         "pictures": {"before": "a.png", "after": "b.png"}, "texts": {"edit": "snow", "plan": "p"}, "meta.x": "7"
     }  # fmt: skip
@@ -94,22 +96,22 @@ def test_columns_within_others_have_dotted_names(tmp_path: Path) -> None:
         found = find_columns(wanted, source)
         (read,) = source.read([0], found.names)
         assert isinstance(read, Row)
-        pair = pair_of(read, found)
+        pair = read_example(read, found)
         assert (pair.source, pair.target, pair.instruction, pair.id) == ("a.png", "b.png", "snow", "7")
         assert pair.thoughts == {"texts.plan": "p"}
     with pytest.raises(InputError, match=r"no column 'pictures\.middle'.*pictures, pictures\.before"):
-        find_columns(PairColumns("pictures.middle"), open_source(DataLocation(str(tmp_path / "data.parquet"))))
+        find_columns(ExampleColumns("pictures.middle"), open_source(DataLocation(str(tmp_path / "data.parquet"))))
 
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (PairColumns(source="photo"), "no column 'photo'.*source, edited, instruction.*--original-image-key"),
-        (PairColumns(id="n"), "no column 'n'.*--id-key"),
-        (PairColumns(thoughts=("plan",)), "no column 'plan'.*--cot-keys"),
+        (ExampleColumns(source="photo"), "no column 'photo'.*source, edited, instruction.*--original-image-key"),
+        (ExampleColumns(id="n"), "no column 'n'.*--id-key"),
+        (ExampleColumns(thoughts=("plan",)), "no column 'plan'.*--cot-keys"),
     ],
 )
-def test_a_column_that_is_not_there_lists_those_that_are(wanted: PairColumns, message: str, tmp_path: Path) -> None:
+def test_a_column_that_is_not_there_lists_those_that_are(wanted: ExampleColumns, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         find_columns(wanted, named(tmp_path, "source", "edited", "instruction"))
 
@@ -117,7 +119,9 @@ def test_a_column_that_is_not_there_lists_those_that_are(wanted: PairColumns, me
 def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:
     there = table(tmp_path, {"pic": [PNG], "x": ["y"]})
     with pytest.raises(InputError) as caught:
-        find_columns(PairColumns(target="after", thoughts=("plan", "boxes")), there, reason="--preset p expects after")
+        find_columns(
+            ExampleColumns(target="after", thoughts=("plan", "boxes")), there, reason="--preset p expects after"
+        )
     assert caught.value.what.startswith("no column for --original-image-key under a usual name (source, original_image")
     assert "; no column 'after'; no column for --edit-instruction under a usual name (instruction" in caught.value.what
     assert caught.value.what.endswith("; no column 'plan'; no column 'boxes'")
@@ -128,7 +132,7 @@ def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_a_row_becomes_a_pair() -> None:
-    pair = pair_of(Row(4, "here", ROW), NAMED)
+    pair = read_example(Row(4, "here", ROW), NAMED)
     assert (pair.row, pair.id, pair.instruction, pair.thoughts) == (4, "7", "make it snowy", {"plan": "whiten"})
     assert (pair.source, pair.target) == ("a.png", b"PNG")
 
@@ -147,29 +151,29 @@ def test_a_row_becomes_a_pair() -> None:
 )
 def test_a_bad_row_says_what_kind_it_is(changed: dict[str, Any], kind: str, message: str) -> None:
     with pytest.raises(BadRowError, match=f"here: {message}") as caught:
-        pair_of(Row(0, "here", {**ROW, **changed}), NAMED)
+        read_example(Row(0, "here", {**ROW, **changed}), NAMED)
     assert caught.value.kind == kind
 
 
 def test_of_several_instructions_the_first_counts() -> None:
     for ask in (["first", "second"], "['first', 'second']", ' ["first"]'):  # as tables spell lists
-        assert pair_of(Row(0, "", {**ROW, "ask": ask}), NAMED).instruction == "first"
+        assert read_example(Row(0, "", {**ROW, "ask": ask}), NAMED).instruction == "first"
     for ask in ("['a' 'b']", "[first] then", "[1, 2]", "[" * 9999):
-        assert pair_of(Row(0, "", {**ROW, "ask": ask}), NAMED).instruction == ask
+        assert read_example(Row(0, "", {**ROW, "ask": ask}), NAMED).instruction == ask
 
 
 def test_thinking_that_is_not_there_is_left_out() -> None:
-    assert pair_of(Row(0, "", {**ROW, "plan": None}), NAMED).thoughts == {}
-    assert pair_of(Row(0, "", {**ROW, "plan": ""}), NAMED).thoughts == {"plan": ""}
-    assert pair_of(Row(0, "", {**ROW, "plan": {"box": [1, 2]}}), NAMED).thoughts == {"plan": '{"box": [1, 2]}'}
+    assert read_example(Row(0, "", {**ROW, "plan": None}), NAMED).thoughts == {}
+    assert read_example(Row(0, "", {**ROW, "plan": ""}), NAMED).thoughts == {"plan": ""}
+    assert read_example(Row(0, "", {**ROW, "plan": {"box": [1, 2]}}), NAMED).thoughts == {"plan": '{"box": [1, 2]}'}
 
 
 def test_an_id_can_be_stored() -> None:
-    assert pair_of(Row(0, "", {**ROW, "n": "a\ud83d"}), NAMED).id == "a?"
+    assert read_example(Row(0, "", {**ROW, "n": "a\ud83d"}), NAMED).id == "a?"
 
 
 def test_without_an_id_the_number_counts_from_one() -> None:
-    assert pair_of(Row(41, "", ROW), PairColumns("a", "b", "ask")).id == "00000042"
+    assert read_example(Row(41, "", ROW), ExampleColumns("a", "b", "ask")).id == "00000042"
 
 
 def test_presets_name_whole_pairs() -> None:

@@ -13,7 +13,7 @@ import pytest
 from stores import PER_SHARD, REJECTED, ROWS, SHARDS, write_store
 
 from earl_cli.data.merging import export_jsonl, export_parquet
-from earl_cli.data.store import Store, TokenizedPair, open_store, pairs_of, shard_path, write_shard
+from earl_cli.data.store import Store, TokenizedExample, examples_of, open_store, shard_path, write_shard
 from earl_cli.errors import InputError
 
 Export = Callable[[Store, Path, Callable[[int], None]], None]
@@ -28,7 +28,7 @@ def test_parquet_loads_with_the_datasets_library(tmp_path: Path) -> None:
     files = str(tmp_path / "rows.parquet")
     rows = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert rows.column_names == store.table().column_names
-    for pair, row in zip(pairs_of(store.table()), rows, strict=True):
+    for pair, row in zip(examples_of(store.table()), rows, strict=True):
         for side in ("source", "target"):
             codes = np.array(row[side]).reshape(row[f"{side}_height"], row[f"{side}_width"])
             assert np.array_equal(codes, getattr(pair, side))
@@ -54,7 +54,7 @@ def test_json_lines_hold_everything(tmp_path: Path) -> None:
     export_jsonl(store, tmp_path / "rows.jsonl", lambda _rows: None)
     lines = (tmp_path / "rows.jsonl").read_bytes().decode().split("\n")
     assert lines.pop() == ""
-    for pair, line in zip(pairs_of(store.table()), lines, strict=True):
+    for pair, line in zip(examples_of(store.table()), lines, strict=True):
         assert json.loads(line) == {
             "row": pair.row,
             "id": pair.id,
@@ -70,7 +70,7 @@ def test_a_line_stays_a_line_whatever_is_in_it(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", numbers=[0], shards=[], rejected=[])
     text = 'a "quote"\n\r\u2028\u2029\0\x1f ünd \U0001f600'
     codes = np.array([[0, 1, 65535]], np.uint16)
-    write_shard(store.folder, 0, [TokenizedPair(0, text, text, codes, codes.T, {text: text}, "")], [])
+    write_shard(store.folder, 0, [TokenizedExample(0, text, text, codes, codes.T, {text: text}, "")], [])
     export_jsonl(open_store(store.folder), tmp_path / "rows.jsonl", lambda _rows: None)
     (line,) = (tmp_path / "rows.jsonl").open(encoding="utf-8", newline="\n")
     row: dict[str, Any] = json.loads(line)

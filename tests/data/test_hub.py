@@ -14,7 +14,7 @@ import pytest
 from hub_server import TOKEN, Hub, Repository
 
 from earl_cli.app import run
-from earl_cli.data.image_cells import picture_bytes
+from earl_cli.data.image_cells import image_bytes
 from earl_cli.data.shard_plan import RowOrder
 from earl_cli.data.sources.base import Row, Source, row_count
 from earl_cli.data.sources.hub import fetch_published
@@ -32,7 +32,7 @@ def read_all(source: Source) -> list[dict[str, Any]]:
     for chunk in RowOrder(source.bounds).chunks(0, row_count(source)):
         for row in source.read(chunk, COLUMNS):
             assert isinstance(row, Row), row
-            pictures = {name: picture_bytes(row.values[name], source.base) for name in ("source", "edited")}
+            pictures = {name: image_bytes(row.values[name], source.base) for name in ("source", "edited")}
             found.append({**row.values, **pictures})
     return found
 
@@ -66,7 +66,7 @@ def test_streaming_reads_only_what_it_needs(hub: Hub, tmp_path: Path) -> None:
     hub.forget()
     (row,) = source.read([17], ("source",))
     assert isinstance(row, Row)
-    assert picture_bytes(row.values["source"], None) == rows[17]["source"]
+    assert image_bytes(row.values["source"], None) == rows[17]["source"]
     assert hub.sent(file.name) < file.stat().st_size / 3
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from earl_cli.data import image_cells as pictures
-from earl_cli.data.image_cells import looks_like_picture, picture_bytes
+from earl_cli.data.image_cells import image_bytes, looks_like_image
 from earl_cli.data.sources.base import BadRowError
 
 
@@ -55,29 +55,29 @@ def test_each_form_gives_the_file(value: Any, tmp_path: Path) -> None:
     for name in ("a picture.png", "sub/a.png", "f\u00fcr/e\u0301.png"):  # the folder NFC, the file NFD
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(CONTENT)
-    assert picture_bytes(value, str(tmp_path)) == CONTENT
-    assert looks_like_picture(value, str(tmp_path))
+    assert image_bytes(value, str(tmp_path)) == CONTENT
+    assert looks_like_image(value, str(tmp_path))
 
 
 def test_a_picture_that_git_lfs_has_not_fetched_is_called_so(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
     with pytest.raises(BadRowError, match=r"Git LFS has not fetched this file.*git lfs pull"):
-        picture_bytes("a.png", str(tmp_path))
+        image_bytes("a.png", str(tmp_path))
 
 
 def test_a_picture_in_base64_may_be_longer_than_a_files_name() -> None:
     content = bytes(range(256)) * 3
-    assert picture_bytes(base64.b64encode(content).decode(), "/") == content
+    assert image_bytes(base64.b64encode(content).decode(), "/") == content
 
 
 @pytest.mark.parametrize("value", ["", "a cup of coffee", "make it snowy", 7, None, [], ["a cup"], {"bytes": None}])
 def test_what_doesnt_look_like_a_picture(value: Any, tmp_path: Path) -> None:
-    assert not looks_like_picture(value, str(tmp_path))
+    assert not looks_like_image(value, str(tmp_path))
 
 
 def test_a_pillow_image_keeps_its_pixels() -> None:
     image = Image.new("RGBA", (3, 2), (1, 2, 3, 4))
-    assert Image.open(io.BytesIO(picture_bytes(image, None))).getpixel((0, 0)) == (1, 2, 3, 4)
+    assert Image.open(io.BytesIO(image_bytes(image, None))).getpixel((0, 0)) == (1, 2, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_pillow_image_keeps_its_pixels() -> None:
 )
 def test_what_is_no_picture(value: Any, base: str | None, message: str) -> None:
     with pytest.raises(BadRowError, match=message) as caught:
-        picture_bytes(value, base)
+        image_bytes(value, base)
     assert caught.value.kind == "picture"
 
 
@@ -130,13 +130,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
 def test_urls_are_fetched_only_on_request(server: tuple[str, list[str]]) -> None:
     address, asked = server
     with pytest.raises(BadRowError, match="--allow-urls"):
-        picture_bytes(f"{address}/a.png", None)
+        image_bytes(f"{address}/a.png", None)
     assert asked == []
-    assert picture_bytes(f"{address}/a.png", None, urls=True) == CONTENT
+    assert image_bytes(f"{address}/a.png", None, urls=True) == CONTENT
     assert asked == ["/a.png"] * 2
     with pytest.raises(BadRowError, match="only http and https"):
-        picture_bytes("s3://bucket/a.png", ".", urls=True)
+        image_bytes("s3://bucket/a.png", ".", urls=True)
     with pytest.raises(BadRowError, match="404") as caught:
-        picture_bytes(f"{address}/gone.png", None, urls=True)
+        image_bytes(f"{address}/gone.png", None, urls=True)
     assert caught.value.kind == "url"
     assert asked.count("/gone.png") == 2

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from stores import CODES, REJECTED, ROWS, SHARDS, random_pair, write_store
 
-from earl_cli.data.inspecting import Distribution, pair_count, sample, spans, summary
-from earl_cli.data.store import open_store, pairs_of, shard_path, write_shard
+from earl_cli.data.inspecting import Distribution, describe_numbers, example_count, sample_examples, summary
+from earl_cli.data.store import examples_of, open_store, shard_path, write_shard
 from earl_cli.errors import InputError
 
 
@@ -24,7 +24,7 @@ def spread(values: list[int]) -> Distribution:
 def test_every_figure_is_what_counting_row_by_row_gives(tmp_path: Path, seed: int) -> None:
     store = write_store(tmp_path / "s", seed=seed)
     found = summary(store)
-    pairs = list(pairs_of(store.table()))
+    pairs = list(examples_of(store.table()))
     assert (found.rows, found.pairs, found.rejected) == (ROWS, ROWS - len(REJECTED), {"image": 1, "text": 1})
     assert (found.shards, found.missing, found.leftovers) == (SHARDS, [], [])
     for side, grids in (("source", found.source_grids), ("target", found.target_grids)):
@@ -63,13 +63,13 @@ def test_a_store_without_pairs_can_be_looked_at(tmp_path: Path) -> None:
     assert found.words == Distribution(0, 0, 0, 0, 0)
     rejected = write_store(tmp_path / "r", rejected=range(ROWS))
     assert (summary(rejected).pairs, summary(rejected).rejected) == (0, {"image": 10, "text": 10})
-    assert sample(rejected, 3, 0) == []
+    assert sample_examples(rejected, 3, 0) == []
 
 
 def test_a_sample_is_some_of_the_pairs_as_they_are(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s")
     for count in (1, 5, 18, 100):
-        found = sample(store, count, seed=1)
+        found = sample_examples(store, count, seed=1)
         rows = [pair.row for pair in found]
         assert len(rows) == min(count, 18)
         assert rows == sorted(set(rows))
@@ -82,17 +82,17 @@ def test_a_sample_is_some_of_the_pairs_as_they_are(tmp_path: Path) -> None:
 
 def test_the_seed_chooses_the_sample(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s")
-    chosen = {seed: tuple(pair.row for pair in sample(store, 4, seed)) for seed in range(20)}
-    assert chosen[3] == tuple(pair.row for pair in sample(store, 4, 3))
+    chosen = {seed: tuple(pair.row for pair in sample_examples(store, 4, seed)) for seed in range(20)}
+    assert chosen[3] == tuple(pair.row for pair in sample_examples(store, 4, 3))
     assert len(set(chosen.values())) > 10
     assert {row for rows in chosen.values() for row in rows} == set(range(ROWS)) - set(REJECTED)
 
 
 def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s")
-    assert pair_count(store) == 18
+    assert example_count(store) == 18
     shard_path(store.folder, 2).write_bytes(b"torn")
-    for look in (summary, pair_count, lambda damaged: sample(damaged, 2, 0)):
+    for look in (summary, example_count, lambda damaged: sample_examples(damaged, 2, 0)):
         with pytest.raises(InputError, match=r"shard-000002\.parquet: this shard can't be read"):
             look(open_store(store.folder))
 
@@ -119,4 +119,4 @@ def test_grids_of_one_shape_in_other_shards_are_counted_together(tmp_path: Path)
     ],
 )
 def test_numbers_in_words(numbers: list[int], words: str) -> None:
-    assert spans(numbers) == words
+    assert describe_numbers(numbers) == words

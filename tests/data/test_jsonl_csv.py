@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from earl_cli.data.columns import PairColumns, find_columns
-from earl_cli.data.image_cells import picture_bytes
+from earl_cli.data.columns import ExampleColumns, find_columns
+from earl_cli.data.image_cells import image_bytes
 from earl_cli.data.sources.base import BadRowError, Row, row_count
 from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.errors import InputError
@@ -80,7 +80,7 @@ def test_an_array_of_objects(encoding: str, indent: int | None, tmp_path: Path) 
 def test_an_array_that_is_none(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "pairs.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        find_columns(PairColumns(), open_source(DataLocation(str(tmp_path / "pairs.json"))))
+        find_columns(ExampleColumns(), open_source(DataLocation(str(tmp_path / "pairs.json"))))
     (tmp_path / "pairs.jsonl").write_text('{"source": "a"}')
     assert list(open_source(DataLocation(str(tmp_path))).columns) == [
         "source"
@@ -97,7 +97,7 @@ def test_cells_may_hold_whole_pictures(tmp_path: Path) -> None:
     content = bytes(300_000)
     path = write(tmp_path / "pairs.tsv", "\t", "utf-8", [[base64.b64encode(content).decode(), "b", "snow"]])
     ((source, _, _),) = read(path)
-    assert picture_bytes(source, str(tmp_path)) == content
+    assert image_bytes(source, str(tmp_path)) == content
 
 
 def test_text_in_another_encoding_is_a_reject_and_never_question_marks(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from stores import REJECTED, ROWS, SHARDS, contents, random_pair, write_store
 
 from earl_cli.data.inspecting import verify
-from earl_cli.data.merging import merge, rows_planned
-from earl_cli.data.store import SCHEMA, Store, create_or_resume, pairs_of, shard_path, write_shard
+from earl_cli.data.merging import merge, planned_rows
+from earl_cli.data.store import SCHEMA, Store, create_or_resume, examples_of, shard_path, write_shard
 from earl_cli.errors import EarlError, InputError, UsageError
 
 
@@ -51,7 +51,7 @@ def test_parts_become_the_undivided_store(tmp_path: Path, division: list[list[in
     merged = merge(parts, tmp_path / "merged", told.append)
     assert merged.complete
     assert contents(merged.folder) == contents(whole.folder)
-    assert sum(told) == rows_planned(parts) == ROWS
+    assert sum(told) == planned_rows(parts) == ROWS
 
 
 def test_parts_may_come_later(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_different_data_keep_every_row_once(tmp_path: Path) -> None:
     told: list[int] = []
     merged = merge(stores, tmp_path / "merged", told.append)
     assert verify(merged) == []
-    assert sum(told) == rows_planned(stores) == 2 * ROWS
-    expected = [replace(pair, row=pair.row + ROWS * i) for i in range(2) for pair in pairs_of(stores[i].table())]
-    found = list(pairs_of(merged.table()))
+    assert sum(told) == planned_rows(stores) == 2 * ROWS
+    expected = [replace(pair, row=pair.row + ROWS * i) for i in range(2) for pair in examples_of(stores[i].table())]
+    found = list(examples_of(merged.table()))
     assert len(found) == len(expected)
     for pair, other in zip(found, expected, strict=True):
         assert (pair.row, pair.id, pair.instruction) == (other.row, other.id, other.instruction)

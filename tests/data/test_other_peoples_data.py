@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from earl_cli.data.columns import PairColumns, find_columns, pair_of
-from earl_cli.data.image_cells import picture_bytes
-from earl_cli.data.preprocess import Recipe, prepare
+from earl_cli.data.columns import ExampleColumns, find_columns, read_example
+from earl_cli.data.image_cells import image_bytes
+from earl_cli.data.preprocess import PreprocessSettings, prepare
 from earl_cli.data.shard_plan import RowOrder
 from earl_cli.data.sources.base import BadRowError, Row, row_count
 from earl_cli.data.sources.parquet import ParquetSource
@@ -104,7 +104,7 @@ def both_sides(kind: str, folder: Path) -> tuple[Any, Any]:
 def pairs(folder: Path) -> list[tuple[bytes, bytes, str] | str]:
     """All pairs as they are read, and of the others why they were left out."""
     source = open_source(DataLocation(str(folder)))
-    named = find_columns(PairColumns(), source)
+    named = find_columns(ExampleColumns(), source)
     found: list[tuple[bytes, bytes, str] | str] = []
     for chunk in RowOrder(source.bounds).chunks(0, row_count(source)):
         for row in source.read(chunk, named.names):
@@ -112,8 +112,8 @@ def pairs(folder: Path) -> list[tuple[bytes, bytes, str] | str]:
                 if isinstance(row, BadRowError):
                     raise row
                 assert isinstance(row, Row)
-                pair = pair_of(row, named)
-                pictures = (picture_bytes(value, source.base) for value in (pair.source, pair.target))
+                pair = read_example(row, named)
+                pictures = (image_bytes(value, source.base) for value in (pair.source, pair.target))
                 found.append((*pictures, pair.instruction))  # type: ignore[arg-type]
             except BadRowError as error:
                 found.append(error.what)
@@ -207,7 +207,7 @@ def test_half_a_character_in_a_path_is_a_reject(tmp_path: Path) -> None:
     rows = [{"source": "\ud800.png", "edited": "a.png", "instruction": "snow", "id": "\ud800"}]
     (tmp_path / "pairs.jsonl").write_text(json.dumps(rows[0]))
     source = open_source(DataLocation(str(tmp_path)))
-    (reject,) = prepare(Recipe(source, find_columns(PairColumns(), source), 64, 8), [0])
+    (reject,) = prepare(PreprocessSettings(source, find_columns(ExampleColumns(), source), 64, 8), [0])
     assert isinstance(reject, Reject)
     write_shard(tmp_path, 0, [], [reject])
 

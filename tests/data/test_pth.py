@@ -19,10 +19,10 @@ import torch
 from published_data import fields, numbers, pack, publish, rezip, saved
 
 from earl_cli.data.published.store import open_published
-from earl_cli.data.store import Reject, TokenizedPair
+from earl_cli.data.store import Reject, TokenizedExample
 
 
-def only(base: Path, content: bytes, codes: int = 32768) -> TokenizedPair | Reject:
+def only(base: Path, content: bytes, codes: int = 32768) -> TokenizedExample | Reject:
     """What becomes of one file."""
     (row,) = open_published(publish(base, {"7.pth": content})).read(codes=codes)
     return row
@@ -40,7 +40,7 @@ def test_pickles_of_numpy_1_are_read(tmp_path: Path) -> None:
     old = rezip(saved(fields(7)), lambda content: content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     assert b"cnumpy.core.multiarray\n_reconstruct\n" in old
     row = only(tmp_path, old)
-    assert isinstance(row, TokenizedPair)
+    assert isinstance(row, TokenizedExample)
     assert np.array_equal(row.source, fields(7)["original_image"])
 
 
@@ -64,14 +64,14 @@ def test_arrays_and_tensors_of_any_integers_are_read(tmp_path: Path, convert: An
     legacy &= getattr(found, "dtype", None) != torch.uint16  # which torch itself can't read in the old format
     content = saved(fields(7, original_image=found), _use_new_zipfile_serialization=not legacy)
     row = only(tmp_path, content)
-    assert isinstance(row, TokenizedPair), row
+    assert isinstance(row, TokenizedExample), row
     assert np.array_equal(row.source, codes)
 
 
 def test_instructions_and_thoughts_come_in_several_shapes(tmp_path: Path) -> None:
-    def read(**changes: Any) -> TokenizedPair:
+    def read(**changes: Any) -> TokenizedExample:
         row = only(tmp_path, saved(fields(7, **changes)))
-        assert isinstance(row, TokenizedPair), row
+        assert isinstance(row, TokenizedExample), row
         return row
 
     assert read(instruction=["first", "second"]).instruction == "first"
@@ -82,7 +82,7 @@ def test_instructions_and_thoughts_come_in_several_shapes(tmp_path: Path) -> Non
     without = fields(7)
     del without["CoT"], without["edit_id"]
     row = only(tmp_path, saved(without))
-    assert isinstance(row, TokenizedPair)
+    assert isinstance(row, TokenizedExample)
     assert (row.id, row.thoughts) == ("7", {})
     assert read(edit_id="task/12.pth").id == "task/12"
     assert read(edit_id=12).id == "12"
@@ -127,8 +127,8 @@ def test_a_bad_field_is_a_reject_with_its_reason(
         tmp_path, {"1.pth": saved(fields(1)), "7.pth": saved(fields(7, **changes)), "2.pth": saved(fields(2))}
     )
     first, bad, last = open_published(place).read()
-    assert isinstance(first, TokenizedPair)
-    assert isinstance(last, TokenizedPair)
+    assert isinstance(first, TokenizedExample)
+    assert isinstance(last, TokenizedExample)
     assert isinstance(bad, Reject)
     assert (bad.row, bad.id) == (1, "7.pth")
     assert bad.kind == kind
@@ -146,7 +146,7 @@ def test_a_damaged_file_stops_nothing(tmp_path: Path) -> None:
     damaged["odd.pth"] = rezip(whole, lambda content: content[:-1])
     place = publish(tmp_path, damaged | {"whole.pth": whole, "list.pth": saved([1, 2])})
     *bad, good, listed = open_published(place).read()
-    assert isinstance(good, TokenizedPair)
+    assert isinstance(good, TokenizedExample)
     assert {row.kind for row in bad if isinstance(row, Reject)} == {"pickle"}
     assert len(bad) == len(damaged)
     assert isinstance(listed, Reject)
@@ -186,7 +186,7 @@ def test_a_file_that_could_run_code_is_not_run_and_costs_no_other(tmp_path: Path
     if archived:
         place = pack(place, tmp_path / "x.tar.gz", "x/")
     rows = sorted(open_published(place).read(), key=lambda row: row.id)
-    assert [type(row) for row in rows] == [TokenizedPair, TokenizedPair, Reject]
+    assert [type(row) for row in rows] == [TokenizedExample, TokenizedExample, Reject]
     assert not marker.exists()
     if form in ("torch", "legacy"):
         assert isinstance(rows[2], Reject)
@@ -271,7 +271,7 @@ def test_a_hostile_pickle_is_a_reject_at_once(tmp_path: Path, name: str) -> None
     began = time.process_time()
     bad, good = open_published(place).read()
     assert time.process_time() - began < 5
-    assert isinstance(good, TokenizedPair)
+    assert isinstance(good, TokenizedExample)
     assert isinstance(bad, Reject)
     assert bad.kind == "pickle"
     assert re.search(reason, bad.reason), bad.reason

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from published_data import LIST, fields, numbers, pack, publish, saved
 
 from earl_cli.data.published import store as module
+from earl_cli.data.published.files import is_published
 from earl_cli.data.published.store import (
     export_published,
     import_published,
-    is_published,
     open_published,
     published_table,
 )
-from earl_cli.data.store import Manifest, Store, TokenizedPair, create_or_resume, open_store, write_shard
+from earl_cli.data.store import Manifest, Store, TokenizedExample, create_or_resume, open_store, write_shard
 from earl_cli.errors import ModelError, UsageError
 
 
@@ -49,7 +49,7 @@ AWKWARD = ["a/b", "A/B", "..", ".", "a", "A", "x.pth", "CON:", "a/b-1", "\u00e9"
 
 
 @st.composite
-def stored_pairs(draw: st.DrawFn) -> list[TokenizedPair]:
+def stored_pairs(draw: st.DrawFn) -> list[TokenizedExample]:
     letters = st.characters(exclude_categories=["Cs"])
     names = st.text(letters, min_size=1, max_size=12) | st.sampled_from(AWKWARD)
     thoughts = st.dictionaries(st.text(letters, max_size=9), st.text(letters, min_size=1, max_size=9), max_size=2)
@@ -61,12 +61,12 @@ def stored_pairs(draw: st.DrawFn) -> list[TokenizedPair]:
 
     identifiers = draw(st.lists(names, min_size=1, max_size=6))
     return [
-        TokenizedPair(row, name, "do " + draw(st.text(letters, max_size=9)), grid(), grid(), draw(thoughts), "")
+        TokenizedExample(row, name, "do " + draw(st.text(letters, max_size=9)), grid(), grid(), draw(thoughts), "")
         for row, name in enumerate(identifiers)
     ]
 
 
-def store_of(folder: Path, pairs: list[TokenizedPair], rows_per_shard: int = 2) -> Store:
+def store_of(folder: Path, pairs: list[TokenizedExample], rows_per_shard: int = 2) -> Store:
     shards = -(-len(pairs) // rows_per_shard)
     create_or_resume(folder, Manifest(512, "vq", 1024, "test", len(pairs), shards, None, {}, "data"))
     for index in range(shards):
@@ -76,7 +76,7 @@ def store_of(folder: Path, pairs: list[TokenizedPair], rows_per_shard: int = 2) 
 
 @settings(deadline=None, max_examples=30)
 @given(stored_pairs())
-def test_what_goes_out_comes_in_again(tmp_path_factory: pytest.TempPathFactory, pairs: list[TokenizedPair]) -> None:
+def test_what_goes_out_comes_in_again(tmp_path_factory: pytest.TempPathFactory, pairs: list[TokenizedExample]) -> None:
     folder = tmp_path_factory.mktemp("out")
     store = store_of(folder / "store", pairs)
     export_published(store, folder / "published")
@@ -91,7 +91,7 @@ def test_what_goes_out_comes_in_again(tmp_path_factory: pytest.TempPathFactory, 
 
 def test_an_export_reads_in_the_ways_of_the_published_loaders(tmp_path: Path) -> None:
     pairs = [
-        TokenizedPair(row, f"omni_{row}", f"do {row}", grid, grid[::-1].copy(), {"why": "so"} if row else {}, "hash")
+        TokenizedExample(row, f"omni_{row}", f"do {row}", grid, grid[::-1].copy(), {"why": "so"} if row else {}, "hash")
         for row, grid in enumerate(np.arange(36, dtype=np.uint16).reshape(3, 3, 4))
     ]
     listing = export_published(store_of(tmp_path / "store", pairs), tmp_path / "published")
@@ -113,7 +113,7 @@ def test_an_export_reads_in_the_ways_of_the_published_loaders(tmp_path: Path) ->
 def test_ids_become_names_that_any_disk_takes(tmp_path: Path) -> None:
     grid = np.zeros((1, 1), np.uint16)
     ids = ["a/b", "a/b", "../../x", "fine 1", "fine 1", "FINE 1", "x" * 400, ".hidden"]
-    pairs = [TokenizedPair(row, name, "do", grid, grid, {}, "") for row, name in enumerate(ids)]
+    pairs = [TokenizedExample(row, name, "do", grid, grid, {}, "") for row, name in enumerate(ids)]
     listing = export_published(store_of(tmp_path / "store", pairs), tmp_path / "published")
     names = json.loads(listing.read_text())["path_list"]
     assert names == [
@@ -204,7 +204,7 @@ def test_half_an_export_is_none_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         written: list[int] = []
 
-        def stop(pair: TokenizedPair) -> bytes:
+        def stop(pair: TokenizedExample) -> bytes:
             if len(written) == 3:
                 raise KeyboardInterrupt
             written.append(pair.row)

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from published_data import LIST, fields, numbers, pack, publish, saved
 
-from earl_cli.data.published.store import is_published, open_published
-from earl_cli.data.store import Reject, TokenizedPair
+from earl_cli.data.published.files import is_published
+from earl_cli.data.published.store import open_published
+from earl_cli.data.store import Reject, TokenizedExample
 from earl_cli.errors import InputError
 
 
@@ -34,7 +35,7 @@ def test_a_folder_a_list_and_an_archive_hold_the_same(tmp_path: Path, place: str
     order = [3, 2, 1] if "tar" in place or "tgz" in place else [3, 1, 2]
     assert published.names == tuple(f"{number}.pth" for number in order)
     for number, row in zip(order, published.read(), strict=True):
-        assert isinstance(row, TokenizedPair)
+        assert isinstance(row, TokenizedExample)
         assert (row.id, row.instruction) == (str(number), f"make it {number}")
         assert row.thoughts == {"reasoning": f"because {number}"}
         assert row.source.dtype == np.uint16
@@ -75,7 +76,7 @@ def test_the_last_part_of_the_prefix_names_the_folder(tmp_path: Path) -> None:
     (tmp_path / "x/feature").rename(tmp_path / "x/features_256")
     pack(tmp_path / "x", tmp_path / "x.tar.gz", "x/")
     for place in ("x", "x.tar.gz"):
-        assert isinstance(next(open_published(tmp_path / place).read()), TokenizedPair)
+        assert isinstance(next(open_published(tmp_path / place).read()), TokenizedExample)
     (tmp_path / "x/features_256").rename(tmp_path / "x/elsewhere")
     with pytest.raises(InputError, match=r"not one is there, such as '1\.pth'.*x, .*x/features_256, .*x/feature\)"):
         open_published(tmp_path / "x")
@@ -108,7 +109,7 @@ def test_files_are_found_where_the_list_may_mean(
 ) -> None:
     base = lay(tmp_path / "x", names, listed)
     found = open_published(pack(base, tmp_path / "x.tar", "train/") if packed else base)
-    assert all(isinstance(row, TokenizedPair) for row in found.read())
+    assert all(isinstance(row, TokenizedExample) for row in found.read())
     assert len(found) == 2
     copied = lay(tmp_path / "y" / "feature", names, listed)  # the list's folder within that of the files
     assert open_published(copied.parent).names == tuple(listed)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earl_cli.data.shard_plan import MOST_TOGETHER, RowOrder, ShardShare, read_share
+from earl_cli.data.shard_plan import MAX_ADJACENT_ROWS, RowOrder, ShardShare, parse_share
 from earl_cli.errors import UsageError
 
 sizes = st.lists(st.integers(1, 9) | st.just(1) | st.integers(100, 300), min_size=1, max_size=12)
@@ -45,7 +45,7 @@ def test_a_portion_is_of_one_block_or_of_single_rows(blocks: list[int], seed: in
         assert sorted(flat) == sorted(order.rows(start, start + step).tolist())
         for chunk in chunks:
             assert chunk == sorted(chunk)
-            assert len(chunk) <= MOST_TOGETHER
+            assert len(chunk) <= MAX_ADJACENT_ROWS
             found = {int(np.searchsorted(order.bounds, row, side="right")) - 1 for row in chunk}
             assert len(found) == 1 or {blocks[block] for block in found} == {1}
 
@@ -76,19 +76,19 @@ def test_shares_divide_the_shards(count: int, shards: int) -> None:
 def test_where_a_share_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
-    assert read_share(None) == ShardShare(0, 1)
-    assert read_share("3/8") == ShardShare(2, 8)
+    assert parse_share(None) == ShardShare(0, 1)
+    assert parse_share("3/8") == ShardShare(2, 8)
     assert str(ShardShare(2, 8)) == "3/8"
     monkeypatch.setenv("SLURM_PROCID", "0")  # a batch script has this without being one of several tasks
-    assert read_share(None) == ShardShare(0, 1)
+    assert parse_share(None) == ShardShare(0, 1)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    assert read_share(None) == ShardShare(0, 4)
+    assert parse_share(None) == ShardShare(0, 4)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert read_share(None) == ShardShare(1, 2)
+    assert parse_share(None) == ShardShare(1, 2)
     for text in ("0/8", "9/8", "1", "a/b", "1/0", "-1/2"):
         with pytest.raises(UsageError, match="no part of the work"):
-            read_share(text)
+            parse_share(text)
 
 
 def test_chunks_of_scattered_rows_stay_small() -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from earl_cli.data.image_cells import picture_bytes
+from earl_cli.data.image_cells import image_bytes
 from earl_cli.data.shard_plan import RowOrder
 from earl_cli.data.sources.base import BadRowError, Row, Source, row_count
 from earl_cli.data.sources.registry import DataLocation, open_source
@@ -33,7 +33,7 @@ def values(source: Source, rows: Sequence[int]) -> list[dict[str, Any]]:
     assert all(isinstance(row, Row) for row in found), found
     read = [dict(row.values) for row in found if isinstance(row, Row)]
     for row in read:
-        row |= {name: picture_bytes(row[name], source.base) for name in ("source", "edited")}
+        row |= {name: image_bytes(row[name], source.base) for name in ("source", "edited")}
     return read
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from earl_cli.data.image_cells import picture_bytes
+from earl_cli.data.image_cells import image_bytes
 from earl_cli.data.sources.base import BadRowError, Row, row_count, split_of
 from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.errors import InputError, UsageError
@@ -144,7 +144,7 @@ def test_numbered_lists_are_one(tmp_path: Path) -> None:
     assert isinstance(bad, BadRowError)
     found = [row for row in (first, second, third) if isinstance(row, Row)]
     assert [(row.number, row.values["id"]) for row in found] == [(0, "p0"), (1, "p1"), (3, "p2")]
-    assert picture_bytes(found[2].values["source"], source.base) == rows[2]["source"]
+    assert image_bytes(found[2].values["source"], source.base) == rows[2]["source"]
     assert row_count(pickle.loads(pickle.dumps(open_source(DataLocation(str(folder), split="all"))))) == 6
     assert row_count(open_source(DataLocation(str(folder), data_files=("*-00000-*", "test*")))) == 4
     (folder / "train_more.jsonl").write_text(lines[0])

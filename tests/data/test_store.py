@@ -17,11 +17,11 @@ from earl_cli.data.store import (
     SCHEMA,
     Manifest,
     Reject,
-    TokenizedPair,
+    TokenizedExample,
     check_codebook,
     create_or_resume,
+    examples_of,
     open_store,
-    pairs_of,
     shard_path,
     write_shard,
 )
@@ -32,7 +32,7 @@ grids = st.tuples(st.integers(1, 5), st.integers(1, 5))
 
 
 @st.composite
-def pairs(draw: st.DrawFn) -> TokenizedPair:
+def pairs(draw: st.DrawFn) -> TokenizedExample:
     def codes() -> np.ndarray:
         height, width = draw(grids)
         values = draw(st.lists(st.integers(0, 65535), min_size=height * width, max_size=height * width))
@@ -40,7 +40,7 @@ def pairs(draw: st.DrawFn) -> TokenizedPair:
 
     text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     thoughts = draw(st.dictionaries(text, text, max_size=3))
-    return TokenizedPair(draw(st.integers(0, 2**40)), draw(text), draw(text), codes(), codes(), thoughts, "hash")
+    return TokenizedExample(draw(st.integers(0, 2**40)), draw(text), draw(text), codes(), codes(), thoughts, "hash")
 
 
 def test_a_codebook_that_16_bits_cant_tell_apart_is_refused(tmp_path: Path) -> None:
@@ -52,11 +52,11 @@ def test_a_codebook_that_16_bits_cant_tell_apart_is_refused(tmp_path: Path) -> N
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(pairs(), max_size=4))
-def test_rows_come_back_as_they_went_in(tmp_path_factory: pytest.TempPathFactory, rows: list[TokenizedPair]) -> None:
+def test_rows_come_back_as_they_went_in(tmp_path_factory: pytest.TempPathFactory, rows: list[TokenizedExample]) -> None:
     folder = tmp_path_factory.mktemp("store") / "s"
     create_or_resume(folder, MANIFEST)
     write_shard(folder, 0, rows, [])
-    found = list(pairs_of(open_store(folder).table()))
+    found = list(examples_of(open_store(folder).table()))
     assert len(found) == len(rows)
     for row, back in zip(rows, found, strict=True):
         assert np.array_equal(back.source, row.source)
@@ -150,7 +150,7 @@ def test_a_shard_whose_texts_are_none_is_named(tmp_path: Path) -> None:
     """Arrow writes and reads any bytes as a text."""
     store = create_or_resume(tmp_path / "s", MANIFEST)
     grid = np.zeros((1, 1), dtype=np.uint16)
-    write_shard(store.folder, 0, [TokenizedPair(0, "a", "snow", grid, grid, {}, "")], [])
+    write_shard(store.folder, 0, [TokenizedExample(0, "a", "snow", grid, grid, {}, "")], [])
     shard = shard_path(store.folder, 0)
     table = pq.read_table(shard)
     bad = pa.array([b"\xff"]).cast(pa.string(), safe=False)
@@ -166,7 +166,7 @@ CELLS_WITHIN = {"source": [[None]], "thoughts": [[("a", None)]]}
 def test_a_shard_with_an_empty_cell_is_named(tmp_path: Path, name: str) -> None:
     store = create_or_resume(tmp_path / "s", MANIFEST)
     grid = np.zeros((1, 1), dtype=np.uint16)
-    write_shard(store.folder, 0, [TokenizedPair(0, "a", "snow", grid, grid, {}, "")], [])
+    write_shard(store.folder, 0, [TokenizedExample(0, "a", "snow", grid, grid, {}, "")], [])
     shard = shard_path(store.folder, 0)
     table = pq.read_table(shard)
     kind = SCHEMA.field(name).type

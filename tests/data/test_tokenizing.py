@@ -14,7 +14,7 @@ from transformers import Emu3VQVAE
 
 from earl_cli.data import tokenizing
 from earl_cli.data.batches import ExampleData, collate, load_rows
-from earl_cli.data.columns import PairColumns
+from earl_cli.data.columns import ExampleColumns
 from earl_cli.data.merging import merge
 from earl_cli.data.shard_plan import ShardShare
 from earl_cli.data.sources.registry import DataLocation, open_source
@@ -88,7 +88,7 @@ def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
 
 
 def test_every_form_of_data_ends_in_the_same_rows(form: Form, tiny_model_dir: Path, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, columns=PairColumns(thoughts=("plan",)))
+    settings = replace(SETTINGS, columns=ExampleColumns(thoughts=("plan",)))
     rows = rows_with_pictures(6)
     found = tokenized(form(tmp_path / "this" / "data", rows), tiny_model_dir, tmp_path / "store", settings).table()
     lines = as_json_lines(tmp_path / "lines" / "data", rows)
@@ -204,7 +204,7 @@ def test_too_many_rejects_stop_the_pass_and_lose_nothing(
 ) -> None:
     for index in (0, 1, 3):
         (pairs / f"s{index}.png").write_bytes(b"")
-    monkeypatch.setattr(tokenizing, "ENOUGH_TO_JUDGE", 4)
+    monkeypatch.setattr(tokenizing, "MIN_ROWS_FOR_RATE", 4)
     with pytest.raises(InputError, match=r"\d of \d rows were left out .* picture\), more than the share of 0\.3"):
         tokenized(pairs, tiny_model_dir, tmp_path / "store", replace(SETTINGS, max_reject_rate=0.3))
     done = open_store(tmp_path / "store")
@@ -229,7 +229,7 @@ def test_a_store_of_another_seed_limit_or_data_is_refused(pairs: Path, tiny_mode
         ({"limit": 5}, "rows 10 there, 5 now"),
         ({"image_area": 4096}, "image_area 1024 there, 4096 now"),
         ({"grids": ((4, 4),)}, "shapes 'floored' there, '4x4' now"),
-        ({"columns": PairColumns(thoughts=("id",))}, "columns"),
+        ({"columns": ExampleColumns(thoughts=("id",))}, "columns"),
     ):
         with pytest.raises(UsageError, match=message):
             tokenized(pairs, tiny_model_dir, tmp_path / "store", replace(SETTINGS, **other))

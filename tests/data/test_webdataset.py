@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from earl_cli.data.columns import PairColumns, find_columns
+from earl_cli.data.columns import ExampleColumns, find_columns
 from earl_cli.data.sources.base import BadRowError, Row, Source, row_count
 from earl_cli.data.sources.registry import DataLocation, open_source
 
@@ -44,7 +44,7 @@ def read(source: Source) -> list[dict[str, object] | str]:
 )
 def test_a_first_sample_that_is_no_good_is_one_reject(first: dict[str, bytes], message: str, tmp_path: Path) -> None:
     source = tar(tmp_path, ("a", first), ("b", GOOD), ("c", GOOD))
-    assert find_columns(PairColumns(), source) == PairColumns("source", "edited", "instruction", "__key__")
+    assert find_columns(ExampleColumns(), source) == ExampleColumns("source", "edited", "instruction", "__key__")
     bad, *others = read(source)
     assert message in str(bad)
     assert [row["__key__"] for row in others if isinstance(row, dict)] == ["b", "c"]

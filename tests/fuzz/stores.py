@@ -9,7 +9,7 @@ from fuzzing import Room
 from stores import contents, write_store
 
 from earl_cli.data.inspecting import summary, verify
-from earl_cli.data.store import open_store, pairs_of
+from earl_cli.data.store import examples_of, open_store
 from earl_cli.errors import EarlError
 
 with tempfile.TemporaryDirectory() as _folder:
@@ -27,7 +27,7 @@ def read(name: str, content: bytes, folder: Path) -> str:
     problems = verify(store)
     summary(store)
     for table in store.tables():
-        for _pair in pairs_of(table):
+        for _pair in examples_of(table):
             pass
     list(store.rejects())
     return "problems" if problems else "fine"

@@ -12,8 +12,8 @@ from fuzzing import Room
 from image_files import file_of
 from PIL import Image
 
-from earl_cli.data.columns import PairColumns, find_columns
-from earl_cli.data.preprocess import Recipe, prepare
+from earl_cli.data.columns import ExampleColumns, find_columns
+from earl_cli.data.preprocess import PreprocessSettings, prepare
 from earl_cli.data.shard_plan import RowOrder
 from earl_cli.data.sources.base import Source
 from earl_cli.data.sources.registry import DataLocation, open_source
@@ -80,8 +80,8 @@ def read(name: str, content: bytes, folder: Path) -> str:
 
 def prepared(source: Source, folder: Path) -> str:
     """What becomes of the rows of a source."""
-    recipe = Recipe(
-        source, find_columns(PairColumns(thoughts=("plan",) if "plan" in source.columns else ()), source), 64, 8
+    recipe = PreprocessSettings(
+        source, find_columns(ExampleColumns(thoughts=("plan",) if "plan" in source.columns else ()), source), 64, 8
     )
     order = RowOrder(source.bounds, None, 50)
     rows = [row for chunk in order.chunks(0, len(order)) for row in prepare(recipe, chunk)]

@@ -14,7 +14,7 @@ from fuzzing import Room
 from published_data import LIST, numbers
 
 from earl_cli.data.published.store import open_published
-from earl_cli.data.store import TokenizedPair
+from earl_cli.data.store import TokenizedExample
 from earl_cli.errors import EarlError
 
 ACCENTS = "\u00e9" * 90
@@ -69,7 +69,7 @@ def read(name: str, content: bytes, folder: Path) -> str:
         return read_samples(name, content, folder)
     (folder / name).write_bytes(content)
     found = list(open_published(folder / name).read())
-    return "rows" if any(isinstance(row, TokenizedPair) for row in found) else "rejects"
+    return "rows" if any(isinstance(row, TokenizedExample) for row in found) else "rejects"
 
 
 ROOM = Room("tars", _good(), read, (EarlError,), SNIPPETS, HOSTILE, 300)

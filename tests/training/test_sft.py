@@ -17,7 +17,7 @@ import torch
 from earl_cli.config.loader import load_config
 from earl_cli.config.sft import SftConfig
 from earl_cli.data.batches import load_rows
-from earl_cli.data.store import Manifest, TokenizedPair, create_or_resume, write_shard
+from earl_cli.data.store import Manifest, TokenizedExample, create_or_resume, write_shard
 from earl_cli.errors import EarlError, InputError
 from earl_cli.models.bundle import load_model, open_base, save_trained
 from earl_cli.training.common.checkpoints import CHECKPOINTS, VALIDATION, latest
@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(20):
         source = rng.integers(0, 8, (3, 2 + index % 3)).astype(np.uint16)
         target = source + np.uint16(1)
-        rows.append(TokenizedPair(index, str(index), "make it snowy", source, target, {"plan": "whiten"}, "h"))
+        rows.append(TokenizedExample(index, str(index), "make it snowy", source, target, {"plan": "whiten"}, "h"))
     write_shard(folder, 0, rows, [])
     return folder
 

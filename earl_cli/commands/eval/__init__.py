@@ -105,7 +105,7 @@ def eval(
     The same command resumes a stopped or killed run. Of several processes the last one scores.
     """
     from earl_cli.commands.eval.run import EvalRequest, evaluate
-    from earl_cli.data.shard_plan import read_share
+    from earl_cli.data.shard_plan import parse_share
     from earl_cli.evaluation.editor_registry import Options
     from earl_cli.generation.vllm.environment import parse_engine_arguments
 
@@ -127,7 +127,7 @@ def eval(
         output=output,
         limit=limit,
         seeds=tuple(range(seed, seed + seeds)),
-        share=read_share(shard),
+        share=parse_share(shard),
         scoring=ScoringRequest(
             judge,
             judge_model,

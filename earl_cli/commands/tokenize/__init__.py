@@ -114,8 +114,8 @@ def tokenize(
     ] = "auto",
 ) -> None:
     """Turn image pairs with instructions into a token store: earl tokenize pairs/ -o store/"""
-    from earl_cli.data.columns import PairColumns, find_columns, find_preset
-    from earl_cli.data.shard_plan import read_share
+    from earl_cli.data.columns import ExampleColumns, find_columns, find_preset
+    from earl_cli.data.shard_plan import parse_share
     from earl_cli.data.sources.base import row_count
     from earl_cli.data.sources.registry import DataLocation, open_source
 
@@ -124,9 +124,9 @@ def tokenize(
     if where is None:
         what = f"the set {preset} isn't on the Hub as pairs" if chosen else "no data"
         raise UsageError(what, hint="name a folder, a file or a Hub id: earl tokenize pairs/ -o store/")
-    base = chosen.columns if chosen else PairColumns()
+    base = chosen.columns if chosen else ExampleColumns()
     thoughts = tuple(key.strip() for keys in thought_columns or () for key in keys.split(",") if key.strip())
-    columns = PairColumns(
+    columns = ExampleColumns(
         source_column or base.source,
         target_column or base.target,
         instruction_column or base.instruction,
@@ -142,7 +142,7 @@ def tokenize(
         revision,
         streaming,
     )
-    part, at_once = read_share(share), _batch_size(batch_size)
+    part, at_once = parse_share(share), _batch_size(batch_size)
     if output.exists() and not output.is_dir():
         raise OutputError("this is a file, and a token store is a folder", where=str(output))
     console.quiet |= share is None and part.index > 0  # of the ranks of one run, only the first prints

@@ -14,7 +14,7 @@ from earl_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from earl_cli.data.inspecting import Distribution, Summary
-    from earl_cli.data.store import Manifest, TokenizedPair
+    from earl_cli.data.store import Manifest, TokenizedExample
     from earl_cli.images.html_gallery import Entry
     from earl_cli.models.bundle import VisionModel
 
@@ -41,7 +41,7 @@ def tokenize_inspect(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Decode a sample of examples, and write it as one page."),
     ] = None,
-    sample: Annotated[
+    sample_examples: Annotated[
         int | None, typer.Option("--sample", min=1, help=f"Number of examples on the page; {SAMPLED} by default.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sample.")] = 0,
@@ -52,8 +52,8 @@ def tokenize_inspect(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Show what a token store contains: earl tokenize inspect store/ --html examples.html"""
-    if html is None and (sample is not None or model is not None):
-        option = "--sample" if sample is not None else "--model"
+    if html is None and (sample_examples is not None or model is not None):
+        option = "--sample" if sample_examples is not None else "--model"
         raise UsageError(
             f"{option} is for the page of examples", hint="name the page to write with --html examples.html"
         )
@@ -69,10 +69,10 @@ def tokenize_inspect(
     _show(found)
     shown = 0
     if html is not None:
-        from earl_cli.data.inspecting import sample as sample_of
+        from earl_cli.data.inspecting import sample_examples as sample_of
         from earl_cli.images.html_gallery import page, write_page
 
-        examples = sample_of(opened, sample or SAMPLED, seed)
+        examples = sample_of(opened, sample_examples or SAMPLED, seed)
         if not examples:
             raise InputError("this store has no examples", where=str(store))
         with without_collector():
@@ -110,7 +110,7 @@ def _check_fits(vision: VisionModel, manifest: Manifest, model: str | None) -> N
         raise UsageError(what, where="--model", hint=hint)
 
 
-def _entry(example: TokenizedPair, vision: VisionModel) -> Entry:
+def _entry(example: TokenizedExample, vision: VisionModel) -> Entry:
     """The images of an example, decoded, with all its texts."""
     import numpy as np
     import torch
@@ -149,7 +149,7 @@ def _show(found: Summary) -> None:
 
 
 def _facts(found: Summary, area: str) -> Iterator[tuple[str, str]]:
-    from earl_cli.data.inspecting import spans
+    from earl_cli.data.inspecting import describe_numbers
 
     manifest = found.manifest
     rejected = sum(found.rejected.values())
@@ -157,7 +157,7 @@ def _facts(found: Summary, area: str) -> Iterator[tuple[str, str]]:
     yield "dataset", manifest.dataset
     yield "examples", f"{found.pairs:,} of {found.rows:,} rows"
     yield "rejected", f"{rejected:,}" + (f" ({kinds})" if kinds else "")
-    missing = f", missing: {spans(found.missing)}" if found.missing else ""
+    missing = f", missing: {describe_numbers(found.missing)}" if found.missing else ""
     yield "shards", f"{found.shards:,} of {manifest.shards:,}{missing}"
     yield "source files", f"{found.sources:,}"
     yield "codebook", f"{manifest.codes:,} codes, vision tokenizer {manifest.vision_fingerprint}"
@@ -211,17 +211,17 @@ def tokenize_export(
     partial: Annotated[bool, typer.Option("--partial", help="Also export an unfinished store.")] = False,
 ) -> None:
     """Write a token store for other programs: earl tokenize export store/ --format parquet -o examples.parquet"""
-    from earl_cli.data.inspecting import missing_shards, pair_count
+    from earl_cli.data.inspecting import describe_missing_shards, example_count
     from earl_cli.data.store import open_store
 
     opened = open_store(store)
     if opened.missing and not partial:
         raise InputError(
-            f"not finished: {missing_shards(opened)}",
+            f"not finished: {describe_missing_shards(opened)}",
             where=str(store),
             hint="run the earl tokenize that made it again, or export what is there with --partial",
         )
-    pairs = pair_count(opened)
+    pairs = example_count(opened)
     if not pairs:
         raise InputError("this store has no examples", where=str(store))
     _check_free(output, format, force)
@@ -275,16 +275,16 @@ def tokenize_merge(
     Parts of one pass are joined as if one machine had made them. Other stores are appended; they must be finished, and
     have the same vision tokenizer and image area.
     """
-    from earl_cli.data.inspecting import missing_shards, pair_count
-    from earl_cli.data.merging import merge, rows_planned
+    from earl_cli.data.inspecting import describe_missing_shards, example_count
+    from earl_cli.data.merging import merge, planned_rows
     from earl_cli.data.store import open_store
 
     opened = [open_store(folder) for folder in stores]
-    with console.progress("merging", rows_planned(opened), unit="rows") as progress:
+    with console.progress("merging", planned_rows(opened), unit="rows") as progress:
         merged = merge(opened, output, progress.advance)
-    pairs = pair_count(merged)
+    pairs = example_count(merged)
     console.say(f"{pairs:,} examples in {len(merged.shards):,} shards: {output}")
-    if missing := missing_shards(merged):
+    if missing := describe_missing_shards(merged):
         console.warn(f"not finished: {missing}")
     console.document(
         {
@@ -301,7 +301,7 @@ def tokenize_verify(
     stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="One or more token stores.")],
 ) -> None:
     """Check every shard and every row of token stores: earl tokenize verify store/"""
-    from earl_cli.data.inspecting import Problem, pair_count, verify
+    from earl_cli.data.inspecting import Problem, example_count, verify
     from earl_cli.data.store import open_store
 
     documents: list[dict[str, Any]] = []
@@ -316,7 +316,7 @@ def tokenize_verify(
             with console.progress(f"verifying {folder}", store.manifest.rows, unit="rows") as progress:
                 found = verify(store, progress.advance)
             if not found:
-                pairs = pair_count(store)
+                pairs = example_count(store)
                 shards = f"{len(store.shards):,} shard{'' if len(store.shards) == 1 else 's'}"
                 console.say(f"{folder}: {pairs:,} examples in {shards}: no problem found")
         except InputError as error:

@@ -20,15 +20,15 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol, cast
 
 from earl_cli.data.image_cells import find_file
-from earl_cli.data.published.pth import MOST_BYTES
+from earl_cli.data.published.pth import MAX_BYTES
 from earl_cli.data.sources.base import BadRowError
-from earl_cli.data.sources.webdataset import headers
+from earl_cli.data.sources.webdataset import tar_members
 from earl_cli.errors import InputError
 from earl_cli.files import loads
 
 LIST_FOLDER, LIST_NAME, FEATURES = "list", "tokenized_datalist.json", "feature"
 TARBALLS = (".tar", ".tar.gz", ".tgz")
-MOST_LIST_BYTES = 2**28
+MAX_LIST_BYTES = 2**28
 
 _LIST = PurePosixPath(LIST_FOLDER, LIST_NAME)
 _ESCAPES = "this data could reach for other files, so it was not read: don't use data from this place"
@@ -37,7 +37,7 @@ _ESCAPES = "this data could reach for other files, so it was not read: don't use
 Contents = Generator[bytes | BadRowError, None, None]
 
 
-class Files(Protocol):
+class PublishedFiles(Protocol):
     """The files that a list names, one a row, and their ``sizes`` in bytes, 0 for what isn't there.
 
     ``fingerprint`` changes with the list and the sizes.
@@ -62,7 +62,7 @@ class Files(Protocol):
         ...
 
 
-def holds_list(place: Path) -> bool:
+def is_published(place: Path) -> bool:
     """Whether published data lie here; of an archive only the names are looked at."""
     if place.is_dir():
         return bool(_bases(place))
@@ -70,12 +70,12 @@ def holds_list(place: Path) -> bool:
         return place.name == LIST_NAME and place.is_file()
     try:
         with _archive(place) as stream:
-            return any(PurePosixPath(member.name).parts[-2:] == _LIST.parts for member in headers(stream))
+            return any(PurePosixPath(member.name).parts[-2:] == _LIST.parts for member in tar_members(stream))
     except InputError:
         return False
 
 
-def find_files(place: Path) -> Files:
+def find_files(place: Path) -> PublishedFiles:
     """The files of the published data at ``place``. Raises InputError if there are none, or if they aren't safe."""
     if not place.exists():
         raise InputError("no such file or folder", where=str(place))
@@ -118,7 +118,7 @@ def _beside_list(prefix: str) -> list[str]:
     return list(dict.fromkeys((last, FEATURES) if last not in ("", "..") else (FEATURES,)))
 
 
-def _none_found(names: Sequence[str], tried: Sequence[object], where: str) -> InputError:
+def _no_files_error(names: Sequence[str], tried: Sequence[object], where: str) -> InputError:
     what = f"of the {len(names):,} files that this list names not one is there, such as {names[0]!r}"
     return InputError(what, where=where, hint=f"they were looked for in {', '.join(map(str, tried))}")
 
@@ -150,7 +150,7 @@ def _missing() -> BadRowError:
 
 
 def _too_large(size: int) -> BadRowError:
-    return BadRowError("size", f"it has {size:,} bytes, more than {MOST_BYTES:,}")
+    return BadRowError("size", f"it has {size:,} bytes, more than {MAX_BYTES:,}")
 
 
 def _repeated() -> BadRowError:
@@ -161,7 +161,7 @@ def _repeated() -> BadRowError:
 
 
 @dataclass(frozen=True, eq=False)
-class _Folder:
+class _FolderFiles:
     """Files in ``folder``, in the order of the list; ``spelled`` are those that the disk spells in another way.
 
     Rows in ``repeated`` name a file that was there before.
@@ -187,8 +187,8 @@ class _Folder:
 def _content(path: Path) -> bytes | BadRowError:
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-            return content if len(content) <= MOST_BYTES else _too_large(path.stat().st_size)
+            content = file.read(MAX_BYTES + 1)
+            return content if len(content) <= MAX_BYTES else _too_large(path.stat().st_size)
     except FileNotFoundError:
         return _missing()
     except OSError as error:
@@ -204,37 +204,37 @@ def _bases(place: Path) -> list[Path]:
     return [place / name for name in below if (place / name / _LIST).is_file()]
 
 
-def _in_folder(base: Path, listing: Path) -> _Folder:
+def _in_folder(base: Path, listing: Path) -> _FolderFiles:
     roots = _roots(base)
     _check_inside(listing, roots)
     with listing.open("rb") as file:
-        content = file.read(MOST_LIST_BYTES + 1)
-    if len(content) > MOST_LIST_BYTES:
-        raise InputError(f"this list has more than {MOST_LIST_BYTES:,} bytes", where=str(listing))
+        content = file.read(MAX_LIST_BYTES + 1)
+    if len(content) > MAX_LIST_BYTES:
+        raise InputError(f"this list has more than {MAX_LIST_BYTES:,} bytes", where=str(listing))
     prefix, names = _parse_list(content, str(listing))
     given = []
     with suppress(OSError):  # a text that is too long for a path
         given = [Path(prefix)] if Path(prefix).is_absolute() and Path(prefix).is_dir() else []
     tried = [*given, base, *(base / name for name in _beside_list(prefix))]
-    best = _Holding(base, roots, {}, {})
+    best = _FoundFiles(base, roots, {}, {})
     for folder in tried:
-        found = _holding(folder, names, _roots(folder) if folder in given else roots)
+        found = _look_in(folder, names, _roots(folder) if folder in given else roots)
         best = found if len(found.sizes) > len(best.sizes) else best
         if len(best.sizes) == len(set(names)):
             break
     if not best.sizes:
-        raise _none_found(names, tried, str(listing))
+        raise _no_files_error(names, tried, str(listing))
     for inner in {best.folder, *((best.folder / name).parent for name in best.sizes)}:
         _check_inside(inner, best.roots)
     rows = {name: row for row, name in reversed(list(enumerate(names)))}
     repeated = frozenset(row for row, name in enumerate(names) if rows[name] != row)
     fingerprint = _fingerprint(names, {name: best.sizes.get(name, -1) for name in names})
     counted = [0 if row in repeated else best.sizes.get(name, 0) for row, name in enumerate(names)]
-    return _Folder(best.folder, tuple(names), counted, fingerprint, repeated, best.spelled)
+    return _FolderFiles(best.folder, tuple(names), counted, fingerprint, repeated, best.spelled)
 
 
 @dataclass(frozen=True)
-class _Holding:
+class _FoundFiles:
     """Those of a list's files that are in a folder: their sizes, and the paths of those that it spells differently."""
 
     folder: Path
@@ -243,15 +243,15 @@ class _Holding:
     spelled: Mapping[str, Path]
 
 
-def _holding(folder: Path, names: Sequence[str], roots: Sequence[Path]) -> _Holding:
+def _look_in(folder: Path, names: Sequence[str], roots: Sequence[Path]) -> _FoundFiles:
     """Raises InputError for a link that leaves ``roots`` and for what is no plain file."""
     sizes: dict[str, int] = {}
     spelled: dict[str, Path] = {}
     there: set[str] = set()
     with suppress(OSError):  # one listing spares a million questions for files that aren't there
-        there = {_plain(PurePosixPath(path.name)).partition("/")[0] for path in folder.iterdir()}
+        there = {_normalized(PurePosixPath(path.name)).partition("/")[0] for path in folder.iterdir()}
     for name in dict.fromkeys(names):
-        if _plain(PurePosixPath(name)).partition("/")[0] not in there:
+        if _normalized(PurePosixPath(name)).partition("/")[0] not in there:
             continue
         path = folder / name
         if not os.path.lexists(path) and not (name.isascii() and "\\" not in name):
@@ -259,7 +259,7 @@ def _holding(folder: Path, names: Sequence[str], roots: Sequence[Path]) -> _Hold
         size = _size(path, roots)
         if size >= 0:
             sizes[name] = size
-    return _Holding(folder, roots, sizes, spelled)
+    return _FoundFiles(folder, roots, sizes, spelled)
 
 
 def _roots(base: Path) -> tuple[Path, ...]:
@@ -293,7 +293,7 @@ def _size(path: Path, roots: Sequence[Path]) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Tar:
+class _TarFiles:
     """Files in an archive, in its order: ``places`` are their offsets and sizes. Rows without one come last."""
 
     archive: Path
@@ -319,22 +319,22 @@ class _Tar:
                     yield _missing() if row < len(self.places) + self.absent else _repeated()
                     continue
                 offset, size = self.places[row]
-                if size > MOST_BYTES:
+                if size > MAX_BYTES:
                     yield _too_large(size)
                     continue
                 stream.seek(offset)
                 yield stream.read(size)
 
 
-def _in_tar(archive: Path) -> _Tar:
+def _in_tar(archive: Path) -> _TarFiles:
     lists: dict[PurePosixPath, bytes] = {}
     members: dict[str, tuple[int, int]] = {}
     with _archive(archive) as stream:
-        for member in headers(stream):
+        for member in tar_members(stream):
             path = _safe_member(member, archive)
             if not member.isfile():
                 continue
-            members[_plain(path)] = member.offset_data, member.size
+            members[_normalized(path)] = member.offset_data, member.size
             if path.parts[-2:] == _LIST.parts:
                 lists[path] = _list_content(stream, member, archive)
         while stream.read(2**20):  # to the checksum at the end
@@ -349,20 +349,20 @@ def _in_tar(archive: Path) -> _Tar:
     tried = [base, *(base / name for name in _beside_list(prefix))]
 
     def holding(folder: PurePosixPath) -> dict[str, tuple[int, int]]:
-        return {name: members[key] for name in unique if (key := _plain(folder / name)) in members}
+        return {name: members[key] for name in unique if (key := _normalized(folder / name)) in members}
 
     folder = max(tried, key=lambda each: len(holding(each)))
     places = holding(folder)
     if not places:
-        raise _none_found(names, tried, f"{archive}: {listing}")
+        raise _no_files_error(names, tried, f"{archive}: {listing}")
     ordered = sorted(places, key=places.__getitem__)
     absent = [name for name in unique if name not in places]
     names = [*ordered, *absent, *_repeats(names)]
     fingerprint = _fingerprint(names, {name: size for name, (_, size) in places.items()})
-    return _Tar(archive, tuple(names), fingerprint, [places[name] for name in ordered], len(absent), folder)
+    return _TarFiles(archive, tuple(names), fingerprint, [places[name] for name in ordered], len(absent), folder)
 
 
-def _plain(path: PurePosixPath) -> str:
+def _normalized(path: PurePosixPath) -> str:
     """A path in one Unicode form, with slashes, however it is spelled."""
     return unicodedata.normalize("NFC", str(path).replace("\\", "/"))
 
@@ -376,8 +376,8 @@ def _repeats(names: Sequence[str]) -> Iterator[str]:
 
 
 def _list_content(stream: IO[bytes], member: tarfile.TarInfo, archive: Path) -> bytes:
-    if member.size > MOST_LIST_BYTES:
-        raise InputError(f"this list has more than {MOST_LIST_BYTES:,} bytes", where=f"{archive}: {member.name}")
+    if member.size > MAX_LIST_BYTES:
+        raise InputError(f"this list has more than {MAX_LIST_BYTES:,} bytes", where=f"{archive}: {member.name}")
     stream.seek(member.offset_data)
     return stream.read(member.size)
 

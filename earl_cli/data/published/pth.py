@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earl_cli.data.sources.base import BadRowError
-from earl_cli.data.store import TokenizedPair
+from earl_cli.data.store import TokenizedExample
 from earl_cli.models.pickles import ForeignNameError, OrderedRecord, PickleError, TensorRecord
 from earl_cli.models.torch_files import SavedFile, read_torch_file
 
 SUFFIX = ".pth"
-MOST_BYTES = 64 * 2**20
-LONGEST_SIDE = 9999
+MAX_BYTES = 64 * 2**20
+MAX_SIDE = 9999
 UNSAFE = "unsafe"
 """The kind of a reject that could run code."""
 
@@ -41,7 +41,7 @@ class _Array:
         self.state = state
 
 
-class _Kind:
+class _DataType:
     """Stands for a numpy data type."""
 
     state: Any = None
@@ -68,17 +68,17 @@ def _bytes_of(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_STAND_INS: dict[str, Callable[..., Any]] = {
+_CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray._reconstruct": _new_array,  # numpy 1
     "numpy._core.multiarray._reconstruct": _new_array,  # numpy 2
     "numpy.ndarray": _Array,
-    "numpy.dtype": _Kind,
+    "numpy.dtype": _DataType,
     "builtins.bytes": _no_bytes,  # how an empty array's bytes are pickled
     "_codecs.encode": _bytes_of,
 }
 
 
-def read_pth(content: bytes, row: int, name: str, where: str, codes: int) -> TokenizedPair:
+def read_pth(content: bytes, row: int, name: str, where: str, codes: int) -> TokenizedExample:
     """The pair in the bytes of a file: codes uint16[h, w], checked against a codebook of ``codes``.
 
     ``name`` is the file's, the id where the file itself names none. Raises BadRowError for a file that is damaged,
@@ -87,8 +87,8 @@ def read_pth(content: bytes, row: int, name: str, where: str, codes: int) -> Tok
     saved = _load(content, where)
     fields = saved.value
     if type(fields) is not dict:
-        raise BadRowError("fields", f"it holds a {_called(fields)}, not a dict of fields", where=where)
-    return TokenizedPair(
+        raise BadRowError("fields", f"it holds a {_type_name(fields)}, not a dict of fields", where=where)
+    return TokenizedExample(
         row,
         _id(fields.get("edit_id"), name),
         _instruction(fields.get("instruction"), where),
@@ -99,7 +99,7 @@ def read_pth(content: bytes, row: int, name: str, where: str, codes: int) -> Tok
     )
 
 
-def write_pth(pair: TokenizedPair) -> bytes:
+def write_pth(pair: TokenizedExample) -> bytes:
     """The published file of a pair: the same pair gives the same bytes. Codes are int64[h, w], as published."""
     import torch
 
@@ -117,7 +117,7 @@ def write_pth(pair: TokenizedPair) -> bytes:
 
 def _load(content: bytes, where: str) -> SavedFile:
     try:
-        return read_torch_file(content, _STAND_INS)
+        return read_torch_file(content, _CONSTRUCTORS)
     except ForeignNameError as error:
         what = f"this file asks for {error.name[:80]!r}, which could run code, so it was not loaded"
         hint = "tokenized data hold arrays and texts only: don't use data from this place"
@@ -129,7 +129,7 @@ def _load(content: bytes, where: str) -> SavedFile:
 # -- its fields --------------------------------------------------------------------------------------------------------
 
 
-def _called(value: Any) -> str:
+def _type_name(value: Any) -> str:
     """What a value was before its pickle was written."""
     names = {_Array: "numpy array", TensorRecord: "tensor", OrderedRecord: "OrderedDict"}
     return names.get(type(value), type(value).__name__.lstrip("_"))
@@ -149,7 +149,7 @@ def _instruction(value: Any, where: str) -> str:
     if isinstance(value, list | tuple) and value:
         value = value[0]
     if not _is_text(value) or not value.strip():
-        what = "empty" if value is None or isinstance(value, str) else f"a {_called(value)}"
+        what = "empty" if value is None or isinstance(value, str) else f"a {_type_name(value)}"
         raise BadRowError("instruction", f"the instruction is {what}, not a text", where=where)
     return str(value)
 
@@ -158,13 +158,13 @@ def _thoughts(value: Any, where: str) -> dict[str, str]:
     if value is None or (isinstance(value, str) and not value):
         return {}
     if type(value) is not dict:
-        raise BadRowError("thoughts", f"CoT is a {_called(value)}, not texts by their keys", where=where)
+        raise BadRowError("thoughts", f"CoT is a {_type_name(value)}, not texts by their keys", where=where)
     thoughts = {}
     for key, text in value.items():
         if text is None:
             continue
         if not _is_text(key) or not _is_text(text):
-            kinds = f"{_called(key)} to {_called(text)}"
+            kinds = f"{_type_name(key)} to {_type_name(text)}"
             raise BadRowError("thoughts", f"an entry of CoT is {kinds}, not a text by its key", where=where)
         thoughts[key] = text
     return thoughts
@@ -180,7 +180,7 @@ def _is_text(value: Any) -> bool:
 
 def _grid(saved: SavedFile, name: str, codes: int, where: str) -> NDArray[np.uint16]:
     grid = _integers(saved, saved.value.get(name))
-    what = grid if isinstance(grid, str) else _shape_fault(grid.shape)
+    what = grid if isinstance(grid, str) else _shape_error(grid.shape)
     if isinstance(grid, np.ndarray) and not what:
         values = grid.reshape(grid.shape[-2:])
         low, high = int(values.min()), int(values.max())
@@ -191,13 +191,13 @@ def _grid(saved: SavedFile, name: str, codes: int, where: str) -> NDArray[np.uin
     raise BadRowError("codes", f"{name} {what}", where=where)
 
 
-def _shape_fault(shape: Sequence[int]) -> str:
+def _shape_error(shape: Sequence[int]) -> str:
     """What is wrong with the shape of a grid, in words; it may have an axis of length one in front."""
     sides = "*".join(map(str, shape[:8]))
     if len(shape) != 2 and (len(shape) != 3 or shape[0] != 1):
         return f"is of {sides or 'one'} codes, not in rows and columns"
-    if not all(1 <= side <= LONGEST_SIDE for side in shape[-2:]):
-        return f"is of {sides} codes, not 1 to {LONGEST_SIDE} a side"
+    if not all(1 <= side <= MAX_SIDE for side in shape[-2:]):
+        return f"is of {sides} codes, not 1 to {MAX_SIDE} a side"
     return ""
 
 
@@ -209,8 +209,8 @@ def _integers(saved: SavedFile, value: Any) -> NDArray[Any] | str:
     if isinstance(value, TensorRecord):
         if value.kind not in _INTEGERS:
             return f"is a tensor of {value.kind}, not of integers"
-        return _shape_fault(value.shape) or _tensor(saved, value)
-    return "is missing" if value is None else f"is a {_called(value)}, not an array"
+        return _shape_error(value.shape) or _tensor(saved, value)
+    return "is missing" if value is None else f"is a {_type_name(value)}, not an array"
 
 
 def _tensor(saved: SavedFile, tensor: TensorRecord) -> NDArray[Any] | str:
@@ -227,15 +227,21 @@ def _tensor(saved: SavedFile, tensor: TensorRecord) -> NDArray[Any] | str:
 def _numpy(array: _Array) -> NDArray[Any] | list[Any] | str:
     """The array that a pickle describes, the list if it is one of Python objects; else in words what is wrong."""
     match array.state:
-        case (int(), tuple(shape), _Kind(code=str(code), state=(int(), str(order), *_)), bool(columns_first), content):
+        case (
+            int(),
+            tuple(shape),
+            _DataType(code=str(code), state=(int(), str(order), *_)),
+            bool(columns_first),
+            content,
+        ):
             if code.startswith("O") and type(content) is list:
                 return content
             if not _INTEGER.fullmatch(code) or order not in ("<", ">", "|", "="):
                 return f"is an array of {code[:8]!r}, not of integers"
             kind = np.dtype(order + code)
             sides = all(type(side) is int and side >= 0 for side in shape)
-            if sides and _shape_fault(shape):
-                return _shape_fault(shape)
+            if sides and _shape_error(shape):
+                return _shape_error(shape)
             if sides and type(content) is bytes and len(content) == math.prod(shape) * kind.itemsize:
                 return np.frombuffer(content, kind).reshape(shape, order="F" if columns_first else "C")
     return "is a damaged array"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from earl_cli.data.published.files import FEATURES, LIST_FOLDER, LIST_NAME, Files, find_files, holds_list
+from earl_cli.data.published.files import FEATURES, LIST_FOLDER, LIST_NAME, PublishedFiles, find_files
 from earl_cli.data.published.pth import SUFFIX, read_pth, write_pth
 from earl_cli.data.sources.base import BadRowError
 from earl_cli.data.store import (
@@ -25,13 +25,13 @@ from earl_cli.data.store import (
     Manifest,
     Reject,
     Store,
-    TokenizedPair,
+    TokenizedExample,
     check_storable,
     create_or_resume,
+    examples_of,
     open_store,
-    pairs_of,
     shard_path,
-    table_of,
+    to_table,
     write_shard,
 )
 from earl_cli.files import atomic_write, folder_lock, is_partial, remove_partials
@@ -39,11 +39,11 @@ from earl_cli.files import atomic_write, folder_lock, is_partial, remove_partial
 CODES, AREA, FINGERPRINT = 32768, 65536, "published"
 """What published data were made with, where no model says otherwise."""
 
-PublishedRows = Generator[TokenizedPair | Reject, None, None]
+RowResults = Generator[TokenizedExample | Reject, None, None]
 
-ROWS_AT_ONCE = 512
+ROWS_PER_TABLE = 512
 BYTES_PER_SHARD = 2**28
-LONGEST_NAME = 150
+MAX_NAME_BYTES = 150
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +58,12 @@ class Published:
     place: Path
     names: tuple[str, ...]
     fingerprint: str
-    files: Files
+    files: PublishedFiles
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, start: int = 0, stop: int | None = None, *, codes: int = CODES) -> PublishedRows:
+    def read(self, start: int = 0, stop: int | None = None, *, codes: int = CODES) -> RowResults:
         """Rows ``start`` to ``stop``, every one a pair or a reject; ``codes`` is the size of the codebook.
 
         Raises InputError if an archive is damaged, ModelError for a codebook that is too large.
@@ -81,11 +81,6 @@ class Published:
                     yield Reject(row, name, error.kind, error.what)
 
 
-def is_published(place: Path) -> bool:
-    """Whether this is published data: the folder of a list or the one above, the list itself, or a tar with one."""
-    return holds_list(place)
-
-
 def open_published(place: Path) -> Published:
     """Raises InputError for what is no such data, and for names, links and archives that leave their folder."""
     files = find_files(place)
@@ -96,8 +91,8 @@ def published_table(published: Published, codes: int = CODES) -> tuple[pa.Table,
     """All pairs as one table of the store's `SCHEMA`, and the rows that can't be used."""
     tables, rejects = [SCHEMA.empty_table()], []
     with closing(published.read(codes=codes)) as found:
-        while part := list(islice(found, ROWS_AT_ONCE)):
-            tables.append(table_of([row for row in part if isinstance(row, TokenizedPair)]))
+        while part := list(islice(found, ROWS_PER_TABLE)):
+            tables.append(to_table([row for row in part if isinstance(row, TokenizedExample)]))
             rejects += [row for row in part if isinstance(row, Reject)]
     return pa.concat_tables(tables), rejects
 
@@ -137,7 +132,7 @@ def import_published(
                 for index in run:
                     part = list(islice(found, bounds[index + 1] - bounds[index]))
                     remove_partials(shard_path(output, index))
-                    pairs = [row for row in part if isinstance(row, TokenizedPair)]
+                    pairs = [row for row in part if isinstance(row, TokenizedExample)]
                     write_shard(output, index, pairs, [row for row in part if isinstance(row, Reject)])
                     on_rows(len(part))
     return open_store(output)
@@ -193,7 +188,7 @@ def _export(store: Store, output: Path, on_rows: Callable[[int], None]) -> Path:
         left.unlink()
     unnamed = iter(names)
     for table in store.tables():
-        for pair in pairs_of(table):
+        for pair in examples_of(table):
             _write(features / next(unnamed), write_pth(pair))
         on_rows(table.num_rows)
     with atomic_write(listing) as aside:
@@ -215,17 +210,17 @@ def _file_names(store: Store) -> list[str]:
     taken: set[str] = set()
     for table in store.tables(["row", "id"]):
         for row in table.to_pylist():
-            spellings = _spellings(row["id"], row["row"])
-            name = next(name for name in spellings if _seen_by_disks(name) not in taken)
-            taken.add(_seen_by_disks(name))
+            spellings = _name_candidates(row["id"], row["row"])
+            name = next(name for name in spellings if _collision_key(name) not in taken)
+            taken.add(_collision_key(name))
             names.append(name + SUFFIX)
     return names
 
 
-def _spellings(identifier: str, row: int) -> Iterator[str]:
+def _name_candidates(identifier: str, row: int) -> Iterator[str]:
     """The id as it is if any system can have a file of that name; else escaped (%2F for a slash) and with its row."""
     safe = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]|^[. ]|[. ]$', lambda match: f"%{ord(match[0]):02X}", identifier)
-    safe = safe.encode()[:LONGEST_NAME].decode(errors="ignore")
+    safe = safe.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
     if safe and safe == identifier:
         yield safe
     yield f"{safe}-{row}"
@@ -233,5 +228,5 @@ def _spellings(identifier: str, row: int) -> Iterator[str]:
         yield f"{safe}-{row}-{number}"
 
 
-def _seen_by_disks(name: str) -> str:
+def _collision_key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()

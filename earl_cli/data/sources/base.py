@@ -41,7 +41,10 @@ class BadRowError(EarlError):
 
 LFS_POINTER = b"version https://git-lfs"
 """How a file begins that Git LFS has not fetched: a cloned repository without its data."""
-NOT_FETCHED, FETCH = "Git LFS has not fetched this file, only its address is here", "run git lfs pull in its repository"
+LFS_MESSAGE, LFS_HINT = (
+    "Git LFS has not fetched this file, only its address is here",
+    "run git lfs pull in its repository",
+)
 
 
 class Source(Protocol):
@@ -76,18 +79,18 @@ class Source(Protocol):
         ...
 
 
-def check_fetched(file: str | Path) -> None:
+def check_no_lfs_pointer(file: str | Path) -> None:
     """Raise InputError if there is only what stands for the file in a repository whose data Git LFS has not fetched."""
     with suppress(OSError), Path(file).open("rb") as stream:
         if stream.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise InputError(NOT_FETCHED, where=str(file), hint=FETCH)
+            raise InputError(LFS_MESSAGE, where=str(file), hint=LFS_HINT)
 
 
 def row_count(source: Source) -> int:
     return int(source.bounds[-1])
 
 
-def picked(values: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+def select_columns(values: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     """Of a row's values those of ``columns`` that it has; ``outer.inner`` is looked for within ``outer``."""
     found = {}
     for name in columns:
@@ -100,7 +103,7 @@ def picked(values: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
 def _within(values: Mapping[str, Any], name: str) -> tuple[bool, Any]:
     if name in values:
         return True, values[name]
-    for outer, inner in outer_names(name):
+    for outer, inner in nested_splits(name):
         nested = values.get(outer)
         if isinstance(nested, Mapping):
             there, value = _within(nested, inner)
@@ -109,14 +112,14 @@ def _within(values: Mapping[str, Any], name: str) -> tuple[bool, Any]:
     return False, None
 
 
-def outer_names(name: str) -> Iterator[tuple[str, str]]:
+def nested_splits(name: str) -> Iterator[tuple[str, str]]:
     """The ways to read ``a.b.c`` as something within something: ``b.c`` in ``a``, ``c`` in ``a.b``."""
     for place, letter in enumerate(name):
         if letter == ".":
             yield name[:place], name[place + 1 :]
 
 
-def names_apart(files: Sequence[str]) -> list[str]:
+def names_below_common_folder(files: Sequence[str]) -> list[str]:
     """The paths of ``files`` below the folder that all have in common, so that a/1.tar is not b/1.tar."""
     parts = [file.split("/") for file in files]
     folders = zip(*(each[:-1] for each in parts), strict=False)
@@ -124,17 +127,21 @@ def names_apart(files: Sequence[str]) -> list[str]:
     return ["/".join(each[common:]) for each in parts]
 
 
-ALL = "all"
-_SAME = (("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing", "eval", "evaluation"))
-SPLITS = tuple(name for names in _SAME for name in names)
+ALL_SPLITS = "all"
+_SPLIT_ALIASES = (
+    ("train", "training"),
+    ("validation", "valid", "val", "dev"),
+    ("test", "testing", "eval", "evaluation"),
+)
+SPLITS = tuple(name for names in _SPLIT_ALIASES for name in names)
 
 
 def same_split(one: str, other: str) -> bool:
     """Whether two names mean the same split."""
-    return one == other or any({one, other} <= set(names) for names in _SAME)
+    return one == other or any({one, other} <= set(names) for names in _SPLIT_ALIASES)
 
 
-def split_named(wanted: str, there: Sequence[str]) -> str | None:
+def match_split(wanted: str, there: Sequence[str]) -> str | None:
     """The one of ``there`` that ``wanted`` means, None if there is none, or several under other names."""
     found = [name for name in there if same_split(name.lower(), wanted.lower())]
     return wanted if wanted in there else found[0] if len(found) == 1 else None
@@ -144,10 +151,10 @@ def choose_split(there: Sequence[str], wanted: str | None, where: str) -> str:
     """Raises UsageError, with the splits that are there, if none of them is meant."""
     if wanted is None and len(there) == 1:
         return there[0]
-    chosen = split_named(wanted, there) if wanted else None
+    chosen = match_split(wanted, there) if wanted else None
     if chosen is None:
         what = f"there is no split {wanted!r}" if wanted else "the data set has several splits"
-        raise UsageError(what, where=where, hint=f"--split is one of {', '.join(there)}, or {ALL}")
+        raise UsageError(what, where=where, hint=f"--split is one of {', '.join(there)}, or {ALL_SPLITS}")
     return chosen
 
 
@@ -160,7 +167,7 @@ def choose_files(
     may be of several.
     """
     found = _of_subset(files, subset, where)
-    if split == ALL or (split is None and by_patterns):
+    if split == ALL_SPLITS or (split is None and by_patterns):
         return found
     found = _of_split(found, split, where)
     configurations = sorted({_configuration(file) for file in found if split_of(file)})
@@ -201,8 +208,8 @@ def _of_split(files: Sequence[PurePath], split: str | None, where: str) -> list[
     splits = {file: split_of(file) for file in files}
     there = [name for name in SPLITS if name in splits.values()]
     if split is not None:
-        chosen = split_named(split, there)
-        found = [file for file in files if splits[file] == chosen] if chosen else _called(files, split)
+        chosen = match_split(split, there)
+        found = [file for file in files if splits[file] == chosen] if chosen else _named_with(files, split)
         if not found:
             splits_there = f"the splits are {', '.join(there)}" if there else "no file or folder is named as a split"
             hint = f"{splits_there}; the files are {listed(files)}"
@@ -212,11 +219,13 @@ def _of_split(files: Sequence[PurePath], split: str | None, where: str) -> list[
     if len(there) > 1 or (there and without):
         what = f"there are files of several splits: {', '.join(there)}"
         what += f", and of none: {listed(without)}" if without else ""
-        raise UsageError(what, where=where, hint=f"name one with --split ({ALL} takes every file), or give its path")
+        raise UsageError(
+            what, where=where, hint=f"name one with --split ({ALL_SPLITS} takes every file), or give its path"
+        )
     return list(files)
 
 
-def _called(files: Sequence[PurePath], split: str) -> list[PurePath]:
+def _named_with(files: Sequence[PurePath], split: str) -> list[PurePath]:
     """Those with a word of one's own in their names: ``--split counting`` of counting-00001.parquet."""
     word = re.compile(rf"(?<![a-z]){re.escape(split.lower())}(?![a-z])")
     return [] if split.lower() in SPLITS else [file for file in files if word.search(file.as_posix().lower())]

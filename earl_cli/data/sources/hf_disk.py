@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from earl_cli.data.sources.base import ALL, BadRowError, CellKind, Row, choose_split
-from earl_cli.data.sources.parquet import columns_of, outermost, row_of
+from earl_cli.data.sources.base import ALL_SPLITS, BadRowError, CellKind, Row, choose_split
+from earl_cli.data.sources.parquet import arrow_columns, to_row, top_level_columns
 from earl_cli.errors import InputError, UsageError
 from earl_cli.files import loads
 
@@ -31,7 +31,7 @@ class SavedSource:
 
     @property
     def columns(self) -> Mapping[str, CellKind]:
-        return columns_of(self.dataset.features.arrow_schema)
+        return arrow_columns(self.dataset.features.arrow_schema)
 
     @property
     def bounds(self) -> NDArray[np.int64]:
@@ -43,11 +43,11 @@ class SavedSource:
             where = f"{self.name}, row {number + 1}"
             try:
                 table = self.dataset[int(number) : int(number) + 1]
-                cells = table.select(outermost(columns, table.column_names))
+                cells = table.select(top_level_columns(columns, table.column_names))
             except (OSError, ValueError, IndexError, pa.ArrowException) as error:
                 yield BadRowError("data", f"the row can't be read: {error}", where=where)
             else:
-                yield row_of(cells, columns, int(number), where)
+                yield to_row(cells, columns, int(number), where)
 
 
 def saved_source(name: str, dataset: Dataset, base: str | None) -> SavedSource:
@@ -81,13 +81,13 @@ def open_saved(folder: Path, splits: Mapping[str, Path], split: str | None) -> S
     from datasets import concatenate_datasets, load_from_disk
 
     alone = "" in splits
-    chosen = list(splits) if alone or split == ALL else [choose_split(list(splits), split, str(folder))]
+    chosen = list(splits) if alone or split == ALL_SPLITS else [choose_split(list(splits), split, str(folder))]
     parts: list[Dataset] = []
     for name in chosen:
         try:
             parts.append(load_from_disk(str(splits[name])))
         except Exception as error:  # whatever a damaged folder trips it into
             raise InputError(f"this saved data set can't be read: {error}", where=str(splits[name])) from None
-    if alone and split not in (None, ALL, str(parts[0].split)):
+    if alone and split not in (None, ALL_SPLITS, str(parts[0].split)):
         raise UsageError(f"there is no split {split!r}: this data set has none", where=str(folder))
     return saved_source(folder.resolve().name, concatenate_datasets(parts) if len(parts) > 1 else parts[0], str(folder))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earl_cli.data.sources.base import ALL, choose_split
+from earl_cli.data.sources.base import ALL_SPLITS, choose_split
 from earl_cli.data.sources.hf_disk import saved_source
 from earl_cli.data.sources.hub_files import fetch, hub_errors
 from earl_cli.data.sources.parquet import open_parquet
@@ -43,7 +43,7 @@ def open_hub(
         except ValueError as error:
             raise _unclear_subset(error, repo, revision, subset, where) or error from None
         splits = {str(name): [str(file) for file in files] for name, files in (builder.config.data_files or {}).items()}
-        chosen = list(splits) if split == ALL else [choose_split(list(splits), split, where)]
+        chosen = list(splits) if split == ALL_SPLITS else [choose_split(list(splits), split, where)]
         files = [file for name in chosen for file in splits[name]]
         module = type(builder).__module__.rpartition(".")[2]
         if module == "parquet":

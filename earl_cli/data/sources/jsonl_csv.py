@@ -20,24 +20,24 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from earl_cli.data.sources.base import BadRowError, CellKind, Row, check_fetched, picked
+from earl_cli.data.sources.base import BadRowError, CellKind, Row, check_no_lfs_pointer, select_columns
 from earl_cli.errors import InputError
 from earl_cli.files import end_of_value, first_value, loads
 
 JSON, JSON_LINES, TABLES = ".json", (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*JSON_LINES, *TABLES, JSON)
 DELIMITERS = (",", "\t", ";", "|")
-LARGEST_CELL = 2**30
-JUDGED_LINES, JUDGED_BYTES = 100, 2**20
+MAX_CELL_LENGTH = 2**30
+SNIFFED_LINES, SNIFFED_BYTES = 100, 2**20
 """What of a table is read to find its delimiter, at most."""
-_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\3\4")
+_BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\3\4")
 _ELEMENT, _COMMA, _END = (re.compile(each) for each in (r"\s*\[\s*(?!\])(?=\S)", r"\s*,\s*", r"\s*\[?\s*\]\s*"))
 _AS_UTF8 = "save it as UTF-8 (in Excel: CSV UTF-8; elsewhere: iconv -t utf-8)"
 
 
 @dataclass(frozen=True)
-class Form:
+class ListFormat:
     """How a list is written: the encoding, how many bytes mark that, and what separates the cells of a table.
 
     Without a ``delimiter`` it is JSON: an object a line, or one ``array`` of objects.
@@ -50,12 +50,12 @@ class Form:
 
 
 @dataclass(frozen=True, eq=False)
-class ListingSource:
+class TextListSource:
     """The rows of a list; ``starts`` int64[n] are their places in the file in bytes, ``lines`` in lines from 1."""
 
     name: str
     path: Path
-    form: Form
+    form: ListFormat
     columns: Mapping[str, CellKind]
     fingerprint: str
     starts: NDArray[np.int64]
@@ -82,13 +82,13 @@ class ListingSource:
                 except (ValueError, csv.Error) as error:
                     yield BadRowError("row", f"not a valid row: {error}", where=where)
                 else:
-                    yield Row(int(number), where, picked(values, columns))
+                    yield Row(int(number), where, select_columns(values, columns))
 
     def _values(self, file: BinaryIO, number: int) -> dict[str, Any]:
         if self.form.array:
             size = self.starts[number + 1] - self.starts[number] if number + 1 < len(self.starts) else -1
             values, _ = first_value(file.read(size).decode(self.form.encoding))
-            return _checked(values)
+            return _checked_object(values)
         if self.form.delimiter is None:
             return _json_object(_next_line(file, self.form.encoding).decode(self.form.encoding))
         rows = _reader(_Lines(file, self.form.encoding, "strict"), self.form.delimiter)
@@ -99,11 +99,11 @@ class ListingSource:
 
 
 @dataclass(frozen=True, eq=False)
-class ListingsSource:
+class TextListsSource:
     """The rows of several lists in one folder, one list after another."""
 
     name: str
-    parts: tuple[ListingSource, ...]
+    parts: tuple[TextListSource, ...]
 
     @property
     def columns(self) -> Mapping[str, CellKind]:
@@ -131,17 +131,17 @@ class ListingsSource:
             start = end
 
 
-def open_listings(paths: Sequence[Path], name: str) -> ListingSource | ListingsSource:
-    """As `open_listing`, of lists in one folder."""
-    parts = tuple(open_listing(path, name) for path in paths)
-    return parts[0] if len(parts) == 1 else ListingsSource(name, parts)
+def open_lists(paths: Sequence[Path], name: str) -> TextListSource | TextListsSource:
+    """As `open_list`, of lists in one folder."""
+    parts = tuple(open_list(path, name) for path in paths)
+    return parts[0] if len(parts) == 1 else TextListsSource(name, parts)
 
 
-def open_listing(path: Path, name: str) -> ListingSource:
+def open_list(path: Path, name: str) -> TextListSource:
     """Raises InputError if the list can't be read, has no row, or no row that can be read."""
     try:
         with path.open("rb") as file:
-            form = _form(file, path)
+            form = _detect_format(file, path)
             file.seek(form.mark)
             scan = _scan_array if form.array else _scan_lines if form.delimiter is None else _scan_table
             starts, lines, columns = scan(file, form)
@@ -167,13 +167,13 @@ def open_listing(path: Path, name: str) -> ListingSource:
         what = f"several columns have the same name: {', '.join(repeated)}"
         raise InputError(what, where=str(path), hint="rename or delete all but one")
     contents: dict[str, CellKind] = dict.fromkeys(columns, "unknown")
-    return ListingSource(name, path, form, contents, digest.hexdigest()[:16], np.array(starts), np.array(lines))
+    return TextListSource(name, path, form, contents, digest.hexdigest()[:16], np.array(starts), np.array(lines))
 
 
 def is_json_list(path: Path) -> bool:
     """Whether a .json is made of rows, by how it begins: an array of objects, or lines that are one each."""
     with path.open("rb") as file:
-        head = file.read(JUDGED_BYTES).removeprefix(codecs.BOM_UTF8)
+        head = file.read(SNIFFED_BYTES).removeprefix(codecs.BOM_UTF8)
     if re.match(rb"\s*\[\s*\{", head):
         return True
     first, _, others = head.lstrip().partition(b"\n")
@@ -182,32 +182,32 @@ def is_json_list(path: Path) -> bool:
     return False
 
 
-def _form(file: BinaryIO, path: Path) -> Form:
+def _detect_format(file: BinaryIO, path: Path) -> ListFormat:
     """Raises InputError for text in another encoding than UTF-8 and marked UTF-16."""
-    check_fetched(path)
+    check_no_lfs_pointer(path)
     head = file.read(4096)
-    if head.startswith(_PACKED):
+    if head.startswith(_COMPRESSED):
         raise InputError("this list is compressed", where=str(path), hint="unpack it first")
     if b"\r" in head and b"\n" not in head:
         what = "its lines end in carriage returns alone, as on an old Macintosh"
         raise InputError(what, where=str(path), hint="save it with line feeds")
-    mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
-    encoding = _MARKS.get(mark, "utf-8")
+    mark = next((mark for mark in _BYTE_ORDER_MARKS if head.startswith(mark)), b"")
+    encoding = _BYTE_ORDER_MARKS.get(mark, "utf-8")
     if encoding == "utf-8" and b"\0" in head:
         raise InputError("this is no UTF-8 text: there are zero bytes in it", where=str(path), hint=_AS_UTF8)
     suffix = path.suffix.lower()
     if suffix not in TABLES:
         text = head[len(mark) :].decode(encoding, "replace").lstrip()
-        return Form(encoding, len(mark), array=suffix == JSON and text.startswith("["))
+        return ListFormat(encoding, len(mark), array=suffix == JSON and text.startswith("["))
     file.seek(len(mark))
-    return Form(encoding, len(mark), _delimiter(file, encoding, TABLES[suffix]))
+    return ListFormat(encoding, len(mark), _delimiter(file, encoding, TABLES[suffix]))
 
 
 def _delimiter(file: BinaryIO, encoding: str, usual: str) -> str:
     """What cuts most of the first lines into as many cells as there are columns, at least two; else the usual one."""
     lines: list[str] = []
     size = 0
-    while len(lines) < JUDGED_LINES and size < JUDGED_BYTES and (line := _next_line(file, encoding)):
+    while len(lines) < SNIFFED_LINES and size < SNIFFED_BYTES and (line := _next_line(file, encoding)):
         size += len(line)
         lines.append(line.decode(encoding, "replace"))
 
@@ -221,7 +221,7 @@ def _delimiter(file: BinaryIO, encoding: str, usual: str) -> str:
     return max(dict.fromkeys((usual, *DELIMITERS)), key=fitting)
 
 
-def _scan_lines(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[str]]:
+def _scan_lines(file: BinaryIO, form: ListFormat) -> tuple[list[int], list[int], list[str]]:
     """Where the rows of JSON lines start, in bytes and lines, and the names of all columns."""
     starts: list[int] = []
     lines: list[int] = []
@@ -239,7 +239,7 @@ def _scan_lines(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[
     return starts, lines, list(columns)
 
 
-def _scan_array(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[str]]:
+def _scan_array(file: BinaryIO, form: ListFormat) -> tuple[list[int], list[int], list[str]]:
     """As `_scan_lines`, of an array. Raises InputError where it breaks off: nothing after that can be told."""
     text = file.read().decode(form.encoding)
     starts: list[int] = []
@@ -260,7 +260,7 @@ def _scan_array(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[
         except ValueError:
             values, end = None, end_of_value(text, here)
         with suppress(ValueError):  # it is a reject when its turn comes
-            columns |= dict.fromkeys(_checked(values))
+            columns |= dict.fromkeys(_checked_object(values))
         place += len(text[here:end].encode(form.encoding))
         line += text.count("\n", here, end)
         here = end
@@ -271,7 +271,7 @@ def _scan_array(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[
     return starts, lines, list(columns)
 
 
-def _scan_table(file: BinaryIO, form: Form) -> tuple[list[int], list[int], list[str]]:
+def _scan_table(file: BinaryIO, form: ListFormat) -> tuple[list[int], list[int], list[str]]:
     """As `_scan_lines`, of a table. A quote that is never closed costs its own line only, not those after it."""
     assert form.delimiter is not None
     starts: list[int] = []
@@ -337,7 +337,7 @@ def _next_line(file: BinaryIO, encoding: str) -> bytes:
 
 
 def _reader(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
-    csv.field_size_limit(LARGEST_CELL)  # a cell may be a picture
+    csv.field_size_limit(MAX_CELL_LENGTH)  # a cell may be a picture
     return csv.reader(lines, delimiter=delimiter, strict=True)
 
 
@@ -346,10 +346,10 @@ def _json_object(line: str) -> dict[str, Any]:
         values = loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg}") from None
-    return _checked(values)
+    return _checked_object(values)
 
 
-def _checked(values: Any) -> dict[str, Any]:
+def _checked_object(values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("a row must be a JSON object")
     return values

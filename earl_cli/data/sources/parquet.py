@@ -20,12 +20,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from earl_cli.data.sources.base import BadRowError, CellKind, Row, check_fetched, names_apart, picked
+from earl_cli.data.sources.base import (
+    BadRowError,
+    CellKind,
+    Row,
+    check_no_lfs_pointer,
+    names_below_common_folder,
+    select_columns,
+)
 from earl_cli.data.sources.hub_files import HUB, fetch, hub_errors, open_in_place
 from earl_cli.errors import InputError, first_line
 
-BATCH = 64
-FOOTERS_AT_ONCE = 16
+ROWS_PER_BATCH = 64
+FOOTER_THREADS = 16
 CERTAINTY: Sequence[CellKind] = ("other", "unknown", "text", "picture")
 """What a column holds if the files of a source disagree: the last of these. In one it may be empty."""
 
@@ -60,7 +67,7 @@ class ParquetSource:
             with hub_errors(file) if file.startswith(HUB) else nullcontext():
                 for number, cells in self._cells(file, group, [row - offset for row in rows], columns):
                     done += 1
-                    yield row_of(cells, columns, number + offset, f"{file}, row {number + offset + 1}")
+                    yield to_row(cells, columns, number + offset, f"{file}, row {number + offset + 1}")
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = first_line(error)
         for row in rows[done:]:
@@ -70,11 +77,11 @@ class ParquetSource:
         self, file: str, group: int, wanted: Sequence[int], columns: Sequence[str]
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """The rows ``wanted``, counted within the group, each for itself."""
-        opened = _opened(file, self.streaming)
+        opened = _open_file(file, self.streaming)
         remaining = list(reversed(wanted))
         start = 0
-        needed = outermost(columns, opened.schema_arrow.names)
-        for batch in opened.iter_batches(BATCH, row_groups=[group], columns=needed):
+        needed = top_level_columns(columns, opened.schema_arrow.names)
+        for batch in opened.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=needed):
             while remaining and remaining[-1] < start + batch.num_rows:
                 number = remaining.pop()
                 yield number, batch.slice(number - start, 1)
@@ -83,26 +90,26 @@ class ParquetSource:
             start += batch.num_rows
 
 
-def row_of(cells: pa.RecordBatch | pa.Table, columns: Sequence[str], number: int, where: str) -> Row | BadRowError:
+def to_row(cells: pa.RecordBatch | pa.Table, columns: Sequence[str], number: int, where: str) -> Row | BadRowError:
     """The row that these cells are. Arrow reads them as they are: texts may be none, and ends lie beyond the file."""
     try:
         cells.validate(full=True)
         (values,) = cells.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException) as error:
         return BadRowError("row", f"not a valid row: {first_line(error)}", where=where)
-    return Row(number, where, picked(values, columns))
+    return Row(number, where, select_columns(values, columns))
 
 
 def open_parquet(name: str, files: Sequence[str], base: str | None, *, streaming: bool = False) -> ParquetSource:
     """Raises InputError, naming the file, if one is no Parquet file or all are empty."""
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        footers = list(pool.map(_footer, files))
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        footers = list(pool.map(_read_footer, files))
     digest = hashlib.sha256()
     sizes: list[int] = []
     groups: list[tuple[int, int]] = []
     columns: dict[str, CellKind] = {}
-    for index, (file, footer) in enumerate(zip(names_apart(files), footers, strict=True)):
-        for column, content in columns_of(footer.schema.to_arrow_schema()).items():
+    for index, (file, footer) in enumerate(zip(names_below_common_folder(files), footers, strict=True)):
+        for column, content in arrow_columns(footer.schema.to_arrow_schema()).items():
             columns[column] = max(content, columns.get(column, "other"), key=CERTAINTY.index)
         described = [footer.row_group(group) for group in range(footer.num_row_groups)]
         shape = [(group.num_rows, group.total_byte_size) for group in described]
@@ -119,22 +126,22 @@ def open_parquet(name: str, files: Sequence[str], base: str | None, *, streaming
     )
 
 
-def columns_of(fields: Iterable[pa.Field], outer: str = "") -> dict[str, CellKind]:
+def arrow_columns(fields: Iterable[pa.Field], outer: str = "") -> dict[str, CellKind]:
     """The columns of an Arrow schema, also those within others, and what they hold by their types."""
     found: dict[str, CellKind] = {}
     for field in fields:
         name = f"{outer}{field.name}"
-        found[name] = _content(field.type)
+        found[name] = _cell_kind(field.type)
         if found[name] == "other" and pa.types.is_struct(field.type):
-            found |= columns_of(field.type, f"{name}.")
+            found |= arrow_columns(field.type, f"{name}.")
     return found
 
 
-def _content(kind: pa.DataType) -> CellKind:
+def _cell_kind(kind: pa.DataType) -> CellKind:
     if isinstance(kind, pa.BaseExtensionType):
-        return _content(kind.storage_type)
+        return _cell_kind(kind.storage_type)
     if pa.types.is_dictionary(kind) or hasattr(kind, "value_field"):  # a list, of any sort
-        return _content(kind.value_type)
+        return _cell_kind(kind.value_type)
     if any(same(kind) for same in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)):
         return "picture"
     if pa.types.is_struct(kind):
@@ -143,24 +150,24 @@ def _content(kind: pa.DataType) -> CellKind:
     return "unknown" if any(same(kind) for same in texts) else "other"
 
 
-def outermost(columns: Sequence[str], there: Sequence[str]) -> list[str]:
+def top_level_columns(columns: Sequence[str], there: Sequence[str]) -> list[str]:
     """Of the columns ``there``, those that are or hold one of ``columns``."""
     return [name for name in there if any(each == name or each.startswith(f"{name}.") for each in columns)]
 
 
-def _footer(file: str) -> pq.FileMetaData:
+def _read_footer(file: str) -> pq.FileMetaData:
     try:
         if not file.startswith(HUB):
             return pq.read_metadata(file)
         with hub_errors(file), open_in_place(file) as opened:
             return pq.read_metadata(opened)
     except (pa.ArrowException, OSError, ValueError) as error:
-        check_fetched(file)
+        check_no_lfs_pointer(file)
         raise InputError(f"not a Parquet file that can be read: {first_line(error)}", where=file) from None
 
 
 @lru_cache(4)
-def _opened(file: str, streaming: bool) -> pq.ParquetFile:
+def _open_file(file: str, streaming: bool) -> pq.ParquetFile:
     """Kept open: a process reads many portions of one file."""
     if not file.startswith(HUB):
         return pq.ParquetFile(file)

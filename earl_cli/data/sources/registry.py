@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from earl_cli.console import listed
-from earl_cli.data.sources.base import ALL, Source, choose_files, same_split, split_of
+from earl_cli.data.sources.base import ALL_SPLITS, Source, choose_files, same_split, split_of
 from earl_cli.data.sources.hf_disk import open_saved, saved_below, saved_splits
 from earl_cli.data.sources.hub import is_hub_id, open_hub
 from earl_cli.data.sources.jsonl_csv import (
@@ -19,8 +19,8 @@ from earl_cli.data.sources.jsonl_csv import (
     SUFFIXES,
     TABLES,
     is_json_list,
-    open_listing,
-    open_listings,
+    open_list,
+    open_lists,
 )
 from earl_cli.data.sources.parquet import open_parquet
 from earl_cli.data.sources.webdataset import open_tars
@@ -28,13 +28,13 @@ from earl_cli.data.store import is_store
 from earl_cli.errors import InputError, UsageError
 
 _KINDS = f"a folder or file of pairs ({', '.join(SUFFIXES)}), .parquet, .tar, or a data set saved by `datasets`"
-_PACKED = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".zip", ".7z", ".rar")
-_OF_DATA = (*SUFFIXES, ".parquet", ".tar", *_PACKED)
+_COMPRESSED = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".zip", ".7z", ".rar")
+_DATA_SUFFIXES = (*SUFFIXES, ".parquet", ".tar", *_COMPRESSED)
 
 
 @dataclass(frozen=True)
 class DataLocation:
-    """Where the data are, as the command line says it; the ``split`` `ALL` means every file."""
+    """Where the data are, as the command line says it; the ``split`` `ALL_SPLITS` means every file."""
 
     path: str
     kind: Literal["auto", "local", "hf"] = "auto"
@@ -66,19 +66,19 @@ def open_source(place: DataLocation) -> Source:
 
 
 def _open_file(path: Path, place: DataLocation) -> Source:
-    of_split = place.split in (None, ALL) or same_split(str(place.split), split_of(Path(path.name)) or "")
+    of_split = place.split in (None, ALL_SPLITS) or same_split(str(place.split), split_of(Path(path.name)) or "")
     split = None if of_split else place.split
     for flag, value in (("--split", split), ("--subset", place.subset), ("--data-files", place.data_files)):
         if value:
             raise UsageError(f"{flag} chooses among several files, and this is one", where=str(path))
     kind = path.suffix.lower()
     if kind in SUFFIXES:
-        return open_listing(path, path.resolve().parent.name)
+        return open_list(path, path.resolve().parent.name)
     if kind == ".parquet":
         return open_parquet(path.stem, [str(path)], str(path.parent))
     if kind == ".tar":
         return open_tars(path.stem, [path])
-    if kind in _PACKED:
+    if kind in _COMPRESSED:
         raise InputError("this file is compressed", where=str(path), hint=f"unpack it and give {_KINDS}")
     raise InputError("this is none of the kinds of data that can be read", where=str(path), hint=f"give {_KINDS}")
 
@@ -93,7 +93,7 @@ def _open_folder(folder: Path, place: DataLocation) -> Source:
     if not found and (saved := saved_below(folder)):
         return _open_saved(folder, saved, place)
     if not found:
-        raise _nothing(folder, files, place)
+        raise _no_data_error(folder, files, place)
     if len(found) > 1:
         kinds = "; ".join(f"{kind}: {listed(those)}" for kind, those in found.items())
         hint = "give the path of one, or choose files with --data-files"
@@ -106,10 +106,10 @@ def _open_folder(folder: Path, place: DataLocation) -> Source:
     if kind == "tars":
         return open_tars(name, [folder / file for file in chosen])
     numbered = len({re.sub("[0-9]+", "0", file.name) for file in chosen}) == 1
-    meant = numbered or place.split == ALL or place.data_files
+    meant = numbered or place.split == ALL_SPLITS or place.data_files
     if len({file.parent for file in chosen}) > 1 or not meant:
         raise InputError(f"several lists of pairs: {listed(chosen)}", where=str(folder), hint="give the path of one")
-    return open_listings([folder / file for file in chosen], name)
+    return open_lists([folder / file for file in chosen], name)
 
 
 def _open_saved(folder: Path, splits: Mapping[str, Path], place: DataLocation) -> Source:
@@ -123,10 +123,10 @@ def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """The files below that may be data, as paths from the folder on, in order; none are hidden or of a token store."""
     if patterns:
         return sorted({path for pattern in patterns for path in _matching(folder, pattern)})
-    return sorted(path.relative_to(folder) for path in _below(folder, frozenset()))
+    return sorted(path.relative_to(folder) for path in _walk(folder, frozenset()))
 
 
-def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above:  # a link that goes in circles
         return
@@ -135,10 +135,10 @@ def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
             if entry.name.startswith((".", "__MACOSX")):
                 continue
             if entry.is_file():
-                if entry.name.lower().endswith(_OF_DATA):  # there may be a million pictures beside it
+                if entry.name.lower().endswith(_DATA_SUFFIXES):  # there may be a million pictures beside it
                     yield Path(entry.path)
             elif entry.is_dir() and not is_store(Path(entry.path)):
-                yield from _below(Path(entry.path), above | {real})
+                yield from _walk(Path(entry.path), above | {real})
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
@@ -166,10 +166,10 @@ def _by_kind(folder: Path, files: Sequence[Path], *, chosen: bool) -> dict[str, 
     return there or ({"lists": others} if others else {})
 
 
-def _nothing(folder: Path, files: Sequence[Path], place: DataLocation) -> InputError:
+def _no_data_error(folder: Path, files: Sequence[Path], place: DataLocation) -> InputError:
     if any(file.name == "tokenized_datalist.json" for file in files):
         return InputError("this data is tokenized already", where=str(folder), hint="use earl tokenize import")
     matching = f" that matches {', '.join(place.data_files)}" if place.data_files else ""
-    packed = _of_kind(files, *_PACKED)
+    packed = _of_kind(files, *_COMPRESSED)
     hint = f"unpack {listed(packed)} first" if packed else f"give {_KINDS}"
     return InputError(f"there is no data{matching} of a kind that can be read", where=str(folder), hint=hint)

@@ -20,11 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earl_cli.data.image_cells import SUFFIXES
-from earl_cli.data.sources.base import BadRowError, CellKind, Row, check_fetched, names_apart, picked
+from earl_cli.data.sources.base import (
+    BadRowError,
+    CellKind,
+    Row,
+    check_no_lfs_pointer,
+    names_below_common_folder,
+    select_columns,
+)
 from earl_cli.errors import InputError
 from earl_cli.files import loads
 
-MOST_HEADER_BYTES, LARGEST_MEMBER = 2**20, 2**53
+MAX_HEADER_BYTES, MAX_MEMBER_BYTES = 2**20, 2**53
 
 
 class TarDamageError(ValueError):
@@ -35,16 +42,16 @@ class TarDamageError(ValueError):
         self.offset = offset
 
 
-def headers(stream: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+def tar_members(stream: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """The members of an uncompressed tar that begins where ``stream`` is. Raises TarDamageError where it breaks off."""
     begin = here = stream.tell()
-    sparing = _Sparing(stream)
+    sparing = _HeaderReader(stream)
     end = begin - 1
     try:
         with tarfile.open(fileobj=cast(IO[bytes], sparing), mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
-                if not 0 <= member.size <= LARGEST_MEMBER or member.offset <= end:
+                if not 0 <= member.size <= MAX_MEMBER_BYTES or member.offset <= end:
                     raise ValueError("its members overlap, or have a size that can't be")
                 end = member.offset
                 here = tar.offset
@@ -69,7 +76,7 @@ def member_bytes(stream: IO[bytes], member: tarfile.TarInfo, most: int) -> bytes
     return content
 
 
-class _Sparing:
+class _HeaderReader:
     """A stream for headers: tarfile reads one in one go, of whatever size it claims to have."""
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -77,13 +84,13 @@ class _Sparing:
         self.last = b""
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MOST_HEADER_BYTES:
+        if not 0 <= size <= MAX_HEADER_BYTES:
             raise ValueError(f"a header of {size:,} bytes")
         self.last = self._stream.read(size)
         return self.last
 
 
-MOST_BYTES = 256_000_000
+MAX_BYTES = 256_000_000
 KEY = "__key__"
 TEXTS = ("txt", "text", "cls", "id")
 
@@ -109,14 +116,14 @@ class TarSource:
             tar, first, last = (int(value) for value in self.places[number])
             where = f"{self.files[tar]}, sample {number + 1}"
             try:
-                values = _sample(self.files[tar], first, last)
+                values = _read_sample(self.files[tar], first, last)
             except TarDamageError as error:
                 yield BadRowError("data", f"this tar breaks off here, what follows is lost: {error}", where=where)
             except (OSError, ValueError) as error:
                 yield BadRowError("data", f"the sample can't be read: {error}", where=where)
             else:
                 where = f"{self.files[tar]}, {values[KEY]}"
-                yield Row(int(number), where, picked(values, columns))
+                yield Row(int(number), where, select_columns(values, columns))
 
 
 def open_tars(name: str, files: Sequence[Path]) -> TarSource:
@@ -124,13 +131,15 @@ def open_tars(name: str, files: Sequence[Path]) -> TarSource:
     places: list[tuple[int, int, int]] = []
     columns: dict[str, CellKind] = {KEY: "other"}
     digest = hashlib.sha256()
-    for index, (file, apart) in enumerate(zip(files, names_apart([file.as_posix() for file in files]), strict=True)):
+    for index, (file, apart) in enumerate(
+        zip(files, names_below_common_folder([file.as_posix() for file in files]), strict=True)
+    ):
         digest.update(repr((apart, file.stat().st_size)).encode())
         try:
             with file.open("rb") as stream:
-                places += [(index, *place) for place in _samples(stream, columns)]
+                places += [(index, *place) for place in _find_samples(stream, columns)]
         except (TarDamageError, OSError) as error:
-            check_fetched(file)
+            check_no_lfs_pointer(file)
             hint = "unpack .gz first: samples are read from their place"
             raise InputError(f"not a tar that can be read: {error}", where=str(file), hint=hint) from None
     if not places:
@@ -138,7 +147,7 @@ def open_tars(name: str, files: Sequence[Path]) -> TarSource:
     return TarSource(name, tuple(files), columns, digest.hexdigest()[:16], np.array(places, dtype=np.int64))
 
 
-def _samples(stream: IO[bytes], columns: dict[str, CellKind]) -> Iterator[tuple[int, int]]:
+def _find_samples(stream: IO[bytes], columns: dict[str, CellKind]) -> Iterator[tuple[int, int]]:
     """Where the first and the last file of each sample begin; ``columns`` gets those that it has.
 
     Where a tar breaks off after its first sample, that place is the last one: a row that is a reject.
@@ -146,8 +155,8 @@ def _samples(stream: IO[bytes], columns: dict[str, CellKind]) -> Iterator[tuple[
     key, first, last = "", -1, -1
     damage = -1
     try:
-        for member in headers(stream):
-            if not _counts(member):
+        for member in tar_members(stream):
+            if not _is_sample_file(member):
                 continue
             here, suffix = _key(member.name)
             if here != key:
@@ -162,7 +171,7 @@ def _samples(stream: IO[bytes], columns: dict[str, CellKind]) -> Iterator[tuple[
                 columns.setdefault(name, content)
             else:
                 with suppress(ValueError):  # it is a reject when its turn comes
-                    fields = _fields(member_bytes(stream, member, MOST_BYTES))
+                    fields = _json_fields(member_bytes(stream, member, MAX_BYTES))
                     columns |= dict.fromkeys(fields.keys() - columns.keys(), "unknown")
     except TarDamageError as error:
         if first < 0:
@@ -174,20 +183,20 @@ def _samples(stream: IO[bytes], columns: dict[str, CellKind]) -> Iterator[tuple[
         yield damage, damage
 
 
-def _counts(member: tarfile.TarInfo) -> bool:
+def _is_sample_file(member: tarfile.TarInfo) -> bool:
     return member.isfile() and not PurePosixPath(member.name).name.startswith(".")
 
 
-def _sample(file: Path, first: int, last: int) -> dict[str, Any]:
+def _read_sample(file: Path, first: int, last: int) -> dict[str, Any]:
     """The sample's values; files come before fields of the same name. Raises ValueError if it isn't clear."""
     fields: dict[str, Any] = {}
     files: dict[str, Any] = {}
     with file.open("rb") as stream:
         stream.seek(first)
-        for member in headers(stream):
-            if _counts(member):
+        for member in tar_members(stream):
+            if _is_sample_file(member):
                 files[KEY], suffix = _key(member.name)
-                name, value = _read(member_bytes(stream, member, MOST_BYTES), suffix)
+                name, value = _read(member_bytes(stream, member, MAX_BYTES), suffix)
                 if suffix.endswith("json"):
                     fields |= {name: value} if name else value
                 elif name in files:
@@ -222,11 +231,11 @@ def _read(content: bytes, suffix: str) -> tuple[str, Any]:
     name, _ = _column(suffix)
     kind = suffix.rpartition(".")[2]
     if kind == "json":
-        return name, _fields(content)
+        return name, _json_fields(content)
     return name, content.decode("utf-8").strip() if kind in TEXTS else content
 
 
-def _fields(content: bytes) -> dict[str, Any]:
+def _json_fields(content: bytes) -> dict[str, Any]:
     try:
         fields = loads(content)
     except ValueError as error:
