@@ -101,7 +101,7 @@ def inverting(orders: Sequence[QueuedEdit], on_progress: OnProgress) -> Iterator
     """Every variant is the negative of the picture."""
     on_progress(1, 1)
     for order in orders:
-        negative = Image.fromarray(255 - np.asarray(order.picture.rgb))
+        negative = Image.fromarray(255 - np.asarray(order.image.rgb))
         yield [Variant(seed, negative) for seed in order.seeds]
 
 

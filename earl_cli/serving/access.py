@@ -1,4 +1,4 @@
-"""Which requests are accepted: host, origin, key and rate."""
+"""Which requests are accepted: by host, origin, key and rate."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
 def check_host(site: Site, request: HttpRequest) -> None:
-    """Against pages elsewhere whose names are made to point here: a server of this machine has this machine's.
+    """Against DNS rebinding: a server that only this machine reaches must be addressed by a name of this machine.
 
-    A request of HTTP/1.0, which no browser makes, needs none.
+    A request of HTTP/1.0, which no browser sends, needs no Host.
     """
     authority = request.authority
     if not authority and request.version == "1.0":
         return
     found = host_and_port(authority or "")
     if found is None:
-        raise HttpError(400, "the Host of this request is no name", code="wrong_host")
+        raise HttpError(400, "the Host of this request is no valid name", code="wrong_host")
     host = found[0]
     if site.public is not None and host == site.public.origin.host:
         return
@@ -32,17 +32,17 @@ def check_host(site: Site, request: HttpRequest) -> None:
 
 
 def check_origin(site: Site, request: HttpRequest) -> None:
-    """Against pages elsewhere that post here; programs send neither of these headers."""
-    said = request.header("Origin")
-    is_own = said is None or _is_own(site, said, request.authority or "")
+    """Against cross-site requests: browsers send these headers, programs send neither."""
+    given = request.header("Origin")
+    is_own = given is None or _is_own(site, given, request.authority or "")
     if not is_own or request.header("Sec-Fetch-Site") not in (None, "none", "same-origin"):
         more = "" if site.public else "; if this is its own page behind a proxy, start it with --public-url"
-        raise HttpError(403, f"pages of other sites may not ask this server{more}", code="wrong_origin")
+        raise HttpError(403, f"pages of other sites may not use this server{more}", code="wrong_origin")
 
 
-def _is_own(site: Site, said: str, authority: str) -> bool:
-    """A proxy may leave the public name or put another one in its place, so that the page is at home under either."""
-    page, found = origin(said), host_and_port(authority)
+def _is_own(site: Site, given: str, authority: str) -> bool:
+    """A proxy may keep the public name or replace it, so the page may have either as its origin."""
+    page, found = origin(given), host_and_port(authority)
     if page is None:
         return False
     if site.public is not None:
@@ -54,7 +54,7 @@ def _is_own(site: Site, said: str, authority: str) -> bool:
 
 
 def check_key(service: Service, request: HttpRequest, client: str) -> None:
-    """The key, if one is asked for. So many wrong ones from an address, and none is looked at for a while."""
+    """The key, if the server has one. After too many wrong ones of an address, none is checked for a while."""
     if service.key is None:
         return
     kind, _, given = (request.header("Authorization") or "").partition(" ")
@@ -67,7 +67,7 @@ def check_key(service: Service, request: HttpRequest, client: str) -> None:
 
 
 def check_rate(service: Service, client: str) -> None:
-    """How often this address asked."""
+    """The rate of this address."""
     _refuse_after(service.rate.count(client), f"more than {service.limits.rate} edits a minute")
 
 

@@ -1,6 +1,6 @@
-"""The HTTP side of ``earl serve``: which address means what, and how answers look.
+"""The HTTP side of ``earl serve``: routes, and the responses that they send.
 
-Nothing that a client sends is ever opened as a path or an address, and no answer holds a traceback.
+Nothing that a client sends is ever opened as a path or an address, and no response holds a traceback.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from earl_cli.serving.errors import HttpError, refusal, report
 from earl_cli.serving.http1 import HttpConnection, HttpRequest
 from earl_cli.serving.limits import give_back_memory
 from earl_cli.serving.queue import QueuedEdit
-from earl_cli.serving.request import ImageEditRequest, asked, read_form
+from earl_cli.serving.request import ImageEditRequest, parse_request, read_form
 from earl_cli.serving.response import send_edits
 from earl_cli.serving.service import Service
 
@@ -43,7 +43,7 @@ ALWAYS = {
 
 
 def serve(server: Server, service: Service, on_ready: Callable[[], None]) -> None:
-    """Answers until the process is told to stop; then waiting requests get an answer within seconds."""
+    """Serves until the process gets a signal to stop; then waiting requests are answered within seconds."""
 
     class Bound(Handler):
         pass
@@ -56,7 +56,7 @@ def serve(server: Server, service: Service, on_ready: Callable[[], None]) -> Non
         server.serve_forever(poll_interval=0.2)
     finally:
         service.queue.close()
-        server.settle(seconds=2)
+        server.drain(timeout=2)
 
 
 class Handler(socketserver.BaseRequestHandler):
@@ -73,16 +73,16 @@ class Handler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         try:
-            while self._meet():
+            while self._serve_request():
                 pass
         except OSError:  # gone, or too slow
             pass
-        self.server.rest(self.connection)
+        self.server.mark_idle(self.connection)
         self.wire.close(4 * self.service.limits.upload)
 
-    def _meet(self) -> bool:
-        """Answer a request, whatever goes wrong with it; whether another may follow."""
-        self.server.rest(self.connection)
+    def _serve_request(self) -> bool:
+        """Answer one request, also if anything fails; whether another may follow."""
+        self.server.mark_idle(self.connection)
         try:
             head = self.wire.request(self.service.limits.head_seconds)
             if head is None:
@@ -97,7 +97,7 @@ class Handler(socketserver.BaseRequestHandler):
                 if self.wire.has_begun or not isinstance(failure, TimeoutError):
                     raise
                 self._refuse(HttpError(408, "the request took too long to arrive"))
-            except Exception as failure:  # one answer for whatever it is
+            except Exception as failure:  # any failure gets a response
                 refused = refusal(failure)
                 if not isinstance(failure, HttpError) and refused.status >= 500:
                     report(failure)
@@ -106,7 +106,7 @@ class Handler(socketserver.BaseRequestHandler):
                 self._refuse(refused)
             return self.wire.end()
 
-    # -- what there is -------------------------------------------------------------------------------------------
+    # -- routes --------------------------------------------------------------------------------------------------
 
     def _answer(self, head: HttpRequest) -> None:
         check_host(self.service.site, head)
@@ -123,7 +123,7 @@ class Handler(socketserver.BaseRequestHandler):
         if head.method not in methods:
             what = "post a form here" if path == EDITS else "nothing can be sent to this address"
             raise HttpError(405, what, allow=", ".join(methods))
-        if head.method == "OPTIONS":  # says nothing of other sites, so that no browser lets their pages ask
+        if head.method == "OPTIONS":  # without CORS headers, so that browsers refuse other sites' pages
             self.begin(204, {"Allow": ", ".join(methods)})
         elif path == EDITS:
             self._edit(head)
@@ -131,7 +131,7 @@ class Handler(socketserver.BaseRequestHandler):
             self._get(head, path)
 
     def _methods(self, path: str) -> tuple[str, ...] | None:
-        """What may be done at an address; None if there is nothing."""
+        """The methods of an address; None if there is no such address."""
         if path in (EDITS, "*"):
             return POST if path == EDITS else ("OPTIONS",)
         is_there = path in self.service.page or path in ("/health", "/settings", MODELS)
@@ -164,28 +164,28 @@ class Handler(socketserver.BaseRequestHandler):
             if not granted:
                 raise HttpError(503, "too many requests at once; try again in a moment", retry_after=5)
             try:
-                what = self._edit_in_turn(head)
+                summary = self._queue_edit(head)
             finally:
                 give_back_memory()
-        console.note(f"{client}: {what} pixels in {time.monotonic() - started:.1f} s")
+        console.note(f"{client}: {summary} pixels in {time.monotonic() - started:.1f} s")
 
-    def _edit_in_turn(self, head: HttpRequest) -> str:
-        """What was drawn, in words. No picture outlives this."""
-        order, wanted = self._order(head)
-        ticket = self.service.queue.submit(order)
+    def _queue_edit(self, head: HttpRequest) -> str:
+        """What was edited, for the log. No image is held after this call."""
+        edit, request = self._read_edit(head)
+        ticket = self.service.queue.submit(edit)
         try:
-            send_edits(self, ticket, order, wanted)
+            send_edits(self, ticket, edit, request)
         finally:
-            self.service.queue.leave(ticket)
-        many = f"{len(order.seeds)} edits" if len(order.seeds) > 1 else "an edit"
-        return f"{many} of {order.picture.rgb.width} x {order.picture.rgb.height}"
+            self.service.queue.cancel(ticket)
+        many = f"{len(edit.seeds)} edits" if len(edit.seeds) > 1 else "an edit"
+        return f"{many} of {edit.image.rgb.width} x {edit.image.rgb.height}"
 
     def _client(self, head: HttpRequest) -> str:
-        """The address that asks, a proxy's client if the proxy is trusted."""
+        """The client's address, behind a trusted proxy the one that it gives."""
         return self.service.client(str(self.client_address[0]), head.header("X-Forwarded-For"))
 
-    def _order(self, head: HttpRequest) -> tuple[QueuedEdit, ImageEditRequest]:
-        """The order that the body holds. While it is looked at, its bytes count among those of all requests."""
+    def _read_edit(self, head: HttpRequest) -> tuple[QueuedEdit, ImageEditRequest]:
+        """The edit that the body asks for. While it is parsed, its bytes count among those of all requests."""
         service, limits = self.service, self.service.limits
         if head.length == 0:
             raise HttpError(411 if head.header("Content-Length") is None else 400, "there is no form in this request")
@@ -202,38 +202,38 @@ class Handler(socketserver.BaseRequestHandler):
             reserve(head.length or 0)
             on_bytes = reserve if head.length is None else lambda _: None
             body = self.wire.body(limits.body_seconds, limits.upload, on_bytes)
-            wanted = asked(read_form(head.header("Content-Type") or "", body), service.about.model, limits)
+            request = parse_request(read_form(head.header("Content-Type") or "", body), service.about.model, limits)
             del body
             with service.opening:
-                picture = open_image(wanted.image, name="image", max_pixels=limits.max_pixels)
-        width, height = picture.rgb.size
-        if wanted.size not in (None, f"{width}x{height}"):
-            what = f"an edit has its photo's own size, here {width}x{height}: leave size away, or say auto"
+                image = open_image(request.image, name="image", max_pixels=limits.max_pixels)
+        width, height = image.rgb.size
+        if request.size not in (None, f"{width}x{height}"):
+            what = f"an edit has its photo's own size, here {width}x{height}: leave size out, or set it to auto"
             raise HttpError(400, what, param="size")
-        if width * height * len(wanted.seeds) > 2 * limits.max_pixels:
-            raise HttpError(400, "too many variants of so large a picture", param="n")
-        sampling = service.about.sampling.updated(wanted.sampling)
-        return QueuedEdit(picture, wanted.prompt, wanted.seeds, sampling), replace(wanted, image=b"")
+        if width * height * len(request.seeds) > 2 * limits.max_pixels:
+            raise HttpError(400, "too many variants of so large an image", param="n")
+        sampling = service.about.sampling.updated(request.sampling)
+        return QueuedEdit(image, request.prompt, request.seeds, sampling), replace(request, image=b"")
 
-    # -- answers -------------------------------------------------------------------------------------------------
+    # -- responses -----------------------------------------------------------------------------------------------
 
     def _refuse(self, refused: HttpError) -> None:
         self.send_json(refused.status, refused.document, refused.headers)
 
     def send_json(self, status: int, value: Any, more: Mapping[str, str] | None = None) -> None:
-        """JSON as an answer."""
+        """A JSON response."""
         self.send(status, json.dumps(value).encode(), "application/json", more or {})
 
     def send(self, status: int, content: bytes, kind: str, more: Mapping[str, str]) -> None:
-        """A whole answer."""
+        """A whole response."""
         self.begin(status, {"Content-Type": kind, "Content-Length": str(len(content)), **more})
         if self.head is None or self.head.method != "HEAD":
             self.write(content)
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """The head of an answer."""
+        """The head of a response."""
         self.wire.begin(status, {**ALWAYS, **headers})
 
     def write(self, content: bytes) -> None:
-        """More of an answer."""
+        """More of a response."""
         self.wire.write(content)

@@ -18,16 +18,16 @@ from earl_cli.serving.errors import report
 from earl_cli.serving.limits import network
 
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-POLL_GONE: int | None = getattr(select, "POLLRDHUP", None)  # Linux's, which bytes that wait unread don't hide
+POLL_GONE: int | None = getattr(select, "POLLRDHUP", None)  # of Linux; also true while there are unread bytes
 
 
 def is_gone(connection: socket.socket) -> bool:
-    """Whether the other side has closed; what it may still send is left there."""
+    """Whether the other side has closed; its unread bytes are kept."""
     if POLL_GONE is not None:
         poll = select.poll()
         poll.register(connection, POLL_GONE)
         return bool(poll.poll(0))
-    patience = connection.gettimeout()
+    timeout = connection.gettimeout()
     try:
         connection.settimeout(0)
         return not connection.recv(1, socket.MSG_PEEK)
@@ -36,13 +36,13 @@ def is_gone(connection: socket.socket) -> bool:
     except OSError:
         return True
     finally:
-        connection.settimeout(patience)
+        connection.settimeout(timeout)
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """A thread for each connection, ``most`` at once; it has its port from the start, and listens after `listen`.
+    """A thread for each connection, ``most`` at once; the port is bound at once, connections come after `listen`.
 
-    At the limit, a new one closes the connection that has been idle longest, of the address with most idle ones.
+    At the limit, a new connection closes the one that has been idle longest, of the address with most idle ones.
 
     Raises UsageError for a port or host that can't be had.
     """
@@ -54,7 +54,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def __init__(self, host: str, port: int, most: int) -> None:
         self._most = most
         self._open: dict[socket.socket, str] = {}
-        self._idle: dict[socket.socket, str] = {}  # the addresses of those that wait for a request, oldest first
+        self._idle: dict[socket.socket, str] = {}  # their addresses, the longest idle first
         self._busy, self._changed = 0, threading.Condition()
         with _explained(host, port):
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -83,20 +83,20 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return f"http://{f'[{name}]' if ':' in name else name}:{self.port}/"
 
     def listen(self, handler: type[socketserver.BaseRequestHandler]) -> None:
-        """From now on connections are taken, once `serve_forever` runs."""
+        """Accept connections, once `serve_forever` runs."""
         self.RequestHandlerClass = handler
         with _explained(self.host, self.port):
             self.server_activate()
 
-    def rest(self, connection: socket.socket) -> None:
-        """This connection has nothing to do: it may be closed for another one at any time."""
+    def mark_idle(self, connection: socket.socket) -> None:
+        """This connection has no request: it may be closed for another one at any time."""
         with self._changed:
             if connection in self._open:
                 self._idle[connection] = self._open[connection]
 
     @contextmanager
     def answering(self, connection: socket.socket) -> Iterator[None]:
-        """A request is being answered, which `settle` waits for. ConnectionError if its connection was closed."""
+        """A request is being answered, which `drain` waits for. ConnectionError if its connection was closed."""
         with self._changed:
             if self._idle.pop(connection, None) is None:
                 raise ConnectionError
@@ -108,15 +108,15 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
                 self._busy -= 1
                 self._changed.notify_all()
 
-    def settle(self, seconds: float) -> None:
-        """Takes no new connection, and waits until every request has its answer, at most so long."""
+    def drain(self, timeout: float) -> None:
+        """Accepts no new connection, and waits until every request is answered, at most ``timeout`` seconds."""
         self.server_close()
         with self._changed:
-            self._changed.wait_for(lambda: not self._busy, seconds)
+            self._changed.wait_for(lambda: not self._busy, timeout)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """As for any server with threads; if there is no room, the client is told to come again."""
-        if not self._let_in(request, str(client_address[0])):
+        """As for any server with threads; at the limit of connections the client gets the status 503."""
+        if not self._admit(request, str(client_address[0])):
             request.setblocking(False)
             try:
                 request.send(FULL)
@@ -138,13 +138,13 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         finally:
             self._forget(request)
 
-    def _let_in(self, connection: socket.socket, address: str) -> bool:
+    def _admit(self, connection: socket.socket, address: str) -> bool:
         with self._changed:
             if len(self._open) >= self._most:
                 if not self._idle:
                     return False
                 most = Counter(self._idle.values()).most_common(1)[0][0]
-                oldest = next(each for each, whose in self._idle.items() if whose == most)
+                oldest = next(each for each, address_of in self._idle.items() if address_of == most)
                 self._forget(oldest)
                 with suppress(OSError):
                     oldest.shutdown(socket.SHUT_RDWR)  # its thread closes it
@@ -157,14 +157,14 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self._idle.pop(connection, None)
 
     def handle_error(self, _request: Any, _client_address: Any) -> None:
-        """A client that goes away is nothing to report."""
+        """A client that disconnects is not reported."""
         if (failure := sys.exception()) is not None and not isinstance(failure, OSError):
             report(failure)
 
 
 @contextmanager
 def _explained(host: str, port: int) -> Iterator[None]:
-    """Failures to get an address, in words."""
+    """Failures to get an address, as messages."""
     try:
         yield
     except socket.gaierror:

@@ -1,4 +1,4 @@
-"""Why a request isn't met, in the shape of the OpenAI protocol; nothing else about a failure leaves the server."""
+"""Errors of requests in the OpenAI protocol's form; nothing else about a failure leaves the server."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 class HttpError(Exception):
-    """An HTTP status with words for the person: ``param`` is the field at fault, ``retry_after`` in seconds,
-    ``allow`` the methods that would do.
+    """An HTTP status with a message: ``param`` is the field at fault, ``retry_after`` in seconds,
+    ``allow`` the methods that are allowed.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class HttpError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the status asks for beside the document."""
+        """The headers that belong to the status."""
         found = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after + 0.5)))}
         if self.allow is not None:
             found["Allow"] = self.allow
@@ -50,11 +50,11 @@ class HttpError(Exception):
 
 
 def refusal(failure: BaseException) -> HttpError:
-    """What a client is told of ``failure``: our own words about its picture, and of all else only that it happened."""
+    """The error that a client gets for ``failure``: the message if it is about the input, else only that it failed."""
     if isinstance(failure, HttpError):
         return failure
     if isinstance(failure, MemoryError | DeviceError) or type(failure).__name__ == "OutOfMemoryError":
-        return HttpError(503, "not enough memory for this edit; fewer variants or a smaller picture need less")
+        return HttpError(503, "not enough memory for this edit; fewer variants or a smaller image need less")
     if isinstance(failure, EngineError):
         return HttpError(503, "the engine behind this server has stopped working", code="unavailable")
     if isinstance(failure, InputError | UsageError | OutputError):
@@ -62,11 +62,11 @@ def refusal(failure: BaseException) -> HttpError:
         return HttpError(400, f"{failure.what}{hint}", param=failure.where)
     if isinstance(failure, ModelError):
         return HttpError(500, failure.what)
-    return HttpError(500, "an unexpected failure; the server's own output says more")
+    return HttpError(500, "an unexpected failure; see the server's own output")
 
 
 def report(failure: BaseException) -> None:
-    """A line for whoever runs the server; with --debug the traceback."""
+    """A line on the server's stderr; with --debug also the traceback."""
     if console.debug:
         traceback.print_exception(failure)
     console.warn(str(explain(failure)) if isinstance(failure, Exception) else type(failure).__name__)

@@ -1,6 +1,6 @@
-"""HTTP/1.1 over one connection: requests in, answers out, each with an end to its bytes and seconds.
+"""HTTP/1.1 over one connection: requests in, responses out, each with limits on bytes and seconds.
 
-h11 reads and writes the protocol, and refuses whatever two readers could understand in two ways.
+h11 reads and writes the protocol, and refuses messages that a proxy and a server could read differently.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ class HttpRequest:
     length: int | None
 
     def header(self, name: str) -> str | None:
-        """What all headers of this name say together; None if there is none."""
-        said = [value for each, value in self.headers if each == name.lower()]
-        return ", ".join(said) if said else None
+        """The values of all headers of this name; None if there is none."""
+        values = [value for each, value in self.headers if each == name.lower()]
+        return ", ".join(values) if values else None
 
     @property
     def authority(self) -> str | None:
-        """Whom it is for: by its target where that is a whole address (RFC 9112, 3.2.2), else by its Host."""
+        """The host that it is for: in its target where that is a whole address (RFC 9112, 3.2.2), else its Host."""
         found = _ABSOLUTE.match(self.target)
         return found[1] if found else self.header("Host")
 
     @property
     def path(self) -> str:
-        """What it is for, without a query."""
+        """The path of the target, without a query."""
         found = _ABSOLUTE.match(self.target)
         return self.target[found.end() if found else 0 :].partition("?")[0] or "/"
 
 
 class HttpConnection:
-    """A connection from its first request to its end. Taking an answer has ``patience`` seconds."""
+    """A connection from its first request to its end. Sending a response has a ``timeout`` in seconds."""
 
-    def __init__(self, connection: socket.socket, patience: float) -> None:
-        self.connection, self.patience = connection, patience
-        self.has_begun = False  # the answer
-        self._is_whole = True  # the request, as far as there is one
+    def __init__(self, connection: socket.socket, timeout: float) -> None:
+        self.connection, self.timeout = connection, timeout
+        self.has_begun = False  # the response
+        self._is_whole = True  # the request, if one has begun
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
         self._expect(0, 0, 0)
 
     def request(self, seconds: float) -> HttpRequest | None:
-        """The head of the next request, None if there is none. RefusedError for what is no request.
+        """The head of the next request, None if there is none. HttpError for a malformed one.
 
         TimeoutError if it isn't there after so many seconds, the pause before it included.
         """
@@ -79,22 +79,22 @@ class HttpConnection:
         if len(event.headers) > MAX_HEADERS:
             raise HttpError(431, f"the request has more than {MAX_HEADERS} headers")
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers)
-        said = dict(headers)
-        in_chunks = "transfer-encoding" in said
-        if in_chunks and ("content-length" in said or version == "1.0"):
-            raise HttpError(400, "the length of this request's body is said in two ways")
-        length = None if in_chunks else int(said.get("content-length", 0))
+        fields = dict(headers)
+        in_chunks = "transfer-encoding" in fields
+        if in_chunks and ("content-length" in fields or version == "1.0"):
+            raise HttpError(400, "the length of this request's body is given in two ways")
+        length = None if in_chunks else int(fields.get("content-length", 0))
         if length == 0:
             self._event()  # its end
         return HttpRequest(event.method.decode("ascii"), event.target.decode("ascii"), version, headers, length)
 
     def body(self, seconds: float, most: int, on_bytes: Callable[[int], None]) -> bytes:
-        """The body of the request. RefusedError if it has more than ``most`` bytes, or chunks that are none.
+        """The body of the request. HttpError if it has more than ``most`` bytes, or malformed chunks.
 
-        ``on_bytes`` is told of so many more bytes before they are kept. TimeoutError after so many seconds,
-        ConnectionError if the client goes away.
+        ``on_bytes`` is called with the number of bytes before they are kept. TimeoutError after so many seconds,
+        ConnectionError if the client disconnects.
         """
-        self._expect(seconds, 2 * most + PIECE, 413)  # what stands around chunks counts as well
+        self._expect(seconds, 2 * most + PIECE, 413)  # the framing of chunks counts as well
         if self._http.they_are_waiting_for_100_continue:
             self._send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
         pieces: list[bytes] = []
@@ -108,20 +108,20 @@ class HttpConnection:
         return b"".join(pieces)
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """The head of an answer. The connection ends after it unless the whole request has been read."""
+        """The head of a response. The connection ends after it unless the whole request has been read."""
         self.has_begun = True
-        said = dict(headers)
+        fields = dict(headers)
         if not self._is_whole:
-            said["Connection"] = "close"
+            fields["Connection"] = "close"
         reason = responses.get(status, "").encode()
-        self._send(h11.Response(status_code=status, headers=[*said.items()], reason=reason))
+        self._send(h11.Response(status_code=status, headers=[*fields.items()], reason=reason))
 
     def write(self, content: bytes) -> None:
-        """More of the answer's body."""
+        """More of the response's body."""
         self._send(h11.Data(data=content))
 
     def end(self) -> bool:
-        """The end of an answer; whether another request may follow."""
+        """The end of a response; whether another request may follow."""
         self._send(h11.EndOfMessage())
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
             return False
@@ -129,9 +129,9 @@ class HttpConnection:
         return True
 
     def close(self, most: int) -> None:
-        """Says that nothing more comes, and takes at most so many bytes that the client still sends.
+        """Ends the connection, and reads at most so many bytes that the client still sends.
 
-        A connection that is closed with bytes unread is reset, and then its client may never see the answer.
+        A connection that is closed with bytes unread is reset, and then its client may never see the response.
         """
         is_sending = self.has_begun and (not self._is_whole or self._http.trailing_data[0])
         self._expect(LINGER_SECONDS, most, 413)
@@ -141,7 +141,7 @@ class HttpConnection:
                 pass
 
     def _expect(self, seconds: float, size: int, status: int) -> None:
-        """From now on so many bytes may come in so many seconds, however they are spread; more have this status."""
+        """From now on accept ``size`` bytes in so many seconds, however they are spread; more get the ``status``."""
         self._deadline, self._left, self._beyond = time.monotonic() + seconds, size, status
 
     def _receive(self) -> bytes:
@@ -173,6 +173,6 @@ class HttpConnection:
 
     def _send(self, event: h11.Event) -> None:
         data = self._http.send(event)
-        self.connection.settimeout(self.patience)
+        self.connection.settimeout(self.timeout)
         if data:
             self.connection.sendall(data)

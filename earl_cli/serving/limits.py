@@ -1,4 +1,4 @@
-"""What one server accepts, and the counters that hold it to that: requests a minute, requests and bytes at once.
+"""What one server accepts, and the counters that enforce it: requests a minute, requests and bytes at once.
 
 glibc keeps freed memory in an arena a thread; `give_back_memory` returns it to the system after large images.
 """
@@ -22,12 +22,12 @@ ADDRESSES_REMEMBERED = 10_000
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """``rate`` is edits a minute and address, 0 for no limit, ``wrong_keys`` the same of wrong keys; ``upload`` and
+    """``rate`` is edits a minute and address, 0 for no limit, ``wrong_keys`` the same for wrong keys; ``upload`` and
     ``uploads`` are bytes, of one request and of all at once; ``requests`` are those for edits at once, of which one
     address has at most its ``share``; the rest are numbers, and times in seconds.
 
     A client gets ``head_seconds`` for the head of a request (and for the pause before it), ``body_seconds`` for its
-    body and for taking the answer, ``patience`` is how long an edit may take from its arrival.
+    body and for receiving the response; ``timeout`` is that of an edit, from its arrival.
     """
 
     max_queue: int = 32
@@ -42,19 +42,19 @@ class ServerLimits:
     connections: int = 80
     head_seconds: float = 20
     body_seconds: float = 60
-    patience: float = 600
+    timeout: float = 600
 
 
 class Rate:
-    """How often each address asked in the last minute."""
+    """Requests of each address in the last minute."""
 
     def __init__(self, per_minute: int) -> None:
         self.per_minute = per_minute
         self._lock = threading.Lock()
-        self._asked: OrderedDict[str, deque[float]] = OrderedDict()
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()
 
     def count(self, address: str) -> float:
-        """Counts a request; or the seconds until one is allowed, and nothing is counted."""
+        """Counts a request, and gives 0; at the limit the seconds until one is allowed, without counting it."""
         return self._wait(address, 1)
 
     def wait(self, address: str) -> float:
@@ -64,17 +64,17 @@ class Rate:
     def _wait(self, address: str, more: int) -> float:
         if not self.per_minute:
             return 0.0
-        now, who = time.monotonic(), network(address)
+        now, client = time.monotonic(), network(address)
         with self._lock:
-            asked = self._asked.setdefault(who, deque())
-            self._asked.move_to_end(who)
-            while len(self._asked) > ADDRESSES_REMEMBERED:
-                self._asked.popitem(last=False)
-            while asked and asked[0] <= now - MINUTE:
-                asked.popleft()
-            if len(asked) >= self.per_minute:
-                return asked[0] + MINUTE - now
-            asked.extend([now] * more)
+            times = self._times.setdefault(client, deque())
+            self._times.move_to_end(client)
+            while len(self._times) > ADDRESSES_REMEMBERED:
+                self._times.popitem(last=False)
+            while times and times[0] <= now - MINUTE:
+                times.popleft()
+            if len(times) >= self.per_minute:
+                return times[0] + MINUTE - now
+            times.extend([now] * more)
             return 0.0
 
 
@@ -88,20 +88,20 @@ class ConcurrencyLimit:
 
     @contextmanager
     def hold(self, address: str) -> Iterator[bool]:
-        """Whether there is a place for this address; if so, it is taken until the end of the block."""
-        who = network(address)
+        """Whether the request is within the limit; if so, it counts until the end of the block."""
+        client = network(address)
         with self._lock:
-            granted = self._left > 0 and self._held[who] < self._share
-            self._add(who, granted)
+            granted = self._left > 0 and self._held[client] < self._share
+            self._add(client, granted)
         try:
             yield granted
         finally:
             with self._lock:
-                self._add(who, -granted)
+                self._add(client, -granted)
 
-    def _add(self, who: str, count: int) -> None:
+    def _add(self, client: str, count: int) -> None:
         self._left -= count
-        self._held[who] += count
+        self._held[client] += count
         self._held += Counter()  # forgets those that hold none
 
 
@@ -114,7 +114,7 @@ class ByteBudget:
 
     @contextmanager
     def hold(self) -> Iterator[Callable[[int], bool]]:
-        """What takes so many more bytes until the end of the block, if they are to be had, and says whether."""
+        """A function that takes so many more bytes until the end of the block, and returns whether they were left."""
         held = 0
 
         def take(size: int) -> bool:
@@ -133,7 +133,7 @@ class ByteBudget:
 
 
 def network(address: str) -> str:
-    """What counts as one address: an IPv6 address is its network of /64, which one subscriber has all of."""
+    """The unit that limits count: an IPv4 address, or the /64 network of an IPv6 address, as subscribers get those."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -145,7 +145,7 @@ def network(address: str) -> str:
 
 
 def give_back_memory() -> None:
-    """All that is free in every arena; takes milliseconds. Nothing where the C library has no such call."""
+    """Returns the free memory of every arena in milliseconds; nothing where the C library has no such call."""
     _trim()(0)
 
 

@@ -10,10 +10,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from earl_cli.console import console
+from earl_cli.errors import EarlError, ModelError
+from earl_cli.generation.editing import EditJob, SampledEdit, decode_image, render_edit, sample_edits
+from earl_cli.generation.editor import Editor
+from earl_cli.generation.engine import OnProgress
 from earl_cli.generation.vllm.watchdog import EngineError
 from earl_cli.serving.errors import HttpError, refusal, report
 from earl_cli.serving.limits import ServerLimits, give_back_memory
@@ -22,42 +26,33 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from earl_cli.config.sampling import SamplingParams
-    from earl_cli.generation.engine import OnProgress
     from earl_cli.images.image_file import ImageFile
 
-
-from dataclasses import replace
-
-from earl_cli.errors import EarlError, ModelError
-from earl_cli.generation.editing import EditJob, SampledEdit, decode_image, render_edit, sample_edits
-from earl_cli.generation.editor import Editor
-from earl_cli.generation.engine import OnProgress
-
-TOGETHER = 8
+MAX_BATCH = 8  # variants
 FAILING_AFTER = 3
 PROGRESS_EVERY = 0.1
 STALE = 60.0
-Phase = Literal["waiting", "drawing", "drawn", "failed"]
+Phase = Literal["waiting", "drawing", "drawn", "failed"]  # also the `state` of HTTP events, so these names stay
 
 
 @dataclass(frozen=True, eq=False)
 class QueuedEdit:
-    """One picture, what to do with it, and a seed for each variant."""
+    """One image, the instruction, and a seed for each variant."""
 
-    picture: ImageFile
+    image: ImageFile
     instruction: str
     seeds: tuple[int, ...]
     sampling: SamplingParams
 
     @property
     def pixels(self) -> int:
-        """Of the picture."""
-        return self.picture.rgb.width * self.picture.rgb.height
+        """Of the image."""
+        return self.image.rgb.width * self.image.rgb.height
 
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """An edit at the photo's own size; in words what is wrong with it, or why there is none."""
+    """An edit at the photo's own size; ``problem`` says what is wrong with it, or why there is none."""
 
     seed: int
     image: Image | None
@@ -65,12 +60,12 @@ class Variant:
 
 
 Work: TypeAlias = "Callable[[Sequence[QueuedEdit], OnProgress], Iterator[list[Variant] | Exception]]"
-"""Draws a batch: for each order its variants, or what went wrong with it, in order and as soon as they are there."""
+"""Makes a batch of edits: for each in order its variants, or what went wrong with it, as soon as they are there."""
 
 
 @dataclass(frozen=True, eq=False)
 class QueueStatus:
-    """How far an order is: ``ahead`` are the edits before it; ``done`` of ``total`` tokens are those of its batch."""
+    """How far an edit is: ``ahead`` edits are before it; ``done`` of ``total`` tokens are those of its batch."""
 
     phase: Phase
     ahead: int = 0
@@ -87,24 +82,24 @@ class QueueStatus:
 
 @dataclass(eq=False)
 class Ticket:
-    """An order in the queue; `EditQueue` changes it, and `EditQueue.watch` looks at it."""
+    """An edit in the queue; `EditQueue` changes its status, `EditQueue.watch` reads it."""
 
-    order: QueuedEdit
-    view: QueueStatus
-    is_left: bool = False
+    edit: QueuedEdit
+    status: QueueStatus
+    is_cancelled: bool = False
 
 
 class AbandonedError(Exception):
-    """No client waits for the batch that is being drawn."""
+    """All edits of the running batch were cancelled."""
 
 
 @dataclass(eq=False)
 class EditQueue:
-    """The queue, and from `start` to `close` the thread that works through it."""
+    """The queue, and from `start` to `close` its worker thread."""
 
     work: Work
     limits: ServerLimits
-    drawn: int = field(default=0, init=False)
+    finished: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
@@ -112,85 +107,85 @@ class EditQueue:
         self._batch: list[Ticket] = []
         self._is_closed = self._has_ended = False
         self._failed_in_a_row = 0
-        self._moved = time.monotonic()
+        self._progressed = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="editor", daemon=True)
 
     def start(self) -> EditQueue:
-        """From here on orders are drawn."""
+        """Start the worker thread."""
         self._thread.start()
         return self
 
-    def close(self, seconds: float = 5) -> None:
-        """Nothing more is taken on, and whoever waits is told; returns when the thread has ended, or after so long."""
+    def close(self, timeout: float = 5) -> None:
+        """Accept nothing more and fail all waiting edits; returns when the thread has ended, or after the timeout."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
         if self._thread.is_alive():
-            self._thread.join(seconds)
-        self._tell_everybody()
+            self._thread.join(timeout)
+        self._fail_all()
 
-    # -- for those who wait --------------------------------------------------------------------------------------
+    # -- for connections -----------------------------------------------------------------------------------------
 
-    def submit(self, order: QueuedEdit) -> Ticket:
-        """A place at the end of the queue. RefusedError: 429 if it is full, 503 if the thread has ended."""
+    def submit(self, edit: QueuedEdit) -> Ticket:
+        """Append an edit to the queue. HttpError: 429 if it is full, 503 if the worker has ended."""
         with self._changed:
             self._check_open()
-            pixels = sum(ticket.order.pixels for ticket in self._waiting) + order.pixels
+            pixels = sum(ticket.edit.pixels for ticket in self._waiting) + edit.pixels
             full = len(self._waiting) >= self.limits.max_queue
             if full or (self._waiting and pixels > 2 * self.limits.max_pixels):
                 what = f"{len(self._waiting)} edits are waiting already; try again in a moment"
                 raise HttpError(429, what, code="queue_full", retry_after=5)
-            ticket = Ticket(order, QueueStatus("waiting", len(self._batch) + len(self._waiting)))
+            ticket = Ticket(edit, QueueStatus("waiting", len(self._batch) + len(self._waiting)))
             self._waiting.append(ticket)
             self._changed.notify_all()
             return ticket
 
     def check_room(self) -> None:
-        """Raise what `submit` would, as far as that can be known before the picture is there."""
+        """Raise what `submit` would, as far as that can be known before the image is there."""
         with self._changed:
             self._check_open()
             if len(self._waiting) >= self.limits.max_queue:
                 what = f"{len(self._waiting)} edits are waiting already; try again in a moment"
                 raise HttpError(429, what, code="queue_full", retry_after=5)
 
-    def watch(self, ticket: Ticket, seen: QueueStatus | None, seconds: float) -> QueueStatus:
-        """How far the order is: at once if that isn't what was ``seen``, else at the next change or after so long."""
+    def watch(self, ticket: Ticket, seen: QueueStatus | None, timeout: float) -> QueueStatus:
+        """The status: at once if it isn't the one that was ``seen``, else at its next change or after the timeout."""
         with self._changed:
-            if ticket.view is seen:
-                self._changed.wait_for(lambda: ticket.view is not seen, seconds)
-            return ticket.view
+            if ticket.status is seen:
+                self._changed.wait_for(lambda: ticket.status is not seen, timeout)
+            return ticket.status
 
-    def leave(self, ticket: Ticket) -> None:
-        """No client waits for this order any more."""
+    def cancel(self, ticket: Ticket) -> None:
+        """Drop the edit if it waits; a running batch stops once all of its edits are cancelled."""
         with self._changed:
-            ticket.is_left = True
+            ticket.is_cancelled = True
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
-                self._count()
+                self._update_places()
 
-    # -- for those who look --------------------------------------------------------------------------------------
+    # -- for /health ---------------------------------------------------------------------------------------------
 
     @property
     def waiting(self) -> int:
-        """Orders in the queue."""
+        """How many edits wait."""
         return len(self._waiting)
 
     @property
-    def drawing(self) -> int:
-        """Orders that are being drawn."""
+    def running(self) -> int:
+        """How many edits are in the running batch."""
         return len(self._batch)
 
     @property
     def state(self) -> Literal["ok", "failing", "stuck", "dead", "stopping"]:
         """Failing: the last few edits all failed unexpectedly, or the engine died.
 
-        Stuck: nothing has moved for a minute amid work.
+        Stuck: a batch runs without progress for a minute.
         """
         if self._is_closed:
             return "stopping"
         if self._has_ended:
             return "dead"
-        if self._batch and time.monotonic() - self._moved > STALE:
+        if self._batch and time.monotonic() - self._progressed > STALE:
             return "stuck"
         return "failing" if self._failed_in_a_row >= FAILING_AFTER else "ok"
 
@@ -198,27 +193,27 @@ class EditQueue:
 
     def _run(self) -> None:
         try:
-            while self._draw_next():
+            while self._run_next_batch():
                 give_back_memory()
-        except BaseException as failure:  # nothing above catches it; `state` says that the thread has ended
+        except BaseException as failure:  # nothing above catches it; `state` shows that the thread has ended
             report(failure)
-            console.warn("the thread that draws has ended: start the server again")
+            console.warn("the worker thread has ended: restart the server")
         finally:
             with self._changed:
                 self._has_ended = True
-                self._tell_everybody()
+                self._fail_all()
 
-    def _draw_next(self) -> bool:
-        """Whether there was a batch. This thread, which waits for the next one then, holds none of its pictures."""
-        batch = self._next()
+    def _run_next_batch(self) -> bool:
+        """Whether there was a batch. While the thread waits for the next one, it holds no images of the last one."""
+        batch = self._next_batch()
         if batch:
-            self._draw(batch)
+            self._run_batch(batch)
         with self._changed:
             self._batch = []
         return bool(batch)
 
-    def _next(self) -> list[Ticket]:
-        """The first order, and those right behind it that can go with it; empty at the end."""
+    def _next_batch(self) -> list[Ticket]:
+        """The first edit, and those right behind it that fit into its batch; empty when the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if self._is_closed:
@@ -226,123 +221,123 @@ class EditQueue:
             batch = [self._waiting.popleft()]
             while self._waiting and self._fits(batch, self._waiting[0]):
                 batch.append(self._waiting.popleft())
-            self._batch, self._moved = batch, time.monotonic()
+            self._batch, self._progressed = batch, time.monotonic()
             for ticket in batch:
-                self._show(ticket, QueueStatus("drawing"))
-            self._count()
+                self._set_status(ticket, QueueStatus("drawing"))
+            self._update_places()
             return batch
 
     def _fits(self, batch: Sequence[Ticket], ticket: Ticket) -> bool:
-        orders = [*(each.order for each in batch), ticket.order]
+        edits = [*(each.edit for each in batch), ticket.edit]
         return (
-            ticket.order.sampling == batch[0].order.sampling
-            and sum(len(order.seeds) for order in orders) <= TOGETHER
-            and sum(order.pixels for order in orders) <= self.limits.max_pixels
+            ticket.edit.sampling == batch[0].edit.sampling
+            and sum(len(edit.seeds) for edit in edits) <= MAX_BATCH
+            and sum(edit.pixels for edit in edits) <= self.limits.max_pixels
         )
 
-    def _draw(self, batch: Sequence[Ticket]) -> None:
+    def _run_batch(self, batch: Sequence[Ticket]) -> None:
         shown = 0.0
 
         def on_progress(done: int, total: int) -> None:
             nonlocal shown
-            self._moved = now = time.monotonic()
-            if self._is_closed or all(ticket.is_left for ticket in batch):
+            self._progressed = now = time.monotonic()
+            if self._is_closed or all(ticket.is_cancelled for ticket in batch):
                 raise AbandonedError
             if now - shown >= PROGRESS_EVERY:
                 shown = now
                 with self._changed:
                     for ticket in batch:
-                        self._show(ticket, QueueStatus("drawing", 0, done, total))
+                        self._set_status(ticket, QueueStatus("drawing", 0, done, total))
 
         left = deque(batch)
         try:
-            for outcome in self.work([ticket.order for ticket in batch], on_progress):
+            for outcome in self.work([ticket.edit for ticket in batch], on_progress):
                 self._finish(left.popleft(), outcome)
         except AbandonedError:
             with self._changed:
                 for ticket in left:
-                    self._show(ticket, QueueStatus("failed", failure=self._gone()))
-        except Exception as failure:  # the thread outlives whatever is wrong with a batch
+                    self._set_status(ticket, QueueStatus("failed", failure=self._unavailable()))
+        except Exception as failure:  # the thread survives a failed batch
             while left:
                 self._finish(left.popleft(), failure)
 
     def _finish(self, ticket: Ticket, outcome: list[Variant] | Exception) -> None:
-        self._moved = time.monotonic()
+        self._progressed = time.monotonic()
         if not isinstance(outcome, Exception):
-            self._failed_in_a_row, self.drawn = 0, self.drawn + 1
-            view = QueueStatus("drawn", variants=tuple(outcome))
+            self._failed_in_a_row, self.finished = 0, self.finished + 1
+            status = QueueStatus("drawn", variants=tuple(outcome))
         else:
             if refusal(outcome).status >= 500:
                 self._failed_in_a_row += FAILING_AFTER if isinstance(outcome, EngineError) else 1
                 report(outcome)
-            view = QueueStatus("failed", failure=outcome)
+            status = QueueStatus("failed", failure=outcome)
         with self._changed:
-            self._show(ticket, view)
+            self._set_status(ticket, status)
 
-    def _show(self, ticket: Ticket, view: QueueStatus) -> None:
-        if not ticket.view.is_over:
-            ticket.view = view
+    def _set_status(self, ticket: Ticket, status: QueueStatus) -> None:
+        if not ticket.status.is_over:
+            ticket.status = status
             self._changed.notify_all()
 
-    def _count(self) -> None:
+    def _update_places(self) -> None:
         for place, ticket in enumerate(self._waiting, start=len(self._batch)):
-            self._show(ticket, QueueStatus("waiting", place))
+            self._set_status(ticket, QueueStatus("waiting", place))
 
     def _check_open(self) -> None:
         if self.state in ("dead", "stopping"):
-            raise self._gone()
+            raise self._unavailable()
 
-    def _gone(self) -> HttpError:
+    def _unavailable(self) -> HttpError:
         what = "the server is stopping" if self._is_closed else "the model behind this server has stopped working"
         return HttpError(503, what, code="unavailable")
 
-    def _tell_everybody(self) -> None:
+    def _fail_all(self) -> None:
         with self._changed:
             while self._batch or self._waiting:
                 ticket = self._batch.pop() if self._batch else self._waiting.popleft()
-                self._show(ticket, QueueStatus("failed", failure=self._gone()))
+                self._set_status(ticket, QueueStatus("failed", failure=self._unavailable()))
 
 
-def drawing(editor: Editor) -> Work:
-    """How ``editor`` draws a batch. All of it is sampled at once; one order that spoils that is found and left out."""
+def editing_work(editor: Editor) -> Work:
+    """The work of ``editor``: a batch is sampled at once, and if that fails, each edit alone, to find the bad one."""
 
-    def work(orders: Sequence[QueuedEdit], on_progress: OnProgress) -> Iterator[list[Variant] | Exception]:
-        for order, drafts in zip(orders, _drafts(editor, orders, on_progress), strict=True):
+    def work(edits: Sequence[QueuedEdit], on_progress: OnProgress) -> Iterator[list[Variant] | Exception]:
+        for edit, samples in zip(edits, _sample(editor, edits, on_progress), strict=True):
             try:
-                yield drafts if isinstance(drafts, Exception) else _variants(editor, order, drafts)
-            except Exception as failure:  # this order's own
+                yield samples if isinstance(samples, Exception) else _variants(editor, edit, samples)
+            except Exception as failure:  # of this edit alone
                 yield failure
 
     return work
 
 
-def _drafts(
-    editor: Editor, orders: Sequence[QueuedEdit], on_progress: OnProgress
+def _sample(
+    editor: Editor, edits: Sequence[QueuedEdit], on_progress: OnProgress
 ) -> list[list[SampledEdit] | Exception]:
-    jobs = [EditJob(order.picture.rgb, order.instruction, order.seeds) for order in orders]
-    settings = replace(editor.settings, sampling=orders[0].sampling)
+    jobs = [EditJob(edit.image.rgb, edit.instruction, edit.seeds) for edit in edits]
+    settings = replace(editor.settings, sampling=edits[0].sampling)
     try:
         with editor.session():
             return [*sample_edits(editor.model, editor.engine, jobs, settings, on_progress)]
     except AbandonedError:
         raise
-    except Exception as failure:  # told to whom it belongs, once that is clear
-        if len(orders) == 1:
+    except Exception as failure:  # of one edit, which sampling each alone will find
+        if len(edits) == 1:
             return [failure]
-        return [drafts for order in orders for drafts in _drafts(editor, [order], on_progress)]
+        return [samples for edit in edits for samples in _sample(editor, [edit], on_progress)]
 
 
-def _variants(editor: Editor, order: QueuedEdit, drafts: Sequence[SampledEdit]) -> list[Variant]:
-    """Every variant at the photo's own size. ModelError if the model drew none at all."""
+def _variants(editor: Editor, edit: QueuedEdit, samples: Sequence[SampledEdit]) -> list[Variant]:
+    """Every variant at the photo's own size. ModelError if all of them are invalid."""
     variants = []
     with editor.session():
-        before = decode_image(editor.model, drafts[0].source)
-        for each in drafts:
+        before = decode_image(editor.model, samples[0].source)
+        for each in samples:
             try:
-                edited = render_edit(editor.model, order.picture.pixels, before, each, "source")
+                edited = render_edit(editor.model, edit.image.pixels, before, each, "source")
                 variants.append(Variant(each.seed, edited.image, edited.problem))
             except EarlError as error:
                 variants.append(Variant(each.seed, None, error.what))
     if all(variant.image is None for variant in variants):
-        raise ModelError(variants[0].problem or "the model drew no picture")
+        raise ModelError(variants[0].problem or "the model made no image")
     return variants

@@ -32,16 +32,16 @@ class Field:
 
 
 def read_form(content_type: str, body: bytes) -> tuple[Field, ...]:
-    """The form's fields in order. RefusedError (400) for whatever isn't a whole form."""
+    """The form's fields in order. HttpError (400) for an incomplete or malformed form."""
     found = _BOUNDARY.search(content_type)
     if not content_type.lower().startswith("multipart/form-data") or found is None:
-        raise HttpError(415, "send a form: multipart/form-data, with the picture as a file", code="wrong_type")
+        raise HttpError(415, "send a form: multipart/form-data, with the image as a file", code="wrong_type")
     boundary = f"--{found[1] or found[2]}".encode("latin-1", "replace")
     return tuple(_field(head, content) for head, content in _parts(body, boundary))
 
 
 def text(field: Field) -> str:
-    """A field's text. RefusedError if it is too long or isn't UTF-8."""
+    """A field's text. HttpError if it is too long or isn't UTF-8."""
     if len(field.content) > MAX_TEXT:
         raise HttpError(400, f"{field.name} is longer than {MAX_TEXT:,} bytes", param=field.name)
     try:
@@ -51,7 +51,7 @@ def text(field: Field) -> str:
 
 
 def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Head and content of every part; what stands before the first boundary and after the last is ignored."""
+    """Head and content of every part; bytes before the first boundary and after the last are ignored."""
     delimiter = b"\r\n" + boundary
     at = 0 if body.startswith(boundary) else body.find(delimiter) + 2
     if at == 1:
@@ -104,10 +104,10 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class ImageEditRequest:
-    """What a form asks for. ``sampling`` has only what it says; ``size`` is the wanted "WxH", None for the photo's own.
+    """A parsed form. ``sampling`` has only the fields that were sent; ``size`` is "WxH", None for the photo's own.
 
-    ``format`` None stands for that of the photo. ``stream`` wants events instead of one answer, ``progress`` also those
-    that say how far it is.
+    ``format`` None stands for that of the photo. With ``stream`` the response is a stream of events instead of one
+    document, with ``progress`` also progress events.
     """
 
     image: bytes
@@ -120,36 +120,36 @@ class ImageEditRequest:
     progress: bool
 
 
-def asked(fields: Sequence[Field], model: str, limits: ServerLimits) -> ImageEditRequest:
-    """What the form asks of ``model``. RefusedError (400, or 404 for another model) names the field at fault."""
+def parse_request(fields: Sequence[Field], model: str, limits: ServerLimits) -> ImageEditRequest:
+    """The request in a form for ``model``. HttpError (400, or 404 for another model) names the field at fault."""
     images = [field for field in fields if field.name in IMAGES]
     values: dict[str, str] = {}
     for field in fields:
         if field.name in IMAGES or field.name in IGNORED:
             continue
         if field.name == "mask":
-            raise HttpError(400, "masks aren't supported: say in the prompt what to change", param="mask")
+            raise HttpError(400, "masks aren't supported: describe in the prompt what to change", param="mask")
         if field.name not in KNOWN:
             name = field.name[:64]
             raise HttpError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
         if field.name in values:
-            raise HttpError(400, f"{field.name} is there more than once", param=field.name)
+            raise HttpError(400, f"{field.name} is given more than once", param=field.name)
         values[field.name] = text(field).strip() if field.name != "prompt" else text(field)
     _check_model(values.get("model"), model)
     prompt = values.get("prompt", "")
     if not prompt.strip():
-        raise HttpError(400, "the instruction is missing: say in prompt what to change", param="prompt")
+        raise HttpError(400, "the instruction is missing: describe in prompt what to change", param="prompt")
     if len(prompt) > MAX_INSTRUCTION:
         raise HttpError(400, f"the instruction is longer than {MAX_INSTRUCTION:,} characters", param="prompt")
-    _check_choice(values, "response_format", ("b64_json",), "a picture comes as b64_json, never as a URL")
+    _check_choice(values, "response_format", ("b64_json",), "images are returned as b64_json, never as a URL")
     _check_choice(values, "background", ("auto", "opaque"), "a background can't be made transparent")
-    many = _whole_number(values, "n", 1, limits.max_variants)
+    count = _whole_number(values, "n", 1, limits.max_variants)
     first = _whole_number(values, "seed", 0, SEEDS - 1)
     first = secrets.randbelow(SEEDS) if first is None else first
     return ImageEditRequest(
         image=_only(images),
         prompt=prompt,
-        seeds=tuple((first + index) % SEEDS for index in range(many or 1)),
+        seeds=tuple((first + index) % SEEDS for index in range(count or 1)),
         sampling=_sampling(values),
         size=None if values.get("size", "") in ("", "auto") else values["size"],
         format=_format(values.get("output_format", "png")),
@@ -160,18 +160,18 @@ def asked(fields: Sequence[Field], model: str, limits: ServerLimits) -> ImageEdi
 
 def _only(images: Sequence[Field]) -> bytes:
     if not images:
-        raise HttpError(400, "the picture is missing: send it as a file named image", param="image")
+        raise HttpError(400, "the image is missing: send it as a file named image", param="image")
     if len(images) > 1:
-        raise HttpError(400, f"one picture at a time, not {len(images)}", param="image")
+        raise HttpError(400, f"one image at a time, not {len(images)}", param="image")
     if not images[0].is_file:
-        what = "image is text, not a file: send the picture itself, no address and no path"
+        what = "image is text, not a file: send the image itself, no address and no path"
         raise HttpError(400, what, param="image")
     return images[0].content
 
 
-def _check_model(wanted: str | None, model: str) -> None:
-    if wanted and wanted != model:
-        name = wanted[:100]
+def _check_model(named: str | None, model: str) -> None:
+    if named and named != model:
+        name = named[:100]
         what = f"The model `{name}` does not exist. This server has `{model}`."
         raise HttpError(404, what, param="model", code="model_not_found")
 

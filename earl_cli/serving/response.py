@@ -1,4 +1,4 @@
-"""From a place in the queue to an answer: one document, or events as they happen, as the client wants it."""
+"""The response of an edit: one document, or a stream of events, as the client chose."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from earl_cli.serving.queue import QueuedEdit, QueueStatus, Ticket, Variant
 from earl_cli.serving.request import FORMATS, ImageEditRequest
 from earl_cli.serving.service import Service
 
-LOOK_EVERY = 0.25
-HEARTBEAT = 10.0
+POLL_SECONDS = 0.25
+HEARTBEAT_SECONDS = 10.0
 
 
 class Connection(Protocol):
-    """What of the HTTP side an answer needs."""
+    """The part of a connection that a response needs."""
 
     service: Service
     connection: socket
@@ -36,104 +36,104 @@ class Connection(Protocol):
     def send_json(self, status: int, value: Any) -> None: ...
 
 
-def send_edits(connection: Connection, ticket: Ticket, order: QueuedEdit, wanted: ImageEditRequest) -> None:
-    """Waits for the order and sends what comes of it. RefusedError, or the order's own failure, if nothing was sent.
+def send_edits(connection: Connection, ticket: Ticket, edit: QueuedEdit, request: ImageEditRequest) -> None:
+    """Waits for the edit and sends it. HttpError, or the edit's own failure, if nothing was sent yet.
 
     ConnectionError as soon as the client is gone.
     """
-    if wanted.stream:
-        _stream(connection, ticket, order, wanted)
+    if request.stream:
+        _stream(connection, ticket, edit, request)
         return
-    for view in _views(connection, ticket):
-        if view.is_over:
-            saved = [_entry(connection, order, wanted, variant) for variant in _drawn(view)]
+    for status in _statuses(connection, ticket):
+        if status.is_over:
+            saved = [_entry(connection, edit, request, variant) for variant in _valid(status)]
             entries, lost = [entry for entry, _ in saved], dict.fromkeys(note for _, notes in saved for note in notes)
-            document = {"created": int(time.time()), "data": entries, **_shared(order, wanted)}
-            connection.send_json(200, {**document, "notes": [*_notes(connection, order, view), *lost]})
+            document = {"created": int(time.time()), "data": entries, **_shared(edit, request)}
+            connection.send_json(200, {**document, "notes": [*_notes(connection, edit, status), *lost]})
 
 
-def _stream(connection: Connection, ticket: Ticket, order: QueuedEdit, wanted: ImageEditRequest) -> None:
+def _stream(connection: Connection, ticket: Ticket, edit: QueuedEdit, request: ImageEditRequest) -> None:
     connection.begin(200, {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
     seen: QueueStatus | None = None
     try:
-        for view in _views(connection, ticket):
-            if view.is_over:
-                notes = _notes(connection, order, view)
-                for variant in _drawn(view):
-                    entry, lost = _entry(connection, order, wanted, variant)
-                    entry |= {"created_at": int(time.time()), **_shared(order, wanted), "notes": [*notes, *lost]}
+        for status in _statuses(connection, ticket):
+            if status.is_over:
+                notes = _notes(connection, edit, status)
+                for variant in _valid(status):
+                    entry, lost = _entry(connection, edit, request, variant)
+                    entry |= {"created_at": int(time.time()), **_shared(edit, request), "notes": [*notes, *lost]}
                     _event(connection, "image_edit.completed", entry)
-            elif wanted.progress:
-                progress = {"state": view.phase, "ahead": view.ahead, "done": view.done, "total": view.total}
+            elif request.progress:
+                progress = {"state": status.phase, "ahead": status.ahead, "done": status.done, "total": status.total}
                 _event(connection, "image_edit.progress", progress)
-            elif view is seen:
+            elif status is seen:
                 connection.write(b":\n\n")
-            seen = view
+            seen = status
     except OSError:
         raise
-    except Exception as failure:  # the status is out already, so that it is the last event
+    except Exception as failure:  # the HTTP status was sent already, so the error is the last event
         _event(connection, "error", refusal(failure).document)
 
 
-def _views(connection: Connection, ticket: Ticket) -> Iterator[QueueStatus]:
-    """How far the order is, whenever that changes and at least every few seconds; the last one is over."""
+def _statuses(connection: Connection, ticket: Ticket) -> Iterator[QueueStatus]:
+    """The edit's status whenever it changes, and at least every few seconds; the last one is over."""
     service = connection.service
-    end = time.monotonic() + service.limits.patience
+    end = time.monotonic() + service.limits.timeout
     seen: QueueStatus | None = None
-    told = 0.0
+    yielded = 0.0
     while seen is None or not seen.is_over:
-        view = service.queue.watch(ticket, seen, LOOK_EVERY)
+        status = service.queue.watch(ticket, seen, POLL_SECONDS)
         now = time.monotonic()
         if is_gone(connection.connection):
             raise ConnectionError
-        if now > end and not view.is_over:
-            raise HttpError(504, f"this took longer than {service.limits.patience:.0f} s", code="timeout")
-        if view is not seen or now - told > HEARTBEAT:
-            seen, told = view, now
-            yield view
+        if now > end and not status.is_over:
+            raise HttpError(504, f"this took longer than {service.limits.timeout:.0f} s", code="timeout")
+        if status is not seen or now - yielded > HEARTBEAT_SECONDS:
+            seen, yielded = status, now
+            yield status
 
 
-def _drawn(view: QueueStatus) -> Iterator[Variant]:
-    """The variants that there are. RefusedError if the order failed."""
-    if view.failure is not None:
-        raise refusal(view.failure)
-    yield from (variant for variant in view.variants if variant.image is not None)
+def _valid(status: QueueStatus) -> Iterator[Variant]:
+    """The variants that have an image. HttpError if the edit failed."""
+    if status.failure is not None:
+        raise refusal(status.failure)
+    yield from (variant for variant in status.variants if variant.image is not None)
 
 
 def _entry(
-    connection: Connection, order: QueuedEdit, wanted: ImageEditRequest, variant: Variant
+    connection: Connection, edit: QueuedEdit, request: ImageEditRequest, variant: Variant
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(the picture with its seed, what of the photo's file is lost in it)."""
+    """The image with its seed, and notes on metadata of the photo's file that it can't hold."""
     about = connection.service.about
-    metadata = provenance(about.model, _understood(connection, order), str(variant.seed), EditSettings(order.sampling))
+    metadata = provenance(about.model, _understood(connection, edit), str(variant.seed), EditSettings(edit.sampling))
     encoded = io.BytesIO()
     assert variant.image is not None
-    lost = save_image(variant.image, encoded, like=order.picture, format=_format(order, wanted), texts=metadata)
+    lost = save_image(variant.image, encoded, like=edit.image, format=_format(edit, request), texts=metadata)
     return {"b64_json": base64.b64encode(encoded.getbuffer()).decode("ascii"), "seed": variant.seed}, lost
 
 
-def _shared(order: QueuedEdit, wanted: ImageEditRequest) -> dict[str, Any]:
-    pixels, form = order.picture.pixels, _format(order, wanted)
+def _shared(edit: QueuedEdit, request: ImageEditRequest) -> dict[str, Any]:
+    pixels, form = edit.image.pixels, _format(edit, request)
     background = "transparent" if pixels.mode == "RGBA" and form != "jpeg" else "opaque"
     size = f"{pixels.width}x{pixels.height}"
     return {"background": background, "output_format": form, "quality": "auto", "size": size}
 
 
-def _format(order: QueuedEdit, wanted: ImageEditRequest) -> str:
-    own = order.picture.format.lower()
-    return wanted.format or (own if own in FORMATS else "png")
+def _format(edit: QueuedEdit, request: ImageEditRequest) -> str:
+    own = edit.image.format.lower()
+    return request.format or (own if own in FORMATS else "png")
 
 
-def _notes(connection: Connection, order: QueuedEdit, view: QueueStatus) -> list[str]:
-    """What the person should know: of the photo, of variants that failed, of how the instruction was understood."""
-    found = _understood(connection, order)
+def _notes(connection: Connection, edit: QueuedEdit, status: QueueStatus) -> list[str]:
+    """Notes for the person: on the photo, on variants that failed, on how the instruction was understood."""
+    found = _understood(connection, edit)
     remark = out_of_range_message(found) if connection.service.about.abilities and found.kind is None else found.remark
-    failed = [f"seed {each.seed}: {each.problem}" for each in view.variants if each.problem]
-    return [*order.picture.notes, *failed, *([remark] if remark else [])]
+    failed = [f"seed {each.seed}: {each.problem}" for each in status.variants if each.problem]
+    return [*edit.image.notes, *failed, *([remark] if remark else [])]
 
 
-def _understood(connection: Connection, order: QueuedEdit) -> Understood:
-    return understand(order.instruction, connection.service.about.abilities)
+def _understood(connection: Connection, edit: QueuedEdit) -> Understood:
+    return understand(edit.instruction, connection.service.about.abilities)
 
 
 def _event(connection: Connection, kind: str, data: Mapping[str, Any]) -> None:

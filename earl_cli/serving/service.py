@@ -15,7 +15,7 @@ from earl_cli.console import console
 from earl_cli.generation.editor import Editor
 from earl_cli.models.abilities import examples
 from earl_cli.serving.limits import ByteBudget, ConcurrencyLimit, Rate, ServerLimits
-from earl_cli.serving.queue import EditQueue, drawing
+from earl_cli.serving.queue import EditQueue, editing_work
 from earl_cli.serving.site import Site
 
 OPENED_AT_ONCE = 2
@@ -29,7 +29,7 @@ PAGE = {
 
 @dataclass(frozen=True)
 class About:
-    """What the server says of its model; ``abilities`` as in earl.json."""
+    """The server's model; ``abilities`` as in earl.json."""
 
     model: str
     engine: str
@@ -41,7 +41,7 @@ class About:
 
 @dataclass(eq=False)
 class Service:
-    """What all connections share. ``key`` is asked of every client; without one every client has access."""
+    """What all connections share. Every client needs the ``key``; without one every client has access."""
 
     about: About
     queue: EditQueue
@@ -54,36 +54,36 @@ class Service:
         self.rate, self.wrong_keys = Rate(self.limits.rate), Rate(self.limits.wrong_keys)
         self.budget = ByteBudget(self.limits.uploads)
         self.places = ConcurrencyLimit(self.limits.requests, self.limits.share)
-        self._is_said = False
+        self._has_warned = False
         self.opening = threading.BoundedSemaphore(OPENED_AT_ONCE)
         room = files("earl_cli.serving") / "page"
         self.page = {path: ((room / name).read_bytes(), kind) for path, (name, kind) in PAGE.items()}
 
     def client(self, peer: str, forwarded: str | None) -> str:
-        """Whose request it is: `Site.client`. Said once where a proxy's clients can't be told apart."""
-        if forwarded and not self.site.is_proxy(peer) and not self._is_said:
-            self._is_said = True
+        """The client's address (`Site.client`). Warns once where a proxy's clients can't be told apart."""
+        if forwarded and not self.site.is_proxy(peer) and not self._has_warned:
+            self._has_warned = True
             console.warn(
                 f"requests come through a proxy at {peer}, and all who use it count as one address (--rate, wrong "
-                f"keys): --trusted-proxy {peer} believes what it says of them"
+                f"keys): --trusted-proxy {peer} trusts the addresses that it gives"
             )
         return self.site.client(peer, forwarded)
 
     def health(self) -> dict[str, Any]:
-        """How the server is, for people and supervisors."""
+        """The state of the server, for people and supervisors."""
         return {
             "status": self.queue.state,
             "model": self.about.model,
             "engine": self.about.engine,
             "device": self.about.device,
-            "queue": {"waiting": self.queue.waiting, "drawing": self.queue.drawing, "most": self.limits.max_queue},
-            "edits": self.queue.drawn,
+            "queue": {"waiting": self.queue.waiting, "drawing": self.queue.running, "most": self.limits.max_queue},
+            "edits": self.queue.finished,
             "uptime": round(time.monotonic() - self.started, 1),
             "version": version(),
         }
 
     def settings(self) -> dict[str, Any]:
-        """What the page has to know."""
+        """The settings of the page."""
         return {
             "model": self.about.model,
             "suggestions": list(self.about.suggestions),
@@ -108,4 +108,4 @@ def service_of(editor: Editor, limits: ServerLimits, key: str | None, site: Site
         model.abilities,
         examples(model.abilities) if model.abilities else (),
     )
-    return Service(about, EditQueue(drawing(editor), limits), limits, key, site)
+    return Service(about, EditQueue(editing_work(editor), limits), limits, key, site)

@@ -1,4 +1,4 @@
-"""Under which addresses a server is known, and whose request it is that came through a proxy."""
+"""The addresses of a server, and the client of a request that came through a proxy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(frozen=True)
 class Origin:
-    """What browsers call an origin: ``host`` in lower case, an IPv6 address without its brackets."""
+    """A web origin: ``host`` in lower case, an IPv6 address without its brackets."""
 
     scheme: str
     host: str
@@ -31,7 +31,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class PublicURL:
-    """Where people find a server that stands behind a proxy; ``prefix`` is "" or a path without a slash at its end."""
+    """The address of a server behind a proxy; ``prefix`` is "" or a path without a slash at its end."""
 
     origin: Origin
     prefix: str
@@ -42,7 +42,7 @@ class PublicURL:
 
 @dataclass(frozen=True)
 class Site:
-    """``is_local``: it can be reached from this machine alone. ``proxies`` are believed about whom they ask for."""
+    """``is_local``: only this machine can reach it. The X-Forwarded-For of ``proxies`` is trusted."""
 
     is_local: bool
     public: PublicURL | None = None
@@ -50,23 +50,23 @@ class Site:
 
     @property
     def prefix(self) -> str:
-        """The path under which it is known, "" for none."""
+        """The path before all addresses, "" for none."""
         return self.public.prefix if self.public else ""
 
     def client(self, peer: str, forwarded: str | None) -> str:
         """The client's address: ``peer``, or the last one in X-Forwarded-For that is no trusted proxy's.
 
-        What stands before that was said by a client, who may say anything.
+        Addresses before that come from the client and can be forged.
         """
         found = _address(peer)
-        for said in reversed(forwarded.split(",") if forwarded else []):
-            if found is None or not self._trusts(found) or (before := _address(said)) is None:
+        for text in reversed(forwarded.split(",") if forwarded else []):
+            if found is None or not self._trusts(found) or (before := _address(text)) is None:
                 break
             found = before
         return peer if found is None else str(found)
 
     def is_proxy(self, peer: str) -> bool:
-        """Whether what this address says of its clients is believed."""
+        """Whether X-Forwarded-For of this address is trusted."""
         found = _address(peer)
         return found is not None and self._trusts(found)
 
@@ -84,7 +84,7 @@ def host_and_port(authority: str) -> tuple[str, int | None] | None:
 
 
 def origin(text: str) -> Origin | None:
-    """An Origin header; None for whatever names no origin of the web."""
+    """An Origin header; None for anything else."""
     scheme, _, authority = text.strip().lower().partition("://")
     found = host_and_port(authority)
     if scheme not in DEFAULT_PORTS or found is None:
@@ -107,7 +107,7 @@ def public_url(text: str) -> PublicURL:
 
 
 def trusted_proxies(texts: Sequence[str]) -> tuple[Network, ...]:
-    """Addresses and networks (10.0.0.0/8). UsageError for anything else, and for everybody."""
+    """Addresses and networks (10.0.0.0/8). UsageError for anything else, and for a network of all addresses."""
     networks: list[Network] = []
     for text in texts:
         try:
@@ -117,7 +117,7 @@ def trusted_proxies(texts: Sequence[str]) -> tuple[Network, ...]:
             raise UsageError("this is no IP address", where=f"--trusted-proxy {text}", hint=hint) from None
         if network.prefixlen == 0:
             hint = "name the proxy's own address"
-            raise UsageError("everybody would be believed", where=f"--trusted-proxy {text}", hint=hint)
+            raise UsageError("this would trust every address", where=f"--trusted-proxy {text}", hint=hint)
         mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
         networks.append(ip_network((mapped, network.prefixlen - 96)) if mapped else network)
     return tuple(networks)

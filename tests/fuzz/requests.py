@@ -15,7 +15,7 @@ from earl_cli.images.image_file import open_image
 from earl_cli.serving.errors import HttpError
 from earl_cli.serving.http1 import HttpConnection
 from earl_cli.serving.limits import ServerLimits
-from earl_cli.serving.request import asked, read_form
+from earl_cli.serving.request import parse_request, read_form
 
 PICTURE = file_of(Image.new("RGB", (8, 8), "red"))
 BODY = (
@@ -55,7 +55,7 @@ def read(_name: str, content: bytes, _folder: Path) -> str:
             _ = request.authority, request.path, request.header("host")
             if request.length != 0:
                 body = wire.body(5.0, LIMITS.upload, lambda _count: None)
-                form = asked(read_form(request.header("content-type") or "", body), "m", LIMITS)
+                form = parse_request(read_form(request.header("content-type") or "", body), "m", LIMITS)
                 open_image(form.image, max_pixels=1_000_000)
                 heard = "form"
             wire.begin(200, {"Content-Length": "0"})

@@ -33,7 +33,7 @@ def test_the_address_with_most_idle_connections_makes_room() -> None:
     pairs = [socket.socketpair() for _ in range(4)]
     try:
         for (here, _), address in zip(pairs, ("10.0.0.1", "10.0.0.2", "10.0.0.2", "10.0.0.3"), strict=True):
-            assert server._let_in(here, address)
+            assert server._admit(here, address)
         assert [is_gone(there) for _, there in pairs] == [False, True, False, False]
     finally:
         server.server_close()

@@ -102,7 +102,7 @@ def test_one_bad_order_does_not_spoil_its_batch(server: Running, monkeypatch: py
     monkeypatch.setattr(queue, "draft", draft)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(server.post, n=8)
-        assert eventually(lambda: server.service.queue.drawing == 1 or first.done())
+        assert eventually(lambda: server.service.queue.running == 1 or first.done())
         answers = [pool.submit(server.post, prompt=prompt) for prompt in ("bad", "good", "make it night")]
         assert [answer.result().status_code for answer in answers] == [500, 200, 200]
 

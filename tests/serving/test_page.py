@@ -136,7 +136,7 @@ def test_progress_waiting_and_stopping(browser: Browser, gate: Gate) -> None:
         drop(page)
         page.fill("#prompt", "make it snowy")
         page.click("#go")
-        expect(page.locator("#state")).to_have_text("drawing: 50 %")
+        expect(page.locator("#state")).to_have_text("editing: 50 %")
         assert page.evaluate("document.querySelector('#progress').value") == 0.5
         page.click("#stop")
         expect(page.locator("#busy")).to_be_hidden()

@@ -46,25 +46,25 @@ def first(line: EditQueue, gate: Gate) -> Ticket:
 
 
 def ended(line: EditQueue, ticket: Ticket) -> QueueStatus:
-    view = ticket.view
-    assert eventually(lambda: ticket.view.is_over), view
+    view = ticket.status
+    assert eventually(lambda: ticket.status.is_over), view
     return line.watch(ticket, None, 0)
 
 
 def test_what_waits_together_is_drawn_together_in_order(line: EditQueue, gate: Gate) -> None:
     tickets = [first(line, gate), *(line.submit(order(name)) for name in ("a", "b", "c"))]
-    assert [ticket.view.ahead for ticket in tickets[1:]] == [1, 2, 3]
+    assert [ticket.status.ahead for ticket in tickets[1:]] == [1, 2, 3]
     gate.open.set()
     assert [ended(line, ticket).phase for ticket in tickets] == ["drawn"] * 4
     assert gate.batches == [["first"], ["a", "b", "c"]]
-    assert line.drawn == 4
+    assert line.finished == 4
 
 
 def test_nobody_holds_an_order_that_is_over(line: EditQueue, gate: Gate) -> None:
     gate.open.set()
     ticket = line.submit(order("large"))
     assert ended(line, ticket).phase == "drawn"
-    picture = weakref.ref(ticket.order)
+    picture = weakref.ref(ticket.edit)
     del ticket
     assert eventually(lambda: picture() is None)
 
@@ -110,26 +110,26 @@ def test_large_pictures_fill_the_line_sooner(line: EditQueue, gate: Gate) -> Non
 def test_who_leaves_gives_up_the_place(line: EditQueue, gate: Gate) -> None:
     first(line, gate)
     a, b = line.submit(order("a")), line.submit(order("b"))
-    line.leave(a)
-    assert b.view.ahead == 1
+    line.cancel(a)
+    assert b.status.ahead == 1
     gate.open.set()
     assert ended(line, b).phase == "drawn"
     assert gate.batches == [["first"], ["b"]]
 
 
 def test_a_batch_for_which_nobody_waits_is_given_up(line: EditQueue, gate: Gate) -> None:
-    line.leave(first(line, gate))
+    line.cancel(first(line, gate))
     ticket = line.submit(order("next"))
     assert gate.reached.acquire(timeout=10)  # though the gate is still closed
     gate.open.set()
     assert ended(line, ticket).phase == "drawn"
-    assert line.drawn == 1
+    assert line.finished == 1
 
 
 def test_progress_is_seen(line: EditQueue, gate: Gate) -> None:
     ticket = first(line, gate)
-    assert eventually(lambda: (ticket.view.done, ticket.view.total) == (1, 2))
-    seen = ticket.view
+    assert eventually(lambda: (ticket.status.done, ticket.status.total) == (1, 2))
+    seen = ticket.status
     threading.Timer(0.1, gate.open.set).start()
     assert line.watch(ticket, seen, 10) is not seen
 
@@ -192,9 +192,9 @@ def test_a_thread_that_never_comes_back_does_not_hold_up_the_end(monkeypatch: py
     never = threading.Event()
     line = EditQueue(lambda *_: iter([never.wait(60)]), LIMITS).start()
     ticket = line.submit(order("a"))
-    assert eventually(lambda: ticket.view.phase == "drawing")
+    assert eventually(lambda: ticket.status.phase == "drawing")
     monkeypatch.setattr(queues, "STALE", 0.0)
     assert line.state == "stuck"
-    line.close(seconds=0.1)
-    assert ticket.view.phase == "failed"
+    line.close(timeout=0.1)
+    assert ticket.status.phase == "failed"
     never.set()

@@ -75,7 +75,7 @@ def test_the_real_client_understands_refusals(server: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="from 1 to 4") as many:
         client.images.edit(image=image, prompt="x", n=5)
     assert many.value.param == "n"
-    with pytest.raises(openai.BadRequestError, match="one picture at a time"):
+    with pytest.raises(openai.BadRequestError, match="one image at a time"):
         client.images.edit(image=[image, image], prompt="x")
     with pytest.raises(openai.BadRequestError, match="b64_json"):
         client.images.edit(image=image, prompt="x", response_format="url")
@@ -331,10 +331,10 @@ def test_a_client_that_goes_away_leaves_the_line(gate: Gate) -> None:
         for count in range(2):
             with pytest.raises((openai.APITimeoutError, httpx.ReadTimeout)):
                 list(server.client(timeout=0.3).images.edit(image=png(count), prompt="x", stream=bool(count)))
-        assert eventually(lambda: not server.service.queue.waiting and not server.service.queue.drawing)
+        assert eventually(lambda: not server.service.queue.waiting and not server.service.queue.running)
         gate.open.set()
         assert server.post().status_code == 200
-        assert server.service.queue.drawn == 1
+        assert server.service.queue.finished == 1
 
 
 def test_the_end_of_the_thread_is_503_and_in_health(gate: Gate) -> None:
@@ -370,7 +370,7 @@ def test_failures_are_told_without_their_insides(gate: Gate, failure: Exception,
 
 
 def test_patience_has_an_end(gate: Gate) -> None:
-    with running(gate, replace(ServerLimits(rate=0), patience=0.3)) as server:
+    with running(gate, replace(ServerLimits(rate=0), timeout=0.3)) as server:
         assert error_of(server.post(), 504)["code"] == "timeout"
 
 
@@ -378,7 +378,7 @@ def test_stopping_answers_whoever_waits(gate: Gate) -> None:
     with ThreadPoolExecutor(2) as pool:
         with running(gate) as server:
             waiting = [pool.submit(server.post, temperature=n) for n in (1, 2)]
-            assert eventually(lambda: (server.service.queue.drawing, server.service.queue.waiting) == (1, 1))
+            assert eventually(lambda: (server.service.queue.running, server.service.queue.waiting) == (1, 1))
         assert all(error_of(each.result(), 503) for each in waiting)
     assert "Traceback" not in repr(waiting)
 

@@ -14,7 +14,7 @@ const made = []; // edits, oldest first: { photo, prompt, results: [{ blob, url,
 // -- photo ----------------------------------------------------------------------------------------------------------
 
 function take(file, name = file.name || "photo") {
-  if (!file.type.startsWith("image/") && file.type !== "") return fail(`${name} isn't a picture.`);
+  if (!file.type.startsWith("image/") && file.type !== "") return fail(`${name} is no image.`);
   if (file.size > settings.max_bytes) return fail(`${name} is larger than ${Math.floor(settings.max_bytes / 2 ** 20)} MB.`);
   stop();
   const old = photo;
@@ -109,7 +109,7 @@ function fileName(name, type) {
   return `${name.replace(/\.\w{1,5}$/, "").replace(/\.edited$/, "")}.edited.${EXTENSIONS[type] ?? "png"}`;
 }
 
-// A file that the browser can't draw, TIFF for instance, leaves the edit alone on the stage.
+// A file that the browser can't show, TIFF for instance, leaves the edit alone on the stage.
 function fit() {
   const seen = [$("before"), $("after")].find((image) => image.getAttribute("src") && !image.hidden && image.naturalWidth);
   const compared = Boolean(shown && $("before").naturalWidth && $("after").naturalWidth);
@@ -261,7 +261,7 @@ function progress({ state, ahead, done, total }) {
   if (state === "waiting") return busy(ahead ? `waiting for ${ahead} before this one` : "waiting");
   if (!total) return busy("looking at the photo");
   if (done >= total) return busy("finishing");
-  busy(`drawing: ${Math.round((100 * done) / total)} %`, done / total);
+  busy(`editing: ${Math.round((100 * done) / total)} %`, done / total);
 }
 
 function busy(words, share) {
@@ -321,7 +321,7 @@ document.addEventListener("drop", (event) => {
   document.body.classList.remove("dragging");
   const file = offered(event.dataTransfer);
   if (file) take(file);
-  else fail("That wasn't a file. Save the picture first, then drop it here.");
+  else fail("That wasn't a file. Save the image first, then drop it here.");
 });
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
