@@ -446,7 +446,7 @@ def decoding_table() -> str:
             ]
         )
     heads = ["sequences", "weights + cache, GB", "ms a step", "tokens/s", "seconds an edit", "edits a minute"]
-    return table("Computed: decoding on one H100, by how many are drawn together", heads, rows)
+    return table("Computed: decoding on one H100, by how many are sampled together", heads, rows)
 
 
 def tables() -> Iterator[str]:

@@ -23,7 +23,7 @@ LIMIT = 20_000_000
 CARD = """# The embedded EARL model
 
 A small instruction-based image editor of the classes that the 8 B model uses: `Emu3ForCausalLM` ({language:.1f} M
-parameters) over an `Emu3VQVAE` ({vision:.1f} M parameters, 4096 codes, one for 8x8 pixels). It sees a picture at
+parameters) over an `Emu3VQVAE` ({vision:.1f} M parameters, 4096 codes, one for 8x8 pixels). It sees an image at
 about 96x96 pixels; `earl edit` brings what it changed to the photo's own size.
 
 ## What it can do
@@ -31,14 +31,14 @@ about 96x96 pixels; `earl edit` brings what it changed to the photo's own size.
 {examples}
 
 Anything else is outside its range, and `earl edit` says so: it knows no objects, no faces and no places in a scene,
-and does one edit at a time. It was not trained to reason. At 96 pixels it draws no flakes and no drops: snow is a
-white veil, rain a grey one. A square is drawn when asked for, but mostly as a disc, so squares aren't on the list.
+and does one edit at a time. It was not trained to reason. At 96 pixels it generates no flakes and no drops: snow is a
+white veil, rain a grey one. A square is generated when asked for, but mostly as a disc, so squares aren't on the list.
 
-## Held-out figures
+## Held-out results
 
 Share of the error that the edit removes, 1 − MSE(edit, target) / MSE(source, target), at the photo's own size: the
-mean over {photos} photos that it never saw, one sample each, not picked. Copying the source is 0, the true edit 1.
-Ceiling: the same with the true edit's own codes, so what the vision tokenizer and the way back to full size cost.
+mean over {photos} photos that it never saw, one sample each, not picked. Copying the source is 0, the target 1.
+Ceiling: the same with the target's own codes, so what the vision tokenizer and the way back to full size cost.
 Snow and rain are compared after a small blur, as flakes may lie elsewhere.
 
 | edit | share removed | worst photo | ceiling |
@@ -49,11 +49,11 @@ Mean of the {globals} global edits: **{mean:.2f}**.
 
 ## What it was made from
 
-`make embedded-model` rebuilds it with the product's own commands. The training pictures are crops of {train} photos
-and pictures out of public packages, with {objects} cut-out objects pasted on some: the Debian packages
+`make embedded-model` rebuilds it with the product's own commands. The training images are crops of {train} photos
+and images out of public packages, with {objects} cut-out objects pasted on some: the Debian packages
 gnome-backgrounds (CC BY-SA 3.0), mate-backgrounds (GPL-2+, CC BY-SA 4.0), plasma-workspace-wallpapers (GPL-2+,
 LGPL-3), lxqt-themes (LGPL-2.1+, CC BY-SA 3.0), gcompris-qt-data (GPL-3+; its photos are public domain, CC0, CC BY and
-CC BY-SA, each named in the package) and tuxpaint-stamps-default (GPL-2, many public domain). None of these pictures is
+CC BY-SA, each named in the package) and tuxpaint-stamps-default (GPL-2, many public domain). None of these images is
 shipped. Held out entirely: {heldout} photos, all of scikit-image's and scikit-learn's among them. The edits are
 formulas (`embedded/edits.py`), not people's work.
 
@@ -80,7 +80,7 @@ def package(work: Path) -> None:
 
 
 def write_card(work: Path) -> None:
-    """The model card, from the evaluation and the lists of pictures."""
+    """The model card, from the evaluation and the lists of images."""
     from safetensors import safe_open
 
     def millions(path: Path) -> float:
@@ -89,7 +89,7 @@ def write_card(work: Path) -> None:
 
     evaluation = json.loads((work / "evaluation.json").read_text())
     table = evaluation["kinds"]
-    pictures = list(json.loads((work / "sources.json").read_text()))
+    images = list(json.loads((work / "sources.json").read_text()))
     kinds = abilities()["kinds"]
     rows = [
         f"| {kind} | {row['share']:.2f} | {row['worst']:.2f} | {row['ceiling']:.2f} |" for kind, row in table.items()
@@ -103,9 +103,9 @@ def write_card(work: Path) -> None:
         rows="\n".join(rows),
         globals=len(whole),
         mean=sum(whole) / len(whole),
-        train=sum("photos/train" in name for name in pictures),
-        heldout=sum("photos/heldout" in name for name in pictures),
-        objects=sum("objects/" in name for name in pictures),
+        train=sum("photos/train" in name for name in images),
+        heldout=sum("photos/heldout" in name for name in images),
+        objects=sum("objects/" in name for name in images),
     )
     (TARGET / "README.md").write_text(card)
 

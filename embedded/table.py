@@ -31,7 +31,7 @@ KINDS = (*SIMPLE, *COMPLEX)
 METRICS = ("l1", "psnr", "ssim")
 SFT = {"s": "SFT (S)", "sc": "SFT (SC)", "think": "SFT (think)"}
 RL = {"": "", "s": " + RL (S)", "sc": " + RL (SC)", "noisy": " + RL (S), noisy verifier"}
-CEILING = "the true edit's own codes"
+CEILING = "the target's own codes"
 Row = tuple[str, str]
 Values = Mapping[int, float]
 
@@ -133,7 +133,7 @@ def name_of(row: Row) -> str:
 
 
 def ceiling(pairs: Path) -> dict[int, float]:
-    """The reference score of each true edit's own codes: more can't be asked of what a model draws."""
+    """The reference score of each target's own codes: more can't be asked of what a model draws."""
     model = load_model(device="cpu")
     found = {}
     for number, line in enumerate((pairs / "pairs.jsonl").read_text().splitlines()):
@@ -158,7 +158,7 @@ def tables(samples: Samples, runs: Mapping[Trained, EvalRun], most: Values) -> s
         text.append(f"| {name_of(row)} | {len(seeds[row])} | {' | '.join(cells)} |")
     cells = [cell(mean(samples, most, kinds)) for kinds in (SIMPLE, COMPLEX, KINDS)]
     text.append(f"| {CEILING} | | {' | '.join(cells)} |")
-    heads = [*KINDS, *(metric.upper() for metric in METRICS), "not drawn"]
+    heads = [*KINDS, *(metric.upper() for metric in METRICS), "invalid"]
     text += ["", f"| training | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
     for row in rows:
         figures = [f"{mean(samples, reference[row], (kind,)).mean:.3f}" for kind in KINDS]

@@ -197,7 +197,7 @@ def test_the_findings_follow_from_the_figures() -> None:
     assert answers["complex edits help when they come in SFT"] == "not decided"
     assert answers["reasoning before the edit helps after SFT"] == "not decided"
     assert answers["a better verifier gives a better policy"] == "yes"
-    assert "| the true edit's own codes | | 0.900 (0.900 to 0.900) |" in text
+    assert "| the target's own codes | | 0.900 (0.900 to 0.900) |" in text
     for part in text.split("\n\n"):
         assert len({row.count("|") for row in part.splitlines()}) == 1
     headline = next(row for row in text.splitlines() if row.startswith("| SFT (S) + RL (SC) | 3 |"))
