@@ -116,7 +116,7 @@ def test_what_the_pages_for_contributors_name_exists() -> None:
         named = re.findall(r"\b(?:docs|embedded)/\w+\.md", text) if page in forms else []
         assert all((page.parent / link).exists() for link in links), page
         assert all((ROOT / name).exists() for name in named), page
-        assert set(re.findall(r"`earl ([a-z]+)", text)) <= set(COMMANDS), page
+        assert set(re.findall(r"`earl ([a-z]+)", text)) <= {name.split()[0] for name in COMMANDS}, page
 
 
 @pytest.mark.parametrize(
