@@ -188,10 +188,10 @@ def train(resolved: Resolved[RlConfig]) -> None:
 def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
     silence_libraries(uses_cpu(config))
     init_processes(cpu=uses_cpu(config), timeout=COLLECTIVE_TIMEOUT + (config.judge_patience or 0))
-    policy, reference, place = load_policy(base, config, _longest(config, data))
-    console.note(f"{place} · disk: {rl_disk(config, base)}")
+    policy, reference, placement = load_policy(base, config, _longest(config, data))
+    console.note(f"{placement} · disk: {rl_disk(config, base)}")
     vision = load_vision_of(config.model_path, device=config.device, revision=config.model_revision).model
-    learner = make_learner(policy, config, place.device)
+    learner = make_learner(policy, config, placement.device)
     if rank() == 0:
         for left in filter(is_partial, config.folder.rglob("*")):  # by a process that was killed
             left.unlink()
@@ -203,7 +203,7 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
     with (
         stopped("iteration", config.folder),
         redirect_stdout(sys.stderr),
-        _engine(config, base, data, learner, place.device) as engine,
+        _engine(config, base, data, learner, placement.device) as engine,
         dashboard(f"improving {config.folder.name}", METRICS, unit="iterations") as board,
     ):
         board.update(start, config.num_iterations, {}, "starting")
@@ -336,7 +336,7 @@ class _Callbacks:
         if rank() == 0 and self.data.validation_data is not None:
             title = f"validation after {step} iterations"
             self._write_gallery(f"validation-{step:06d}", title, self.data.validation_data, groups)
-        self._log(step, metrics)  # last: what is logged isn't done again when the run goes on
+        self._log(step, metrics)  # last: a resumed run doesn't repeat a logged validation
 
     def is_best(self, validation: float) -> bool:
         return on_rank_zero(lambda: is_better(validation, self.folder / CHECKPOINTS, GOAL))
@@ -349,7 +349,7 @@ class _Callbacks:
 
             try:
                 push_to_hub(checkpoint / MODEL, repository, checkpoint.name)
-            except EarlError as error:  # the checkpoint is on disk, so the run goes on
+            except EarlError as error:  # the checkpoint is on disk, so the run continues
                 console.warn(str(error))
 
     def waiting(self, iteration: int, problem: EarlError) -> None:

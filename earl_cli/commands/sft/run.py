@@ -160,8 +160,8 @@ def train(resolved: Resolved[SftConfig]) -> None:
 
 
 def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
-    model, place = load_trainable(base, config, _longest(data))
-    console.note(f"{place} · disk: {disk}")
+    model, placement = load_trainable(base, config, _longest(data))
+    console.note(f"{placement} · disk: {disk}")
     if rank() == 0:
         for left in filter(is_partial, config.output.rglob("*")):  # by a process that was killed
             left.unlink()
@@ -177,12 +177,19 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
         def on_step(step: int, steps: int, metrics: Mapping[str, float]) -> None:
             board.update(step, steps, metrics)
 
-        def on_validation(step: int, held: ExampleData, again: bool) -> None:
+        def on_validation(step: int, validation: ExampleData, again: bool) -> None:
             path = config.output / GALLERIES / f"step-{step:06d}.html"
             if vision is not None and not (again and path.is_file()):
                 title = f"{config.output.name}, step {step}"
                 write_gallery(
-                    model, vision.model, base.layout, held, config.gallery_rows, base.description.sampling, path, title
+                    model,
+                    vision.model,
+                    base.layout,
+                    validation,
+                    config.gallery_rows,
+                    base.description.sampling,
+                    path,
+                    title,
                 )
 
         result = fine_tune(config, model, base, data, on_step, on_validation)

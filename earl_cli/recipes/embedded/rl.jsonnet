@@ -1,5 +1,5 @@
-// The small model that ships with the package, against the true edits: no judge and no GPU.
-// Data come from the command line: earl rl --config embedded/rl --data store/ -o run/
+// Reinforcement learning of the embedded model, rewarded by closeness to the target: no judge and no GPU.
+// The data is given on the command line: earl rl --config embedded/rl --data store/ -o run/
 {
   model_path: null,  // the embedded model itself, unless --model names another start
   assistant_prefill: 'edit',

@@ -1,4 +1,5 @@
-// The second part: on, with as many pairs again of edits that depend on where something is (mirror, shapes).
+// The embedded model, second stage: continued, with as many additional examples of edits that depend on position
+// (mirror, shapes).
 (import 'sft.jsonnet') + {
   max_steps: 2500,
   learning_rate: 7e-4,

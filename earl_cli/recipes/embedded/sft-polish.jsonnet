@@ -1,4 +1,5 @@
-// The third part, from the embedded model itself: pairs it hasn't seen, of all kinds and of places in equal shares.
+// The embedded model, third stage: continued on new examples, half of all kinds and half of edits that depend on
+// position.
 (import 'sft.jsonnet') + {
   max_steps: 1200,
   learning_rate: 3e-4,

@@ -1,4 +1,4 @@
-// The small model that ships with the package, first part: from random weights, on all kinds of edits.
+// The embedded model, first stage: from random weights, on all kinds of edits.
 {
   model: null,  // the embedded model itself, unless --model names another start
   max_steps: 2400,

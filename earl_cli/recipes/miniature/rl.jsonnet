@@ -1,10 +1,10 @@
-// The paper's claim in miniature: reinforcement learning against the true edits.
+// The paper's claim in miniature: reinforcement learning, rewarded by closeness to the target.
 // make reproduce: earl rl --config miniature/rl --model sft/ --data simple/ --validation validation/ -o run/
 (import '../embedded/rl.jsonnet') + {
   num_iterations: 20,
   learning_rate: 4e-5,
   kl_coeff: 0.01,
-  local_credit: 0.9,  // one number for 144 codes says too little for so few edits
+  local_credit: 0.9,  // one advantage for all 144 codes is too weak a signal for so few edits
   save_checkpoints_every_n_iterations: 5,
   keep_checkpoints_every_n_iterations: 20,
   log_episodes_every_n_iterations: 20,

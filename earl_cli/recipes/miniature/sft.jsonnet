@@ -1,4 +1,4 @@
-// The paper's claim in miniature: supervised training that goes on from the embedded model.
+// The paper's claim in miniature: supervised training that continues from the embedded model.
 // make reproduce: earl sft --config miniature/sft --data simple/ --validation validation/ -o run/
 (import '../embedded/sft.jsonnet') + {
   max_steps: 200,

@@ -1,11 +1,11 @@
-// What the ten published runs share (arXiv 2508.01119): GRPO with one update an iteration, a judge of 72 B parameters.
+// The settings shared by the ten published runs (arXiv 2508.01119): GRPO with one update per iteration, a 72 B judge.
 {
   run_name: std.extVar('APP__RUN_NAME'),
   base_exp_dir: std.extVar('APP__BASE_EXP_DIR'),
-  train_paths_file: null,  // data says it
+  train_paths_file: null,  // see data
   val_paths_file: null,
   val_coefficients: null,
-  validation: [],  // the published runs don't validate: --set 'validation=["…/omniedit/validation"]'
+  validation: [],  // the published runs have no validation: --set 'validation=["…/omniedit/validation"]'
   model_revision: null,
 
   num_iterations: 2000,
@@ -31,7 +31,7 @@
   max_response_tokens: 2048,
   model_context_size: 3000,
   vllm_gpu_memory_utilization: 0.3,
-  overlong: 'zero',  // of the runs that think: no picture after text that is too long, else one of the source's grid
+  overlong: 'zero',  // with thinking: no image after text that is too long; other images have the source's grid
   emu3_use_logit_processor: true,
   separate_language_and_vision_vocabs: true,
 
@@ -52,7 +52,7 @@
   save_checkpoints_every_n_iterations: 100,
   keep_checkpoints_every_n_iterations: 100,
   push_to_hub_every_n_iterations: 100,
-  push_to_hub_repo_id: null,  // published: 'imged_rl__' + run_name; nothing is sent unless you name a repository
+  push_to_hub_repo_id: null,  // published: 'imged_rl__' + run_name; nothing is uploaded without a repository
 
   gradient_checkpointing: true,
   precision: 'bfloat16',

@@ -1,5 +1,5 @@
-// Y of sft_X__rl_Y, the edits that a run learns from: s simple, c complex, sc both. The folders are as in
-// mair-lab/earl-datasets, or token stores of the same names; the coefficients bring every set to about 50,000 pairs.
+// Y of sft_X__rl_Y, the edits that a run trains on: s simple, c complex, sc both. The folders are those of
+// mair-lab/earl-datasets, or token stores of the same names. The coefficients give every set about 50,000 examples.
 local complex = ['magic_brush', 'aurora_ag', 'aurora_kubric', 'ss2', 'vismin', 'human-edit'];
 local complex_coefficients = [6, 6, 0.7, 1.55, 3.7, 11];
 local recipe = {

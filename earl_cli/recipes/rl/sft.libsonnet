@@ -1,13 +1,13 @@
-// X of sft_X__rl_Y, the supervised model that a run starts from: s on simple edits, think_s on simple edits with a chain
-// of thought, sc on simple and complex edits together, sc2stage on simple ones first and complex ones after.
+// X of sft_X__rl_Y, the supervised model that a run starts from: s trained on simple edits, think_s on simple edits with
+// a chain of thought, sc on simple and complex edits together, sc2stage on simple edits first and complex ones after.
 local simple = {
   tokenizer_path: 'BAAI/Emu3-Stage1',
   num_iterations: 3000,
   model_context_size: 4096,
   per_device_batch_size: 4,
 };
-// The runs from sc and sc2stage learned from sets of their own making, emu3_tokenized_rl_100k/NAME/train, each as it is:
-// every coefficient is 1. They aren't among mair-lab/earl-datasets; name the folder in which yours lie.
+// The published runs from sc and sc2stage were trained on other data sets, emu3_tokenized_rl_100k/NAME/train, all with
+// coefficient 1. They aren't in mair-lab/earl-datasets; APP__RL_100K_DIR is the folder of yours.
 local mixed = {
   folder:: std.extVar('APP__RL_100K_DIR'),
   tokenizer_path: 'BAAI/Emu3-Gen',

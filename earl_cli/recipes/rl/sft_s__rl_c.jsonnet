@@ -1,2 +1,2 @@
-// A model trained on simple edits learns from complex edits.
+// Reinforcement learning on complex edits, from a model trained on simple edits.
 (import 'published.libsonnet') + (import 'rl.libsonnet').c + (import 'sft.libsonnet').s

@@ -1,2 +1,2 @@
-// A model trained on simple, then complex edits learns from complex edits.
+// Reinforcement learning on complex edits, from a model trained on simple, then complex edits.
 (import 'published.libsonnet') + (import 'rl.libsonnet').c + (import 'sft.libsonnet').sc2stage

@@ -1,2 +1,2 @@
-// A model trained on simple and complex edits together learns from complex edits.
+// Reinforcement learning on complex edits, from a model trained on simple and complex edits together.
 (import 'published.libsonnet') + (import 'rl.libsonnet').c + (import 'sft.libsonnet').sc

@@ -1,2 +1,2 @@
-// A model trained on simple and complex edits together learns from simple and complex edits.
+// Reinforcement learning on simple and complex edits, from a model trained on simple and complex edits together.
 (import 'published.libsonnet') + (import 'rl.libsonnet').sc + (import 'sft.libsonnet').sc

@@ -1,2 +1,2 @@
-// sft/simple with parameters and optimizer in the processors' memory: slower, for GPUs with less than 80 GB.
+// sft/simple with parameters and optimizer in CPU memory: slower, for GPUs with less than 80 GB.
 (import 'simple.jsonnet') + { sharding: 'zero3-offload' }

@@ -1,5 +1,5 @@
-// The paper's supervised training on simple edits (arXiv 2508.01119): BAAI/Emu3-Stage1 on 4 GPUs, 64 pairs a step.
-// Data come from the command line: earl sft --config sft/simple --data omniedit/ --validation omniedit-dev/ -o run/
+// The paper's supervised training on simple edits (arXiv 2508.01119): BAAI/Emu3-Stage1 on 4 GPUs, 64 examples per step.
+// The data is given on the command line: earl sft --config sft/simple --data omniedit/ --validation omniedit-dev/ -o run/
 {
   model: 'BAAI/Emu3-Stage1',
   coefficients: null,
@@ -16,7 +16,7 @@
   betas: [0.9, 0.95],
   epsilon: 1e-6,
   dropout: 0.1,
-  loss_mean: 'tokens',  // published: 'batch', the mean of the eight batches' means
+  loss_mean: 'tokens',  // published: 'batch', the mean of the means of the eight batches
   seed: 42,
   max_length: 3000,
   too_long: 'keep',
@@ -31,5 +31,5 @@
   validate_every: 100,
   validation_rows: 1000,
   checkpoint_every: 100,
-  keep: 2,  // published: 50, which at 8 B take 6 TB
+  keep: 2,  // published: 50, which take 6 TB for 8 B parameters
 }

@@ -1,2 +1,2 @@
-// sft/thinking with parameters and optimizer in the processors' memory.
+// sft/thinking with parameters and optimizer in CPU memory.
 (import 'thinking.jsonnet') + { sharding: 'zero3-offload' }

@@ -1,2 +1,2 @@
-// sft/simple on data with a chain of thought; which of its keys is the command line's: --cot-keys plan,objects
+// sft/simple on data with a chain of thought; its keys are given on the command line: --cot-keys plan,objects
 (import 'simple.jsonnet') + { thinking: true }

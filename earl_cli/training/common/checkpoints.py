@@ -34,7 +34,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise OutputError as `folder_lock`, without leaving anything behind where nobody has trained yet."""
+    """Raise OutputError as `folder_lock`, without leaving anything behind in a folder without checkpoints."""
     if (folder / LOCK_FILE).is_file():
         with folder_lock(folder, TRAINING):
             pass
@@ -194,7 +194,7 @@ ANOTHER = "choose another --output"
 def run_origin(command: str, model: str | None, data: Sequence[Path]) -> dict[str, Any]:
     """The origin of a run: the command, the model that it starts from, and the data."""
     start = "embedded" if model is None else str(Path(model).resolve()) if Path(model).is_dir() else model
-    return {"command": command, "model": start, "data": [str(place.resolve()) for place in data]}
+    return {"command": command, "model": start, "data": [str(path.resolve()) for path in data]}
 
 
 def write_origin(output: Path, now: dict[str, Any]) -> None:

@@ -76,8 +76,8 @@ class RunCurves:
         if series is None or not np.isfinite(series.values).any():
             return None
         known = np.where(np.isfinite(series.values), series.values, np.nan)
-        place = int(np.nanargmin(known) if goal == "lowest" else np.nanargmax(known))
-        return int(series.steps[place]), float(known[place])
+        index = int(np.nanargmin(known) if goal == "lowest" else np.nanargmax(known))
+        return int(series.steps[index]), float(known[index])
 
 
 def metric_name(logged: str) -> str:
@@ -227,5 +227,5 @@ def thin(series: Series, most: int = 1000) -> Series:
         values = series.values[stretch]
         if np.isfinite(values).any():
             kept |= {int(stretch[np.nanargmin(values)]), int(stretch[np.nanargmax(values)])}
-    places = np.array(sorted(kept))
-    return Series(series.steps[places], series.values[places])
+    indices = np.array(sorted(kept))
+    return Series(series.steps[indices], series.values[indices])

@@ -150,8 +150,8 @@ def deepspeed_config(sharding: Sharding, *, bfloat16: bool, cpu: bool) -> dict[s
             "stage3_gather_16bit_weights_on_model_save": True,
         }
     if sharding == "zero3-offload":
-        place = {"device": "cpu", "pin_memory": not cpu}
-        zero |= {"offload_optimizer": place, "offload_param": place}
+        offload = {"device": "cpu", "pin_memory": not cpu}
+        zero |= {"offload_optimizer": offload, "offload_param": offload}
     return {
         "zero_optimization": zero,
         "bf16": {"enabled": bfloat16},

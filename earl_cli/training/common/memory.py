@@ -212,10 +212,10 @@ def rl_disk(config: RlConfig, base: Base) -> Disk:
 
 def check_disk_space(output: Path, needed: Disk) -> int:
     """The bytes available to the run, including its existing checkpoints. Raises OutputError if they are too few."""
-    place = output.resolve()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free + sum(
+    folder = output.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free + sum(
         path.stat().st_size for path in (output / CHECKPOINTS).rglob("*") if path.is_file()
     )
     if needed.total <= free:

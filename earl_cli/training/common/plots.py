@@ -127,14 +127,14 @@ def choose_panels(sheet: PlotSheet, runs: Sequence[RunCurves], keys: Sequence[st
 
     Raises UsageError for a metric that no run has.
     """
-    there = dict.fromkeys(key for run in runs for key in run.metrics)
-    for asked in keys:
-        if metric_name(asked) not in there:
-            what = f"no run has the metric {asked!r}"
-            raise UsageError(what, where="--metric", hint=f"there are: {', '.join(there)}")
+    logged = dict.fromkeys(key for run in runs for key in run.metrics)
+    for name in keys:
+        if metric_name(name) not in logged:
+            what = f"no run has the metric {name!r}"
+            raise UsageError(what, where="--metric", hint=f"there are: {', '.join(logged)}")
     known = {panel.key: panel for panel in (*sheet.panels, *sheet.others)}
-    own = [panel.key for panel in sheet.panels if panel.key in there]
-    chosen = dict.fromkeys(map(metric_name, keys)) or own or there
+    own = [panel.key for panel in sheet.panels if panel.key in logged]
+    chosen = dict.fromkeys(map(metric_name, keys)) or own or logged
     return replace(
         sheet,
         panels=tuple(
@@ -214,10 +214,10 @@ def render(runs: Sequence[RunCurves], sheet: PlotSheet, smoothing: int | None) -
     first, last = min(steps), max(steps)
     margin = max(0.02 * (last - first), 0.5)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for place, panel in zip(axes, panels, strict=False):
-        _plot_panel(place, runs, panel, smoothing)
-        place.set_xlim(first - margin, last + margin)
-        place.set_xlabel(sheet.step)
+    for panel_axes, panel in zip(axes, panels, strict=False):
+        _plot_panel(panel_axes, runs, panel, smoothing)
+        panel_axes.set_xlim(first - margin, last + margin)
+        panel_axes.set_xlabel(sheet.step)
     for empty in axes[len(panels) :]:
         empty.set_visible(False)
     _add_legend(figure, runs, per_row)

@@ -1,8 +1,8 @@
-"""The mathematics of GRPO (Shao et al., arXiv 2402.03300) on images: advantages, the KL estimate, the loss of a token.
+"""The mathematics of GRPO (Shao et al., arXiv 2402.03300) on images: advantages, the KL estimate, the token loss.
 
-The advantage of an edit is one number for hundreds of tokens. A reward that has a score for each region of the image
-(`Score.places`) says more: the edits of a group are compared region by region, and each code gets the advantage of its
-own region. Only the reward of the whole image knows how a code affects those after it, so the two are mixed.
+The advantage of an edit is one number for hundreds of tokens. If a reward has a score for each place of the image
+(`Score.places`), the edits of a group are also compared place by place, and each code gets the advantage of its own
+place. Only the reward of the whole image measures how a code affects the ones after it, so the two are mixed.
 """
 
 from __future__ import annotations

@@ -71,8 +71,8 @@ def sample_prompts(
     """The prompts of an iteration, sampled from ``rows`` without replacement; ``rows`` must not be fewer."""
     chosen = np.random.default_rng((seed, iteration)).choice(len(rows), prompts, replace=False)
     return [
-        RolloutPrompt(int(rows[place]), seeds(generations, seed, iteration, number))
-        for number, place in enumerate(chosen)
+        RolloutPrompt(int(rows[index]), seeds(generations, seed, iteration, number))
+        for number, index in enumerate(chosen)
     ]
 
 
@@ -154,9 +154,9 @@ def decode_images(vision: Emu3VQVAE, codes: Sequence[NDArray[np.integer] | None]
     """Images uint8[8h, 8w, 3] of codes [h, w], in order, decoded in batches of one shape; None stays None."""
     found: list[Pixels | None] = [None] * len(codes)
     for batch in _batches(codes, spatial_factor(vision), PIXELS_PER_BATCH.get(vision.device.type, 1 << 18)):
-        stacked = np.stack([np.asarray(codes[place], dtype=np.int64) for place in batch])
-        for place, image in zip(batch, images_of(decode(vision, torch.from_numpy(stacked))), strict=True):
-            found[place] = image
+        stacked = np.stack([np.asarray(codes[index], dtype=np.int64) for index in batch])
+        for index, image in zip(batch, images_of(decode(vision, torch.from_numpy(stacked))), strict=True):
+            found[index] = image
     return found
 
 
@@ -168,9 +168,9 @@ def _not_none(image: Pixels | None) -> Pixels:
 def _batches(codes: Sequence[NDArray[np.integer] | None], factor: int, pixels: int) -> Iterator[list[int]]:
     """Indices of codes of one shape, at most ``pixels`` pixels a batch."""
     shapes: dict[tuple[int, ...], list[int]] = {}
-    for place, each in enumerate(codes):
+    for index, each in enumerate(codes):
         if each is not None:
-            shapes.setdefault(each.shape, []).append(place)
-    for (height, width), places in shapes.items():
+            shapes.setdefault(each.shape, []).append(index)
+    for (height, width), indices in shapes.items():
         count = max(1, pixels // (height * width * factor**2))
-        yield from (places[start : start + count] for start in range(0, len(places), count))
+        yield from (indices[start : start + count] for start in range(0, len(indices), count))

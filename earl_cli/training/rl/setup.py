@@ -241,16 +241,16 @@ def load_policy(base: Base, config: RlConfig, longest: int) -> tuple[Policy, Fro
 
     Raises what `plan_device` raises, before any weight is read.
     """
-    place = plan_device(base, config, longest)
+    placement = plan_device(base, config, longest)
     bfloat16 = uses_bfloat16(config)
     narrow = bfloat16 and (config.sharding != "none" or config.lora_rank is not None)
     parts = separate_vocabularies if config.separate_language_and_vision_vocabs else whole_vocabulary
     head = parts(base.layout.vocabulary), config.temperature
 
     def load(device: torch.device, dtype: torch.dtype) -> Any:
-        return load_language(base.language.folder, device=device, dtype=dtype, attention=place.attention)
+        return load_language(base.language.folder, device=device, dtype=dtype, attention=placement.attention)
 
-    first = torch.device("cpu") if config.sharding.startswith("zero3") else place.device
+    first = torch.device("cpu") if config.sharding.startswith("zero3") else placement.device
     language = load(first, torch.bfloat16 if narrow else torch.float32)
     if config.lora_rank is not None:
         language = with_adapters(language, config.lora_rank, config.lora_alpha, 0.0, config.random_seed)
@@ -258,8 +258,8 @@ def load_policy(base: Base, config: RlConfig, longest: int) -> tuple[Policy, Fro
     reference = None
     if config.kl_coeff > 0 and config.lora_rank is None:
         frozen = Policy(load(torch.device("cpu"), torch.bfloat16 if bfloat16 else torch.float32), *head)
-        reference = FrozenReference(frozen.requires_grad_(False), place.device)
-    return policy, reference, place
+        reference = FrozenReference(frozen.requires_grad_(False), placement.device)
+    return policy, reference, placement
 
 
 class FrozenReference:

@@ -91,15 +91,15 @@ def plan_device(base: Base, config: SftConfig, longest: int) -> DevicePlan:
     attention = config.attention
     if attention == "auto" and uses_cpu(config):
         attention = "eager"  # torch's fused attention is up to four times slower here, backwards
-    place = device_plan(
+    placement = device_plan(
         config.device,
         fixed_bytes=needed.device,
         dtype="bfloat16" if bfloat16 else "float32",
         attention=attention,
     )
     if config.quantize == "4bit":
-        _need_four_bits(place.device)
-    return place
+        _need_four_bits(placement.device)
+    return placement
 
 
 def load_trainable(base: Base, config: SftConfig, longest: int) -> tuple[TrainedEmu3 | Any, DevicePlan]:
@@ -107,25 +107,27 @@ def load_trainable(base: Base, config: SftConfig, longest: int) -> tuple[Trained
 
     Raises what `plan_device` raises, before any weight is read.
     """
-    place = plan_device(base, config, longest)
+    placement = plan_device(base, config, longest)
     narrow = uses_bfloat16(config) and (config.sharding != "none" or config.lora_rank is not None)
-    first = torch.device("cpu") if config.sharding.startswith("zero3") or config.quantize == "4bit" else place.device
+    first = (
+        torch.device("cpu") if config.sharding.startswith("zero3") or config.quantize == "4bit" else placement.device
+    )
     language: Any = load_language(
         base.language.folder,
         device=first,
         dtype=torch.bfloat16 if narrow else torch.float32,
-        attention=place.attention,
+        attention=placement.attention,
         kind=TrainedEmu3,
     )
     language.set_dropout(config.dropout)
     language.train()
     if config.lora_rank is None:
-        return language, place
+        return language, placement
     if config.quantize == "4bit":
-        _quantize(language, place.device)
+        _quantize(language, placement.device)
     adapted = with_adapters(language, config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
     adapted.peft_config["default"].base_model_name_or_path = config.model
-    return adapted, place
+    return adapted, placement
 
 
 def need_peft() -> None:
