@@ -1,4 +1,4 @@
-"""The logs of training runs read back as curves, smoothed and thinned; `plots` renders them.
+"""The logs of training runs read back as curves, smoothed; `plots` renders them.
 
 A resumed run logs some steps again; the last entry of a step counts. Nothing here imports torch.
 """
@@ -216,16 +216,3 @@ def smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     with np.errstate(divide="ignore", invalid="ignore"):
         fitted = np.where(spread > 1e-9, (mean * second - slope * first) / spread, mean / zeroth)
     return np.where(finite, fitted, np.nan)
-
-
-def thin(series: Series, most: int = 1000) -> Series:
-    """At most ``2 * most`` of the values: the lowest and the highest of each of ``most`` stretches."""
-    if len(series.values) <= 2 * most:
-        return series
-    kept = set()
-    for stretch in np.array_split(np.arange(len(series.values)), most):
-        values = series.values[stretch]
-        if np.isfinite(values).any():
-            kept |= {int(stretch[np.nanargmin(values)]), int(stretch[np.nanargmax(values)])}
-    indices = np.array(sorted(kept))
-    return Series(series.steps[indices], series.values[indices])

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from earl_cli.errors import UsageError
 from earl_cli.files import atomic_write
-from earl_cli.training.common.curves import Goal, RunCurves, Series, metric_name, smooth, smoothing_window, thin
+from earl_cli.training.common.curves import Goal, RunCurves, Series, metric_name, smooth, smoothing_window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +30,6 @@ INK, GREY, GRID = "#333333", "#808080", "#E4E4E4"
 FEW = 40  # up to so many values each gets a marker
 MANY = 4  # beyond so many panels there are three columns instead of two
 ROUND = [1, 2, 2.5, 5, 10]
-SHADES = 128  # of a PNG: a handful of colours and the steps between them
 STEEP = 20  # from this ratio of the maximum to the median on, a panel has a logarithmic axis
 
 
@@ -52,7 +50,7 @@ class MetricPlot:
 
 @dataclass(frozen=True)
 class PlotSheet:
-    """The plots of a kind of run: ``panels`` by default, ``others`` on request; ``step`` names what a step is.
+    """The plots of a kind of run: its ``panels``; ``step`` names what a step is.
 
     ``metric`` is the metric that the run optimizes, ``measure`` its short name, ``validation`` its metric on validation
     data, and ``goal`` its better side.
@@ -60,7 +58,6 @@ class PlotSheet:
 
     command: str
     panels: tuple[MetricPlot, ...]
-    others: tuple[MetricPlot, ...]
     step: str
     measure: str
     metric: str
@@ -76,7 +73,6 @@ SFT = PlotSheet(
         MetricPlot("learning_rate", "Learning rate", "size of a step", from_zero=True),
         MetricPlot("grad_norm", "Gradient norm", "L2 norm, before clipping", smoothed=True),
     ),
-    others=(),
     step="optimizer step",
     measure="loss",
     metric="loss",
@@ -100,20 +96,6 @@ RL = PlotSheet(
         MetricPlot("sampler_mismatch", "Sampler mismatch", "difference of log p, nats", smoothed=True),
         MetricPlot("time/iteration", "Time", "seconds an iteration", smoothed=True, from_zero=True),
     ),
-    others=(
-        MetricPlot("loss", "Loss", "nats per token", smoothed=True),
-        MetricPlot("learning_rate", "Learning rate", "size of a step", from_zero=True),
-        MetricPlot("reward/std", "Spread of all rewards", "standard deviation", smoothed=True, from_zero=True),
-        MetricPlot("reward/p10", "Reward of the worst tenth", "10 % are below", smoothed=True),
-        MetricPlot("reward/p50", "Median reward", "half are below", smoothed=True),
-        MetricPlot("reward/p90", "Reward of the best tenth", "90 % are below", smoothed=True),
-        MetricPlot("validation/reward/frac_missing", "Missing validation rewards", "share", from_zero=True),
-        MetricPlot("time/sampling", "Time for sampling", "seconds an iteration", smoothed=True, from_zero=True),
-        MetricPlot("time/reward", "Time for rewards", "seconds an iteration", smoothed=True, from_zero=True),
-        MetricPlot("time/reference", "Time for the reference", "seconds an iteration", smoothed=True, from_zero=True),
-        MetricPlot("time/update", "Time for the update", "seconds an iteration", smoothed=True, from_zero=True),
-        MetricPlot("memory", "Memory", "bytes at most", from_zero=True),
-    ),
     step="iteration",
     measure="reward",
     metric="reward/mean",
@@ -132,7 +114,7 @@ def choose_panels(sheet: PlotSheet, runs: Sequence[RunCurves], keys: Sequence[st
         if metric_name(name) not in logged:
             what = f"no run has the metric {name!r}"
             raise UsageError(what, where="--metric", hint=f"there are: {', '.join(logged)}")
-    known = {panel.key: panel for panel in (*sheet.panels, *sheet.others)}
+    known = {panel.key: panel for panel in sheet.panels}
     own = [panel.key for panel in sheet.panels if panel.key in logged]
     chosen = dict.fromkeys(map(metric_name, keys)) or own or logged
     return replace(
@@ -156,22 +138,14 @@ def write_curves(path: Path, runs: Sequence[RunCurves], sheet: PlotSheet, smooth
     with matplotlib.rc_context({**plain, **STYLE}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name may have characters that the font lacks
         figure = render(runs, sheet, smoothing)
-        canvas = FigureCanvasAgg(figure)
+        FigureCanvasAgg(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as aside:
-            if form == "svg":
-                figure.savefig(aside, format=form, metadata={"Date": None})
-            else:
-                canvas.draw()
-                image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-                image.quantize(SHADES, dither=Image.Dither.NONE).save(aside, form, optimize=True)
+            figure.savefig(aside, format=form, metadata={"Date": None} if form == "svg" else None)
 
 
 STYLE = {
-    "font.family": [
-        "DejaVu Sans",
-        "sans-serif",
-    ],  # the first one comes with matplotlib, the other is for an SVG's reader
+    "font.family": ["DejaVu Sans", "sans-serif"],  # matplotlib's own; the other is for a reader of the SVG
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.0,
     "axes.titlesize": 10.5,
@@ -239,8 +213,7 @@ def _plot_panel(axes: Axes, runs: Sequence[RunCurves], panel: MetricPlot, smooth
             axes.fill_between(band[0].steps, low, high, color=color, alpha=0.7 * faint, linewidth=0)
         elif width > 1:
             note = note or "faint: as logged, line: smoothed"
-            raw = thin(series)
-            axes.plot(raw.steps, raw.values, color=color, alpha=faint, linewidth=0.7, zorder=2)
+            axes.plot(series.steps, series.values, color=color, alpha=faint, linewidth=0.7, zorder=2)
         marker = "o" if count == 1 or (count <= FEW and not panel.smoothed) else ""
         axes.plot(series.steps, smooth(series.values, width), **_look(i), marker=marker, markersize=3, zorder=3)
     axes.set_title(panel.name, parse_math=False)
@@ -251,42 +224,27 @@ def _plot_panel(axes: Axes, runs: Sequence[RunCurves], panel: MetricPlot, smooth
 
 def _scale(axes: Axes, plotted: Sequence[Series], from_zero: bool) -> None:
     """Integer ticks for steps; a logarithmic axis for values where a linear one would flatten nearly everything."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=ROUND, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     values = np.concatenate([series.values[np.isfinite(series.values)] for series in plotted] or [np.empty(0)])
     if from_zero:
         axes.set_ylim(bottom=0)
     elif len(values) and values.min() > 0 and values.max() > STEEP * np.median(values):
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=ROUND))
-
-
-def number(value: float) -> str:
-    """A tick label: 1,500, 0.25, 3e-4."""
-    if 0 < abs(value) < 0.001:
-        digits, exponent = f"{value:.6e}".split("e")
-        return f"{float(digits):g}e{int(exponent)}"
-    return f"{value:,.6g}"
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.6g}")
 
 
 def _add_legend(figure: Figure, runs: Sequence[RunCurves], per_row: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **_look(i)) for i in range(len(runs))]
-    legend = figure.legend(
-        handles,
-        [str(i) for i in range(len(runs))],
-        loc="outside lower center",
-        ncols=per_row,
-        frameon=False,
-        handlelength=3.2,
-    )
+    names = [""] * len(runs)
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=per_row, frameon=False, handlelength=3.2)
     for text, run in zip(legend.get_texts(), runs, strict=True):
         text.set_parse_math(False)  # a name may have any characters
         text.set_text(_short(run.name))
