@@ -5,6 +5,7 @@ Nothing that a client sends is ever opened as a path or an address, and no respo
 
 from __future__ import annotations
 
+import hmac
 import json
 import re
 import socket
@@ -18,7 +19,6 @@ from urllib.parse import unquote
 
 from earl_cli.console import console
 from earl_cli.images.image_file import open_image
-from earl_cli.serving.access import check_host, check_key, check_origin, check_rate
 from earl_cli.serving.connections import Server
 from earl_cli.serving.errors import HttpError, refusal, report
 from earl_cli.serving.http1 import HttpConnection, HttpRequest
@@ -27,6 +27,7 @@ from earl_cli.serving.queue import QueuedEdit
 from earl_cli.serving.request import ImageEditRequest, parse_request, read_form
 from earl_cli.serving.response import send_edits
 from earl_cli.serving.service import Service
+from earl_cli.serving.site import DEFAULT_PORTS, Site, host_and_port, is_loopback, origin
 
 EDITS, MODELS = "/v1/images/edits", "/v1/models"
 READ, POST = ("GET", "HEAD", "OPTIONS"), ("POST", "OPTIONS")
@@ -34,7 +35,8 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-ALWAYS = {
+LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
+HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -232,8 +234,75 @@ class Handler(socketserver.BaseRequestHandler):
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of a response."""
-        self.wire.begin(status, {**ALWAYS, **headers})
+        self.wire.begin(status, {**HEADERS, **headers})
 
     def write(self, content: bytes) -> None:
         """More of a response."""
         self.wire.write(content)
+
+
+# -- which requests are accepted: by host, origin, key and rate ------------------------------------------------------
+
+
+def check_host(site: Site, request: HttpRequest) -> None:
+    """Against DNS rebinding: a server that only this machine reaches must be addressed by a name of this machine.
+
+    A request of HTTP/1.0, which no browser sends, needs no Host.
+    """
+    authority = request.authority
+    if not authority and request.version == "1.0":
+        return
+    found = host_and_port(authority or "")
+    if found is None:
+        raise HttpError(400, "the Host of this request is no valid name", code="wrong_host")
+    host = found[0]
+    if site.public is not None and host == site.public.origin.host:
+        return
+    if site.is_local and host not in LOOPBACK_NAMES and not is_loopback(host):
+        more = "; behind a proxy, start it with --public-url" if site.public is None else " and to its public name"
+        raise HttpError(403, f"this server answers to localhost only{more}", code="wrong_host")
+
+
+def check_origin(site: Site, request: HttpRequest) -> None:
+    """Against cross-site requests: browsers send these headers, programs send neither."""
+    given = request.header("Origin")
+    is_own = given is None or _is_own(site, given, request.authority or "")
+    if not is_own or request.header("Sec-Fetch-Site") not in (None, "none", "same-origin"):
+        more = "" if site.public else "; if this is its own page behind a proxy, start it with --public-url"
+        raise HttpError(403, f"pages of other sites may not use this server{more}", code="wrong_origin")
+
+
+def _is_own(site: Site, given: str, authority: str) -> bool:
+    """A proxy may keep the public name or replace it, so the page may have either as its origin."""
+    page, found = origin(given), host_and_port(authority)
+    if page is None:
+        return False
+    if site.public is not None:
+        if page == site.public.origin:
+            return True
+        if found is not None and found[0] == site.public.origin.host and found[1] in (None, site.public.origin.port):
+            return False  # the public name without its TLS
+    return found is not None and (page.host, page.port) == (found[0], found[1] or DEFAULT_PORTS[page.scheme])
+
+
+def check_key(service: Service, request: HttpRequest, client: str) -> None:
+    """The key, if the server has one. After too many wrong ones of an address, none is checked for a while."""
+    if service.key is None:
+        return
+    kind, _, given = (request.header("Authorization") or "").partition(" ")
+    key = given.strip() if kind.lower() == "bearer" else ""
+    _refuse_after(service.wrong_keys.wait(client), "too many wrong keys")
+    if not hmac.compare_digest(key.encode("utf-8"), service.key.encode("utf-8")):
+        if key:
+            service.wrong_keys.count(client)
+        raise HttpError(401, "Incorrect API key provided.", code="invalid_api_key")
+
+
+def check_rate(service: Service, client: str) -> None:
+    """The rate of this address."""
+    _refuse_after(service.rate.count(client), f"more than {service.limits.rate} edits a minute")
+
+
+def _refuse_after(wait: float, what: str) -> None:
+    if wait > 0:
+        raise HttpError(429, f"{what}; try again in {wait:.0f} s", code="rate_limit_exceeded", retry_after=wait)
