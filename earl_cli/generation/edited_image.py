@@ -96,7 +96,7 @@ def edited_image(
     size: OutputSize,
     settings: EditSettings,
 ) -> EditedImage:
-    """One variant of a request, rendered as in `earl_cli.generation.editing.render`, or with its ``error``."""
+    """One variant of a request, rendered as in `earl_cli.generation.editing.render_edit`, or with its ``error``."""
     file = request.file
     found = understand(request.instruction, model.abilities)
     edited = EditedImage(
@@ -115,4 +115,5 @@ def edited_image(
     if file.metadata.icc:
         rendered.image.info["icc_profile"] = file.metadata.icc
     metadata = provenance(model.name, found, str(variant.seed), settings)
-    return replace(edited, problem=rendered.problem, _image=rendered.image, _file=file, _metadata=metadata)
+    came_along = replace(file, pixels=rendered.image)  # for `save`, without the source's pixels
+    return replace(edited, problem=rendered.problem, _image=rendered.image, _file=came_along, _metadata=metadata)

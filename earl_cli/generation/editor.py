@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from earl_cli.errors import UsageError, explain
 from earl_cli.generation.edited_image import EditedImage, ImageRequest, edited_image
 from earl_cli.generation.editing import EditJob, EditSettings, OutputSize, SampledEdit, decode_image, sample_edits
 from earl_cli.generation.engine import Engine, OnProgress
-from earl_cli.generation.pipeline import EditSteps, Item, OnDrafts, Outcome, run_in_batches
+from earl_cli.generation.pipeline import EditSteps, Item, OnSampled, Outcome, run_in_batches
 from earl_cli.generation.transformers_engine import TransformersEngine
 from earl_cli.generation.vllm.environment import has_vllm, require_vllm
 from earl_cli.images.image_file import MAX_PIXELS, ImageInput
@@ -114,7 +115,7 @@ class Editor:
         [h, w] (grey) in sRGB. ``seed`` is from 0 to 2**31 - 1; None takes a random one, which the result names.
         ``size`` "source" applies the edit at the image's own size, "model" gives the small image that the model wrote.
         ``sampling`` overrides the editor's parameters by name: temperature, top_k, top_p, min_p. ``on_progress`` is
-        called with the tokens that are done and those expected.
+        called with the tokens that are done and those expected; what it raises ends the edit and is raised.
 
         Raises InputError for an image that can't be read or has more than ``max_pixels``, UsageError for an argument
         that can't be used, ModelError if the model wrote no complete image: another seed may do.
@@ -152,7 +153,8 @@ class Editor:
         """
         first = _seed(seed)
         seeds = tuple((first + index) % SEEDS for index in range(_whole(count, 1, SEEDS, "count")))
-        request = ImageRequest(image, "image", _instruction(instruction), seeds, max_pixels)
+        limit = _whole(max_pixels, 1, sys.maxsize, "max_pixels")
+        request = ImageRequest(image, "image", _instruction(instruction), seeds, limit)
         (edits,) = self._edits([request], _raised, size, sampling, on_progress)
         return edits
 
@@ -184,8 +186,9 @@ class Editor:
                 counts = " and ".join(str(len(each)) for each in lists)
                 what = f"{len(images)} images, and instructions or seeds for {counts}"
                 raise UsageError(what, where="edit_many", hint="one for all images, or one for each")
+        limit = _whole(max_pixels, 1, sys.maxsize, "max_pixels")
         requests = (
-            ImageRequest(image, f"image {number}", text, (chosen,), max_pixels)
+            ImageRequest(image, f"image {number}", text, (chosen,), limit)
             for number, (image, text, chosen) in enumerate(zip(images, texts, seeds, strict=False), 1)
         )
         batches = self._edits(requests, _failed, size, sampling, on_progress)
@@ -200,13 +203,27 @@ class Editor:
         settings: EditSettings | None = None,
         on_progress: OnProgress | None = None,
     ) -> Iterator[Outcome]:
-        """The outcomes of any items that are to be edited, as in `earl_cli.generation.pipeline.run_in_batches`."""
+        """The outcomes of any items that are to be edited, as in `earl_cli.generation.pipeline.run_in_batches`.
 
-        def sample(jobs: Sequence[EditJob], take: OnDrafts) -> None:
+        What ``on_progress`` raises ends all of it, and is raised here.
+        """
+
+        def report(done: int, expected: int) -> None:
+            try:
+                if on_progress is not None:
+                    on_progress(done, expected)
+            except Exception as error:
+                raise _CallbackError from error
+
+        def sample(jobs: Sequence[EditJob], take: OnSampled) -> None:
             with self.session():
-                sample_edits(self.model, self.engine, jobs, settings or self.settings, on_progress, take)
+                sample_edits(self.model, self.engine, jobs, settings or self.settings, report, take)
 
-        return run_in_batches(items, steps, sample, at_once=at_once, threads=self.threads)
+        try:
+            yield from run_in_batches(items, steps, sample, at_once=at_once, threads=self.threads)
+        except _CallbackError as stop:
+            assert stop.__cause__ is not None
+            raise stop.__cause__ from None
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -230,13 +247,17 @@ class Editor:
         _check_choice(size, OutputSize, "size")
         settings = replace(self.settings, sampling=self.settings.sampling.updated(sampling or {}))
 
-        def finish(request: ImageRequest, drafts: Sequence[SampledEdit], ending: Event) -> list[EditedImage]:
-            before = decode_image(self.model, drafts[0].source)
-            variants = (each for each in drafts if not ending.is_set())
+        def finish(request: ImageRequest, sampled: Sequence[SampledEdit], stopping: Event) -> list[EditedImage]:
+            before = decode_image(self.model, sampled[0].source)
+            variants = (each for each in sampled if not stopping.is_set())
             return [edited_image(self.model, request, before, each, size, settings) for each in variants]
 
         steps = EditSteps(ImageRequest.job, finish, fail)
         return self.process(requests, steps, at_once=self.batch_size, settings=settings, on_progress=on_progress)
+
+
+class _CallbackError(BaseException):
+    """Carries what a callback raised past all that treats an exception as the failure of one image."""
 
 
 def _raised(_request: ImageRequest, failure: Exception) -> list[EditedImage]:

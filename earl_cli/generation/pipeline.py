@@ -17,16 +17,16 @@ from earl_cli.generation.editing import EditJob, SampledEdit
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-OnDrafts: TypeAlias = Callable[[int, list[SampledEdit]], None]
+OnSampled: TypeAlias = Callable[[int, list[SampledEdit]], None]
 
 
 @dataclass(frozen=True, eq=False)
 class EditSteps(Generic[Item, Outcome]):
     """What is done with each item beside sampling.
 
-    ``job`` is what is to be sampled for it. ``finish`` makes its outcome of its drafts, and gets the event that the
-    work is being broken off; ``fail`` makes the outcome of an item for which anything was raised before. Both run in a
-    thread beside the one that samples, one item at a time.
+    ``job`` is what is to be sampled for it. ``finish`` makes its outcome of its sampled edits; the event is set if the
+    work is stopped. ``fail`` makes the outcome of an item for which anything was raised before. Both run in a
+    second thread, while the first one samples, one item at a time.
     """
 
     job: Callable[[Item], EditJob]
@@ -37,7 +37,7 @@ class EditSteps(Generic[Item, Outcome]):
 def run_in_batches(
     items: Iterable[Item],
     steps: EditSteps[Item, Outcome],
-    sample: Callable[[Sequence[EditJob], OnDrafts], object],
+    sample: Callable[[Sequence[EditJob], OnSampled], object],
     *,
     at_once: int,
     threads: int | None = None,
@@ -50,9 +50,9 @@ def run_in_batches(
     """
     remaining = iter(items)
     waiting: deque[Future[Outcome]] = deque()
-    with PostprocessThread(threads) as beside:
+    with PostprocessThread(threads) as thread:
         while batch := list(islice(remaining, at_once)):
-            waiting += _sampled(batch, steps, sample, beside)
+            waiting += _sampled(batch, steps, sample, thread)
             while waiting and (len(waiting) > at_once or waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:
@@ -62,8 +62,8 @@ def run_in_batches(
 def _sampled(
     batch: Sequence[Item],
     steps: EditSteps[Item, Outcome],
-    sample: Callable[[Sequence[EditJob], OnDrafts], object],
-    beside: PostprocessThread,
+    sample: Callable[[Sequence[EditJob], OnSampled], object],
+    thread: PostprocessThread,
 ) -> list[Future[Outcome]]:
     """An outcome to come for each item of a batch, all of which are sampled by now."""
     outcomes: dict[int, Future[Outcome]] = {}
@@ -72,24 +72,24 @@ def _sampled(
         try:
             jobs[number] = steps.job(item)
         except Exception as failure:  # whatever is wrong with one image must not cost the others
-            outcomes[number] = beside.submit(steps.fail, item, failure)
+            outcomes[number] = thread.submit(steps.fail, item, failure)
     numbers = list(jobs)
 
-    def take(place: int, drafts: list[SampledEdit]) -> None:
+    def take(place: int, edits: list[SampledEdit]) -> None:
         number = numbers[place]
-        outcomes[number] = beside.submit(steps.finish, batch[number], drafts, beside.stopping)
+        outcomes[number] = thread.submit(steps.finish, batch[number], edits, thread.stopping)
 
     try:
         if jobs:
             sample(list(jobs.values()), take)
     except BrokenPipeError:
         raise
-    except Exception as failure:  # noted, or tried again one by one: one may be at fault
+    except Exception as failure:  # tried again one by one, as one may be at fault
         for number in [each for each in numbers if each not in outcomes]:
             if len(numbers) == 1:
-                outcomes[number] = beside.submit(steps.fail, batch[number], failure)
+                outcomes[number] = thread.submit(steps.fail, batch[number], failure)
             else:
-                (outcomes[number],) = _sampled([batch[number]], steps, sample, beside)
+                (outcomes[number],) = _sampled([batch[number]], steps, sample, thread)
     return [outcomes[number] for number in range(len(batch))]
 
 
@@ -97,8 +97,8 @@ class PostprocessThread(ThreadPoolExecutor):
     """One thread beside the one that samples; it gives the bits that this one would give.
 
     torch counts threads by the thread, and convolutions round by their number, so ``threads``, or this thread's number,
-    is taken over.
-    Gradients, inference and autocast are by the thread as well, and as at first: what is done here sets what it needs.
+    is taken over. Gradients, inference and autocast are by the thread as well, and as at first: what is done here sets
+    what it needs.
     At the end of a ``with``, by an error or Ctrl-C too, what hasn't begun is dropped and what has is waited for, so
     results that are wanted are to be waited for inside; work of several steps looks at ``stopping`` between them.
     """

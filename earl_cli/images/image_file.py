@@ -113,6 +113,8 @@ def open_input(source: ImageInput, *, name: str, max_pixels: int = MAX_PIXELS) -
         source = _of_array(source, name)
     if isinstance(source, Image.Image):
         return _of_pillow(source, name, max_pixels)
+    if not isinstance(source, bytes) and hasattr(source, "encoding"):
+        raise InputError("the file is open as text", where=name, hint='open(path, "rb"), or pass the path')
     if isinstance(source, bytes) or hasattr(source, "read"):
         return open_image(source, name=name, max_pixels=max_pixels)
     raise InputError(f"a {type(source).__name__} is no image", where=name, hint=ACCEPTED)

@@ -22,6 +22,18 @@ def test_results_go_to_stdout_and_remarks_to_stderr(capsys: pytest.CaptureFixtur
     assert captured.err == "remark\nwarning: careful\n"
 
 
+def test_warnings_of_the_library_are_lines_of_a_command_and_of_nothing_else(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with module.console.shows_log():
+        module.log.warning("careful: %d", 1)
+    assert capsys.readouterr() == ("", "warning: careful: 1\n")
+    assert caplog.messages == []  # not a second time, by whatever else listens
+    module.log.warning("alone")
+    assert capsys.readouterr() == ("", "")
+    assert caplog.messages == ["alone"]
+
+
 def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     console.json = True

@@ -189,6 +189,21 @@ def test_progress_is_told_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_a_callback_raises_is_raised_and_ends_the_work(editor: Editor, photo: Path) -> None:
+    class CancelledError(Exception):
+        pass
+
+    def stop(done: int, _expected: int) -> None:
+        if done > 4:
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        editor.edit(photo, SNOW, on_progress=stop)
+    with pytest.raises(CancelledError):
+        list(editor.edit_many([photo] * 3, SNOW, on_progress=stop))
+    assert editor.edit(photo, SNOW, seed=1).error is None
+
+
 def test_torch_has_its_threads_back_and_a_small_model_takes_one(
     photo: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +235,8 @@ def test_threads_may_share_an_editor(editor: Editor) -> None:
         (lambda editor: editor.edit(np.zeros((3, 4, 5), np.uint8), SNOW), InputError, r"uint8\[3, 4, 5\]"),
         (lambda editor: editor.edit(np.zeros((0, 4, 3), np.uint8), SNOW), InputError, r"uint8\[0, 4, 3\]"),
         (lambda editor: editor.edit(torch.zeros(4, 4, 3), SNOW), InputError, "a Tensor is no image"),
+        (lambda editor: editor.edit(io.StringIO("x"), SNOW), InputError, "open as text"),
+        (lambda editor: editor.edit(noise(0), SNOW, max_pixels=None), UsageError, "max_pixels: None"),
         (lambda editor: editor.edit(None, SNOW), InputError, "a NoneType is no image"),
         (lambda editor: editor.edit(noise(0), SNOW, max_pixels=99), InputError, "2,400 pixels"),
         (lambda editor: editor.edit(noise(0), " "), UsageError, "instruction is empty"),
