@@ -92,14 +92,14 @@ def test_transparency_is_kept_where_the_format_has_it_and_said_where_not(server:
 
 
 def test_one_bad_order_does_not_spoil_its_batch(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = queue.draft
+    real = queue.sample_edits
 
-    def draft(model: object, engine: object, jobs: list, *more: object) -> list[list[SampledEdit]]:
+    def sample_edits(model: object, engine: object, jobs: list, *more: object) -> list[list[SampledEdit]]:
         if any("bad" in job.instruction for job in jobs):
             raise ZeroDivisionError
         return real(model, engine, jobs, *more)
 
-    monkeypatch.setattr(queue, "draft", draft)
+    monkeypatch.setattr(queue, "sample_edits", sample_edits)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(server.post, n=8)
         assert eventually(lambda: server.service.queue.running == 1 or first.done())
