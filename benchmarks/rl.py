@@ -117,12 +117,12 @@ def earl(size: Size) -> tuple[Any, Policy]:
     """A function that makes a step and returns the seconds of its phases; and what it trains."""
     layout, rows = layout_and_rows(size)
     config = RlConfig(
-        model_path=None,
+        model=None,
         data=(Path("random"),),
         output=Path("none"),
         episodes_per_iteration=size.prompts * size.generations,
         generations_per_sample=size.generations,
-        per_device_batch_size=size.prompts * size.generations,
+        batch_size=size.prompts * size.generations,
         kl_coeff=KL,
         learning_rate=RATE,
         gradient_checkpointing=False,

@@ -163,7 +163,7 @@ SFT = (
 ADAPTED = ("sharding=none", "lora_rank=32")
 RL = (
     Plan(LAPTOP, "embedded/rl"),
-    Plan(CONSUMER, "rl/sft_s__rl_sc", (*ADAPTED, "per_device_batch_size=1", "engine=transformers")),
+    Plan(CONSUMER, "rl/sft_s__rl_sc", (*ADAPTED, "batch_size=1", "engine=transformers")),
     Plan(ONE, "rl/sft_s__rl_sc", (*ADAPTED, "vllm_gpu_memory_utilization=0.5")),
     Plan(FOUR, "rl/sft_s__rl_sc"),
     Plan(EIGHT, "rl/sft_s__rl_sc"),
@@ -293,7 +293,7 @@ def rl_times(plan: Plan) -> tuple[float, float, float, float]:
     """Seconds of an iteration: sampling, the reference, the update, and what links take."""
     config, machine = plan.rl, plan.machine
     model, trainers = machine.model, machine.devices - len(config.engine_gpus)
-    batch = config.per_device_batch_size
+    batch = config.batch_size
     shared = min(batch, config.generations_per_sample)
     tokens = config.episodes_per_iteration * (model.completion + model.prompt / shared)
     each = model.multiplied * tokens / (trainers * machine.operations * UTILISATION)

@@ -47,14 +47,11 @@ def unknown_option(option: str, command: str, known: Iterable[str]) -> UsageErro
     """The error for an unknown option of ``command`` ("earl", "earl edit"), with the nearest one as hint."""
     options = sorted(known)
     name = option.lower().replace("_", "-")
-    keys = _keys(command)
-    key = name.strip("-").replace("-", "_")
     initial = [each for each in options if len(option) == 2 and each.startswith(f"-{name}")]
     near = initial or difflib.get_close_matches(name, options, 1, cutoff=0.7)
     if name in options:
         hint = f"did you mean {name}?"
-    elif key in keys or (not near and difflib.get_close_matches(key, keys, 1, cutoff=0.8)):
-        key = difflib.get_close_matches(key, keys, 1)[0]
+    elif key := _nearest_key(command, name.strip("-"), cutoff=1 if near else 0.8):
         hint = f"{key} is a key of the config: --set {key}=VALUE"
     elif near:
         hint = f"did you mean {near[0]}?"
@@ -65,14 +62,10 @@ def unknown_option(option: str, command: str, known: Iterable[str]) -> UsageErro
     return UsageError(f"{command} has no option {option}", hint=hint)
 
 
-def _keys(command: str) -> list[str]:
-    """The config keys of a training command."""
-    if command == "earl sft":
-        from earl_cli.config.sft import SftConfig
+def _nearest_key(command: str, name: str, cutoff: float) -> str | None:
+    """The config key of a training command that is spelled most like an option."""
+    from earl_cli.config.keys import nearest_key
+    from earl_cli.config.loader import training_configs
 
-        return list(SftConfig.model_fields)
-    if command == "earl rl":
-        from earl_cli.config.rl import RlConfig
-
-        return list(RlConfig.model_fields)
-    return []
+    kind = training_configs().get(command.removeprefix("earl "))
+    return nearest_key(kind, name, cutoff) if kind else None

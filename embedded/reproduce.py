@@ -118,7 +118,7 @@ def steps(work: Path) -> list[Step]:
             continue
         start = Trained(model.sft, "", model.seed).name
         words = ("--config", "miniature/rl", "--model", str(root / "models" / start), *data(model.rl), "-o", folder)
-        words += ("--set", f"random_seed={model.seed}")
+        words += ("--set", f"seed={model.seed}")
         if model.sft == "think":
             words += ("--set", "assistant_prefill=reasoning")
         if model.rl == "noisy":

@@ -17,14 +17,14 @@ def brightness(edits):
     return [Score(-1.0 if edit.edited is None else float(edit.edited.mean()) / 255) for edit in edits]
 """
 SETTINGS = {
-    "model_path": "null",
+    "model": "null",
     "reward": "bright:brightness",
     "num_iterations": 2,
     "episodes_per_iteration": 16,
     "generations_per_sample": 4,
-    "per_device_batch_size": 4,
+    "batch_size": 4,
     "max_response_tokens": 64,
-    "model_context_size": 640,
+    "max_length": 640,
     "learning_rate": 1e-3,
     "precision": "float32",
     "device": "cpu",

@@ -161,7 +161,7 @@ def test_a_reward_of_ones_own_scores_edits_and_trains(
     shutil.copy(ROOT / "examples" / "own_reward.py", workplace)
     write_pairs(workplace / "store", 4)
     small = {"num_iterations": 1, "episodes_per_iteration": 4, "generations_per_sample": 2, "max_response_tokens": 64}
-    small |= {"model_context_size": 128, "per_device_batch_size": 4}
+    small |= {"max_length": 128, "batch_size": 4}
     line = ["rl", "--model", str(tiny_model_dir), "--data", "store", "-o", "out", "--reward", "own_reward:warmth"]
     assert app.run([*line, "--device", "cpu", "--quiet", *options(**small, precision="float32")]) == 0
     assert (workplace / "out" / "log.jsonl").is_file()

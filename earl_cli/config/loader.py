@@ -1,4 +1,4 @@
-"""Load a config: a file in Jsonnet, JSON, YAML or TOML, then single values from the command line, then validation.
+"""Load a config: a file in Jsonnet, JSON, YAML or TOML, then keys from the command line, then validation.
 
 Environment variables whose names begin with ``APP__`` reach Jsonnet as ``std.extVar('APP__DATA_DIR')``, and the other
 formats as ``${APP__DATA_DIR}``. Data sets are named one by one, or listed in a file of their own.
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from earl_cli.config.formats import SUFFIXES, parse, parse_json, read_text
 from earl_cli.config.jsonnet import evaluate, missing_variables, variables
+from earl_cli.config.keys import aliases_of, nearest_key, present_names
 from earl_cli.console import console
 from earl_cli.errors import InputError, UsageError
 from earl_cli.files import loads
@@ -58,19 +59,16 @@ def resolve(
     """The config of this kind: its defaults, then the file or recipe ``name``, ``given``, and ``key=value`` sets.
 
     ``options`` names the option of each key in ``given`` that isn't called as its key is. Raises UsageError for a file
-    that can't be read, an unknown key (with the nearest known one), and a wrong value.
+    that can't be read, an unknown key (with the nearest known one), a key by two of its names, and a wrong value.
     """
-    values: dict[str, Any] = read_config(name) if name else {}
+    values = _present_names(kind, read_config(name), str(name)) if name else {}
     origins = dict.fromkeys(values, str(name))
     flags = {key: value for key, value in (given or {}).items() if value is not None}
     values |= flags
     origins |= {key: _option(key, options) for key in flags}
-    for item in sets:
-        key, sign, text = item.partition("=")
-        if not sign or not key:
-            raise UsageError(f"--set {item!r} is not of the form key=value")
-        values[key] = _plain(text)
-        origins[key] = "--set"
+    changed = _present_names(kind, dict(map(_assignment, sets)), "--set")
+    values |= changed
+    origins |= dict.fromkeys(changed, "--set")
     for key in values:
         if key not in kind.model_fields:
             raise UsageError(f"unknown key {key!r}", where=origins[key], hint=_instead(key, kind, origins))
@@ -116,17 +114,37 @@ def recipes() -> list[str]:
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.jsonnet"))
 
 
-def _instead(key: str, kind: type[BaseModel], origins: Mapping[str, str]) -> str:
-    """What to do about a key that this kind of config doesn't have."""
+def training_configs() -> dict[str, type[BaseModel]]:
+    """The config of each training command."""
     from earl_cli.config.rl import RlConfig
     from earl_cli.config.sft import SftConfig
 
+    return {"sft": SftConfig, "rl": RlConfig}
+
+
+def _instead(key: str, kind: type[BaseModel], origins: Mapping[str, str]) -> str:
+    """What to do about a key that this kind of config doesn't have."""
     together = {other for other, origin in origins.items() if origin == origins[key]}
-    for command, other in (("sft", SftConfig), ("rl", RlConfig)):
-        if other is not kind and len(together) > 1 and together <= other.model_fields.keys():
+    for command, other in training_configs().items():
+        known = other.model_fields.keys() | aliases_of(other).keys()
+        if other is not kind and len(together) > 1 and together <= known:
             return f"all keys there are of earl {command}"
-    near = difflib.get_close_matches(key, kind.model_fields, 1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(kind.model_fields)}"
+    near = nearest_key(kind, key)
+    return f"did you mean {near!r}?" if near else f"known are {', '.join(kind.model_fields)}"
+
+
+def _present_names(kind: type[BaseModel], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    try:
+        return present_names(kind, values)
+    except ValueError as error:
+        raise UsageError(str(error), where=where) from None
+
+
+def _assignment(item: str) -> tuple[str, Any]:
+    key, sign, text = item.partition("=")
+    if not sign or not key:
+        raise UsageError(f"--set {item!r} is not of the form key=value")
+    return key, _plain(text)
 
 
 def _option(key: str, options: Mapping[str, str] | None) -> str:

@@ -1,7 +1,4 @@
-"""The config of reinforcement learning; names and defaults are the published ones (arXiv 2508.01119 and its code).
-
-Fields from ``data`` on are EARL's own.
-"""
+"""The config of reinforcement learning; most defaults are the published values (arXiv 2508.01119 and its code)."""
 
 from __future__ import annotations
 
@@ -10,120 +7,237 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from earl_cli.config.keys import SAME, Above, Amount, Count, Positive, Share, TrainingConfig, key
 from earl_cli.config.sampling import PARAMETERS, SamplingParams, problem
 from earl_cli.tokens.grammar import Overlong
 from earl_cli.tokens.layout import THINKING_START, Mode
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Amount = Annotated[float, Field(ge=0)]
-Above = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(allow_inf_nan=True)]  # what is wrong with one is checked in rewards.registry
 NotEmpty = BeforeValidator(lambda given: given or None)  # published files say "none" by an empty list
 Coefficients = Annotated[tuple[Above, ...] | None, NotEmpty]
 Paths = Annotated[Path | tuple[Path, ...] | None, NotEmpty]
 
+SAMPLING_HELP = {parameter.name: parameter.metadata["help"] for parameter in PARAMETERS}
 FINAL_REWARDS = ("viescore", "ground_score", "sqrt(viescore_pqxground_score)")
 
 
-class RlConfig(BaseModel):
+class RlConfig(TrainingConfig):
     """Every setting of ``earl rl``.
 
     One iteration samples ``generations_per_sample`` edits of each of ``episodes_per_iteration /
     generations_per_sample`` prompts, over all processes together, and updates the weights from them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    run_name: str | None = key(
+        None, "Name of the run; its folder is base_exp_dir/run_name unless output is set.", published=SAME
+    )
+    base_exp_dir: Path | None = key(None, "Folder of runs.", published=SAME)
+    model: str | None = key(
+        "mair-lab/sft-simple",
+        "The model to start from; null: the one that ships with the package.",
+        published=SAME,
+        name="model_path",
+        note="the run's supervised model",
+    )
+    model_revision: str | None = key(None, "Branch, tag or commit of the model on the Hub.", published=SAME)
+    tokenizer_path: str | None = key(
+        None,
+        "Folder or Hub id of the text tokenizer; null: the model's own.",
+        published="BAAI/Emu3-Stage1",
+        note="BAAI/Emu3-Gen from sc and sc2stage",
+    )
+    train_paths_file: Paths = key(None, "Data sets, or a file that lists them, in place of data.", published=SAME)
+    coefficients: Coefficients = key(
+        None,
+        "Copies of each data set in the mixture, such as 6 or 0.7; null: every set is as large as the largest.",
+        published=SAME,
+        note="by the run",
+    )
+    val_paths_file: Paths = key(None, "Data sets, or a file that lists them, in place of validation.", published=SAME)
+    val_coefficients: Coefficients = key(None, "Copies of each validation set in the mixture.", published=SAME)
+    assistant_prefill: str | None = key(
+        "<|image start|>",
+        "Mode: edit, reasoning or mixed, or a published prefill that stands for one of them.",
+        published=SAME,
+        note="of think_s: Let's think step by step. <|start thinking|>",
+    )
 
-    run_name: str | None = None
-    base_exp_dir: Path | None = None  # with run_name: where the run goes, unless output says so
-    model_path: str | None = "mair-lab/sft-simple"  # None: the model that ships with the package
-    model_revision: str | None = None
-    tokenizer_path: str | None = None  # None: the model's own
-    train_paths_file: Paths = None  # data sets, or a file that lists some (config.paths), in place of data
-    coefficients: Coefficients = None  # None: every set as large as the largest
-    val_paths_file: Paths = None  # the same in place of validation
-    val_coefficients: Coefficients = None
-    assistant_prefill: str | None = "<|image start|>"  # what the answer begins with; it decides the mode
+    num_iterations: Positive = key(2000, "Iterations of the run.", published=SAME, note="3000 from s and think_s")
+    episodes_per_iteration: Positive = key(128, "Edits sampled in an iteration, over all processes.", published=SAME)
+    generations_per_sample: Annotated[int, Field(ge=2)] = key(
+        8, "Edits of each prompt, a group; the rest of the group is the baseline of each.", published=SAME
+    )
+    kl_coeff: Amount = key(0.0003, "Weight of the KL divergence from the reference model.", published=SAME)
+    temperature: Above = key(1.0, SAMPLING_HELP["temperature"], published=SAME)
+    top_p: float = key(1.0, SAMPLING_HELP["top_p"], published=SAME)
+    top_k: int = key(-1, "Sample among the k likeliest tokens; 0 or less is no limit.", published=SAME)
+    min_p: float = key(0.0, SAMPLING_HELP["min_p"])
+    max_response_tokens: Positive = key(2048, "Most tokens of a completion.", published=SAME)
+    max_length: Positive = key(
+        3000,
+        "Most tokens of a prompt with its completion.",
+        published=SAME,
+        name="model_context_size",
+        note="4096 from s and think_s",
+    )
+    batch_size: Positive = key(
+        8,
+        "Sequences in memory at a time in an update, in each process.",
+        published=SAME,
+        name="per_device_batch_size",
+        note="4 from s and think_s",
+    )
+    vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = key(
+        0.3, "Share of each GPU's memory that colocated vLLM takes.", published=SAME
+    )
+    seed: Count = key(42, "Seed of prompts and of sampling.", published=SAME, name="random_seed")
+    emu3_use_logit_processor: bool = key(
+        True, "Sample only the tokens that the grammar of images allows.", published=SAME
+    )
+    separate_vocabularies: bool = key(
+        True,
+        "Normalise image tokens over the image vocabulary, and all others over the ids below it.",
+        published=SAME,
+        name="separate_language_and_vision_vocabs",
+    )
+    train_text_tokens_only: bool = key(
+        False,
+        "Train text tokens only in the first iterations of each cycle, image tokens only in the rest.",
+        published=SAME,
+    )
+    text_only_cycle_steps: Positive = key(10, "Iterations of such a cycle.", published=SAME)
+    text_only_steps: Positive = key(10, "Its first iterations, which train text tokens.", published=SAME)
+    train_vision_tokens_only: bool = key(
+        False, "Train image tokens only in the first iterations of each cycle, all tokens in the rest.", published=SAME
+    )
+    vision_only_cycle_steps: Positive = key(10, "Iterations of such a cycle.", published=SAME)
+    vision_only_steps: Positive = key(10, "Its first iterations, which train image tokens.", published=SAME)
+    reward_function_api_base: str | None = key(None, "URL of the judge's server.", published=SAME, note="by the run")
+    reward_function_api_model_name: str = key(
+        "Qwen/Qwen2.5-VL-72B-Instruct", "Name of the judge's model.", published=SAME
+    )
+    reward_compute_viescore: bool = key(True, "Compute VIEScore also where the reward doesn't need it.", published=SAME)
+    reward_compute_ground_score: bool = key(
+        False, "Compute the ground score also where the reward doesn't need it.", published=SAME
+    )
+    reward_final_reward: str = key(
+        "viescore",
+        "The reward where reward is null: viescore, ground_score, sqrt(viescore_pqxground_score).",
+        published=SAME,
+    )
+    log_episodes_every_n_iterations: Positive = key(
+        5, "Iterations between tables and galleries of rollouts.", published=SAME
+    )
+    checkpoint_every: Positive = key(
+        100, "Iterations between checkpoints.", published=SAME, name="save_checkpoints_every_n_iterations"
+    )
+    keep_model_every: Positive = key(
+        100,
+        "Old checkpoints keep their model if their iteration is a multiple of this.",
+        published=SAME,
+        name="keep_checkpoints_every_n_iterations",
+    )
+    push_to_hub_every_n_iterations: Positive = key(
+        100, "Iterations between uploads to push_to_hub_repo_id.", published=SAME
+    )
+    push_to_hub_repo_id: str | None = key(
+        None,
+        "Repository on the Hub that gets the checkpoints as revisions; null: nothing is sent.",
+        published="imged_rl__ and the run's name",
+    )
+    learning_rate: Above = key(3e-6, "Learning rate of AdamW, after the warm-up.", published=SAME, name="")
+    betas: tuple[Share, Share] = key((0.9, 0.999), "Betas of AdamW.", published=SAME, name="")
+    epsilon: Above = key(1e-8, "Epsilon of AdamW.", published=SAME, name="")
+    weight_decay: Amount = key(0.0, "Weight decay of AdamW.", published=SAME, name="")
+    max_grad_norm: Above = key(1.0, "Norm to which gradients are clipped.", published=SAME, name="", aliases=["clip"])
+    gradient_checkpointing: bool = key(
+        True, "Recompute activations in the backward pass to save memory.", published=SAME, name=""
+    )
 
-    num_iterations: Positive = 2000
-    episodes_per_iteration: Positive = 128
-    generations_per_sample: Annotated[int, Field(ge=2)] = 8
-    kl_coeff: Amount = 0.0003
-    temperature: Above = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    min_p: float = 0.0
-    max_response_tokens: Positive = 2048
-    model_context_size: Positive = 3000
-    per_device_batch_size: Positive = 8
-    vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
-    random_seed: Count = 42
-    emu3_use_logit_processor: bool = True
-    separate_language_and_vision_vocabs: bool = True
-    train_text_tokens_only: bool = False
-    text_only_cycle_steps: Positive = 10
-    text_only_steps: Positive = 10
-    train_vision_tokens_only: bool = False
-    vision_only_cycle_steps: Positive = 10
-    vision_only_steps: Positive = 10
-    reward_function_api_base: str | None = None
-    reward_function_api_model_name: str = "Qwen/Qwen2.5-VL-72B-Instruct"
-    reward_compute_viescore: bool = True
-    reward_compute_ground_score: bool = False
-    reward_final_reward: str = "viescore"
-    log_episodes_every_n_iterations: Positive = 5
-    save_checkpoints_every_n_iterations: Positive = 100
-    keep_checkpoints_every_n_iterations: Positive = 100
-    push_to_hub_every_n_iterations: Positive = 100
-    push_to_hub_repo_id: str | None = None  # a repository that gets the checkpoints as revisions
-    learning_rate: Above = 3e-6
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    epsilon: Above = 1e-8
-    weight_decay: Amount = 0.0
-    clip: Above = 1.0
-    gradient_checkpointing: bool = True
-
-    data: tuple[Path, ...] = ()
-    validation: tuple[Path, ...] = ()
-    output: Path | None = None
-    reward: str | dict[str, Weight] | None = None  # None: reward_final_reward; a name, module:function, weights
-    rubrics: Path | None = None  # wording of the judge's task in place of the package's
-    judge_declaration: str = "earl"  # how it is asked: a name of rewards/declarations.toml, or a file
-    judge_api_key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key, if there is one
-    judge_at_once: Positive = 64
-    judge_timeout: Above = 120.0  # seconds for one answer
-    judge_patience: Above | None = None  # seconds that a run waits for a judge that is down; None: as long as it takes
-    overlong: Overlong = "force"  # zero, as published: thinking that leaves no room gives no image, worth 0 to viescore
-    train_forced_tokens: bool = False  # as published; the grammar leaves them no choice
-    advantage_over_std: bool = True  # False: Dr. GRPO, arXiv 2503.20783
-    local_credit: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of a code's advantage that is its own place's
-    drop_groups_without_signal: bool = False  # DAPO, arXiv 2503.14476: they don't count in the mean over tokens either
-    updates_per_iteration: Positive = 1
-    clip_low: Share = 0.2  # with several updates: PPO's range of the ratio is 1 - clip_low to 1 + clip_high
-    clip_high: Above = 0.2  # DAPO: 0.28
-    entropy_coeff: Amount = 0.0
-    warmup_iterations: Count = 0
-    lora_rank: Positive | None = None  # None: every weight is trained
-    lora_alpha: Positive = 32
-    sharding: Literal["none", "zero2", "zero3", "zero3-offload"] = "none"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
-    device: str = "auto"
-    engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vllm for large models on GPUs
-    engine_args: dict[str, Any] = Field(default_factory=dict)  # vLLM's, such as tensor_parallel_size
-    engine_place: Literal["colocated", "separate"] = "colocated"  # separate: one vLLM in a process of its own
-    engine_gpus: tuple[Count, ...] = ()  # of a separate engine; nothing is trained on them
-    processes: Positive | None = None
-    validate_every: Positive = 50
-    validation_rows: Positive = 64
-    gallery_rows: Positive = 9
-    keep: Positive = 2  # whole checkpoints to go on from; of older ones the kept have their model only
-    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
-    save_layout: Literal["native", "original"] = "native"
+    data: tuple[Path, ...] = key((), "Token stores and published folders to take prompts from.")
+    validation: tuple[Path, ...] = key((), "Token stores to validate on.")
+    output: Path | None = key(None, "Folder of the run, and of the model at its end.")
+    reward: str | dict[str, Weight] | None = key(
+        None, "A reward by name, MODULE:FUNCTION, or an object of weights; null: reward_final_reward."
+    )
+    rubrics: Path | None = key(None, "Rubrics of the judge in place of the package's.")
+    judge_declaration: str = key(
+        "earl", "Request format of the judge: a name, or a TOML file.", published="viescore-published", name=""
+    )
+    judge_api_key_variable: str = key("OPENAI_API_KEY", "Environment variable with the judge's API key.")
+    judge_concurrency: Positive = key(
+        64, "Requests to the judge at a time.", published=SAME, name="", aliases=["judge_at_once"]
+    )
+    judge_timeout: Above = key(120.0, "Timeout of one request to the judge, in seconds.")
+    judge_outage_timeout: Above | None = key(
+        None,
+        "Seconds that a run waits for a judge that is down before it ends; null: no limit.",
+        aliases=["judge_patience"],
+    )
+    overlong: Overlong = key(
+        "force",
+        "After reasoning that leaves no room for an image: force one, or zero, no image, worth 0 to viescore.",
+        published="zero",
+        name="",
+    )
+    train_forced_tokens: bool = key(
+        False, "Train the tokens that the grammar leaves no choice of as well.", published=True, name=""
+    )
+    advantage_over_std: bool = key(
+        True, "Divide advantages by the group's deviation; false: Dr. GRPO (arXiv 2503.20783).", published=SAME, name=""
+    )
+    per_token_advantage: Annotated[float, Field(ge=0, le=1)] = key(
+        0.0,
+        "Share of a token's advantage that is the reward of its own place in the image, for rewards that give one.",
+        published=SAME,
+        name="",
+        aliases=["local_credit"],
+    )
+    drop_groups_without_signal: bool = key(
+        False, "Leave groups of equal rewards out of the loss, and out of its mean (DAPO, arXiv 2503.14476)."
+    )
+    updates_per_iteration: Positive = key(
+        1, "Optimizer steps on the rollouts of an iteration.", published=SAME, name=""
+    )
+    clip_low: Share = key(0.2, "With several updates, the probability ratio is clipped below 1 - clip_low (PPO).")
+    clip_high: Above = key(0.2, "With several updates, the ratio is clipped above 1 + clip_high (DAPO: 0.28).")
+    entropy_coeff: Amount = key(0.0, "Weight of the entropy bonus.")
+    warmup_iterations: Count = key(0, "Iterations of linear warm-up.", published=SAME, name="")
+    lora_rank: Positive | None = key(None, "Rank of low-rank adapters (LoRA); null: all weights are trained.")
+    lora_alpha: Positive = key(32, "Scale of the adapters, divided by their rank.")
+    sharding: Literal["none", "zero2", "zero3", "zero3-offload"] = key(
+        "none", "Sharding by DeepSpeed; none: plain data parallelism.", published="zero2", name=""
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = key(
+        "auto", "Number type of matrix products; auto: by the device.", published="bfloat16", name=""
+    )
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = key(
+        "auto", "Attention implementation; auto: by the device."
+    )
+    device: str = key("auto", "auto, cpu, cuda, cuda:1 or mps.")
+    engine: Literal["auto", "transformers", "vllm"] = key(
+        "auto", "Engine of the rollouts; auto: vllm for large models on GPUs.", published="vllm", name=""
+    )
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of vLLM, such as tensor_parallel_size."
+    )
+    engine_place: Literal["colocated", "separate"] = key(
+        "colocated", "vLLM in every training process, or one engine in a process of its own.", published=SAME, name=""
+    )
+    engine_gpus: tuple[Count, ...] = key((), "GPUs of a separate engine; nothing is trained on them.")
+    processes: Positive | None = key(None, "World size that the batch was chosen for; another one is an error.")
+    validate_every: Positive = key(50, "Iterations between validations.")
+    validation_examples: Positive = key(64, "Examples of a validation, in all.", aliases=["validation_rows"])
+    gallery_examples: Positive = key(9, "Prompts on each gallery page.", aliases=["gallery_rows"])
+    keep_checkpoints: Positive = key(
+        2, "Newest checkpoints that can be resumed; of older ones only models are kept.", aliases=["keep"]
+    )
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = key((), "Trackers that get the log as well.")
+    save_format: Literal["native", "original"] = key(
+        "native", "Checkpoint format: native (transformers) or original (Emu3's own).", aliases=["save_layout"]
+    )
 
     @property
     def mode(self) -> Mode:
@@ -134,11 +248,6 @@ class RlConfig(BaseModel):
     def sampling(self) -> SamplingParams:
         """How rollouts are sampled."""
         return SamplingParams(**{each.name: getattr(self, each.name) for each in PARAMETERS})
-
-    @property
-    def batch_size(self) -> int:
-        """Sequences in memory at a time, in each process."""
-        return self.per_device_batch_size
 
     @property
     def quantize(self) -> Literal["none"]:
@@ -205,24 +314,21 @@ class RlConfig(BaseModel):
         ``origins`` says where each comes from; those that flags and --set gave were meant.
         """
         meant = {key for key, origin in origins.items() if origin.startswith("--")}
-        save, length = self.save_checkpoints_every_n_iterations, self.num_iterations
+        save, length = self.checkpoint_every, self.num_iterations
         validates = bool(self.validation or self.val_paths_file)
         found = []
         if save >= length:
-            found.append(
-                f"save_checkpoints_every_n_iterations {save}: the only checkpoint is that of the end, {length}"
-            )
-        for name in ("keep_checkpoints_every_n_iterations", "push_to_hub_every_n_iterations"):
+            found.append(f"checkpoint_every {save}: the only checkpoint is that of the end, {length}")
+        for name in ("keep_model_every", "push_to_hub_every_n_iterations"):
             every = getattr(self, name)
             both = math.lcm(every, save)
             if both != every and (name in meant or not name.startswith("push") or self.push_to_hub_repo_id):
                 found.append(
-                    f"{name} {every} is no multiple of save_checkpoints_every_n_iterations {save}: it happens every "
-                    f"{both} iterations"
+                    f"{name} {every} is no multiple of checkpoint_every {save}: it happens every {both} iterations"
                 )
         if validates and self.validate_every > length:
             found.append(f"validate_every {self.validate_every}: validated is at the start and at the end, {length}")
-        if not validates and meant & {"validate_every", "validation_rows"}:
+        if not validates and meant & {"validate_every", "validation_examples"}:
             found.append("without validation data nothing is validated, and no checkpoint is known to be the best")
         if self.updates_per_iteration == 1 and meant & {"clip_low", "clip_high"}:
             found.append("clip_low and clip_high have no effect with updates_per_iteration 1")

@@ -63,7 +63,7 @@ def judge_from_config(config: RlConfig, cache: Path) -> Judge | None:
         config.reward_function_api_model_name,
         cache,
         config.judge_api_key_variable,
-        config.judge_at_once,
+        config.judge_concurrency,
         config.judge_timeout,
         load_declaration(config.judge_declaration),
     )

@@ -64,7 +64,7 @@ class DataParallelLearner:
     independent = True
 
     def __init__(self, policy: Policy, config: RlConfig, device: torch.device) -> None:
-        self.policy, self.clip, self.device = policy, config.clip, device
+        self.policy, self.clip, self.device = policy, config.max_grad_norm, device
         self.autocast = uses_bfloat16(config)
         self.trained = [weight for weight in policy.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -130,7 +130,7 @@ class DeepSpeedLearner:
         settings |= {
             "optimizer": {"type": "AdamW", "params": adam},
             "zero_optimization": {**zero, "overlap_comm": False},
-            "gradient_clipping": config.clip,
+            "gradient_clipping": config.max_grad_norm,
             "train_micro_batch_size_per_gpu": 1,
             "train_batch_size": world_size(),
             "gradient_accumulation_steps": 1,

@@ -152,7 +152,11 @@ def test_version_is_the_package_metadata(capsys: pytest.CaptureFixture[str]) -> 
         ("edit --varients 3", "earl edit has no option --varients", "did you mean --variants?"),
         ("doctor -q", "earl doctor has no option -q", "did you mean --quiet?"),
         ("sft --learning-rate 1", "earl sft has no option --learning-rate", "--set learning_rate=VALUE"),
-        ("rl --validation_rows 1", "earl rl has no option --validation_rows", "--set validation_rows=VALUE"),
+        (
+            "rl --validation_examples 1",
+            "earl rl has no option --validation_examples",
+            "--set validation_examples=VALUE",
+        ),
         ("sft --learning-rat 1", "earl sft has no option --learning-rat", "--set learning_rate=VALUE"),
         ("--model x edit", "earl has no option --model", "options of a command come after its name"),
         ("serve --gibberish", "earl serve has no option --gibberish", "earl serve --help lists what there is"),

@@ -24,10 +24,11 @@ from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.common.curves import read_runs
 from earl_cli.training.rl.rollout_log import SCHEMA
 
+OLD_CONFIG = Path(__file__).parents[1] / "config" / "old_configs" / "rl.json"
 OLD_LOG = Path(__file__).parents[1] / "training" / "old_logs" / "rl.jsonl"
 SMALL: dict[str, object] = {"num_iterations": 2, "episodes_per_iteration": 6, "generations_per_sample": 2}
-SMALL |= {"max_response_tokens": 64, "model_context_size": 128, "learning_rate": 1e-3, "precision": "float32"}
-SMALL |= {"log_episodes_every_n_iterations": 1, "gradient_checkpointing": "false", "per_device_batch_size": 4}
+SMALL |= {"max_response_tokens": 64, "max_length": 128, "learning_rate": 1e-3, "precision": "float32"}
+SMALL |= {"log_episodes_every_n_iterations": 1, "gradient_checkpointing": "false", "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_more_prompts_than_there_are(more: tuple[str, ...], rl: Callable[..., Sa
 
 def test_more_prompts_than_fit_into_the_context(rl: Callable[..., Said]) -> None:
     """Every third picture has 3 x 4 codes, the others fewer."""
-    said = rl(model_context_size=50)
+    said = rl(max_length=50)
     text = complaint(said, 2)
     assert "an iteration samples 3 prompts, but the data has only 2" in text, said.err
 
@@ -190,11 +191,11 @@ def test_a_model_that_is_not_there(rl: Callable[..., Said], tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_weights_that_are_no_use_keep_the_last_checkpoint(rl: Callable[..., Said], tmp_path: Path) -> None:
-    every = {"save_checkpoints_every_n_iterations": 1}
+    every = {"checkpoint_every": 1}
     assert rl(**every).code == 0
     kept = [path.name for path in checkpoints(tmp_path / "out" / CHECKPOINTS)]
     assert kept == ["ckpt_000000", "ckpt_000001"]
-    wild = {"num_iterations": 8, "learning_rate": 1e30, "save_checkpoints_every_n_iterations": 4}
+    wild = {"num_iterations": 8, "learning_rate": 1e30, "checkpoint_every": 4}
     text = complaint(rl(**wild), 4)
     assert "error: the model's scores are no numbers" in text
     assert [path.name for path in checkpoints(tmp_path / "out" / CHECKPOINTS)] == kept
@@ -207,11 +208,11 @@ def test_weights_that_are_no_use_keep_the_last_checkpoint(rl: Callable[..., Said
 
 def test_a_plan_trains_nothing(rl: Callable[..., Said], tmp_path: Path, store: Path) -> None:
     both = ("--data", store, "--data", store, "--coefficients", "1,0.5")
-    said = rl("--dry-run", "--json", *both, "--validation", store, validation_rows=4)
+    said = rl("--dry-run", "--json", *both, "--validation", store, validation_examples=4)
     assert said.code == 0, said.err
     plan = said.document
     assert [each["rows_in_the_mixture"] for each in plan["data"]] == [6, 3]
-    assert (plan["prompts"], plan["skipped"], plan["validation_rows"], plan["iterations"]) == (9, 0, 4, 2)
+    assert (plan["prompts"], plan["skipped"], plan["validation_examples"], plan["iterations"]) == (9, 0, 4, 2)
     assert plan["mode"] == "edit"
     assert plan["origins"]["coefficients"] == "--coefficients"
     assert plan["origins"]["num_iterations"] == "--set"
@@ -354,11 +355,10 @@ def test_the_plan_refuses_for_want_of_memory_and_disk(
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"save_checkpoints_every_n_iterations": 5}, "the only checkpoint is that of the end, 2"),
+        ({"checkpoint_every": 5}, "the only checkpoint is that of the end, 2"),
         (
-            {"save_checkpoints_every_n_iterations": 20, "keep_checkpoints_every_n_iterations": 30},
-            "keep_checkpoints_every_n_iterations 30 is no multiple of save_checkpoints_every_n_iterations 20: "
-            "it happens every 60 iterations",
+            {"checkpoint_every": 20, "keep_model_every": 30},
+            "keep_model_every 30 is no multiple of checkpoint_every 20: it happens every 60 iterations",
         ),
         ({"validate_every": 2}, "without validation data nothing is validated"),
         ({"clip_high": 0.28}, "clip_low and clip_high have no effect with updates_per_iteration 1"),
@@ -373,7 +373,7 @@ def test_settings_without_effect_are_named(values: dict[str, object], expected: 
 
 
 def test_validation_prompts_that_are_too_long_are_counted(rl: Callable[..., Said], store: Path) -> None:
-    said = rl("--dry-run", "--validation", store, model_context_size=50, episodes_per_iteration=4)
+    said = rl("--dry-run", "--validation", store, max_length=50, episodes_per_iteration=4)
     assert said.code == 0, said.err
     assert "warning: 4 validation prompts have too many tokens and are left out" in said.err
 
@@ -382,8 +382,14 @@ def test_validation_prompts_that_are_too_long_are_counted(rl: Callable[..., Said
 
 
 @pytest.mark.slow
-def test_episodes_galleries_log_and_model(rl: Callable[..., Said], tmp_path: Path, store: Path) -> None:
-    said = rl("--validation", store, "--json", validation_rows=3, gallery_rows=3, validate_every=1)
+def test_episodes_galleries_log_and_model(
+    rl: Callable[..., Said],
+    tmp_path: Path,
+    store: Path,
+    tiny_model_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = rl("--validation", store, "--json", validation_examples=3, gallery_examples=3, validate_every=1)
     assert said.code == 0, said.err
     output = tmp_path / "out"
     log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
@@ -426,7 +432,16 @@ def test_episodes_galleries_log_and_model(rl: Callable[..., Said], tmp_path: Pat
     assert log[1]["reward/mean"] == pytest.approx(sum(rewards) / len(rewards))
     assert load_model(str(output), device="cpu").image_area == 32 * 32
     (output / "log.jsonl").write_bytes(OLD_LOG.read_bytes())  # as if version 0.1.0 had begun the run
-    again = rl("--json", "--validation", store, validation_rows=3, validate_every=1, num_iterations=3)
+    config = {  # as an older version showed it, whose names of keys were others
+        **json.loads(OLD_CONFIG.read_text()),
+        **{name: int(value) for name, value in SMALL.items() if isinstance(value, int)},
+        **{"model_path": str(tiny_model_dir), "data": [str(store)], "validation": [str(store)], "output": str(output)},
+        **{"reward": "reference", "device": "cpu", "precision": "float32", "validate_every": 1, "num_iterations": 3},
+    }
+    config |= {"per_device_batch_size": config.pop("batch_size"), "model_context_size": config.pop("max_length")}
+    (output / "config.json").write_text(json.dumps(config))
+    code = run(["rl", "-c", str(output / "config.json"), "--json"])
+    again = Said(code, *capsys.readouterr())
     assert again.code == 0, again.err
     assert again.document["resumed_from"] == 2
     (curves,) = read_runs([output])

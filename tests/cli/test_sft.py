@@ -171,12 +171,12 @@ def test_a_length_beyond_the_models(sft: Callable[..., Said]) -> None:
         (("--coefficients", "0.01"), {}, "the coefficients leave not a single pair"),
         ((), {"quantize": "4bit"}, "set lora_rank as well"),
         ((), {"lora_rank": 4, "sharding": "zero3"}, "use sharding none or zero2"),
-        (("--save-format", "both"), {}, "save_layout"),
+        (("--save-format", "both"), {}, "save_format"),
         (("--config", "sft/simpel"), {}, "no such config file or recipe"),
         (("--set", "epochs"), {}, "not of the form key=value"),
         ((), {"processes": 4}, "this config is for 4 processes, 1 run"),
-        ((), {"keep": 0}, "keep: Input should be greater than 0"),
-        ((), {"keep": -1}, "keep: Input should be greater than 0"),
+        ((), {"keep_checkpoints": 0}, "keep_checkpoints: Input should be greater than 0"),
+        ((), {"keep_checkpoints": -1}, "keep_checkpoints: Input should be greater than 0"),
         ((), {"checkpoint_every": 0}, "checkpoint_every: Input should be greater than 0"),
         ((), {"validate_every": 0}, "validate_every: Input should be greater than 0"),
         ((), {"min_learning_rate": 0.1}, "the rate would rise to the end"),
@@ -234,13 +234,13 @@ def test_a_loss_that_is_no_number_names_the_rows_and_keeps_the_last_good_checkpo
     kept = [path.name for path in checkpoints(tmp_path / "out" / CHECKPOINTS)]
     assert kept == ["checkpoint-2", "checkpoint-4"]
     for every, what in ((1, "the gradient norm is (nan|inf)"), (100, "a weight is not finite")):
-        wild = sft(checkpoint_every=2, max_steps=8, learning_rate=1e30, clip=1e30, log_every=every)
+        wild = sft(checkpoint_every=2, max_steps=8, learning_rate=1e30, max_grad_norm=1e30, log_every=every)
         assert re.search(rf"error: .*{what} .* step \d, of the rows '0-\d+', '0-\d+'\nhint:", complaint(wild, 1)), (
             wild.err
         )
         assert "the last checkpoint is kept" in wild.err
         assert [path.name for path in checkpoints(tmp_path / "out" / CHECKPOINTS)] == kept
-    wild = sft(checkpoint_every=100, max_steps=8, learning_rate=1e30, clip=1e30, log_every=100)
+    wild = sft(checkpoint_every=100, max_steps=8, learning_rate=1e30, max_grad_norm=1e30, log_every=100)
     assert re.search(r"the loss is nan after step 6, in the batch of the rows '0-\d+', '0-\d+'", complaint(wild, 1))
     assert load_model(str(tmp_path / "out"), device="cpu").language.lm_head.weight.isfinite().all()
     again = sft("--json", checkpoint_every=2, max_steps=8)
@@ -449,7 +449,9 @@ def test_checkpoints_are_models_of_which_the_best_is_named(
     sft: Callable[..., Said], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    said = sft("--json", "--validation", store, checkpoint_every=3, validate_every=2, keep=1, gallery_rows=0)
+    said = sft(
+        "--json", "--validation", store, checkpoint_every=3, validate_every=2, keep_checkpoints=1, gallery_examples=0
+    )
     assert said.code == 0, said.err
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["eval_loss"] for line in log if "eval_loss" in line}

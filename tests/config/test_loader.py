@@ -22,9 +22,14 @@ def test_the_defaults_are_the_published_values(tmp_path: Path) -> None:
     config = load_config(SftConfig, str(path))
     assert (config.epochs, config.batch_size, config.accumulation) == (10, 2, 8)
     assert (config.learning_rate, config.min_learning_rate, config.warmup_steps) == (1e-4, 1e-5, 30)
-    assert (config.weight_decay, config.clip, config.betas, config.epsilon) == (0.1, 5.0, (0.9, 0.95), 1e-6)
-    assert (config.checkpoint_every, config.validation_rows) == (100, 1000)
-    assert (config.keep, config.dropout, config.loss_mean, config.too_long) == (2, 0, "tokens", "keep")  # ours
+    assert (config.weight_decay, config.max_grad_norm, config.betas, config.epsilon) == (0.1, 5.0, (0.9, 0.95), 1e-6)
+    assert (config.checkpoint_every, config.validation_examples) == (100, 1000)
+    assert (config.keep_checkpoints, config.dropout, config.loss_mean, config.too_long) == (
+        2,
+        0,
+        "tokens",
+        "keep",
+    )  # ours
 
 
 @pytest.mark.parametrize(

@@ -54,33 +54,38 @@ def test_there_are_the_ten_runs() -> None:
 def test_a_run_is_the_published_one(name: str) -> None:
     config = load_config(RlConfig, f"rl/{name}")
     model, mode, sets, coefficients, iterations, context, batch = RUNS[name]
-    assert (config.model_path, config.mode) == (model, mode)
+    assert (config.model, config.mode) == (model, mode)
     place = "/data/emu3_tokenized_rl_100k" if model in (MIXED, TWO_STAGES) else "/data"
     assert config.data == tuple(Path(place, folder, "train") for folder in sets)
     assert config.coefficients == coefficients
-    assert (config.num_iterations, config.model_context_size, config.per_device_batch_size) == (
+    assert (config.num_iterations, config.max_length, config.batch_size) == (
         iterations,
         context,
         batch,
     )
     assert (config.episodes_per_iteration, config.generations_per_sample, config.prompts_per_iteration) == (128, 8, 16)
     assert (config.kl_coeff, config.temperature, config.top_p, config.top_k) == (0.0003, 1.0, 1.0, -1)
-    assert (config.max_response_tokens, config.vllm_gpu_memory_utilization, config.random_seed) == (2048, 0.3, 42)
+    assert (config.max_response_tokens, config.vllm_gpu_memory_utilization, config.seed) == (2048, 0.3, 42)
     assert config.emu3_use_logit_processor
     assert config.overlong == "zero"
-    assert config.separate_language_and_vision_vocabs
+    assert config.separate_vocabularies
     assert not config.train_text_tokens_only
     assert not config.train_vision_tokens_only
     assert (config.learning_rate, config.betas, config.epsilon) == (3e-6, (0.9, 0.999), 1e-8)
-    assert (config.weight_decay, config.clip, config.warmup_iterations, config.updates_per_iteration) == (0, 1, 0, 1)
+    assert (config.weight_decay, config.max_grad_norm, config.warmup_iterations, config.updates_per_iteration) == (
+        0,
+        1,
+        0,
+        1,
+    )
     assert (config.advantage_over_std, config.entropy_coeff, config.lora_rank) == (True, 0, None)
     assert (config.reward, config.reward_final_reward) == (None, "viescore")
     assert (config.reward_compute_viescore, config.reward_compute_ground_score) == (True, False)
     assert config.reward_function_api_base == JUDGE
     assert config.reward_function_api_model_name == "Qwen/Qwen2.5-VL-72B-Instruct"
     assert config.log_episodes_every_n_iterations == 5
-    assert config.save_checkpoints_every_n_iterations == 100
-    assert config.keep_checkpoints_every_n_iterations == 100
+    assert config.checkpoint_every == 100
+    assert config.keep_model_every == 100
     assert (config.push_to_hub_every_n_iterations, config.push_to_hub_repo_id) == (100, None)
     assert (config.precision, config.sharding, config.gradient_checkpointing) == ("bfloat16", "zero2", True)
     assert config.folder == Path("/runs/mine")
@@ -107,7 +112,7 @@ def test_other_data_in_place_of_a_recipe_s(tmp_path: Path) -> None:
 
 def test_the_embedded_recipe_needs_data_and_a_place_only() -> None:
     config = load_config(RlConfig, "embedded/rl", given={"data": ["store"], "output": "out"})
-    assert (config.model_path, config.mode, config.reward) == (None, "edit", "reference")
+    assert (config.model, config.mode, config.reward) == (None, "edit", "reference")
 
 
 PUBLISHED = """
@@ -120,7 +125,7 @@ PUBLISHED = """
   val_paths_file: [],
   val_coefficients: [],
   base_exp_dir: std.extVar('APP__BASE_EXP_DIR'),
-  model_path: 'mair-lab/thinking-sft-simple',
+  model: 'mair-lab/thinking-sft-simple',
   model_revision: 'ckpt_001999',
   tokenizer_path: 'BAAI/Emu3-Gen',
   assistant_prefill: "Let's think step by step. <|start thinking|>\\\\n",
@@ -128,17 +133,17 @@ PUBLISHED = """
   num_iterations: 2000,
   kl_coeff: 0.0003,
   temperature: 1.0,
-  per_device_batch_size: 4,
+  batch_size: 4,
   episodes_per_iteration: 128,
   generations_per_sample: 8,
   max_response_tokens: 2048,
   top_p: 1.0,
   top_k: -1,
   vllm_gpu_memory_utilization: 0.3,
-  model_context_size: 4096,
-  random_seed: 42,
+  max_length: 4096,
+  seed: 42,
   emu3_use_logit_processor: true,
-  separate_language_and_vision_vocabs: true,
+  separate_vocabularies: true,
   train_text_tokens_only: true,
   text_only_cycle_steps: 10,
   text_only_steps: 7,
@@ -152,8 +157,8 @@ PUBLISHED = """
   reward_final_reward: 'sqrt(viescore_pqxground_score)',
   run_name: std.extVar('APP__RUN_NAME'),
   log_episodes_every_n_iterations: 5,
-  keep_checkpoints_every_n_iterations: 100,
-  save_checkpoints_every_n_iterations: 100,
+  keep_model_every: 100,
+  checkpoint_every: 100,
   push_to_hub_every_n_iterations: 100,
   push_to_hub_repo_id: 'somebody/' + $.run_name,
 }

@@ -63,7 +63,7 @@ def test_every_training_is_one_that_the_product_takes(tmp_path: Path) -> None:
             elif name in ("data", "validation"):
                 given[name].append(Path(value))
             else:
-                given[{"model": "model_path"}.get(name, "output" if name == "-o" else name)] = value
+                given[{"model": "model"}.get(name, "output" if name == "-o" else name)] = value
         kind = SftConfig if step.command[3] == "sft" else RlConfig
         config = resolve(kind, recipe, sets, given).config
         assert config.output == reproduce.root_of(tmp_path) / "models" / step.name

@@ -37,9 +37,9 @@ FAULTY = Faults(share=0.3, slow=0.1)
 def arguments(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     store = write_pairs(tmp_path_factory.mktemp("data") / "store", 8)
     values: dict[str, object] = {"num_iterations": ITERATIONS, "episodes_per_iteration": EPISODES}
-    values |= {"generations_per_sample": 4, "per_device_batch_size": 4, "learning_rate": 3e-3, "precision": "float32"}
-    values |= {"max_response_tokens": 64, "model_context_size": 128, "gradient_checkpointing": "false"}
-    values |= {"save_checkpoints_every_n_iterations": 2}
+    values |= {"generations_per_sample": 4, "batch_size": 4, "learning_rate": 3e-3, "precision": "float32"}
+    values |= {"max_response_tokens": 64, "max_length": 128, "gradient_checkpointing": "false"}
+    values |= {"checkpoint_every": 2}
     given = ("--model", tiny_model_dir, "--data", store, "--reward", "viescore", "--device", "cpu")
     return tuple(map(str, ("rl", *given, *options(**values))))
 
@@ -94,7 +94,7 @@ def test_killed_and_started_again_no_answered_question_is_asked_twice(
 ) -> None:
     """While questions are under way: iterations whose checkpoint isn't there are judged from the cache."""
     output = tmp_path / "run"
-    command = (*arguments, "--api-base", judge.api_base, "-o", output, *options(judge_at_once=2))
+    command = (*arguments, "--api-base", judge.api_base, "-o", output, *options(judge_concurrency=2))
     for answers in (10, 20, 40):
         judge.silent_after = answers
         runs = forked.ranks(sharing, *command)

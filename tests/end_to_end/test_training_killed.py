@@ -50,7 +50,13 @@ COMMANDS: dict[str, tuple[Command, int, tuple[object, ...], Values]] = {
         SFT,
         16,
         (),
-        {"max_steps": STEPS, "checkpoint_every": 2, "keep": SFT.keep, "log_every": 1, "precision": "float32"}
+        {
+            "max_steps": STEPS,
+            "checkpoint_every": 2,
+            "keep_checkpoints": SFT.keep,
+            "log_every": 1,
+            "precision": "float32",
+        }
         | {"batch_size": 2, "accumulation": 1, "warmup_steps": 1, "learning_rate": 3e-3},
     ),
     "rl": (
@@ -58,22 +64,22 @@ COMMANDS: dict[str, tuple[Command, int, tuple[object, ...], Values]] = {
         8,
         ("--reward", "reference"),
         {"num_iterations": ITERATIONS, "episodes_per_iteration": 8, "precision": "float32", "learning_rate": 3e-3}
-        | {"generations_per_sample": 2, "per_device_batch_size": 4, "kl_coeff": 0.01, "max_response_tokens": 64}
-        | {"model_context_size": 128, "gradient_checkpointing": "false", "keep": RL.keep}
-        | {"save_checkpoints_every_n_iterations": 1, "keep_checkpoints_every_n_iterations": 2},
+        | {"generations_per_sample": 2, "batch_size": 4, "kl_coeff": 0.01, "max_response_tokens": 64}
+        | {"max_length": 128, "gradient_checkpointing": "false", "keep_checkpoints": RL.keep}
+        | {"checkpoint_every": 1, "keep_model_every": 2},
     ),
 }
 """What each command has in all its ways: pairs of its store, arguments, values."""
 WAYS: dict[str, tuple[int, Values]] = {
-    "sft alone": (1, {"accumulation": 2, "dropout": 0.1, "validate_every": 3, "gallery_rows": 1}),
+    "sft alone": (1, {"accumulation": 2, "dropout": 0.1, "validate_every": 3, "gallery_examples": 1}),
     "sft adapters": (1, {"accumulation": 2, "lora_rank": 4, "lora_dropout": 0.1}),
     "sft together": (2, {}),
     "sft zero2": (2, {"sharding": "zero2"}),
     "sft zero3": (2, {"sharding": "zero3"}),
     "rl alone": (
         1,
-        {"log_episodes_every_n_iterations": 1, "gallery_rows": 1, "updates_per_iteration": 2}
-        | {"validate_every": 3, "validation_rows": 2},
+        {"log_episodes_every_n_iterations": 1, "gallery_examples": 1, "updates_per_iteration": 2}
+        | {"validate_every": 3, "validation_examples": 2},
     ),
     "rl adapters": (1, {"lora_rank": 4}),
     "rl together": (2, {}),
@@ -102,7 +108,7 @@ def settings(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             given = (name, "--model", tiny_model_dir, "--data", stores[name], "--device", "cpu", *arguments)
             if "validate_every" in values:
                 given = (*given, "--validation", stores[name])
-            all_kept = options(keep=50, **({"checkpoint_every": 1} if name == "sft" else {}))
+            all_kept = options(keep_checkpoints=50, **({"checkpoint_every": 1} if name == "sft" else {}))
             output = tmp_path_factory.mktemp(name) / "run"
             found = make(command, launch, processes, (*given, *options(**{**common, **values})), all_kept, output)
             units = STEPS if name == "sft" else ITERATIONS

@@ -29,7 +29,7 @@ SMALLER = {
     "validate_every=40": "validate_every=1",
     "--iterations 20": "--iterations 1",
     "episodes_per_iteration=32": "episodes_per_iteration=8",
-    "validation_rows=8": "validation_rows=1",
+    "validation_examples=8": "validation_examples=1",
     "--limit 4": "--limit 1",
 }
 """What the test writes in place of the tutorial's numbers, and all that it changes."""

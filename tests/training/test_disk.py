@@ -36,7 +36,7 @@ NEEDED = {"data": ["a"], "output": "o"}
 
 def test_fifty_checkpoints_of_the_paper_take_six_terabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000_000_000))
-    published = load_config(SftConfig, "sft/simple", ["keep=50"], given=NEEDED)
+    published = load_config(SftConfig, "sft/simple", ["keep_checkpoints=50"], given=NEEDED)
     needed = sft_disk(published, EMU3, 10_000)
     assert 5.9e12 < needed.total < 6.2e12
     with pytest.raises(OutputError) as raised:
@@ -44,7 +44,7 @@ def test_fifty_checkpoints_of_the_paper_take_six_terabytes(tmp_path: Path, monke
     assert "the run needs up to 6.08 TB: 51 whole checkpoints of 119 GB, 1 model of 17 GB; 1 TB are free" in str(
         raised.value
     )
-    assert raised.value.hint == "--set keep=7 fits"
+    assert raised.value.hint == "--set keep_checkpoints=7 fits"
     assert check_disk_space(tmp_path, sft_disk(load_config(SftConfig, "sft/simple", given=NEEDED), EMU3, 10_000))
     few = sft_disk(published, EMU3, 300)
     assert (few.whole, few.models) == (3, 1)
@@ -74,9 +74,16 @@ def test_checkpoints_take_what_was_calculated(more: tuple[str, ...], tiny_model_
     store, base = write_pairs(tmp_path / "store", 12), open_base(str(tiny_model_dir))
     given = {"data": [store], "validation": [store], "device": "cpu"}
     common = ("precision=float32", "gradient_checkpointing=false", *more)
-    small = ("max_steps=2", "batch_size=2", "accumulation=1", "warmup_steps=1", "checkpoint_every=1", "keep=2")
+    small = (
+        "max_steps=2",
+        "batch_size=2",
+        "accumulation=1",
+        "warmup_steps=1",
+        "checkpoint_every=1",
+        "keep_checkpoints=2",
+    )
     few = ("num_iterations=2", "episodes_per_iteration=4", "generations_per_sample=2", "max_response_tokens=64")
-    few = (*few, "model_context_size=128", "reward=reference", "save_checkpoints_every_n_iterations=1")
+    few = (*few, "max_length=128", "reward=reference", "checkpoint_every=1")
     configs: dict[str, Any] = {
         "sft": load_config(SftConfig, None, [*common, *small], {**given, "output": tmp_path / "sft"}),
         "rl": load_config(RlConfig, None, [*common, *few], {**given, "output": tmp_path / "rl"}),

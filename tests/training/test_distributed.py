@@ -140,7 +140,7 @@ def test_the_first_process_draws_and_no_bit_changes(
     sharding: str, setting: Setting, together: dict[str, tuple[Path, list[Run]]], tmp_path: Path
 ) -> None:
     data = setting.arguments[setting.arguments.index("--data") + 1]
-    held = ("--validation", data, *options(validate_every=2, gallery_rows=2, sharding=sharding))
+    held = ("--validation", data, *options(validate_every=2, gallery_examples=2, sharding=sharding))
     setting.run(tmp_path / "out", 2, *held)
     model = together[sharding][0] / "model.safetensors"
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == model.read_bytes()
@@ -155,7 +155,7 @@ def test_the_validation_loss_is_the_mean_over_all_tokens(
 ) -> None:
     """Whatever the batches were; rows have 17, 20 or 23 tokens with loss here."""
     data = setting.arguments[setting.arguments.index("--data") + 1]
-    setting.run(tmp_path / "out", count, "--validation", data, *options(gallery_rows=0, sharding=sharding))
+    setting.run(tmp_path / "out", count, "--validation", data, *options(gallery_examples=0, sharding=sharding))
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     model = load_model(str(tmp_path / "out"), device="cpu")
     rows = load_rows([Path(str(data))], model.layout)
@@ -413,7 +413,9 @@ def test_standing_alone_changes_nothing_under_a_launcher(bare: pytest.MonkeyPatc
 @pytest.mark.slow
 def test_ctrl_c_stops_every_process(setting: Setting, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    process = torchrun(2, *setting.arguments, *options(max_steps=100_000, checkpoint_every=2, keep=2), "-o", output)
+    process = torchrun(
+        2, *setting.arguments, *options(max_steps=100_000, checkpoint_every=2, keep_checkpoints=2), "-o", output
+    )
     try:
         while latest(output / CHECKPOINTS) is None:
             assert process.poll() is None, process.communicate()

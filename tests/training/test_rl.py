@@ -44,20 +44,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(model: Path, store: Path, output: Path, **values: object) -> RlConfig:
     base = {
-        "model_path": str(model),
+        "model": str(model),
         "data": [store],
         "validation": [store],
-        "validation_rows": 4,
+        "validation_examples": 4,
         "output": output,
         "num_iterations": 4,
         "episodes_per_iteration": 12,
         "generations_per_sample": 4,
-        "per_device_batch_size": 4,
+        "batch_size": 4,
         "learning_rate": 3e-3,
         "max_response_tokens": 64,
-        "model_context_size": 128,
-        "save_checkpoints_every_n_iterations": 2,
-        "keep_checkpoints_every_n_iterations": 2,
+        "max_length": 128,
+        "checkpoint_every": 2,
+        "keep_model_every": 2,
         "validate_every": 2,
         "precision": "float32",
         "device": "cpu",
@@ -109,7 +109,7 @@ class Recorder:
 def train(
     config: RlConfig, reward: Reward = brightness, stop_after: int | None = None
 ) -> tuple[Recorder, dict[str, torch.Tensor]]:
-    base = open_base(config.model_path)
+    base = open_base(config.model)
     data = load_data(config, base.layout, 128)
     policy, reference, place = load_policy(base, config, 64)
     learner = make_learner(policy, config, place.device)
@@ -123,7 +123,7 @@ def train(
         data.prompts,
         data.validation_data,
         data.validation_prompts,
-        load_vision_of(config.model_path, device="cpu").model,
+        load_vision_of(config.model, device="cpu").model,
         learner,
         without or reference,
         reward,
@@ -175,7 +175,7 @@ WAYS: dict[str, dict[str, object]] = {
     "plain": {},
     "several updates": {"updates_per_iteration": 3, "clip_high": 0.28, "entropy_coeff": 0.01},
     "adapters": {"lora_rank": 4},
-    "published": {"train_forced_tokens": True, "separate_language_and_vision_vocabs": False},
+    "published": {"train_forced_tokens": True, "separate_vocabularies": False},
     "no grammar": {"emu3_use_logit_processor": False},
     "thinking": {
         "assistant_prefill": "reasoning",
@@ -184,7 +184,7 @@ WAYS: dict[str, dict[str, object]] = {
         "text_only_steps": 1,
     },
     "mixed": {"assistant_prefill": None, "drop_groups_without_signal": True, "advantage_over_std": False},
-    "recomputed": {"gradient_checkpointing": True, "per_device_batch_size": 2},
+    "recomputed": {"gradient_checkpointing": True, "batch_size": 2},
 }
 
 
@@ -218,8 +218,8 @@ def test_recomputing_and_smaller_batches_change_nothing_but_rounding(
     plain = once("plain")
     for name, values in {
         "recomputed": {"gradient_checkpointing": True},
-        "pieces": {"per_device_batch_size": 3},
-        "together": {"per_device_batch_size": 64},
+        "pieces": {"batch_size": 3},
+        "together": {"batch_size": 64},
     }.items():
         other = once(name, **values)
         for weight in plain:
@@ -285,7 +285,7 @@ def test_a_run_that_is_killed_while_a_validation_waits_validates_after_all(
             raise JudgeDownError("the judge doesn't answer")
         return brightness(edits)
 
-    more = {"judge_patience": 1.0, "validate_every": 1, "num_iterations": 1, "validation_rows": 4}
+    more = {"judge_outage_timeout": 1.0, "validate_every": 1, "num_iterations": 1, "validation_examples": 4}
     config = settings(tiny_model_dir, store, tmp_path / "run", **more)
     log = tmp_path / "run/log.jsonl"
     with pytest.raises(JudgeDownError):
@@ -306,7 +306,7 @@ def test_a_judge_that_stays_down_ends_the_run_with_a_checkpoint_if_patience_has_
         raise JudgeDownError("the judge doesn't answer")
 
     with pytest.raises(JudgeDownError):
-        train(settings(tiny_model_dir, store, tmp_path / "run", judge_patience=100.0), judge)
+        train(settings(tiny_model_dir, store, tmp_path / "run", judge_outage_timeout=100.0), judge)
 
 
 def test_missing_rewards_leave_the_group(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_no_reward_at_all_changes_nothing(tiny_model_dir: Path, store: Path, tmp
 
 
 def test_old_checkpoints_keep_their_model_alone(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
-    more = {"num_iterations": 6, "save_checkpoints_every_n_iterations": 1, "keep": 2, "validation": []}
+    more = {"num_iterations": 6, "checkpoint_every": 1, "keep_checkpoints": 2, "validation": []}
     train(settings(tiny_model_dir, store, tmp_path / "run", **more))
     folder = tmp_path / "run" / CHECKPOINTS
     assert [path.name for path in checkpoints(folder)] == ["ckpt_000004", "ckpt_000005"]
@@ -353,8 +353,8 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(tiny_model_dir: Pat
     with pytest.raises(UsageError, match="an image of this data takes"):
         load_data(settings(tiny_model_dir, store, tmp_path, max_response_tokens=5), layout, 128)
     with pytest.raises(InputError, match="no prompt with its image fits into 20 tokens"):
-        load_data(settings(tiny_model_dir, store, tmp_path, model_context_size=20), layout, 128)
-    some = load_data(settings(tiny_model_dir, store, tmp_path, model_context_size=50), layout, 128)
+        load_data(settings(tiny_model_dir, store, tmp_path, max_length=20), layout, 128)
+    some = load_data(settings(tiny_model_dir, store, tmp_path, max_length=50), layout, 128)
     assert 0 < some.skipped < 12
     assert len(some.prompts) == 12 - some.skipped
     with pytest.raises(UsageError, match="2 coefficients for 1 data sets"):

@@ -55,9 +55,9 @@ def setting(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     (folder / "rewards_of_ranks.py").write_text(REWARDS)
     store = write_pairs(folder / "store", 12)
     values: dict[str, object] = {"num_iterations": 1, "episodes_per_iteration": 16, "generations_per_sample": 4}
-    values |= {"per_device_batch_size": 4, "learning_rate": 0.05, "epsilon": 0.01, "precision": "float32"}
-    values |= {"max_response_tokens": 64, "model_context_size": 128, "kl_coeff": 0.1, "gradient_checkpointing": "false"}
-    values |= {"validation_rows": 3, "log_episodes_every_n_iterations": 1}
+    values |= {"batch_size": 4, "learning_rate": 0.05, "epsilon": 0.01, "precision": "float32"}
+    values |= {"max_response_tokens": 64, "max_length": 128, "kl_coeff": 0.1, "gradient_checkpointing": "false"}
+    values |= {"validation_examples": 3, "log_episodes_every_n_iterations": 1}
     start = Trainings(tmp_path_factory.mktemp("logs"), {"PYTHONPATH": str(folder)})
     common = ("rl", "--model", tiny_model_dir, "--data", store, "--device", "cpu", *options(**values))
     yield Setting(start, (*common, "--validation", store))
@@ -168,7 +168,7 @@ def test_completions_of_any_length_are_sampled_side_by_side(setting: Setting, tm
 @pytest.mark.parametrize("sharding", ["none", "zero3"])
 def test_a_validation_with_nothing_for_the_second_process(sharding: str, setting: Setting, tmp_path: Path) -> None:
     """Nor is its reward asked about nothing."""
-    more = ("--reward", "rewards_of_ranks:alike", *options(validation_rows=1, sharding=sharding))
+    more = ("--reward", "rewards_of_ranks:alike", *options(validation_examples=1, sharding=sharding))
     setting.run(tmp_path / "out", 2, *more)
     lines = [line for line in logged(tmp_path / "out") if "validation/reward/mean" in line]
     assert [line["validation/reward/frac_missing"] for line in lines] == [0, 0]

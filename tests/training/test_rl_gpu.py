@@ -15,7 +15,7 @@ from earl_cli.training.rl.policy import fused_attention, matmul_attention
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 SMALL = {"episodes_per_iteration": 16, "generations_per_sample": 4, "learning_rate": 1e-3, "max_response_tokens": 64}
-OTHER = {"model_context_size": 128, "num_iterations": 4, "precision": "bfloat16"}
+OTHER = {"max_length": 128, "num_iterations": 4, "precision": "bfloat16"}
 
 
 def figures(model: Path, folder: Path, **values: object) -> list[dict[str, float]]:

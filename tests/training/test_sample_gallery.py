@@ -106,7 +106,11 @@ def test_drawing_in_between_changes_no_bit_of_the_training(store: Path, tiny_mod
     sets = options(**small, validate_every=1, log_every=1, precision="float32")
     command = ["sft", "--model", str(tiny_model_dir), "--data", str(store), "--device", "cpu", *sets]
     held = ["--validation", str(store)]
-    ways = {"drawn": [*held, *options(gallery_rows=2)], "measured": [*held, *options(gallery_rows=0)], "neither": []}
+    ways = {
+        "drawn": [*held, *options(gallery_examples=2)],
+        "measured": [*held, *options(gallery_examples=0)],
+        "neither": [],
+    }
     for name, more in ways.items():
         assert run([*command, *more, "-o", str(tmp_path / name)]) == 0
     drawn, measured, neither = ((tmp_path / name / "model.safetensors").read_bytes() for name in ways)

@@ -116,7 +116,9 @@ def test_thoughts_are_trained_when_their_keys_are_named(store: Path, tiny_model_
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     store: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    settings = config(store, tmp_path / "out", learning_rate=1e30, clip=1e30, checkpoint_every=1, warmup_steps=0)
+    settings = config(
+        store, tmp_path / "out", learning_rate=1e30, max_grad_norm=1e30, checkpoint_every=1, warmup_steps=0
+    )
     with pytest.raises(EarlError, match=r"(the loss is|the gradient norm is) (nan|inf)|a weight is not finite"):
         train(tiny_model_dir, settings)
     assert list((tmp_path / "out" / CHECKPOINTS).glob("*/complete"))

@@ -12,7 +12,7 @@ from trainings import options, write_pairs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 SMALL = {"max_steps": 20, "batch_size": 2, "accumulation": 1, "warmup_steps": 2, "learning_rate": 3e-3}
-OTHER = {"checkpoint_every": 20, "log_every": 1, "precision": "bfloat16", "gallery_rows": 0}
+OTHER = {"checkpoint_every": 20, "log_every": 1, "precision": "bfloat16", "gallery_examples": 0}
 
 
 def losses(model: Path, folder: Path, **values: object) -> list[float]:

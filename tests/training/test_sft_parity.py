@@ -57,7 +57,7 @@ def theirs(model: Path, data: SftData, config: SftConfig, folder: Path, *, mean_
         lr_scheduler_kwargs={"min_lr": config.min_learning_rate},
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        max_grad_norm=config.clip,
+        max_grad_norm=config.max_grad_norm,
         adam_beta1=config.betas[0],
         adam_beta2=config.betas[1],
         adam_epsilon=config.epsilon,

@@ -27,7 +27,6 @@ from earl_cli.commands._training import (
 from earl_cli.errors import UsageError
 
 OPTIONS = {
-    "model_path": "--model",
     "reward_function_api_base": "--api-base",
     "reward_function_api_model_name": "--judge-model",
     "num_iterations": "--iterations",
@@ -65,7 +64,7 @@ def rl(
     from earl_cli.config.rl import RlConfig
 
     given = {
-        "model_path": model,
+        "model": model,
         "data": data or None,
         "coefficients": listed(coefficients),
         "validation": validation or None,

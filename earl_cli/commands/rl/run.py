@@ -127,7 +127,7 @@ def show_plan(resolved: Resolved[RlConfig]) -> None:
         "data": sets,
         "skipped": data.skipped,
         "prompts": len(data.prompts),
-        "validation_rows": len(data.validation_prompts),
+        "validation_examples": len(data.validation_prompts),
         "iterations": config.num_iterations,
         "memory": parts,
         "disk": disk,
@@ -152,7 +152,7 @@ def _check(config: RlConfig, base: Base, data: RlData) -> None:
 
 
 def _beginning(config: RlConfig) -> dict[str, Any]:
-    return run_origin("rl", config.model_path, read_paths(config.train_paths_file) or config.data)
+    return run_origin("rl", config.model, read_paths(config.train_paths_file) or config.data)
 
 
 def _warn(resolved: Resolved[RlConfig], data: RlData) -> None:
@@ -187,10 +187,10 @@ def train(resolved: Resolved[RlConfig]) -> None:
 
 def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
     silence_libraries(uses_cpu(config))
-    init_processes(cpu=uses_cpu(config), timeout=COLLECTIVE_TIMEOUT + (config.judge_patience or 0))
+    init_processes(cpu=uses_cpu(config), timeout=COLLECTIVE_TIMEOUT + (config.judge_outage_timeout or 0))
     policy, reference, placement = load_policy(base, config, _longest(config, data))
     console.note(f"{placement} · disk: {rl_disk(config, base)}")
-    vision = load_vision_of(config.model_path, device=config.device, revision=config.model_revision).model
+    vision = load_vision_of(config.model, device=config.device, revision=config.model_revision).model
     learner = make_learner(policy, config, placement.device)
     if rank() == 0:
         for left in filter(is_partial, config.folder.rglob("*")):  # by a process that was killed
@@ -370,7 +370,7 @@ class _Callbacks:
         notes = [f"temperature {self.config.temperature:g}", "the best, median and worst by reward"]
         path = self.folder / GALLERIES / f"{name}.html"
         title = f"{self.folder.name}, {title}"
-        write_gallery(path, title, self.vision, rows, groups, self.config.gallery_rows, notes)
+        write_gallery(path, title, self.vision, rows, groups, self.config.gallery_examples, notes)
 
     def _memory(self) -> dict[str, float]:
         cuda = torch.cuda.is_available() and not uses_cpu(self.config)
@@ -431,4 +431,4 @@ def _longest(config: RlConfig, data: RlData) -> int:
 
 
 def _base(config: RlConfig) -> Base:
-    return open_base(config.model_path, revision=config.model_revision, tokenizer=config.tokenizer_path)
+    return open_base(config.model, revision=config.model_revision, tokenizer=config.tokenizer_path)

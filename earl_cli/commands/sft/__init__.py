@@ -60,7 +60,7 @@ def sft(
         "cot_keys": listed(cot_keys),
         "output": output,
         "max_length": max_length,
-        "save_layout": save_format,
+        "save_format": save_format,
         "device": device,
     }
     resolved = resolve(SftConfig, config, sets or [], given)

@@ -96,7 +96,7 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
         "skipped": data.skipped,
         "over_max_length": data.lengths.over,
         "thinking_rows": rows.thinking,
-        "validation_rows": len(data.validation) if data.validation else 0,
+        "validation_examples": len(data.validation) if data.validation else 0,
         "tokens_an_epoch": int(lengths.sum()),
         "steps": steps,
         "epochs": epochs,
@@ -186,7 +186,7 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
                     vision.model,
                     base.layout,
                     validation,
-                    config.gallery_rows,
+                    config.gallery_examples,
                     base.description.sampling,
                     path,
                     title,
@@ -196,7 +196,7 @@ def _train(config: SftConfig, base: Base, data: SftData, disk: Disk) -> None:
     if rank() > 0:
         return
     with writing("the model", config.output):
-        save_model(base, model, config.output, config.save_layout, result.weights)
+        save_model(base, model, config.output, config.save_format, result.weights)
     resumed = f", resumed from step {result.resumed_from}" if result.resumed_from else ""
     loss = f", validation loss {result.validation_loss:.4f}" if result.validation_loss is not None else ""
     console.say(f"{result.steps} steps{resumed}{loss}; {ending(config.output, 'step', result.best)}")
@@ -225,4 +225,4 @@ METRICS = (
 def _renders_samples(config: SftConfig) -> bool:
     """Whether this process renders samples at validations: the first one, where it has the whole weights."""
     whole = not config.sharding.startswith("zero3") and config.quantize == "none"
-    return bool(config.validation and config.gallery_rows and whole and rank() == 0)
+    return bool(config.validation and config.gallery_examples and whole and rank() == 0)

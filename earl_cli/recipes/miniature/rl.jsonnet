@@ -4,10 +4,10 @@
   num_iterations: 20,
   learning_rate: 4e-5,
   kl_coeff: 0.01,
-  local_credit: 0.9,  // one advantage for all 144 codes is too weak a signal for so few edits
-  save_checkpoints_every_n_iterations: 5,
-  keep_checkpoints_every_n_iterations: 20,
+  per_token_advantage: 0.9,  // one advantage for all 144 codes is too weak a signal for so few edits
+  checkpoint_every: 5,
+  keep_model_every: 20,
   log_episodes_every_n_iterations: 20,
   validate_every: 10,
-  validation_rows: 120,
+  validation_examples: 120,
 }

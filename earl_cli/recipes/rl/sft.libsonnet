@@ -3,8 +3,8 @@
 local simple = {
   tokenizer_path: 'BAAI/Emu3-Stage1',
   num_iterations: 3000,
-  model_context_size: 4096,
-  per_device_batch_size: 4,
+  max_length: 4096,
+  batch_size: 4,
 };
 // The published runs from sc and sc2stage were trained on other data sets, emu3_tokenized_rl_100k/NAME/train, all with
 // coefficient 1. They aren't in mair-lab/earl-datasets; APP__RL_100K_DIR is the folder of yours.
@@ -16,17 +16,17 @@ local mixed = {
 };
 {
   s: simple {
-    model_path: 'mair-lab/sft-simple',
+    model: 'mair-lab/sft-simple',
     assistant_prefill: '<|image start|>',
   },
   think_s: simple {
-    model_path: 'mair-lab/thinking-sft-simple',
+    model: 'mair-lab/thinking-sft-simple',
     assistant_prefill: "Let's think step by step. <|start thinking|>",
   },
   sc: mixed {
-    model_path: 'Image-Editing/Emu3-Base-SFT-without_cot-May06_mixed_gc_lr1e-4-checkpoint-4800',
+    model: 'Image-Editing/Emu3-Base-SFT-without_cot-May06_mixed_gc_lr1e-4-checkpoint-4800',
   },
   sc2stage: mixed {
-    model_path: 'Image-Editing/Emu3-Base-SFT-without_cot-May07_mixed_gc_post_lr1e-4-checkpoint-1200',
+    model: 'Image-Editing/Emu3-Base-SFT-without_cot-May07_mixed_gc_post_lr1e-4-checkpoint-1200',
   },
 }

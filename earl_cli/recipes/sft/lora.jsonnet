@@ -8,5 +8,5 @@
   lora_alpha: 64,
   quantize: '4bit',
   dropout: 0,
-  gallery_rows: 4,
+  gallery_examples: 4,
 }

@@ -12,7 +12,7 @@
   min_learning_rate: 1e-5,
   warmup_steps: 30,
   weight_decay: 0.1,
-  clip: 5.0,
+  max_grad_norm: 5.0,
   betas: [0.9, 0.95],
   epsilon: 1e-6,
   dropout: 0.1,
@@ -29,7 +29,7 @@
   sharding: 'zero3',
 
   validate_every: 100,
-  validation_rows: 1000,
+  validation_examples: 1000,
   checkpoint_every: 100,
-  keep: 2,  // published: 50, which take 6 TB for 8 B parameters
+  keep_checkpoints: 2,  // published: 50, which take 6 TB for 8 B parameters
 }

@@ -190,24 +190,24 @@ def sft_disk(config: SftConfig, base: Base, steps: int) -> Disk:
     if config.validation:
         written += steps // config.validate_every
     model = _model(config, base)
-    models = 2 if config.validation and written > config.keep else 1
-    return Disk(model + state, min(written, config.keep + 1), model, models, config.keep)
+    models = 2 if config.validation and written > config.keep_checkpoints else 1
+    return Disk(model + state, min(written, config.keep_checkpoints + 1), model, models, config.keep_checkpoints)
 
 
 def rl_disk(config: RlConfig, base: Base) -> Disk:
     """The disk usage of a run: checkpoints, the kept models of old ones, the best one, and the final one."""
     iterations = config.num_iterations
-    written = -(-iterations // config.save_checkpoints_every_n_iterations)
+    written = -(-iterations // config.checkpoint_every)
     validates = bool(config.validation or config.val_paths_file)
     if validates:
         written += iterations // config.validate_every
-    kept = iterations // config.keep_checkpoints_every_n_iterations
+    kept = iterations // config.keep_model_every
     model = _model(config, base)
     state = _state(config, base)
     if config.sharding == "none":  # beside the model, which is in the configured format
         state += 4 * _trained(config, base)
-    alone = max(0, kept - config.keep) + (validates and written > config.keep)
-    return Disk(model + state, min(written, config.keep + 1), model, 1 + alone, config.keep)
+    alone = max(0, kept - config.keep_checkpoints) + (validates and written > config.keep_checkpoints)
+    return Disk(model + state, min(written, config.keep_checkpoints + 1), model, 1 + alone, config.keep_checkpoints)
 
 
 def check_disk_space(output: Path, needed: Disk) -> int:
@@ -221,7 +221,11 @@ def check_disk_space(output: Path, needed: Disk) -> int:
     if needed.total <= free:
         return free
     room = (free - needed.model * needed.models) // needed.checkpoint - 1
-    hint = f"--set keep={room} fits" if 0 < room < needed.keep else "free some space, or choose another --output"
+    hint = (
+        f"--set keep_checkpoints={room} fits"
+        if 0 < room < needed.keep
+        else "free some space, or choose another --output"
+    )
     raise OutputError(f"the run needs {needed}; {_size(free)} are free", where=str(output), hint=hint)
 
 

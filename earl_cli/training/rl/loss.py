@@ -64,8 +64,10 @@ def token_advantages(
         return tuple(found)
     with_places = [number for number, score in enumerate(scores) if score.places is not None]
     if not with_places and any(rollout.finished):
-        what = "this reward has no scores for the parts of an image, which local_credit needs"
-        raise UsageError(what, where="local_credit", hint="reward=reference has them; or leave local_credit at 0")
+        what = "this reward has no scores for the parts of an image, which per_token_advantage needs"
+        raise UsageError(
+            what, where="per_token_advantage", hint="reward=reference has them; or leave per_token_advantage at 0"
+        )
     compared = place_advantages([place for score in scores if (place := score.places) is not None])
     for number, places in zip(with_places, compared, strict=True):
         codes = rollout.parsed[number].codes

@@ -73,7 +73,7 @@ def engine_options(config: RlConfig, base: Base, data: RlData, device: torch.dev
         "device": device,
         "dtype": torch.bfloat16 if uses_bfloat16(config) else torch.float32,
         "max_text_tokens": max_text_tokens(config, data),
-        "max_positions": config.model_context_size,
+        "max_positions": config.max_length,
     }
 
 

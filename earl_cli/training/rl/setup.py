@@ -145,8 +145,8 @@ def load_data(config: RlConfig, layout: SequenceLayout, positions: int) -> RlDat
     paths = read_paths(config.train_paths_file) or config.data
     validation_paths = read_paths(config.val_paths_file) or config.validation
     rows = load_rows(paths, layout)
-    mixture = mix(rows.sizes, _coefficients(config.coefficients, paths), config.random_seed)
-    context = min(config.model_context_size, positions)
+    mixture = mix(rows.sizes, _coefficients(config.coefficients, paths), config.seed)
+    context = min(config.max_length, positions)
     image = _largest_image(rows)
     if image > config.max_response_tokens:
         raise UsageError(
@@ -160,7 +160,7 @@ def load_data(config: RlConfig, layout: SequenceLayout, positions: int) -> RlDat
         raise InputError(
             f"no prompt with its image fits into {context} tokens: the shortest takes {shortest}",
             where=", ".join(map(str, paths)),
-            hint="raise model_context_size, or tokenize with a smaller --image-area",
+            hint="raise max_length, or tokenize with a smaller --image-area",
         )
     prompts, available = config.prompts_per_iteration, int(fits.sum())
     if available < prompts:
@@ -170,14 +170,14 @@ def load_data(config: RlConfig, layout: SequenceLayout, positions: int) -> RlDat
     validation_data, validation, validation_skipped = None, np.zeros(0, dtype=np.int64), 0
     if validation_paths:
         validation_data = load_rows(validation_paths, layout)
-        chosen = sample_rows(validation_data.sizes, config.validation_rows, config.random_seed).rows
+        chosen = sample_rows(validation_data.sizes, config.validation_examples, config.seed).rows
         validation = chosen[sequence_lengths(validation_data, config.mode)[chosen] <= context]
         validation_skipped = len(chosen) - len(validation)
         if not len(validation):
             raise InputError(
                 f"no validation prompt with its image fits into {context} tokens",
                 where=", ".join(map(str, validation_paths)),
-                hint="raise model_context_size, or tokenize with a smaller --image-area",
+                hint="raise max_length, or tokenize with a smaller --image-area",
             )
     skipped = int((~fits).sum())
     return RlData(rows, mixture, mixture.rows[fits], validation_data, validation, skipped, validation_skipped)
@@ -244,7 +244,7 @@ def load_policy(base: Base, config: RlConfig, longest: int) -> tuple[Policy, Fro
     placement = plan_device(base, config, longest)
     bfloat16 = uses_bfloat16(config)
     narrow = bfloat16 and (config.sharding != "none" or config.lora_rank is not None)
-    parts = separate_vocabularies if config.separate_language_and_vision_vocabs else whole_vocabulary
+    parts = separate_vocabularies if config.separate_vocabularies else whole_vocabulary
     head = parts(base.layout.vocabulary), config.temperature
 
     def load(device: torch.device, dtype: torch.dtype) -> Any:
@@ -253,7 +253,7 @@ def load_policy(base: Base, config: RlConfig, longest: int) -> tuple[Policy, Fro
     first = torch.device("cpu") if config.sharding.startswith("zero3") else placement.device
     language = load(first, torch.bfloat16 if narrow else torch.float32)
     if config.lora_rank is not None:
-        language = with_adapters(language, config.lora_rank, config.lora_alpha, 0.0, config.random_seed)
+        language = with_adapters(language, config.lora_rank, config.lora_alpha, 0.0, config.seed)
     policy = Policy(language, *head, recompute=config.gradient_checkpointing)
     reference = None
     if config.kl_coeff > 0 and config.lora_rank is None:
@@ -304,7 +304,7 @@ class AdapterFreeReference:
 def make_engine(config: RlConfig, layout: SequenceLayout, data: RlData, language: Any) -> Iterator[Engine]:
     """A `TransformersEngine` on the policy's own weights, with the limits of the config."""
     yield TransformersEngine(
-        language, layout, max_text_tokens=max_text_tokens(config, data), max_positions=config.model_context_size
+        language, layout, max_text_tokens=max_text_tokens(config, data), max_positions=config.max_length
     )
 
 
@@ -398,12 +398,12 @@ def save_model(config: RlConfig, base: Base, learner: Learner, output: Path) -> 
         if rank() > 0:
             return
         if not learner.policy.adapted:
-            save_trained(base, language, output, config.save_layout)
+            save_trained(base, language, output, config.save_format)
             return
         with merged_weights(learner.policy.language) as weights:
-            save_trained(base, learner.policy.base, output, config.save_layout, state=weights)
+            save_trained(base, learner.policy.base, output, config.save_format, state=weights)
 
 
 def _remove_old(config: RlConfig, folder: Path) -> None:
-    every = config.keep_checkpoints_every_n_iterations
-    remove_old(folder, config.keep, GOAL, lambda iteration: (iteration + 1) % every == 0)
+    every = config.keep_model_every
+    remove_old(folder, config.keep_checkpoints, GOAL, lambda iteration: (iteration + 1) % every == 0)

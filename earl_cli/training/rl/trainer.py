@@ -53,7 +53,7 @@ def train_policy(run: RlRun, start: int = 0, *, validated: bool = False) -> None
     for iteration in range(start, config.num_iterations):
         timer = PhaseTimer()
         prompts = sample_prompts(
-            run.prompts, config.prompts_per_iteration, config.generations_per_sample, config.random_seed, iteration
+            run.prompts, config.prompts_per_iteration, config.generations_per_sample, config.seed, iteration
         )
         with timer.phase("sampling"):
             callbacks.phase(iteration, "sampling")
@@ -75,7 +75,7 @@ def train_policy(run: RlRun, start: int = 0, *, validated: bool = False) -> None
         if len(run.validation_prompts) and (step % config.validate_every == 0 or last):
             found = validate(run, step)
         best = found is not None and callbacks.is_best(found)
-        if step % config.save_checkpoints_every_n_iterations == 0 or last or best:
+        if step % config.checkpoint_every == 0 or last or best:
             callbacks.checkpoint(iteration, found)
 
 
@@ -122,7 +122,7 @@ def score_edits(run: RlRun, iteration: int, edits: Sequence[Edit]) -> list[Score
     """The scores of edits. While the judge of any rank is down, all ranks write a checkpoint and retry with backoff.
 
     ``iteration`` iterations are done. Raises `TrainingStopped` as `stop_if_requested`, and JudgeDownError after
-    ``judge_patience`` seconds.
+    ``judge_outage_timeout`` seconds.
     """
     waited = 0.0
     scores: list[Score] | None = None if edits else []
@@ -139,7 +139,7 @@ def score_edits(run: RlRun, iteration: int, edits: Sequence[Edit]) -> list[Score
             return scores
         if waited == 0:
             run.callbacks.waiting(iteration, problems[0])
-        timeout = run.config.judge_patience
+        timeout = run.config.judge_outage_timeout
         if timeout is not None and waited >= timeout:
             raise problems[0]
         pause = min(max(BACKOFF[0], waited), BACKOFF[1])
@@ -157,7 +157,7 @@ def score_groups(
         own = tuple(next(remaining) for _ in rollout.completions)
         rewards = reward_values(own)
         advantages = group_advantages(rewards, over_std=config.advantage_over_std).numpy()
-        per_token = token_advantages(layout, rollout, own, advantages, config.local_credit)
+        per_token = token_advantages(layout, rollout, own, advantages, config.per_token_advantage)
         groups.append(ScoredGroup(rollout, own, advantages, per_token, has_signal(rewards)))
     return groups
 
@@ -175,7 +175,7 @@ def validate(run: RlRun, step: int) -> float | None:
     """
     assert run.validation_data is not None
     prompts = [
-        RolloutPrompt(int(row), seeds(1, run.config.random_seed, VALIDATION, number))
+        RolloutPrompt(int(row), seeds(1, run.config.seed, VALIDATION, number))
         for number, row in enumerate(run.validation_prompts)
     ]
     run.callbacks.phase(step, "validation")

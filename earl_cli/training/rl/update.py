@@ -105,7 +105,7 @@ def update(run: RlRun, iteration: int, groups: Sequence[ScoredGroup], timer: Pha
     if total == 0:
         return {}
     device = next(run.learner.policy.parameters()).device
-    made = [_train_batch(run, part, device) for part in _batches(groups, masks, config.per_device_batch_size)]
+    made = [_train_batch(run, part, device) for part in _batches(groups, masks, config.batch_size)]
     batches = [batch for batch in made if batch is not None]
     if run.reference is not None:
         with timer.phase("reference"), run.reference.on_device(), torch.no_grad():
@@ -243,7 +243,7 @@ class _MetricSums:
         found = {"loss": losses, "entropy": -logprobs, "tokens": torch.ones_like(logprobs)}
         if batch.reference is not None:
             found["kl"] = k3(logprobs, batch.reference)
-        if config.separate_language_and_vision_vocabs and config.emu3_use_logit_processor:
+        if config.separate_vocabularies and config.emu3_use_logit_processor:
             found["sampler_mismatch"] = (logprobs - batch.sampled).abs()
         for name, values in found.items():
             self.values[name] = self.values.get(name, torch.zeros(())) + batch.weight * values.sum().double().cpu()

@@ -105,12 +105,12 @@ def load_data(config: SftConfig, layout: SequenceLayout, positions: int) -> SftD
     order = mixture.rows[short]
     validation, validation_skipped = None, 0
     if config.validation:
-        validation_rows = load_rows(config.validation, layout, config.cot_keys)
-        chosen = sample_rows(validation_rows.sizes, config.validation_rows, config.seed).rows
-        validation = ExampleData(validation_rows, chosen[validation_rows.lengths[chosen] <= most])
+        validation_examples = load_rows(config.validation, layout, config.cot_keys)
+        chosen = sample_rows(validation_examples.sizes, config.validation_examples, config.seed).rows
+        validation = ExampleData(validation_examples, chosen[validation_examples.lengths[chosen] <= most])
         validation_skipped = len(chosen) - len(validation)
         if validation_skipped and (config.too_long != "skip" or not len(validation)):
-            raise _too_long(validation_rows, most, positions, ", ".join(map(str, config.validation)))
+            raise _too_long(validation_examples, most, positions, ", ".join(map(str, config.validation)))
     return SftData(ExampleData(rows, order), mixture, validation, int((~short).sum()), validation_skipped, found)
 
 
@@ -176,7 +176,7 @@ def fine_tune(
     resumed = checkpoint_number(start) if start else 0
     if rank() == 0:
         remove_incomplete(folder)
-        remove_old(folder, config.keep, GOAL)  # a run may have been killed before it did this
+        remove_old(folder, config.keep_checkpoints, GOAL)  # a run may have been killed before it did this
         link_best(config.output, GOAL)
         truncate_incomplete_line(config.output / LOG)
     stop_signal = StopSignal()

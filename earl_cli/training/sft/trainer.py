@@ -189,7 +189,7 @@ def training_arguments(config: SftConfig, folder: Path, *, evaluates: bool) -> T
         lr_scheduler_kwargs={"min_lr_rate": config.min_learning_rate / config.learning_rate},
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        max_grad_norm=config.clip,
+        max_grad_norm=config.max_grad_norm,
         adam_beta1=config.betas[0],
         adam_beta2=config.betas[1],
         adam_epsilon=config.epsilon,
@@ -376,7 +376,7 @@ class Reporter(TrainerCallback):
                     write_validation(checkpoint, losses[-1])
                 mark_complete(checkpoint)
             link_best(self.config.output, GOAL)
-            remove_old(self.folder, self.config.keep, GOAL)
+            remove_old(self.folder, self.config.keep_checkpoints, GOAL)
         return control if self.stop_signal.agreed_number() is None else self.stop_training(control)
 
 
