@@ -50,7 +50,7 @@ class Inverting:
     """
 
     name: str = "inverting"
-    at_once: int = 2
+    batch_size: int = 2
     stops_after: float = float("inf")
     refuses: str = "nothing holds this"
     reasoning: str = ""

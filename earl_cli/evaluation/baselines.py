@@ -99,7 +99,7 @@ class _Diffusers:
     place: str
     device: str
     revision: str | None
-    at_once: int = 1
+    batch_size: int = 1
 
     def describe(self) -> Mapping[str, Any]:
         baseline = self.baseline

@@ -1,4 +1,4 @@
-"""From what a person names to an editor: a model, a baseline, an endpoint, finished images, or the source itself."""
+"""Editors by name: a model, a baseline, an endpoint, finished images, or the unchanged source."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _LABEL = re.compile(r"([\w.+-]+)=(.+)")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What editors of a kind have in common; None leaves it to the model or the benchmark."""
+class EditorOptions:
+    """Settings of all editors; None stands for the default of the model or the benchmark."""
 
     device: str = "auto"
     mode: Mode = "edit"
@@ -38,8 +38,8 @@ class Options:
     on_load: Callable[[str], None] = lambda _: None
 
 
-def choose(spec: str, options: Options) -> Callable[[OutputSize], BenchmarkEditor]:
-    """The editor for ``[NAME=]WHAT``, as a function of the size that a benchmark wants; a model is loaded once for all.
+def find_editor(spec: str, options: EditorOptions) -> Callable[[OutputSize], BenchmarkEditor]:
+    """The editor for ``[NAME=]WHAT``, as a function of a benchmark's output size; a model is loaded only once.
 
     WHAT is `COPY`, a baseline (``instruct-pix2pix``, or ``instruct-pix2pix:PLACE`` with other weights),
     ``results:FOLDER``, ``https://HOST/v1#MODEL``, or a model as `load_model` finds it. Raises UsageError or
@@ -47,20 +47,20 @@ def choose(spec: str, options: Options) -> Callable[[OutputSize], BenchmarkEdito
     """
     labelled = _LABEL.fullmatch(spec)
     label, what = (labelled[1], labelled[2]) if labelled else (None, spec)
-    editor = _other(what, options)
+    editor = _special_editor(what, options)
     if editor is not None:
         named = editor if label is None else _Named(label, editor)
         return lambda _: named
-    return _own(label, what, options)
+    return _model_editor(label, what, options)
 
 
 def is_endpoint(spec: str) -> bool:
-    """Whether a spec of `choose` names a server that edits images."""
+    """Whether a spec of `find_editor` names a server that edits images."""
     labelled = _LABEL.fullmatch(spec)
     return (labelled[2] if labelled else spec).partition(":")[0] in ("http", "https")
 
 
-def _other(what: str, options: Options) -> BenchmarkEditor | None:
+def _special_editor(what: str, options: EditorOptions) -> BenchmarkEditor | None:
     from earl_cli.evaluation.baselines import BASELINES, open_baseline
 
     kind, _, place = what.partition(":")
@@ -84,7 +84,7 @@ def _other(what: str, options: Options) -> BenchmarkEditor | None:
     return None
 
 
-def _own(label: str | None, what: str, options: Options) -> Callable[[OutputSize], BenchmarkEditor]:
+def _model_editor(label: str | None, what: str, options: EditorOptions) -> Callable[[OutputSize], BenchmarkEditor]:
     from earl_cli.evaluation.editors import EarlEditor
     from earl_cli.generation.editor import load_editor
     from earl_cli.models.hub import display_name
@@ -123,8 +123,8 @@ class _Named:
     editor: BenchmarkEditor
 
     @property
-    def at_once(self) -> int:
-        return self.editor.at_once
+    def batch_size(self) -> int:
+        return self.editor.batch_size
 
     def describe(self) -> Mapping[str, Any]:
         return {**self.editor.describe(), "name": self.name}

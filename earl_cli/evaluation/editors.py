@@ -55,7 +55,7 @@ class EditorOutput:
 
 
 class BenchmarkEditor(Protocol):
-    """Makes edits, best ``at_once`` at a time. The result of a task doesn't depend on the others in its batch.
+    """Makes edits, best ``batch_size`` at a time. The result of a task doesn't depend on the others in its batch.
 
     Nothing heavy is loaded before the first `edit`.
     """
@@ -66,7 +66,7 @@ class BenchmarkEditor(Protocol):
         ...
 
     @property
-    def at_once(self) -> int: ...
+    def batch_size(self) -> int: ...
 
     def describe(self) -> Mapping[str, Any]:
         """Everything its edits depend on, as JSON: model, fingerprint or revision, settings, versions.
@@ -83,7 +83,7 @@ class BenchmarkEditor(Protocol):
         ...
 
 
-TOGETHER, MANY = 8, 128
+BATCH_SIZE, VLLM_BATCH_SIZE = 8, 128
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ class EarlEditor:
     on_load: Callable[[str], None] = lambda _: None
 
     @property
-    def at_once(self) -> int:
-        """As `BenchmarkEditor.at_once`; vLLM batches by itself, so it gets many."""
+    def batch_size(self) -> int:
+        """As `BenchmarkEditor.batch_size`; vLLM batches by itself, so it gets many."""
         loaded = self.__dict__.get("_loaded")
-        return MANY if loaded is not None and loaded.engine_name == "vllm" else TOGETHER
+        return VLLM_BATCH_SIZE if loaded is not None and loaded.engine_name == "vllm" else BATCH_SIZE
 
     def describe(self) -> Mapping[str, Any]:
         """As `BenchmarkEditor.describe`, without the device, on which images don't depend."""
@@ -171,7 +171,7 @@ class EarlEditor:
         return loaded
 
 
-AT_ONCE = 16
+FILES_BATCH_SIZE = 16
 HASHED_BYTES = 256_000_000
 EXTENSIONS = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 """Of several images with one name the first in this order is used."""
@@ -210,7 +210,7 @@ class _Finished:
     name: str
     files: tuple[Path, ...]
     by_stem: Mapping[str, Path]
-    at_once: int = AT_ONCE
+    batch_size: int = FILES_BATCH_SIZE
 
     def describe(self) -> Mapping[str, Any]:
         return {
@@ -236,7 +236,7 @@ class _Finished:
 @dataclass(frozen=True, eq=False)
 class _Copy:
     name: str = "copy"
-    at_once: int = AT_ONCE
+    batch_size: int = FILES_BATCH_SIZE
 
     def describe(self) -> Mapping[str, Any]:
         return {"name": self.name, "kind": "copy"}

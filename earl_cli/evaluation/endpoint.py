@@ -52,7 +52,7 @@ def open_endpoint(
     api_base: str,
     model: str,
     api_key_variable: str = DEFAULT_KEY_VARIABLE,
-    at_once: int = 4,
+    batch_size: int = 4,
     timeout: float = 300.0,
     size: str = AUTO,
     *,
@@ -66,13 +66,13 @@ def open_endpoint(
     Raises UsageError for what is no address.
     """
     api_base = checked_address(api_base, "an editor's")
-    return _Endpoint(model, at_once, api_base, api_key_variable, timeout, size, send_seed, backoff or Backoff())
+    return _Endpoint(model, batch_size, api_base, api_key_variable, timeout, size, send_seed, backoff or Backoff())
 
 
 @dataclass(eq=False)
 class _Endpoint:
     name: str
-    at_once: int
+    batch_size: int
     api_base: str
     api_key_variable: str
     timeout: float
@@ -96,7 +96,7 @@ class _Endpoint:
 
     async def _edit(self, tasks: Sequence[EditTask], on_progress: OnFraction | None) -> list[EditorOutput]:
         outputs: dict[int, EditorOutput] = {}
-        turn = asyncio.Semaphore(self.at_once)
+        turn = asyncio.Semaphore(self.batch_size)
 
         async def one(client: openai.AsyncOpenAI, number: int) -> None:
             async with turn:

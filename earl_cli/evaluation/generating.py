@@ -93,7 +93,7 @@ def generate(
     done = total - len(todo)
     while todo:
         _report(progress, done, total)
-        chunk, todo = todo[: editor.at_once], todo[editor.at_once :]
+        chunk, todo = todo[: editor.batch_size], todo[editor.batch_size :]
         samples, unreadable = _samples(opened, chunk)
         _append(own, unreadable)
         if samples:

@@ -26,7 +26,7 @@ from earl_cli.rewards.reference import reference_reward
 from earl_cli.rewards.reward import Edit, Pixels, Reward, Score
 from earl_cli.rewards.viescore import judged_reward
 
-AT_ONCE = 64
+BATCH_SIZE = 64
 JUDGED = {
     "semantic_consistency": ("vie_sc", "edit_success", "overedit", "vie_all"),
     "perceptual_quality": ("vie_pq", "looks_natural", "no_artifact", "vie_all"),
@@ -97,9 +97,9 @@ def score(run: EvalRun, scoring: Scoring, progress: Callable[[int, int], None] |
     """
     reward = judge_reward(scoring)
     found: list[ScoredResult] = []
-    for start in range(0, len(run.lines), AT_ONCE):
-        lines = run.lines[start : start + AT_ONCE]
-        edits = [_opened(run.folder, line.result) for line in lines]
+    for start in range(0, len(run.lines), BATCH_SIZE):
+        lines = run.lines[start : start + BATCH_SIZE]
+        edits = [_load_edit(run.folder, line.result) for line in lines]
         there = [edit for edit in edits if isinstance(edit, Edit)]
         scores = iter(reward([_for_judge(edit, scoring.area) for edit in there]) if reward else [None] * len(there))
         found += [
@@ -133,24 +133,24 @@ def pairs_of(a: EvalRun, b: EvalRun, keys: Collection[tuple[int, int]], area: in
     for line in a.lines:
         if line.result.key not in keys:
             continue
-        first, second = _opened(a.folder, line.result), _opened(b.folder, others[line.result.key])
+        first, second = _load_edit(a.folder, line.result), _load_edit(b.folder, others[line.result.key])
         if isinstance(first, Edit) and isinstance(second, Edit):
             first, second = _for_judge(first, area), _for_judge(second, area)
             pairs.append(EditPair(first.id, first.instruction, first.source, first.edited, second.edited))
     return pairs
 
 
-def opened(folder: Path, image: str) -> Pixels:
+def read_image(folder: Path, image: str) -> Pixels:
     """An image of a line, uint8[h, w, 3]. Raises InputError."""
     return np.asarray(open_image(folder / image).rgb)
 
 
-def _opened(folder: Path, result: EditResult) -> Edit | str:
+def _load_edit(folder: Path, result: EditResult) -> Edit | str:
     """The edit with its images, or why they can't be read."""
     try:
-        source = opened(folder, result.original_image)
-        edited = opened(folder, result.edited_image) if result.edited_image else None
-        target = opened(folder, result.gt_edited_image) if result.gt_edited_image else None
+        source = read_image(folder, result.original_image)
+        edited = read_image(folder, result.edited_image) if result.edited_image else None
+        target = read_image(folder, result.gt_edited_image) if result.gt_edited_image else None
     except EarlError as error:
         return str(error)
     return Edit(result.id, result.edit_instruction, source, edited, target)

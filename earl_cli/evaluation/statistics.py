@@ -18,9 +18,9 @@ from earl_cli.evaluation.results import COLUMNS, PUBLISHED, EvalRun, ScoredResul
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-FEWEST = 5
+MIN_IMAGES = 5
 """Source images that an interval needs: a bootstrap over fewer is too narrow."""
-EXACT = 13  # source images up to which all sign changes are tried
+MAX_EXACT = 13  # source images up to which all sign changes are tried
 DIMENSIONS = ("all", "source", "task", "source x task", "seed")
 Floats = NDArray[np.float64]
 
@@ -30,7 +30,7 @@ class Estimate:
     """A mean, the population's standard deviation as published, and a 95 % interval of the mean.
 
     ``count`` values are in it, ``missing`` ones are not. NaN where there are too few values, or for the interval fewer
-    than `FEWEST` source images.
+    than `MIN_IMAGES` source images.
     """
 
     mean: float
@@ -146,17 +146,17 @@ def compare(a: EvalRun, b: EvalRun, column: str) -> Difference | None:
 def sign_flip_p(change: Floats, clusters: Sequence[str]) -> float:
     """Two-sided p of a mean of paired differences: how often random signs of whole clusters give as much or more.
 
-    All signs are tried for up to `EXACT` clusters; else `RESAMPLES` random ones, with (hits + 1) / (resamples + 1).
+    All signs are tried for up to `MAX_EXACT` clusters; else `RESAMPLES` random ones, with (hits + 1) / (resamples + 1).
     """
     totals = _totals(change[:, None], clusters)[0][:, 0]
     count = len(totals)
-    if count <= EXACT:
+    if count <= MAX_EXACT:
         signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
     else:
         signs = np.random.default_rng(0).choice([-1, 1], (RESAMPLES, count))
     reached = np.abs(signs @ totals) >= abs(totals.sum()) * (1 - 1e-12)
     hits, tried = int(reached.sum()), len(signs)
-    return hits / tried if count <= EXACT else (hits + 1) / (tried + 1)
+    return hits / tried if count <= MAX_EXACT else (hits + 1) / (tried + 1)
 
 
 def cluster(line: ScoredResult) -> str:
@@ -215,7 +215,7 @@ def _estimates(values: Floats, clusters: Sequence[str], missing: Sequence[int]) 
         resampled = means[:, column][np.isfinite(means[:, column])]
         images = int((counts[:, column] > 0).sum())
         tail = _tail(images)
-        low, high = np.quantile(resampled, (tail, 1 - tail)) if images >= FEWEST else (math.nan, math.nan)
+        low, high = np.quantile(resampled, (tail, 1 - tail)) if images >= MIN_IMAGES else (math.nan, math.nan)
         mean, std = (float(there.mean()), float(there.std())) if len(there) else (math.nan, math.nan)
         estimates.append(Estimate(mean, std, float(low), float(high), len(there), missing[column]))
     return estimates

@@ -213,7 +213,7 @@ def test_the_description_says_what_edits_depend_on(pix2pix: Path, tmp_path: Path
     own = shutil.copytree(pix2pix, tmp_path / "own")
     editor = open_baseline("magicbrush", str(own), "cpu")
     described = json.loads(json.dumps(editor.describe()))
-    assert (editor.name, editor.at_once, described["name"]) == ("magicbrush", 1, "magicbrush")
+    assert (editor.name, editor.batch_size, described["name"]) == ("magicbrush", 1, "magicbrush")
     assert described["kind"] == "diffusers"
     assert described["model"] == str(own)
     assert (described["steps"], described["guidance"], described["image_guidance"]) == (3, 7.5, 1.5)

@@ -109,7 +109,7 @@ def test_a_picture_elsewhere_is_not_fetched(gives: str, said: str, images: Image
 
 def test_no_more_at_once_than_allowed(images: ImagesServer, endpoint: Open) -> None:
     images.faults = Faults(share=1, kinds=("slow",), at_most=1, slow=0.05)
-    endpoint(at_once=3).edit(some_tasks(9))
+    endpoint(batch_size=3).edit(some_tasks(9))
     assert images.most_at_once == 3
 
 
@@ -132,7 +132,7 @@ def test_one_picture_that_is_refused_costs_only_itself(
     images.refuses = {"a gun and a seed": status}
     bad, good = some_tasks(1, "add a gun and a seed")[0], some_tasks(2)
     tasks = [bad, *good] if first else [*good, bad]
-    drawn = endpoint(at_once=1).edit(tasks)
+    drawn = endpoint(batch_size=1).edit(tasks)
     refused = drawn.pop(0 if first else -1)
     assert pixels(drawn) == expected(good)
     assert refused.image is None
@@ -248,7 +248,7 @@ def test_its_description_says_what_edits_depend_on_and_no_password(images: Image
     editor = open_endpoint(images.api_base.replace("//", "//me:word@"), MODEL, size="512x512")
     described = {"name": MODEL, "kind": "endpoint", "address": images.api_base, "model": MODEL, "size": "512x512"}
     assert json.loads(json.dumps(editor.describe())) == {**described, "seeds": True}
-    assert (editor.name, editor.at_once, images.calls) == (MODEL, 4, [])
+    assert (editor.name, editor.batch_size, images.calls) == (MODEL, 4, [])
 
 
 @pytest.mark.parametrize("address", ["localhost:8000/v1", "ftp://host/v1", "http:///v1"])

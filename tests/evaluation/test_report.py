@@ -143,7 +143,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[EvalRun]:
 @pytest.fixture(scope="module")
 def html(runs: list[EvalRun]) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "FEWEST", 2)  # so that a task of so few samples has an interval to draw
+        patch.setattr(statistics, "MIN_IMAGES", 2)  # so that a task of so few samples has an interval to draw
         return report(runs, "Editors & others")
 
 

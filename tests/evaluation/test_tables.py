@@ -69,7 +69,7 @@ def rows_of(markdown: str) -> list[list[str]]:
 
 
 def test_a_row_an_editor_with_means_intervals_and_the_floor_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "FEWEST", 2)
+    monkeypatch.setattr(statistics, "MIN_IMAGES", 2)
     runs = [run("copy", vie(0, 1)), run("a", vie(4, 6)), run("b", vie(8, 10))]
     text = markdown(runs)
     head, marks, *rows = rows_of(text)

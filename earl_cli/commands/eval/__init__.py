@@ -106,10 +106,10 @@ def eval(
     """
     from earl_cli.commands.eval.run import EvalRequest, evaluate
     from earl_cli.data.shard_plan import parse_share
-    from earl_cli.evaluation.editor_registry import Options
+    from earl_cli.evaluation.editor_registry import EditorOptions
     from earl_cli.generation.vllm.environment import parse_engine_arguments
 
-    options = Options(
+    options = EditorOptions(
         device=device,
         mode="reasoning" if think else "edit",
         sampling=sampling,

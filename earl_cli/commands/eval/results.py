@@ -45,7 +45,7 @@ from earl_cli.commands.eval.options import (
     show_runs,
 )
 
-AT_ONCE = 32
+BATCH_SIZE = 32
 
 
 def eval_compare(
@@ -149,15 +149,15 @@ def _pairwise(first: EvalRun, second: EvalRun, judge: Any, rubrics: Path | None)
     preferences: list[Preference] = []
     verdicts: list[dict[str, Any]] = []
     with console.progress("comparing", len(keys), unit="pairs") as progress:
-        for start in range(0, len(keys), AT_ONCE):
-            pairs = pairs_of(first, second, keys[start : start + AT_ONCE], judge.declaration.area)
+        for start in range(0, len(keys), BATCH_SIZE):
+            pairs = pairs_of(first, second, keys[start : start + BATCH_SIZE], judge.declaration.area)
             answers = prefer(judge, wording, pairs)
             preferences += answers
             verdicts += [
                 {"id": pair.id, "verdict": each.verdict, "consistent": each.consistent, "missing": each.missing}
                 for pair, each in zip(pairs, answers, strict=True)
             ]
-            progress.update(min(start + AT_ONCE, len(keys)), len(keys))
+            progress.update(min(start + BATCH_SIZE, len(keys)), len(keys))
     result = count_preferences(preferences)
     rows = [["A", str(result.a)], ["B", str(result.b)], ["neither", str(result.ties)]]
     rows += [["of these, decided by the order", str(result.inconsistent)], ["no reply", str(result.missing)]]

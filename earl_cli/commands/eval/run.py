@@ -24,7 +24,7 @@ from earl_cli.console import console
 from earl_cli.data.shard_plan import ShardShare
 from earl_cli.errors import OutputError, UsageError
 from earl_cli.evaluation.benchmarks import find_benchmark
-from earl_cli.evaluation.editor_registry import COPY, Options, choose, is_endpoint
+from earl_cli.evaluation.editor_registry import COPY, EditorOptions, find_editor, is_endpoint
 from earl_cli.evaluation.editors import BenchmarkEditor
 from earl_cli.evaluation.generating import WHOLE, Selection, folder_of, generate, keys, remaining, start_run
 from earl_cli.evaluation.results import EvalRun, load_run
@@ -43,7 +43,7 @@ class EvalRequest:
 
     benchmarks: tuple[str, ...]
     models: tuple[str, ...]
-    options: Options
+    options: EditorOptions
     output: Path
     limit: int | None
     seeds: tuple[int, ...]
@@ -126,7 +126,7 @@ def _jobs(request: EvalRequest) -> list[EvalJob]:
     jobs: list[EvalJob] = []
     for spec in request.models:
         with without_collector():  # only imports: models are loaded later, and freed again
-            pick = choose(spec, replace(request.options, on_load=console.note))
+            pick = find_editor(spec, replace(request.options, on_load=console.note))
         for each in opened:
             editor = pick(each.benchmark.size)
             about = editor.describe()
