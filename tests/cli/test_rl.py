@@ -344,7 +344,9 @@ def test_the_plan_refuses_for_want_of_memory_and_disk(
     with monkeypatch.context() as patched:
         patched.setattr("earl_cli.training.common.memory.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
         text = complaint(rl("--dry-run"), 8)
-        assert "the run needs up to 12.3 MB: 1 whole checkpoint of 7.19 MB, 1 model of 5.11 MB; 1 MB are free" in text
+        assert (
+            "the run needs up to 12.3 MB: 1 complete checkpoint of 7.19 MB, 1 model of 5.11 MB; 1 MB are free" in text
+        )
         assert text[text.index("error: ") :] in complaint(rl(), 8)
     monkeypatch.setattr("earl_cli.models.device.free_memory", lambda _: 1000)
     text = complaint(rl("--dry-run"), 5)

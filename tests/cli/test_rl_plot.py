@@ -55,7 +55,7 @@ def test_metrics_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     names = ["time/update", "rewards/perceptual_quality/mean"]
     assert run(["rl", "plot", "run", *(part for name in names for part in ("--metric", name)), "-o", "x.svg"]) == 0
     text = Path("x.svg").read_text(encoding="utf-8")
-    assert "Time for the update" in text
+    assert "time update" in text
     assert "rewards perceptual quality mean" in text
     assert "Reward<" not in text
     assert run(["rl", "plot", "run", "--metric", "klk", "-o", "y.svg"]) == 2

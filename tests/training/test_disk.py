@@ -41,13 +41,13 @@ def test_fifty_checkpoints_of_the_paper_take_six_terabytes(tmp_path: Path, monke
     assert 5.9e12 < needed.total < 6.2e12
     with pytest.raises(OutputError) as raised:
         check_disk_space(tmp_path, needed)
-    assert "the run needs up to 6.08 TB: 51 whole checkpoints of 119 GB, 1 model of 17 GB; 1 TB are free" in str(
+    assert "the run needs up to 6.08 TB: 51 complete checkpoints of 119 GB, 1 model of 17 GB; 1 TB are free" in str(
         raised.value
     )
     assert raised.value.hint == "--set keep_checkpoints=7 fits"
     assert check_disk_space(tmp_path, sft_disk(load_config(SftConfig, "sft/simple", given=NEEDED), EMU3, 10_000))
     few = sft_disk(published, EMU3, 300)
-    assert (few.whole, few.models) == (3, 1)
+    assert (few.complete, few.models) == (3, 1)
 
 
 @pytest.mark.parametrize("output", ["there", "not/yet/there"])
@@ -55,7 +55,7 @@ def test_what_is_there_of_the_run_counts_as_room(output: str, tmp_path: Path, mo
     (tmp_path / "there" / CHECKPOINTS / "checkpoint-1").mkdir(parents=True)
     (tmp_path / "there" / CHECKPOINTS / "checkpoint-1" / "weights").write_bytes(bytes(600))
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: SimpleNamespace(free=500))
-    needed = memory.Disk(checkpoint=400, whole=2, model=200, models=1, keep=1)
+    needed = memory.Disk(checkpoint=400, complete=2, model=200, models=1, keep=1)
     if output == "there":
         assert check_disk_space(tmp_path / output, needed) == 1100
         return

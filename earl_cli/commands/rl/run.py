@@ -86,7 +86,7 @@ from earl_cli.training.rl.setup import (
 )
 from earl_cli.training.rl.trainer import train_policy
 
-EPISODES, GALLERIES, CACHE = "episodes", "galleries", "judge.sqlite"
+ROLLOUTS, GALLERIES, CACHE = "episodes", "galleries", "judge.sqlite"
 COLLECTIVE_TIMEOUT = 7200.0
 """Timeout of collective operations in seconds: another process may be sampling or calling the judge for long."""
 
@@ -145,13 +145,13 @@ def _check_before(config: RlConfig) -> None:
 def _check(config: RlConfig, base: Base, data: RlData) -> None:
     """Raises for what can be known before any weight is read."""
     reward_from_config(config, config.folder / CACHE)
-    check_origin(config.folder, _beginning(config))
+    check_origin(config.folder, _origin(config))
     check_resumable(config)
     plan_device(base, config, _longest(config, data))
     check_disk_space(config.folder, rl_disk(config, base))
 
 
-def _beginning(config: RlConfig) -> dict[str, Any]:
+def _origin(config: RlConfig) -> dict[str, Any]:
     return run_origin("rl", config.model, read_paths(config.train_paths_file) or config.data)
 
 
@@ -162,7 +162,7 @@ def _warn(resolved: Resolved[RlConfig], data: RlData) -> None:
         console.warn(f"{data.skipped} prompts have too many tokens and are left out")
     if data.validation_skipped:
         console.warn(f"{data.validation_skipped} validation prompts have too many tokens and are left out")
-    other = changed_data(config.folder, _beginning(config))
+    other = changed_data(config.folder, _origin(config))
     for text in (*config.remarks(resolved.origins), *([other] if other else [])):
         console.warn(text)
 
@@ -196,9 +196,9 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
         for left in filter(is_partial, config.folder.rglob("*")):  # by a process that was killed
             left.unlink()
         truncate_incomplete_line(config.folder / LOG)
-        write_origin(config.folder, _beginning(config))
+        write_origin(config.folder, _origin(config))
     start = resume(config, learner)
-    without = AdapterFreeReference(learner) if policy.adapted and config.kl_coeff else None
+    adapter_free = AdapterFreeReference(learner) if policy.adapted and config.kl_coeff else None
     stop_signal = StopSignal()
     with (
         stopped("iteration", config.folder),
@@ -217,7 +217,7 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
             validation_prompts=data.validation_prompts,
             vision=vision,
             learner=learner,
-            reference=without or reference,
+            reference=adapter_free or reference,
             reward=recorder,
             engine=engine,
             callbacks=callbacks,
@@ -329,7 +329,7 @@ class _Callbacks:
         self.had_signal |= metrics["reward/frac_zero_std"] < 1
         self._log(step, {**metrics, **self._memory()})
         if rank() == 0 and groups:
-            write_rollouts(self.folder / EPISODES / f"step-{step:06d}.parquet", step, self.data.rows, groups)
+            write_rollouts(self.folder / ROLLOUTS / f"step-{step:06d}.parquet", step, self.data.rows, groups)
             self._write_gallery(f"step-{step:06d}", f"iteration {step}", self.data.rows, groups)
 
     def validation(self, step: int, metrics: Mapping[str, float], groups: Sequence[ScoredGroup]) -> None:

@@ -159,14 +159,14 @@ def rl_memory(config: RlConfig, base: Base, processes: int, longest: int) -> Mem
 
 @dataclass(frozen=True)
 class Disk:
-    """The peak disk usage: ``whole`` complete checkpoints and ``models`` checkpoints reduced to their model.
+    """The peak disk usage: ``complete`` complete checkpoints and ``models`` checkpoints reduced to their model.
 
     ``checkpoint`` and ``model`` are their bytes. The run keeps ``keep`` complete checkpoints, and has one more while it
     writes it.
     """
 
     checkpoint: int
-    whole: int
+    complete: int
     model: int
     models: int
     keep: int
@@ -174,13 +174,12 @@ class Disk:
     @property
     def total(self) -> int:
         """Bytes in all."""
-        return self.checkpoint * self.whole + self.model * self.models
+        return self.checkpoint * self.complete + self.model * self.models
 
     def __str__(self) -> str:
-        whole = f"{self.whole} whole checkpoint{'s' * (self.whole != 1)} of {_size(self.checkpoint)}"
-        return (
-            f"up to {_size(self.total)}: {whole}, {self.models} model{'s' * (self.models != 1)} of {_size(self.model)}"
-        )
+        parts = ((self.complete, "complete checkpoint", self.checkpoint), (self.models, "model", self.model))
+        described = (f"{count} {name}{'s' * (count != 1)} of {_size(size)}" for count, name, size in parts)
+        return f"up to {_size(self.total)}: {', '.join(described)}"
 
 
 def sft_disk(config: SftConfig, base: Base, steps: int) -> Disk:
