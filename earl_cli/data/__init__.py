@@ -1,1 +1,1 @@
-"""Training data: pairs of pictures in, a token store on disk, batches out."""
+"""Training data: from images and instructions to a token store on disk, and from stores to batches."""

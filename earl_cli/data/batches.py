@@ -1,4 +1,4 @@
-"""From token stores, mixed in given proportions, to training batches; each row is laid out by `tokens.layout`."""
+"""Training batches from token stores, mixed in given proportions; `tokens.layout` makes the sequences."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, eq=False)
 class DatasetRows:
-    """The rows of some data sets one after another; ``names`` and ``sizes`` are those of the sets.
+    """The rows of several data sets one after another; ``names`` and ``sizes`` are those of the sets.
 
-    ``unreadable`` counts what published files had to be left out, for each set.
+    ``unreadable`` counts the files of each published set that were left out.
     """
 
     table: pa.Table
@@ -59,7 +59,7 @@ class DatasetRows:
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """How many tokens each row's training sequence has, int64[n], without laying it out."""
+        """Tokens of each row's training sequence, int64[n], computed without building it."""
         texts: dict[str, int] = {}
         grids: dict[tuple[int, int], int] = {}
         sides = [self.table.column(name).to_pylist() for name in SIDES]
@@ -80,7 +80,7 @@ class DatasetRows:
 
     @cached_property
     def thinking(self) -> int:
-        """How many rows have a chain of thought under the keys."""
+        """The number of rows with a chain of thought under the keys."""
         return sum(self._thoughts(row) is not None for row in range(len(self))) if self.cot_keys else 0
 
     def _thoughts(self, row: int) -> str | None:
@@ -103,7 +103,7 @@ SIDES = ("source_height", "source_width", "target_height", "target_width")
 
 @dataclass(frozen=True, eq=False)
 class ExampleData(Dataset[tuple[str, Example]]):
-    """Training sequences with their ids, in the order of ``order`` (rows of ``rows``)."""
+    """Training sequences with their ids; ``order`` int64[n] are indices into ``rows``."""
 
     rows: DatasetRows
     order: NDArray[np.int64]
@@ -116,54 +116,54 @@ class ExampleData(Dataset[tuple[str, Example]]):
         return self.rows.id(row), self.rows.example(row)
 
 
-def load_rows(places: Sequence[Path], layout: SequenceLayout, cot_keys: Sequence[str] = ()) -> DatasetRows:
-    """All rows of token stores and of published folders or tarballs, which are read in place.
+def load_rows(paths: Sequence[Path], layout: SequenceLayout, cot_keys: Sequence[str] = ()) -> DatasetRows:
+    """All rows of token stores and of published folders or tarballs, which are read in path.
 
-    Raises InputError for an empty or unfinished store, codes of another codebook, and CoT keys that no row has.
+    Raises InputError for an empty or incomplete store, codes of another codebook, and CoT keys that no row has.
     """
-    tables, unreadable = zip(*(_table(place, layout.vocabulary.codes) for place in places), strict=True)
-    for place, table in zip(places, tables, strict=True):
+    tables, unreadable = zip(*(_table(path, layout.vocabulary.codes) for path in paths), strict=True)
+    for path, table in zip(paths, tables, strict=True):
         if table.num_rows == 0:
-            raise InputError("there is not a single pair in this data", where=str(place))
+            raise InputError("there are no examples in this data", where=str(path))
     table = pa.concat_tables(tables).combine_chunks()
-    _check_keys(table, cot_keys, ", ".join(map(str, places)))
-    names = tuple(_name(place.resolve()) for place in places)
+    _check_keys(table, cot_keys, ", ".join(map(str, paths)))
+    names = tuple(_name(path.resolve()) for path in paths)
     return DatasetRows(table, layout, tuple(cot_keys), names, tuple(each.num_rows for each in tables), unreadable)
 
 
-def _name(place: Path) -> str:
-    """The last part of a path, with the one before it where that alone says nothing."""
-    return f"{place.parent.name}/{place.name}" if place.name in ("train", "validation") else place.name
+def _name(path: Path) -> str:
+    """The last part of a path, with its parent if it is the name of a split."""
+    return f"{path.parent.name}/{path.name}" if path.name in ("train", "validation") else path.name
 
 
-def _table(place: Path, codes: int) -> tuple[pa.Table, int]:
-    """The rows of one data set, and how many of its files can't be read."""
-    if is_published(place):
-        table, rejects = published_table(open_published(place), codes)
+def _table(path: Path, codes: int) -> tuple[pa.Table, int]:
+    """The rows of one data set, and the number of its files that can't be read."""
+    if is_published(path):
+        table, rejects = published_table(open_published(path), codes)
         return table, len(rejects)
-    store = open_store(place)
+    store = open_store(path)
     check_codebook(store, codes)
     if not store.complete:
-        what = f"this store is not finished: {len(store.missing)} of {store.manifest.shards} shards are missing"
-        raise InputError(what, where=str(place), hint="run the same earl tokenize again")
+        what = f"this store is incomplete: {len(store.missing)} of {store.manifest.shards} shards are missing"
+        raise InputError(what, where=str(path), hint="run the same earl tokenize again")
     return store.table(), 0
 
 
 def _check_keys(table: pa.Table, keys: Sequence[str], where: str) -> None:
     if not keys:
         return
-    there = {key for thoughts in table.column("thoughts").to_pylist() for key, _ in thoughts}
+    available = {key for thoughts in table.column("thoughts").to_pylist() for key, _ in thoughts}
     for key in keys:
-        if key not in there:
-            listed = ", ".join(sorted(there)) or "none"
+        if key not in available:
+            listed = ", ".join(sorted(available)) or "none"
             raise InputError(f"no row has a chain of thought {key!r}", where=where, hint=f"the CoT keys are {listed}")
 
 
 def collate(examples: Sequence[tuple[str, Example]], pad: int) -> dict[str, Any]:
-    """A batch: ``input_ids`` and ``labels``, both int64[B, longest], and the rows' ``ids``.
+    """A batch: ``input_ids`` and ``labels``, int64[B, longest], and the rows' ``ids``.
 
-    Padding stands on the right: under causal attention no token sees it, so no mask is needed and positions count the
-    real tokens. Labels are the ids themselves from ``loss_from`` on, and -100 before and on the padding.
+    Padding is on the right: under causal attention no token sees it, so no mask is needed and positions count the real
+    tokens. Labels are the ids from ``loss_from`` on, and -100 before that and on the padding.
     """
     longest = max(len(example.ids) for _, example in examples)
     ids = np.full((len(examples), longest), pad, dtype=np.int64)
@@ -177,9 +177,9 @@ def collate(examples: Sequence[tuple[str, Example]], pad: int) -> dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """``rows`` int64[n] number the rows of all sets one after another, in the order of an epoch.
+    """``rows`` int64[n] are indices into the rows of all sets one after another, in the order of an epoch.
 
-    ``counts`` says how many of them are of each set, ``coefficients`` how often a set occurs in an epoch.
+    ``counts`` are the rows from each set, ``coefficients`` how often each set occurs in an epoch.
     """
 
     rows: NDArray[np.int64]
@@ -191,7 +191,7 @@ def mix(sizes: Sequence[int], coefficients: Sequence[float] | None, seed: int) -
     """One epoch of sets with ``sizes`` rows.
 
     A set with the coefficient c contributes int(c) whole copies and a random sample of int(n · frac(c)) of its rows.
-    Without coefficients every set is up-sampled to the largest, c = max n / n. Then all is shuffled once. Raises
+    Without coefficients every set is up-sampled to the largest, c = max n / n. Then all rows are shuffled. Raises
     UsageError if nothing is left.
     """
     generator = np.random.default_rng(seed)
@@ -205,21 +205,21 @@ def mix(sizes: Sequence[int], coefficients: Sequence[float] | None, seed: int) -
         parts.append(start + np.concatenate([*[np.arange(size)] * whole, sample]).astype(np.int64))
     rows = generator.permutation(np.concatenate(parts))
     if len(rows) == 0:
-        raise UsageError("the coefficients leave not a single pair", where="coefficients", hint="raise them")
+        raise UsageError("the coefficients leave no example", where="coefficients", hint="raise them")
     return Mixture(rows, tuple(map(len, parts)), chosen)
 
 
 def sample_rows(sizes: Sequence[int], budget: int, seed: int) -> Mixture:
-    """For validation: an equal share of ``budget`` rows of each set, at least one, drawn at random and in order.
+    """For validation: an equal share of ``budget`` rows of each set, at least one, sampled at random, in order.
 
-    The same rows for the same seed; of a set, those that are drawn don't depend on the others.
+    The same seed gives the same rows; those of a set don't depend on the other sets.
     """
     share = max(1, budget // len(sizes))
     starts = np.cumsum([0, *sizes])
     parts = []
     for start, size in zip(starts, sizes, strict=False):
-        drawn = np.random.default_rng(seed).choice(size, min(size, share), replace=False)
-        parts.append(start + np.sort(drawn).astype(np.int64))
+        sampled = np.random.default_rng(seed).choice(size, min(size, share), replace=False)
+        parts.append(start + np.sort(sampled).astype(np.int64))
     counts = tuple(map(len, parts))
     return Mixture(
         np.concatenate(parts), counts, tuple(count / size for count, size in zip(counts, sizes, strict=True))

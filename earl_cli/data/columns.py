@@ -1,14 +1,17 @@
-"""Which columns of a row hold source, instruction and target, what a usable row is, and presets for published data."""
+"""Which columns of a row hold source, instruction and target, checks of an example, and presets of published data."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
+import tomllib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
 from typing import Any
 
 from earl_cli.console import listed
@@ -31,11 +34,11 @@ INSTRUCTION_NAMES = (
 )  # fmt: skip
 ID_NAMES = ("id", "edit_id", "idx", "omni_edit_id", "image_id", "img_id", "__key__")
 SAMPLED_ROWS = 16
-"""Rows that are looked at where the type of a column doesn't tell what it holds."""
+"""Rows that are read to tell what a column holds, where its type doesn't."""
 MAX_LISTED = 40
 MAX_LIST_LENGTH = 10_000
-"""Characters of a cell that may spell a list: Python takes a hundred times their memory to read them."""
-_RUN_TOGETHER = re.compile(r"""['"]\s+['"]""")  # as numpy prints lists, which Python reads as one text
+"""Characters of a cell that is parsed as a list: Python's parser takes a hundred times their memory."""
+_RUN_TOGETHER = re.compile(r"""['"]\s+['"]""")  # as numpy prints lists; Python would read one text
 _FILE = re.compile(r"_(file_?name|file|path|url)s?$")
 
 
@@ -51,7 +54,7 @@ class ExampleColumns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that are named, once each."""
+        """All named columns, without duplicates."""
         named = (self.source, self.target, self.instruction, self.id, *self.thoughts)
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
@@ -61,7 +64,7 @@ class ExampleColumns:
 
 @dataclass(frozen=True)
 class EditExample:
-    """One edit: two pictures as the data has them (bytes, paths, …), the request, and the thinking's texts by key."""
+    """One edit: two images as the data hold them (bytes, paths, …), the instruction, and chains of thought by key."""
 
     row: int
     id: str
@@ -73,22 +76,22 @@ class EditExample:
 
 
 def find_columns(wanted: ExampleColumns, source: Source, *, reason: str = "") -> ExampleColumns:
-    """``wanted`` with every column named as ``source`` has it; ``reason`` is why these are wanted, for the message.
+    """``wanted`` with every column as ``source`` spells it; ``reason``, for the message, is why these are wanted.
 
-    Raises InputError, with all that are missing, the usual names and the columns that are there.
+    Raises InputError that names all missing columns, the common names and the columns that ``source`` has.
     """
     missing: list[tuple[str, str]] = []
 
-    def find(flag: str, named: str | None, usual: Sequence[str] = (), holds: CellKind = "text") -> str | None:
-        name = matching_column(named, source) if named else column_by_common_name(source, usual, holds)
+    def find(flag: str, named: str | None, common_names: Sequence[str] = (), holds: CellKind = "text") -> str | None:
+        name = matching_column(named, source) if named else column_by_common_name(source, common_names, holds)
         if name is None:
-            nothing = f"no column for {flag} under a usual name ({', '.join(usual)})"
+            nothing = f"no column for {flag} under a common name ({', '.join(common_names)})"
             missing.append((flag, f"no column {named!r}" if named else nothing))
         return name
 
     found = ExampleColumns(
-        find("--original-image-key", wanted.source, SOURCE_NAMES, "picture"),
-        find("--edited-image", wanted.target, TARGET_NAMES, "picture"),
+        find("--original-image-key", wanted.source, SOURCE_NAMES, "image"),
+        find("--edited-image", wanted.target, TARGET_NAMES, "image"),
         find("--edit-instruction", wanted.instruction, INSTRUCTION_NAMES),
         find("--id-key", wanted.id) if wanted.id else column_by_common_name(source, ID_NAMES),
         tuple(find("--cot-keys", key) or key for key in wanted.thoughts),
@@ -101,49 +104,50 @@ def find_columns(wanted: ExampleColumns, source: Source, *, reason: str = "") ->
 
 
 def matching_column(name: str, source: Source) -> str | None:
-    """How ``source`` spells the column, None if it has none; what a nested one holds isn't always known beforehand."""
+    """The column as ``source`` spells it, None if there is none; a nested name may turn out to be missing only in a
+    row."""
     forms = {unicodedata.normalize("NFC", column): column for column in source.columns}
-    spelled = unicodedata.normalize("NFC", name)
-    if spelled in forms:
-        return forms[spelled]
+    normalized = unicodedata.normalize("NFC", name)
+    if normalized in forms:
+        return forms[normalized]
     nested = any(source.columns.get(outer) == "unknown" for outer, _ in nested_splits(name))
     return name if nested else None
 
 
-def column_by_common_name(source: Source, usual: Sequence[str], holds: CellKind | None = None) -> str | None:
-    """The first column under one of the ``usual`` names that holds pictures or texts, or anything; None if none does.
+def column_by_common_name(source: Source, common_names: Sequence[str], holds: CellKind | None = None) -> str | None:
+    """The first column with one of these names that holds images or texts, or anything; None if there is none.
 
-    A column whose type says so comes before those whose type leaves it open; among these, a sample of the rows tells.
+    A column whose type says what it holds comes before those whose type doesn't; for these, a sample of rows decides.
     """
-    names = _matching_names(source, usual, holds)
+    names = _matching_names(source, common_names, holds)
     if holds is None:
         return next(iter(names), None)
-    certain = [name for name in names if source.columns[name] == holds]
-    unclear = [name for name in names if source.columns[name] == "unknown"]
-    if certain or len(unclear) < 2:
-        return next(iter(certain or unclear), None)
-    values = _sample_values(source, unclear)
-    for name in unclear:
-        pictures = sum(looks_like_image(value, source.base) for value in values[name])
-        if 2 * (pictures if holds == "picture" else len(values[name]) - pictures) > len(values[name]):
+    typed = [name for name in names if source.columns[name] == holds]
+    untyped = [name for name in names if source.columns[name] == "unknown"]
+    if typed or len(untyped) < 2:
+        return next(iter(typed or untyped), None)
+    values = _sample_values(source, untyped)
+    for name in untyped:
+        images = sum(looks_like_image(value, source.base) for value in values[name])
+        if 2 * (images if holds == "image" else len(values[name]) - images) > len(values[name]):
             return name
-    return unclear[0]
+    return untyped[0]
 
 
 def describe_columns(source: Source) -> str:
-    """The columns for a message; of those with pictures it says so."""
-    named = [f"{name} (pictures)" if holds == "picture" else name for name, holds in source.columns.items()]
+    """The columns for a message, those of images marked."""
+    named = [f"{name} (images)" if holds == "image" else name for name, holds in source.columns.items()]
     return listed(named, MAX_LISTED) or "none"
 
 
-def _matching_names(source: Source, usual: Sequence[str], holds: CellKind | None) -> list[str]:
-    """The columns under these names, however spelled; of pictures also what is called their file, path or URL."""
+def _matching_names(source: Source, common_names: Sequence[str], holds: CellKind | None) -> list[str]:
+    """The columns with these names, in any spelling; for images also those called their file, path or URL."""
     plain = {column: _normalized(column) for column in source.columns}
     found: list[str] = []
-    for name in usual:
+    for name in common_names:
         found += [column for column in plain if column == name]
         found += [column for column in plain if plain[column] == name]
-        if holds == "picture":
+        if holds == "image":
             found += [column for column in plain if _FILE.sub("", plain[column]) == name]
     return list(dict.fromkeys(found))
 
@@ -153,7 +157,7 @@ def _normalized(name: str) -> str:
 
 
 def _sample_values(source: Source, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """What these columns hold in some rows from anywhere, where they hold anything."""
+    """The non-empty values of these columns in a random sample of rows."""
     values: dict[str, list[Any]] = {name: [] for name in columns}
     for rows in RowOrder(source.bounds, seed=0, limit=SAMPLED_ROWS).chunks(0, SAMPLED_ROWS):
         for row in source.read(rows, columns):
@@ -164,12 +168,13 @@ def _sample_values(source: Source, columns: Sequence[str]) -> dict[str, list[Any
 
 
 def read_example(row: Row, columns: ExampleColumns) -> EditExample:
-    """The pair in a row; ``columns`` are all named. Raises BadRowError if something is missing or no text."""
+    """The example in a row; ``columns`` are all named. Raises BadRowError for a missing value and for one that is no
+    text."""
     assert columns.source and columns.target and columns.instruction
     instruction = read_instruction(row, columns.instruction)
     for name in (columns.source, columns.target):
         if row.values.get(name) is None:
-            raise BadRowError("picture", f"there is no {name}", where=row.where)
+            raise BadRowError("image", f"there is no {name}", where=row.where)
     texts = {key: _as_text(row.values[key]) for key in columns.thoughts if row.values.get(key) is not None}
     thoughts = {key: _checked_text(text, row) for key, text in texts.items()}
     source, target = row.values[columns.source], row.values[columns.target]
@@ -177,7 +182,7 @@ def read_example(row: Row, columns: ExampleColumns) -> EditExample:
 
 
 def read_instruction(row: Row, column: str) -> str:
-    """The row's request, of several the first. Raises BadRowError if there is none, or no text."""
+    """The row's instruction, the first one of a list. Raises BadRowError if it is missing or no text."""
     if column not in row.values:
         raise BadRowError("instruction", f"there is no {column}", where=row.where)
     value = row.values[column]
@@ -192,12 +197,12 @@ def read_instruction(row: Row, column: str) -> str:
 
 def _checked_text(text: str, row: Row) -> str:
     if text != storable(text):
-        raise BadRowError("text", "there is half a character in it, as in a text cut off", where=row.where)
+        raise BadRowError("text", "it has a lone surrogate, as a text that was cut off", where=row.where)
     return text
 
 
 def _parse_list(text: str) -> str | list[Any]:
-    """The list that a cell of a table spells, in JSON or as Python prints it; else the text itself."""
+    """The list that a table's cell holds as JSON or as Python prints it; else the text itself."""
     if len(text) <= MAX_LIST_LENGTH and text.strip().startswith("[") and not _RUN_TOGETHER.search(text):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             found = ast.literal_eval(text.strip())
@@ -207,13 +212,13 @@ def _parse_list(text: str) -> str | list[Any]:
 
 
 def row_id(row: Row, columns: ExampleColumns) -> str:
-    """What the data calls this row, or its number, counted from 1."""
+    """The row's id in the data, or its number, counted from 1."""
     name = row.values.get(columns.id) if columns.id else None
     return storable(str(name)) if name is not None else f"{row.number + 1:08d}"
 
 
 def storable(text: str) -> str:
-    """JSON can hold half of a surrogate pair, which no UTF-8 can: it becomes a question mark."""
+    """The text with question marks for lone surrogates, which JSON can hold and UTF-8 can't."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -228,34 +233,28 @@ def _short(value: Any, length: int = 40) -> str:
 
 @dataclass(frozen=True)
 class Preset:
-    """What a preset sets: where the data are and which columns hold what; every flag that is given wins over it.
+    """A published data set of presets.toml; options that are given override it.
 
-    ``place`` None: the set isn't on the Hub as pairs; a copy of one's own has to be named.
+    With ``location`` None the set isn't on the Hub as examples, and a copy has to be named.
     """
 
-    place: str | None
+    location: str | None
+    split: str | None
     columns: ExampleColumns
-    split: str | None = "train"
 
 
-_PAIRS = ExampleColumns("source_image", "edited_image", "edit_instruction")  # as the paper's own copies name them
-
-PRESETS = {
-    "omniedit": Preset(
-        "TIGER-Lab/OmniEdit-Filtered-1.2M",
-        ExampleColumns("src_img", "edited_img", "edited_prompt_list", "omni_edit_id"),
-    ),
-    "magic_brush": Preset("osunlp/MagicBrush", ExampleColumns("source_img", "target_img", "instruction")),
-    "human-edit": Preset("BryanW/HumanEdit", ExampleColumns("INPUT_IMG", "OUTPUT_IMG", "EDITING_INSTRUCTION")),
-    "aurora_ag": Preset(None, _PAIRS, split=None),
-    "aurora_kubric": Preset(None, _PAIRS, split=None),
-    "ss2": Preset(None, _PAIRS, split=None),
-    "vismin": Preset(None, _PAIRS, split=None),
-}
+@cache
+def presets() -> Mapping[str, Preset]:
+    """The presets of the package by name."""
+    tables = tomllib.loads((resources.files("earl_cli.data") / "presets.toml").read_text(encoding="utf-8"))
+    return {
+        name: Preset(table.get("location"), table.get("split"), ExampleColumns(**table["columns"]))
+        for name, table in tables.items()
+    }
 
 
 def find_preset(name: str) -> Preset:
-    """Raises UsageError, listing the presets, for an unknown name."""
-    if name not in PRESETS:
-        raise UsageError(f"no preset {name!r}", where="--preset", hint=f"there are {', '.join(PRESETS)}")
-    return PRESETS[name]
+    """The preset of this name. Raises UsageError that lists the presets."""
+    if name not in presets():
+        raise UsageError(f"no preset {name!r}", where="--preset", hint=f"there are {', '.join(presets())}")
+    return presets()[name]

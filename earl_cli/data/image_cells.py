@@ -1,6 +1,6 @@
-"""A picture as data sets hold it (bytes, a path, base64, a Pillow image, a URL) becomes bytes; here nothing is decoded.
+"""An image as data sets hold it (bytes, a path, base64, a Pillow image, a URL), as bytes; nothing is decoded here.
 
-A URL is fetched only where that was asked for.
+URLs are fetched only if the caller allows it.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _MAX_PATH_LENGTH = 4096
 
 
 def image_bytes(value: Any, base: str | None, *, urls: bool = False) -> bytes:
-    """The content of a picture's file.
+    """The content of an image file.
 
-    ``value``: bytes, a Pillow image, a mapping with ``bytes`` or ``path`` (as Parquet data sets have it), a list of one
-    of these, or a text: a path from the folder ``base`` on (None: paths are not followed), base64, a data: or an http
-    URL (with ``urls``). Raises BadRowError if it is none of these or can't be had.
+    ``value`` is bytes, a Pillow image, a mapping with ``bytes`` or ``path`` (as in Parquet data sets), a list of one of
+    these, or a text: a path relative to the folder ``base`` (None: no paths), base64, a data: URL or, with ``urls``, an
+    http URL. Raises BadRowError for anything else and for what can't be read.
     """
     if isinstance(value, list | tuple):
         if len(value) != 1:
-            raise BadRowError("picture", f"a list of {len(value)}, where there must be one picture")
+            raise BadRowError("image", f"a list of {len(value)}, where one image is expected")
         return image_bytes(value[0], base, urls=urls)
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
@@ -53,12 +53,12 @@ def image_bytes(value: Any, base: str | None, *, urls: bool = False) -> bytes:
         value.save(encoded, "PNG")
         return encoded.getvalue()
     if not isinstance(value, str):
-        raise BadRowError("picture", f"a {type(value).__name__} is no picture and no path of one")
+        raise BadRowError("image", f"a {type(value).__name__} is neither an image nor a path")
     return _from_text(value, base, urls=urls)
 
 
 def looks_like_image(value: Any, base: str | None) -> bool:
-    """Whether `image_bytes` would take this for a picture and not for words, by its looks alone."""
+    """Whether `image_bytes` would take this for an image and not for text, without reading it."""
     if isinstance(value, list | tuple):
         return bool(value) and all(looks_like_image(each, base) for each in value)
     if isinstance(value, Mapping):
@@ -76,11 +76,11 @@ def looks_like_image(value: Any, base: str | None) -> bool:
 
 def _from_text(value: str, base: str | None, *, urls: bool) -> bytes:
     if not value.strip():
-        raise BadRowError("picture", "an empty text is no picture and no path of one")
+        raise BadRowError("image", "an empty text is neither an image nor a path")
     if value.startswith("data:"):
         _, comma, data = value.partition(",")
         if not comma:
-            raise BadRowError("picture", f"{_short(value)} is a data: URL without a comma")
+            raise BadRowError("image", f"{_short(value)} is a data: URL without a comma")
         return _decode_base64(data)
     url = _URL.match(value)
     if url and url[1].lower() in ("http", "https"):
@@ -94,24 +94,25 @@ def _from_text(value: str, base: str | None, *, urls: bool) -> bytes:
     if _BASE64.fullmatch(_one_line(value)):
         return _decode_base64(value)
     if base is None:
-        raise BadRowError("picture", f"{_short(value)} is a path, and this data has no folder that it could count from")
-    raise BadRowError("picture", "there is no such file", where=_short(str(Path(base) / value)))
+        raise BadRowError("image", f"{_short(value)} is a path, and this data has no folder for relative paths")
+    raise BadRowError("image", "there is no such file", where=_short(str(Path(base) / value)))
 
 
 def find_file(base: Path, name: str) -> Path | None:
-    """The file that a list calls ``name``, also where that was written on another system: Windows separates folders by
-    backslashes, and macOS takes letters and their accents apart (NFD) that others write as one (NFC)."""
+    """The file that a list names, also in another system's spelling: backslashes as on Windows, or letters and accents
+    as separate characters (NFD) as on macOS.
+    """
     if len(name) > _MAX_PATH_LENGTH:
         return None
-    for spelled in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
-        for path in (base / spelled, _in_stored_form(base, Path(spelled))):
+    for spelling in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
+        for path in (base / spelling, _in_stored_form(base, Path(spelling))):
             if path is not None and _is_file(path):
                 return path
     return None
 
 
 def _in_stored_form(base: Path, path: Path) -> Path | None:
-    """``path`` as its folders spell it, in whatever Unicode form."""
+    """``path`` in the Unicode form in which its folders spell it."""
     if str(path).isascii():
         return None
     for part in path.parts:
@@ -124,7 +125,7 @@ def _in_stored_form(base: Path, path: Path) -> Path | None:
 
 @lru_cache(64)
 def _spellings(folder: Path) -> Mapping[str, str]:
-    """The names in a folder by their composed form; of those in ASCII there is one form only."""
+    """The names in a folder that aren't ASCII, by their composed form (NFC)."""
     try:
         names = [path.name for path in folder.iterdir()]
     except OSError:
@@ -135,7 +136,7 @@ def _spellings(folder: Path) -> Mapping[str, str]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # base64 makes names that are too long
+    except (OSError, ValueError):  # base64 is too long for a name
         return False
 
 
@@ -146,12 +147,12 @@ def _one_line(text: str) -> str:
 def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise BadRowError("picture", f"the file has more than {MAX_BYTES:,} bytes", where=str(path))
+            raise BadRowError("image", f"the file has more than {MAX_BYTES:,} bytes", where=str(path))
         content = path.read_bytes()
     except OSError as error:
-        raise BadRowError("picture", f"this file can't be read: {error.strerror}", where=str(path)) from None
+        raise BadRowError("image", f"this file can't be read: {error.strerror}", where=str(path)) from None
     if content.startswith(LFS_POINTER):
-        raise BadRowError("picture", LFS_MESSAGE, where=str(path), hint=LFS_HINT)
+        raise BadRowError("image", LFS_MESSAGE, where=str(path), hint=LFS_HINT)
     return content
 
 
@@ -160,22 +161,22 @@ def _decode_base64(text: str) -> bytes:
         plain = _one_line(text).rstrip("=").translate(str.maketrans("-_", "+/"))
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRowError("picture", f"this base64 is damaged: {error}") from None
+        raise BadRowError("image", f"this base64 is damaged: {error}") from None
 
 
 def _fetch(url: str) -> bytes:
-    for left in reversed(range(ATTEMPTS)):
+    for attempt in range(1, ATTEMPTS + 1):
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-                content: bytes = answer.read(MAX_BYTES + 1)
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+                content: bytes = response.read(MAX_BYTES + 1)
             if len(content) > MAX_BYTES:
                 raise BadRowError("url", f"more than {MAX_BYTES:,} bytes", where=_short(url))
             return content
         except (OSError, ValueError) as error:
             final = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
-            if final or not left:
+            if final or attempt == ATTEMPTS:
                 raise BadRowError("url", f"not fetched: {error}", where=_short(url)) from None
-            time.sleep(2.0 ** (ATTEMPTS - 1 - left))
+            time.sleep(2.0 ** (attempt - 1))
     raise AssertionError("unreachable")
 
 

@@ -1,6 +1,6 @@
-"""What a token store holds, and whether all of it is valid: files, rows, totals.
+"""What a token store holds (`summary`), and whether it is valid (`verify`): files, rows, totals.
 
-Read a shard at a time and in whole columns: a million rows take seconds, and memory stays flat.
+Shards are read one at a time and by columns: a million rows take seconds, and memory stays constant.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from earl_cli.files import is_partial
 Numbers: TypeAlias = NDArray[np.int64]
 
 THOUGHTS_LIST = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
-"""The chain of thought of a row as a list, for what can't work with maps."""
+"""The chain of thought of a row as a list, for libraries without maps."""
 MAX_NAMED = 5
-"""Rows or shards that a message names before it only counts them."""
+"""Rows or shards that a message names; the rest is counted."""
 _HASH_START = 16
 _NO_HASHES = np.empty(0, f"S{_HASH_START}")
 _COUNTED = ("instruction", "source_height", "source_width", "target_height", "target_width", "thoughts", "source_hash")
@@ -47,7 +47,7 @@ _COUNTED = ("instruction", "source_height", "source_width", "target_height", "ta
 
 @dataclass(frozen=True)
 class Distribution:
-    """How numbers are spread; all are 0 where ``count`` is."""
+    """Of integers; all fields are 0 if ``count`` is."""
 
     count: int
     minimum: int
@@ -58,12 +58,12 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a store holds.
+    """The contents of a store.
 
-    ``rows`` were planned, ``pairs`` are there, ``rejected`` were left out, by kind. Grids are "height*width" in codes,
-    the commonest first. ``characters`` and ``words`` are an instruction's. ``thoughts`` says for each key of the chain
-    of thought how many characters its texts have. ``image_tokens`` counts the codes of both pictures of a pair,
-    ``sources`` the different source files. ``leftovers`` are files of a killed process, or of one that is at work.
+    ``rows`` were planned, ``pairs`` (examples) are there, ``rejected`` were left out, by kind. Grids are "height*width"
+    in codes, the most common first. ``characters`` and ``words`` are of instructions, ``thoughts`` the characters of
+    chains of thought, by key. ``image_tokens`` are the codes of both images of an example, ``sources`` the number of
+    different source files. ``leftovers`` are files of killed processes, or of one that is running.
     """
 
     folder: Path
@@ -84,7 +84,7 @@ class Summary:
     manifest: Manifest
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON-able values."""
+        """As JSON-compatible values."""
         return {**asdict(self), "folder": str(self.folder)}
 
 
@@ -115,12 +115,12 @@ def summary(store: Store) -> Summary:
 
 
 def example_count(store: Store) -> int:
-    """How many pairs are in the shards that are there. Raises InputError for one that can't be read."""
+    """The number of examples in the shards that are there. Raises InputError for one that can't be read."""
     return sum(table.num_rows for table in store.tables(["row"]))
 
 
 def sample_examples(store: Store, count: int, seed: int) -> list[TokenizedExample]:
-    """``count`` pairs by chance (all, if there are no more), in the store's order; one shard is in memory at a time."""
+    """``count`` random examples, or all if there are fewer, in the store's order; one shard is in memory at a time."""
     ends = np.cumsum([0, *(table.num_rows for table in store.tables(["row"]))])
     total = int(ends[-1])
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
@@ -133,7 +133,7 @@ def sample_examples(store: Store, count: int, seed: int) -> list[TokenizedExampl
 
 
 def describe_missing_shards(store: Store) -> str:
-    """Which shards are missing, in words; empty if none is."""
+    """A description of the missing shards; empty if there are none."""
     missing = store.missing
     if not missing:
         return ""
@@ -142,7 +142,7 @@ def describe_missing_shards(store: Store) -> str:
 
 
 def describe_numbers(numbers: Iterable[int]) -> str:
-    """Ascending numbers in words: 3, 5 to 9 and 12; after the first few only how many more there are."""
+    """Ascending numbers as text, such as "3, 5 to 9 and 12"; after the first few, only their count."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number - 1:
@@ -156,12 +156,12 @@ def describe_numbers(numbers: Iterable[int]) -> str:
 
 
 def as_int64(column: pa.Array | pa.ChunkedArray) -> Numbers:
-    """A column of whole numbers as int64; null is 0."""
+    """A column of integers as int64; null is 0."""
     return np.asarray(column.fill_null(0)).astype(np.int64)
 
 
 class _Counts:
-    """What is kept of the tables that went by."""
+    """Counts over the tables that were added."""
 
     def __init__(self) -> None:
         self.grids: dict[str, Counter[tuple[int, int]]] = {"source": Counter(), "target": Counter()}
@@ -234,14 +234,14 @@ class Problem:
 
 
 def verify(store: Store, on_rows: Callable[[int], None] = lambda _rows: None) -> list[Problem]:
-    """All that is wrong with a store; it stops neither at the first problem nor at a file that can't be read.
+    """All problems of a store; neither a problem nor an unreadable file stops it.
 
-    ``on_rows`` is told of the rows of every shard and every list of rejects once they are checked.
+    ``on_rows`` is called with the number of rows of each shard and each list of rejects once they are checked.
     """
     problems = list(_verify_names(store))
     numbers = _RowNumbers()
     unreadable = 0
-    pairs = rejects = 0
+    examples = rejects = 0
     for shard in store.shards:
         found, rows = _verify_shard(shard, store.manifest.codes)
         problems += [Problem(str(shard), what) for what in found]
@@ -249,28 +249,28 @@ def verify(store: Store, on_rows: Callable[[int], None] = lambda _rows: None) ->
             unreadable += 1
             continue
         numbers.add(shard, as_int64(rows.drop_null()))
-        pairs += len(rows)
+        examples += len(rows)
         on_rows(len(rows))
     for path in _reject_files(store.folder):
         try:
-            left_out = _rejected_rows(path)
+            rejected = _rejected_rows(path)
         except InputError as error:
             problems.append(Problem(str(path), error.what))
             unreadable += 1
             continue
-        numbers.add(path, left_out)
-        rejects += len(left_out)
-        on_rows(len(left_out))
+        numbers.add(path, rejected)
+        rejects += len(rejected)
+        on_rows(len(rejected))
     problems += numbers.repeated()
-    planned, there = store.manifest.rows, pairs + rejects
+    planned, there = store.manifest.rows, examples + rejects
     if there > planned or (there < planned and not unreadable and not store.missing):
-        what = f"{planned} rows were planned, but there are {pairs} pairs and {rejects} rejects"
+        what = f"{planned} rows were planned, but there are {examples} examples and {rejects} rejects"
         problems.append(Problem(str(store.folder / MANIFEST), what))
     return problems
 
 
 def _verify_names(store: Store) -> Iterator[Problem]:
-    """Files that are missing, or that nothing accounts for."""
+    """Missing and unexpected files."""
     if missing := describe_missing_shards(store):
         yield Problem(str(store.folder), missing)
     for shard in store.shards:
@@ -286,7 +286,7 @@ def _verify_names(store: Store) -> Iterator[Problem]:
 
 
 def _verify_shard(shard: Path, codes: int) -> tuple[list[str], pa.ChunkedArray | None]:
-    """What is wrong with a shard, and its rows' numbers; None if they can't be read."""
+    """A shard's problems, and its rows' numbers; None if they can't be read."""
     try:
         table = read_shard(shard)
         columns = pq.read_schema(shard)
@@ -294,15 +294,15 @@ def _verify_shard(shard: Path, codes: int) -> tuple[list[str], pa.ChunkedArray |
         return [error.what], None
     except (pa.ArrowException, OSError, ValueError) as error:
         return [f"this shard is damaged: {error}"], None
-    absent = [name for name in SCHEMA.names if name not in columns.names]
-    found = [f"the column {name} is missing" for name in absent]
+    missing_columns = [name for name in SCHEMA.names if name not in columns.names]
+    found = [f"the column {name} is missing" for name in missing_columns]
     found += [f"the column {name} doesn't belong here" for name in columns.names if name not in SCHEMA.names]
     for field in SCHEMA:
         if field.name in columns.names and columns.field(field.name).type != field.type:
             found.append(f"the column {field.name} is of type {columns.field(field.name).type}, not {field.type}")
-    if not absent:
+    if not missing_columns:
         found += _verify_rows(table, codes)
-    return found, None if "row" in absent else table["row"]
+    return found, None if "row" in missing_columns else table["row"]
 
 
 def _verify_rows(table: pa.Table, codes: int) -> Iterator[str]:
@@ -316,7 +316,7 @@ def _verify_rows(table: pa.Table, codes: int) -> Iterator[str]:
 
 
 def _row_checks(table: pa.Table, codes: int) -> Iterator[tuple[str, Mask]]:
-    """A fault in words, and which rows of the table have it."""
+    """A problem, and which rows of the table have it."""
     null = {name: _mask(table[name].is_null()) for name in SCHEMA.names}
     thoughts = table["thoughts"].combine_chunks().cast(THOUGHTS_LIST)
     texts, owners = thoughts.flatten().field("value"), np.asarray(pc.list_parent_indices(thoughts))
@@ -350,7 +350,7 @@ def _rejected_rows(path: Path) -> Numbers:
 
 
 class _RowNumbers:
-    """The numbers of all rows, to find those that are there more than once."""
+    """The numbers of all rows, to find duplicates."""
 
     def __init__(self) -> None:
         self.files: list[Path] = []
@@ -361,7 +361,7 @@ class _RowNumbers:
         self.parts.append(rows)
 
     def repeated(self) -> Iterator[Problem]:
-        """A problem for each two files that share rows, or one file that has some twice, named in the later one."""
+        """A problem for each two files that share rows, and for a file with duplicates; reported for the later file."""
         rows = np.concatenate([np.zeros(0, np.int64), *self.parts])
         owners = np.repeat(np.arange(len(self.files)), [len(part) for part in self.parts])
         order = np.argsort(rows, kind="stable")
@@ -382,7 +382,7 @@ def _mask(column: pa.Array | pa.ChunkedArray) -> Mask:
 
 
 def _any_within(elements: Mask, owners: NDArray[Any], rows: int) -> Mask:
-    """Which of the rows own an element that is true."""
+    """Which rows own an element that is true."""
     found = np.zeros(rows, bool)
     found[owners[elements]] = True
     return found

@@ -1,6 +1,7 @@
-"""Several token stores merged into one, or exported to Parquet or JSON lines; shard by shard, so memory stays flat.
+"""Merge several token stores into one, or export one to Parquet or JSON lines; shard by shard, so memory stays
+constant.
 
-A merge that was stopped and is started again ends in the same bytes.
+An interrupted merge that is started again gives the same bytes.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from earl_cli.errors import InputError, UsageError
 from earl_cli.files import atomic_write, folder_lock, remove_partials
 
 MUST_AGREE = ("codes", "vision_fingerprint", "image_area")
-"""What stores of different data must have in common."""
+"""Fields of the manifest in which stores of differences data must agree."""
 
 
 @dataclass(frozen=True)
 class _ShardMove:
-    """A shard, its number in the merged store, and what is added to its rows' numbers."""
+    """A shard, its number in the merged store, and the offset that is added to its rows' numbers."""
 
     shard: Path
     index: int
@@ -47,13 +48,13 @@ class _ShardMove:
 
 
 def merge(stores: Sequence[Store], output: Path, on_rows: Callable[[int], None]) -> Store:
-    """Merge ``stores`` into the one at ``output``, going on where an earlier merge stopped.
+    """Merge ``stores`` into the one at ``output``, continuing an earlier merge.
 
-    Stores with equal manifests are parts of one pass: their shards come together as they are (of a shard that several
-    have, the first store's), and what is still missing may follow later. Other stores are put one after the other: they
-    must be finished and agree in `MUST_AGREE`, and their rows are numbered anew. ``on_rows`` is told of every shard's
-    rows, good and rejected. Raises UsageError, naming the store, for stores that don't go together and for an output
-    that is something else, InputError for an unfinished store and for a shard that can't be read.
+    Stores with equal manifests are parts of one pass: their shards are copied (a shard that several have, from the
+    first of these), and missing ones may be merged later. Other stores are concatenated: they must be complete and
+    agree in `MUST_AGREE`, and their rows are renumbered. ``on_rows`` is called with the number of each shard's rows,
+    good and rejected. Raises UsageError, naming the store, for stores that don't fit together and for an output that is
+    something else, InputError for an incomplete store and for a shard that can't be read.
     """
     if not stores:
         raise UsageError("there is no store to merge", hint="name at least one")
@@ -70,7 +71,7 @@ def merge(stores: Sequence[Store], output: Path, on_rows: Callable[[int], None])
 
 
 def planned_rows(stores: Sequence[Store]) -> int:
-    """How many rows, good and rejected, the merged store is to have."""
+    """The rows, good and rejected, that the merged store will have."""
     return stores[0].manifest.rows if _are_parts_of_one_pass(stores) else sum(store.manifest.rows for store in stores)
 
 
@@ -85,34 +86,34 @@ def _check_each(stores: Sequence[Store]) -> None:
             raise UsageError("this store is named more than once", where=str(store.folder))
         for shard in store.shards:
             if shard != shard_path(store.folder, shard_number(shard)) or shard_number(shard) >= store.manifest.shards:
-                hint = "earl tokenize verify says what else is wrong"
+                hint = "earl tokenize verify lists all problems"
                 raise InputError("the store's manifest has no such shard", where=str(shard), hint=hint)
 
 
 def _union_of_parts(stores: Sequence[Store]) -> Iterator[_ShardMove]:
-    there: dict[int, Path] = {}
+    shards: dict[int, Path] = {}
     for store in stores:
         for shard in store.shards:
-            there.setdefault(shard_number(shard), shard)
-    return (_ShardMove(there[index], index, 0) for index in sorted(there))
+            shards.setdefault(shard_number(shard), shard)
+    return (_ShardMove(shards[index], index, 0) for index in sorted(shards))
 
 
 def _joined_manifest(stores: Sequence[Store]) -> Manifest:
-    """The manifest of all these stores one after the other, if they can be joined."""
+    """The manifest of these stores one after the other. Raises as `merge`."""
     first = stores[0]
-    different = []
+    differences = []
     for store in stores[1:]:
         for name in MUST_AGREE:
             here, there = getattr(store.manifest, name), getattr(first.manifest, name)
             if here != there:
-                different.append(f"{name} is {here!r} in {store.folder}, {there!r} in {first.folder}")
-    if different:
+                differences.append(f"{name} is {here!r} in {store.folder}, {there!r} in {first.folder}")
+    if differences:
         hint = "tokenize the data with the same vision tokenizer and the same --image-area"
-        raise UsageError(f"these stores don't go together: {'; '.join(different)}", hint=hint)
+        raise UsageError(f"these stores don't fit together: {'; '.join(differences)}", hint=hint)
     for number, store in enumerate(stores):
         if store.missing:
             hint = "finish it with the earl tokenize that made it, or merge the parts of its pass first"
-            raise InputError(f"not finished: {describe_missing_shards(store)}", where=str(store.folder), hint=hint)
+            raise InputError(f"incomplete: {describe_missing_shards(store)}", where=str(store.folder), hint=hint)
         for other in stores[:number]:
             if store.manifest == other.manifest:
                 raise UsageError(f"the same rows as in {other.folder}", where=str(store.folder), hint="name it once")
@@ -140,13 +141,14 @@ def _concatenation(stores: Sequence[Store]) -> Iterator[_ShardMove]:
 
 
 def _highest_row(store: Store) -> int:
-    """A store's rows may have any numbers: those of a shuffled and cut pass are not the lowest."""
+    """The highest row number of a store, which can be above its count for a shuffled and limited pass; -1 if it is
+    empty."""
     highest: list[int] = [pc.max(table["row"]).as_py() for table in store.tables(["row"]) if table.num_rows]
     return max([-1, *highest, *(reject.row for reject in store.rejects())])
 
 
 def _write_moved(move: _ShardMove, output: Path) -> int:
-    """Put a shard where it belongs, unless it is there. Returns its rows."""
+    """Write a shard at its new place, unless it is there, and return the number of its rows."""
     rejects = read_rejects(move.shard)
     rows: int = read_shard(move.shard, ["row"]).num_rows + len(rejects)
     if not shard_path(output, move.index).exists():
@@ -162,18 +164,18 @@ def _renumbered(table: pa.Table, offset: int) -> pa.Table:
 ROWS_PER_BATCH = 256
 _THOUGHTS = SCHEMA.get_field_index("thoughts")
 PARQUET_SCHEMA = SCHEMA.set(_THOUGHTS, pa.field("thoughts", THOUGHTS_LIST))
-"""As a shard's, but the chain of thought is a list of pairs: the datasets library knows no maps."""
+"""As a shard's, with the chain of thought as a list, because the datasets library has no maps."""
 
 
 def export_parquet(store: Store, output: Path, on_rows: Callable[[int], None]) -> None:
-    """All rows as one Parquet file of `PARQUET_SCHEMA`, a row group for each shard.
+    """All rows as one Parquet file of `PARQUET_SCHEMA`, a row group for each shard, written atomically.
 
-    ``datasets.load_dataset("parquet", data_files=...)`` reads it. ``on_rows`` is told of every shard's rows. Raises
-    InputError for a shard that can't be read; the file is there whole or not at all.
+    ``datasets.load_dataset("parquet", data_files=...)`` reads it. ``on_rows`` is called with the number of each shard's
+    rows. Raises InputError for a shard that can't be read.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_partials(output)
-    with atomic_write(output) as aside, pq.ParquetWriter(aside, PARQUET_SCHEMA, compression="zstd") as writer:
+    with atomic_write(output) as temporary, pq.ParquetWriter(temporary, PARQUET_SCHEMA, compression="zstd") as writer:
         for table in store.tables():
             if table.num_rows:
                 thoughts = table["thoughts"].cast(THOUGHTS_LIST)
@@ -183,29 +185,28 @@ def export_parquet(store: Store, output: Path, on_rows: Callable[[int], None]) -
 
 
 def export_jsonl(store: Store, output: Path, on_rows: Callable[[int], None]) -> None:
-    """All rows as JSON, one object a line: row, id, instruction, source, target, thoughts, source_hash.
+    """All rows as JSON lines with row, id, instruction, source, target, thoughts and source_hash, written atomically.
 
-    ``source`` and ``target`` are codes as lists of rows, [h][w]. ``on_rows`` is told of rows as they are written.
-    Raises InputError for a shard that can't be read and for codes that don't fill their grid; the file is there whole
-    or not at all.
+    ``source`` and ``target`` are codes as lists of rows, [h][w]. ``on_rows`` is called with the number of rows written.
+    Raises InputError for a shard that can't be read and for codes that don't fill their grid.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_partials(output)
-    with atomic_write(output) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+    with atomic_write(output) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for table in store.tables():
             for part in table.to_batches(max_chunksize=ROWS_PER_BATCH):
-                file.writelines(_line(pair) for pair in examples_of(pa.Table.from_batches([part])))
+                file.writelines(_line(example) for example in examples_of(pa.Table.from_batches([part])))
                 on_rows(part.num_rows)
 
 
-def _line(pair: TokenizedExample) -> str:
+def _line(example: TokenizedExample) -> str:
     content = {
-        "row": pair.row,
-        "id": pair.id,
-        "instruction": pair.instruction,
-        "source": pair.source.tolist(),
-        "target": pair.target.tolist(),
-        "thoughts": dict(pair.thoughts),
-        "source_hash": pair.source_hash,
+        "row": example.row,
+        "id": example.id,
+        "instruction": example.instruction,
+        "source": example.source.tolist(),
+        "target": example.target.tolist(),
+        "thoughts": dict(example.thoughts),
+        "source_hash": example.source_hash,
     }
     return json.dumps(content, ensure_ascii=False) + "\n"

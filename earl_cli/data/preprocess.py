@@ -1,4 +1,4 @@
-"""From rows to small pictures ready for the tokenizer: read, decode, resize. Worker processes do it; no torch here."""
+"""From rows to images at the model's size: read, decode, resize, in worker processes; no torch here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from earl_cli.tokens.layout import GridSize, rescale_boxes
 
 @dataclass(frozen=True)
 class PreprocessSettings:
-    """What every process needs to know: the source, its columns (all named), the size of pictures, may it use URLs.
+    """What every worker needs: the source, its columns (all named), the images' size, whether URLs may be fetched.
 
     ``image_area``, ``multiple`` and ``grids`` are as in `resize_to_area`.
     """
@@ -46,9 +46,9 @@ class PreprocessSettings:
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """A picture at the model's size: ``pixels`` uint8[h, w, 3]; ``digest`` is the SHA-256 of the file it comes from.
+    """An image at the model's size: ``pixels`` uint8[h, w, 3]; ``digest`` is the SHA-256 of its file.
 
-    ``notes`` say what was special about reading it.
+    ``notes`` are those of `open_image`.
     """
 
     digest: str
@@ -58,7 +58,7 @@ class PreparedImage:
 
 @dataclass(frozen=True, eq=False)
 class PreparedExample:
-    """A row whose two pictures are ready to be encoded."""
+    """A row whose two images can be encoded."""
 
     row: int
     id: str
@@ -72,91 +72,92 @@ Prepared = PreparedExample | Reject
 Tag = TypeVar("Tag")
 
 
-def prepare(recipe: PreprocessSettings, rows: Sequence[int]) -> list[Prepared]:
-    """The pairs in these rows (ascending, of one block), bad ones as rejects. Raises EarlError if the source fails."""
-    return list(_prepare_rows(recipe, rows))
+def prepare(settings: PreprocessSettings, rows: Sequence[int]) -> list[Prepared]:
+    """The examples in these rows (ascending, of one block), or their rejects. Raises EarlError if the source fails."""
+    return list(_prepare_rows(settings, rows))
 
 
-def _prepare_rows(recipe: PreprocessSettings, rows: Sequence[int]) -> Iterator[Prepared]:
-    found = recipe.source.read(rows, recipe.columns.names)
-    return (_prepare_row(recipe, number, row) for number, row in zip(rows, found, strict=True))
+def _prepare_rows(settings: PreprocessSettings, rows: Sequence[int]) -> Iterator[Prepared]:
+    found = settings.source.read(rows, settings.columns.names)
+    return (_prepare_row(settings, number, row) for number, row in zip(rows, found, strict=True))
 
 
-def _prepare_row(recipe: PreprocessSettings, number: int, row: Row | BadRowError) -> Prepared:
+def _prepare_row(settings: PreprocessSettings, number: int, row: Row | BadRowError) -> Prepared:
     name = f"{number + 1:08d}"
     try:
         if isinstance(row, BadRowError):
             raise row
-        name = row_id(row, recipe.columns)
-        pair = read_example(row, recipe.columns)
-        before, source = _prepare_image(pair.source, recipe, f"{pair.where}, {recipe.columns.source}")
-        _, target = _prepare_image(pair.target, recipe, f"{pair.where}, {recipe.columns.target}")
+        name = row_id(row, settings.columns)
+        example = read_example(row, settings.columns)
+        before, source = _prepare_image(example.source, settings, f"{example.where}, {settings.columns.source}")
+        _, target = _prepare_image(example.target, settings, f"{example.where}, {settings.columns.target}")
     except BadRowError as error:
         return Reject(int(number), name, error.kind, str(error))
     after = (source.pixels.shape[1], source.pixels.shape[0])
-    thoughts = {key: rescale_boxes(text, before, after) for key, text in pair.thoughts.items()}
-    return PreparedExample(pair.row, pair.id, pair.instruction, thoughts, source, target)
+    thoughts = {key: rescale_boxes(text, before, after) for key, text in example.thoughts.items()}
+    return PreparedExample(example.row, example.id, example.instruction, thoughts, source, target)
 
 
-def _prepare_image(value: object, recipe: PreprocessSettings, where: str) -> tuple[GridSize, PreparedImage]:
-    """The picture's upright size before, and the picture at the model's size."""
+def _prepare_image(value: object, settings: PreprocessSettings, where: str) -> tuple[GridSize, PreparedImage]:
+    """The upright image's original size, and the image at the model's size."""
     try:
-        content = image_bytes(value, recipe.source.base, urls=recipe.urls)
-        picture = open_image(content, name=where)
+        content = image_bytes(value, settings.source.base, urls=settings.urls)
+        image = open_image(content, name=where)
     except BadRowError as error:
         raise BadRowError(error.kind, error.what, where=error.where or where, hint=error.hint) from None
     except InputError as error:
-        raise BadRowError("picture", error.what, where=error.where, hint=error.hint) from None
-    small = resize_to_area(picture.rgb, recipe.image_area, recipe.multiple, recipe.grids)
-    return picture.rgb.size, PreparedImage(hashlib.sha256(content).hexdigest(), np.asarray(small), picture.notes)
+        raise BadRowError("image", error.what, where=error.where, hint=error.hint) from None
+    resized = resize_to_area(image.rgb, settings.image_area, settings.multiple, settings.grids)
+    return image.rgb.size, PreparedImage(hashlib.sha256(content).hexdigest(), np.asarray(resized), image.notes)
 
 
 @contextmanager
 def prepare_ahead(
-    recipe: PreprocessSettings, portions: Iterable[tuple[Tag, Sequence[int]]], workers: int
+    settings: PreprocessSettings, chunks: Iterable[tuple[Tag, Sequence[int]]], workers: int
 ) -> Iterator[Iterator[tuple[Tag, list[Prepared]]]]:
-    """The prepared rows of each portion, in order, made ahead by ``workers`` processes (0: in this one, when asked).
+    """The prepared rows of each chunk, in order, computed ahead by ``workers`` processes; with 0 in this one, on
+    demand.
 
-    Only a few portions are ever in memory. The processes end with this one, also if it is killed; if what is done with
-    the rows fails or is interrupted, they end after the row that they are at.
+    Only a few chunks are in memory at a time. The workers end with this process, also if it is killed; if the caller
+    fails or is interrupted, they end after their current row.
     """
     if workers == 0:
-        yield ((tag, prepare(recipe, rows)) for tag, rows in portions)
+        yield ((tag, prepare(settings, rows)) for tag, rows in chunks)
         return
     context = multiprocessing.get_context("spawn")
     stopped = context.RawValue(c_bool, False)
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(recipe, stopped))
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(settings, stopped))
     try:
-        yield _results_in_order(pool, portions, workers + 2)
+        yield _results_in_order(pool, chunks, workers + 2)
     finally:
         stopped.value = True
-        pool.shutdown(wait=True, cancel_futures=True)  # left to the end of the program, it now and then trips there
+        pool.shutdown(wait=True, cancel_futures=True)  # its shutdown at exit sometimes fails
 
 
 def _results_in_order(
-    pool: Executor, portions: Iterable[tuple[Tag, Sequence[int]]], ahead: int
+    pool: Executor, chunks: Iterable[tuple[Tag, Sequence[int]]], ahead: int
 ) -> Iterator[tuple[Tag, list[Prepared]]]:
-    waiting: deque[tuple[Tag, Future[list[Prepared]]]] = deque()
+    pending: deque[tuple[Tag, Future[list[Prepared]]]] = deque()
     try:
-        for tag, rows in portions:
-            with _sigint_blocked():  # the process that starts here never hears of Ctrl-C: its parent decides
-                waiting.append((tag, pool.submit(_prepare_in_worker, rows)))
-            if len(waiting) > ahead:
-                first, future = waiting.popleft()
+        for tag, rows in chunks:
+            with _sigint_blocked():  # a worker that starts here ignores Ctrl-C: its parent stops it
+                pending.append((tag, pool.submit(_prepare_in_worker, rows)))
+            if len(pending) > ahead:
+                first, future = pending.popleft()
                 yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
+        while pending:
+            first, future = pending.popleft()
             yield first, future.result()
     except BrokenProcessPool:
         raise EarlError(
-            "a process that reads pictures was killed, most likely for its memory",
-            hint="start again with fewer --workers; what is done is kept",
+            "a process that reads images was killed, most likely for its memory",
+            hint="start again with fewer --workers; finished shards are kept",
         ) from None
 
 
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """Holds SIGINT back, here and for good in processes that are started meanwhile."""
+    """Block SIGINT here, and permanently in processes that are started meanwhile."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -167,13 +168,13 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_recipe: PreprocessSettings
+_settings: PreprocessSettings
 _stopped: c_bool
 
 
-def _start_worker(recipe: PreprocessSettings, stopped: c_bool) -> None:
-    global _recipe, _stopped  # a process of the pool has one recipe for its whole life
-    _recipe, _stopped = recipe, stopped
+def _start_worker(settings: PreprocessSettings, stopped: c_bool) -> None:
+    global _settings, _stopped  # the settings of a worker never change
+    _settings, _stopped = settings, stopped
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where `_sigint_blocked` can't hold it back
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
@@ -187,7 +188,7 @@ def _exit_with_parent() -> None:
 
 def _prepare_in_worker(rows: Sequence[int]) -> list[Prepared]:
     prepared: list[Prepared] = []
-    ahead = _prepare_rows(_recipe, rows)
+    ahead = _prepare_rows(_settings, rows)
     while not _stopped.value and (row := next(ahead, None)) is not None:
         prepared.append(row)
     return prepared

@@ -1,4 +1,4 @@
-"""The order of a pass over data, and its division among processes: functions of the seed alone, never of the past."""
+"""The order of a pass over data and its division into shards: functions of the seed alone, with no state."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from earl_cli.errors import UsageError
 
 RowNumbers = NDArray[np.int64]
 MAX_ADJACENT_ROWS, MAX_SCATTERED_ROWS = 128, 32
-"""Rows that are read in one go: of one block of the source, and from anywhere."""
+"""Rows of one read: of one block of the source, and from anywhere."""
 
 
 @dataclass(frozen=True, eq=False)
 class RowOrder:
-    """Which row comes when.
+    """The order of rows.
 
     With a seed, blocks of rows that are cheap to read together (``bounds``, as in `Source`) are shuffled, and the rows
-    within each; sources that can be read anywhere have a row a block, so that this is a full shuffle. ``limit`` cuts.
+    within each. A source with random access has one row a block, so for it this is a full shuffle. ``limit`` cuts the
+    order.
     """
 
     bounds: RowNumbers
@@ -35,7 +36,7 @@ class RowOrder:
         return rows if self.limit is None else min(rows, self.limit)
 
     def rows(self, start: int, stop: int) -> RowNumbers:
-        """The numbers of the rows at places ``start`` to ``stop`` of the pass."""
+        """The numbers of the rows at positions ``start`` to ``stop``."""
         stop = min(stop, len(self))
         if self.seed is None:
             return np.arange(start, stop)
@@ -52,12 +53,12 @@ class RowOrder:
 
     @cached_property
     def _shuffled(self) -> tuple[RowNumbers, RowNumbers]:
-        """The blocks in their new order, and the place at which each ends."""
+        """The blocks in their new order, and the position at which each ends."""
         blocks = np.random.default_rng(self.seed).permutation(len(self.bounds) - 1)
         return blocks, np.cumsum(np.diff(self.bounds)[blocks])
 
     def chunks(self, start: int, stop: int) -> Iterator[list[int]]:
-        """The same rows in portions for one read each, ascending within a portion."""
+        """The same rows in chunks of one read each, ascending within a chunk."""
         rows = self.rows(start, stop)
         blocks = np.searchsorted(self.bounds, rows, side="right") - 1
         alone = np.diff(self.bounds)[blocks] == 1
@@ -71,7 +72,7 @@ class RowOrder:
 
 @dataclass(frozen=True)
 class ShardShare:
-    """This process' part of the work: those shards whose number is ``index`` modulo ``count``."""
+    """This process' share of the work: the shards whose number is ``index`` modulo ``count``."""
 
     index: int = 0
     count: int = 1
@@ -89,7 +90,7 @@ class ShardShare:
 
 
 def parse_share(text: str | None) -> ShardShare:
-    """``i/n``, counted from 1; without a text, the rank that torchrun or srun gave this process.
+    """A share as ``i/n``, counted from 1; without a text, the rank that torchrun or srun gave this process.
 
     Raises UsageError for anything else.
     """
@@ -100,5 +101,5 @@ def parse_share(text: str | None) -> ShardShare:
         return ShardShare()
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"{text!r} is no part of the work", where="--shard", hint="1/8 to 8/8 for eight processes")
+        raise UsageError(f"{text!r} is no share of the work", where="--shard", hint="1/8 to 8/8 for eight processes")
     return ShardShare(int(match[1]) - 1, int(match[2]))

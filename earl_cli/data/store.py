@@ -1,7 +1,7 @@
-"""The token store: Parquet shards with one row a pair, beside a manifest of how they were made.
+"""The token store: Parquet shards with one row an example, and a manifest of how they were made.
 
-A shard is the unit of work and of resuming: it holds a fixed range of rows, is written under a temporary name and
-renamed, so it is either whole or not there. Rejected rows stand beside it with their reasons.
+A shard is the unit of work and of resuming: it holds a fixed range of rows and is written atomically. Rejected rows are
+in a file beside it, with their reasons.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,16 +42,18 @@ SCHEMA = pa.schema(
     ]
 )
 MAX_CODES = 65536
-"""What a column of 16 bits can tell apart."""
+"""The range of a column of 16 bits."""
 MAX_SHARDS = 10_000_000
+LEGACY_KINDS = {"picture": "image"}
+"""Kinds of rejects as earlier versions wrote them."""
 _SHARD = re.compile(r"shard-(\d{6,})\.parquet")
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizedExample:
-    """One row: ``source`` and ``target`` are codes uint16[h, w], ``row`` its place in the data that it came from.
+    """One row: ``source`` and ``target`` are codes uint16[h, w], ``row`` is its number in the original data.
 
-    ``source_hash`` is the SHA-256 of the source file, empty where there was none.
+    ``source_hash`` is the SHA-256 of the source file, empty if there was none.
     """
 
     row: int
@@ -65,7 +67,7 @@ class TokenizedExample:
 
 @dataclass(frozen=True)
 class Reject:
-    """A row of the data that is not in the store: ``kind`` is what sort of fault it has, ``reason`` names it."""
+    """A row of the data that was left out: ``kind`` classifies the fault, ``reason`` describes it."""
 
     row: Annotated[int, Field(strict=True, ge=0, lt=2**63)]
     id: str
@@ -75,10 +77,10 @@ class Reject:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What made a store, so that codes of different tokenizers, areas or data are never mixed.
+    """How a store was made, so that codes of different tokenizers, areas or data are never mixed.
 
-    ``rows`` counts good and rejected ones together; ``shapes`` are as in `earl_cli.images.resize`. ``origin`` tells
-    more, for people; it is never compared.
+    ``rows`` counts good and rejected ones; ``shapes`` is as in `earl_cli.images.resize`. ``origin`` has further
+    information; it is not compared.
     """
 
     codes: int
@@ -99,7 +101,7 @@ _MANIFEST, _REJECT = TypeAdapter(Manifest), TypeAdapter(Reject)
 
 @dataclass(frozen=True)
 class Store:
-    """An opened store: the manifest and the shards that are there, in order."""
+    """An opened store: its manifest and the shards that are there, in order."""
 
     folder: Path
     manifest: Manifest
@@ -116,9 +118,9 @@ class Store:
         return [index for index in range(self.manifest.shards) if index not in there]
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows, a table of `SCHEMA` (or of some of its columns) for each shard, so that memory stays flat.
+        """The rows as a table of `SCHEMA`, or of some of its columns, for each shard, so that memory stays constant.
 
-        Raises InputError for a shard that can't be read, or where something is missing in a row.
+        Raises InputError for a shard that can't be read, and for an empty cell.
         """
         for shard in self.shards:
             table = read_shard(shard, columns)
@@ -149,11 +151,11 @@ def shard_number(shard: Path) -> int:
 
 
 def read_shard(shard: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """One shard's rows. Raises InputError if it can't be read or holds other columns."""
+    """One shard's rows. Raises InputError if it can't be read or has other columns."""
     schema = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
     try:
         table = pq.read_table(shard, schema=schema, columns=schema.names, memory_map=False)
-        table.validate(full=True)  # else texts may be none, and lists end beyond what there is
+        table.validate(full=True)  # a damaged shard can have invalid UTF-8 and offsets beyond its end
         return table
     except (pa.ArrowException, OSError, ValueError) as error:
         what = f"this shard can't be read: {first_line(error)}"
@@ -169,17 +171,18 @@ def _has_empty_cells(column: pa.ChunkedArray) -> bool:
 
 
 def read_rejects(shard: Path) -> list[Reject]:
-    """The rows that belong to a shard but were left out. Raises InputError if their file is damaged."""
+    """The rejected rows of a shard. Raises InputError if their file is damaged."""
     path = rejects_path(shard)
     if not path.is_file():
         return []
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        return [_REJECT.validate_python(loads(line)) for line in lines]
+        rejects = [_REJECT.validate_python(loads(line)) for line in lines]
     except ValueError:
         raise InputError(
             "this list of rejects is damaged", where=str(path), hint="delete it and its shard, and tokenize again"
         ) from None
+    return [replace(each, kind=LEGACY_KINDS.get(each.kind, each.kind)) for each in rejects]
 
 
 def check_codebook(store: Store, codes: int) -> None:
@@ -188,7 +191,7 @@ def check_codebook(store: Store, codes: int) -> None:
         raise InputError(
             f"this store has a codebook of {store.manifest.codes} codes, the model one of {codes}",
             where=str(store.folder),
-            hint="tokenize the pairs with this model's vision tokenizer",
+            hint="tokenize the examples with this model's vision tokenizer",
         )
 
 
@@ -202,7 +205,7 @@ def check_storable(codes: int) -> None:
 
 
 def differences(mine: Manifest, theirs: Manifest) -> list[str]:
-    """What distinguishes two manifests, a phrase each; the first is called now, the second there."""
+    """A phrase for each difference of two manifests, the first of this run, the second of the store."""
     found = []
     for each in fields(Manifest):
         now, there = getattr(mine, each.name), getattr(theirs, each.name)
@@ -214,16 +217,16 @@ def differences(mine: Manifest, theirs: Manifest) -> list[str]:
 
 
 def create_or_resume(folder: Path, manifest: Manifest) -> Store:
-    """Start a store, or open the one that is there if it was made in the same way.
+    """Create a store, or open the existing one if it was made in the same way.
 
-    Several processes may do this at once. Raises UsageError, naming what differs, for a store made with other
+    Several processes may do this at once. Raises UsageError that names the differences for a store made with other
     settings, and for a folder of other things, ModelError for a codebook that is too large.
     """
     check_storable(manifest.codes)
     path = folder / MANIFEST
     if not path.exists():
-        other_things = folder.exists() and (not folder.is_dir() or not all(map(is_partial, folder.iterdir())))
-        if other_things and not path.exists():  # else another process wrote it in between
+        is_occupied = folder.exists() and (not folder.is_dir() or not all(map(is_partial, folder.iterdir())))
+        if is_occupied and not path.exists():  # else another process wrote it in between
             what = "the folder is not empty and holds no token store"
             raise UsageError(
                 what if folder.is_dir() else "this is a file, and a token store is a folder",
@@ -245,23 +248,23 @@ def create_or_resume(folder: Path, manifest: Manifest) -> Store:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     content = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    with atomic_write(folder / MANIFEST) as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def is_store(folder: Path) -> bool:
-    """Whether there is a manifest in this folder."""
+    """Whether this folder has a manifest."""
     return (folder / MANIFEST).is_file()
 
 
 def open_store(folder: Path) -> Store:
-    """Open a store for reading. Raises InputError if the folder is none, or of another version."""
+    """Open a store for reading. Raises InputError if the folder is none, or one of another version."""
     path = folder / MANIFEST
     if not is_store(folder):
         if not folder.exists():
             raise InputError("there is no such token store", where=str(folder), hint="earl tokenize makes one")
         kind = "it has no manifest.json" if folder.is_dir() else "it is a file, and a store is a folder"
-        hint = "make one of pairs of pictures: earl tokenize pairs/ -o store/"
+        hint = "make one of image pairs: earl tokenize pairs/ -o store/"
         raise InputError(f"not a token store: {kind}", where=str(folder), hint=hint)
     try:
         content: dict[str, Any] = loads(path.read_bytes())
@@ -283,39 +286,44 @@ def open_store(folder: Path) -> Store:
     return Store(folder, manifest, tuple(sorted(shards, key=shard_number)))
 
 
-def write_shard(folder: Path, index: int, pairs: Sequence[TokenizedExample], rejects: Sequence[Reject]) -> Path:
-    """Write one shard and its rejects, the shard last: once it is there, its range is done."""
-    return write_table(folder, index, to_table(pairs), rejects)
+def write_shard(folder: Path, index: int, examples: Sequence[TokenizedExample], rejects: Sequence[Reject]) -> Path:
+    """Write a shard and its rejects, the shard last: once it is there, its range is done."""
+    return write_table(folder, index, to_table(examples), rejects)
 
 
 def write_table(folder: Path, index: int, table: pa.Table, rejects: Sequence[Reject]) -> Path:
-    """As `write_shard`, of a table of `SCHEMA`. What killed processes left of the shard goes."""
+    """As `write_shard`, of a table of `SCHEMA`. Removes what killed processes left of the shard."""
     path = shard_path(folder, index)
     reasons = rejects_path(path)
     remove_partials(path)
     remove_partials(reasons)
     if rejects:
-        with atomic_write(reasons) as aside:
+        with atomic_write(reasons) as temporary:
             lines = [json.dumps(asdict(reject), ensure_ascii=False) for reject in rejects]
             text = "\n".join(lines) + "\n"
-            aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character, as JSON spells it
+            temporary.write_text(
+                text, encoding="utf-8", errors="backslashreplace"
+            )  # lone surrogates, as JSON writes them
     else:
         reasons.unlink(missing_ok=True)  # of an attempt that was killed between the two files
-    with atomic_write(path) as aside:
-        pq.write_table(table, aside, compression="zstd")
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
     return path
 
 
-def to_table(pairs: Sequence[TokenizedExample]) -> pa.Table:
-    """Pairs as a table of `SCHEMA`."""
+def to_table(examples: Sequence[TokenizedExample]) -> pa.Table:
+    """Examples as a table of `SCHEMA`."""
     columns = {
-        "row": [pair.row for pair in pairs],
-        "id": [pair.id for pair in pairs],
-        "instruction": [pair.instruction for pair in pairs],
-        "thoughts": [list(pair.thoughts.items()) for pair in pairs],
-        "source_hash": [pair.source_hash for pair in pairs],
+        "row": [example.row for example in examples],
+        "id": [example.id for example in examples],
+        "instruction": [example.instruction for example in examples],
+        "thoughts": [list(example.thoughts.items()) for example in examples],
+        "source_hash": [example.source_hash for example in examples],
     }
-    for name, grids in (("source", [pair.source for pair in pairs]), ("target", [pair.target for pair in pairs])):
+    for name, grids in (
+        ("source", [example.source for example in examples]),
+        ("target", [example.target for example in examples]),
+    ):
         columns[name] = [grid.ravel() for grid in grids]
         columns[f"{name}_height"] = [grid.shape[0] for grid in grids]
         columns[f"{name}_width"] = [grid.shape[1] for grid in grids]
@@ -323,7 +331,7 @@ def to_table(pairs: Sequence[TokenizedExample]) -> pa.Table:
 
 
 def examples_of(table: pa.Table) -> Iterator[TokenizedExample]:
-    """The rows of a table of `SCHEMA`. Raises InputError, naming the id, if codes and grid don't agree."""
+    """The rows of a table of `SCHEMA`. Raises InputError that names the id if codes and grid don't agree."""
     for row in table.to_pylist():
         grids = [(row[f"{name}_height"], row[f"{name}_width"]) for name in ("source", "target")]
         codes = [np.asarray(row[name], dtype=np.uint16) for name in ("source", "target")]
@@ -337,5 +345,5 @@ def examples_of(table: pa.Table) -> Iterator[TokenizedExample]:
 
 
 def rejects_path(shard: Path) -> Path:
-    """Where a shard's rejects stand, if it has any."""
+    """The file of a shard's rejects, which needn't exist."""
     return shard.with_suffix(".rejects.jsonl")

@@ -1,7 +1,7 @@
-"""Rows of a source to codes in a store: shard by shard, equal sizes together, every source encoded once a shard.
+"""Encode the rows of a source into a store: shard by shard, in batches of equal sizes, each image once a shard.
 
-A shard's rows depend only on the data, the seed and the settings, never on what was done before it; so an interrupted
-pass that is started again ends in the same store, and several processes can make shards of one store without talking.
+A shard's rows depend only on the data, the seed and the settings. So an interrupted pass that is started again gives
+the same store, and several processes can make shards of one store without communicating.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ MIN_ROWS_FOR_RATE = 100
 
 @dataclass(frozen=True)
 class TokenizeSettings:
-    """How rows become codes.
+    """How rows are encoded.
 
-    ``grids`` are as in `resize_to_area`. ``seed`` None keeps their order, ``limit`` None takes them all, ``batch_size``
-    None is as many pictures as suit the device, ``workers`` 0 reads pictures in this process. ``max_reject_rate`` is
-    the share of bad rows that is borne.
+    ``grids`` are as in `resize_to_area`. ``seed`` None keeps the order, ``limit`` None takes all rows, ``batch_size``
+    None is as many images as suit the device, ``workers`` 0 reads images in this process. ``max_reject_rate`` is the
+    accepted share of rejected rows.
     """
 
     image_area: int
@@ -71,9 +71,9 @@ class TokenizeSettings:
 
 @dataclass
 class PassProgress:
-    """How far this process' share of a pass is: rows done, and how many of them were left out, by kind of fault.
+    """The progress of this process' share: rows done, and rejected rows by kind.
 
-    ``notes``: how many pictures that this process read had something special about them, by what it was.
+    ``notes`` counts the images that this process opened with a note, by note.
     """
 
     rows: int = 0
@@ -84,14 +84,14 @@ class PassProgress:
         self.rows += rows
         self.rejected.update(reject.kind for reject in rejects)
 
-    def check(self, most: float, enough: int) -> None:
-        """Raise InputError if, of at least ``enough`` rows, a larger share than ``most`` was left out."""
-        bad = self.rejected.total()
-        if self.rows >= enough and bad > most * self.rows:
+    def check(self, max_rate: float, min_rows: int) -> None:
+        """Raise InputError if more than the share ``max_rate`` of at least ``min_rows`` rows was rejected."""
+        rejected = self.rejected.total()
+        if self.rows >= min_rows and rejected > max_rate * self.rows:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.rejected.most_common())
             raise InputError(
-                f"{bad} of {self.rows} rows were left out ({kinds}), more than the share of {most:g}",
-                hint="the *.rejects.jsonl files name the reasons; --max-reject-rate sets what is borne",
+                f"{rejected} of {self.rows} rows were left out ({kinds}), more than the share of {max_rate:g}",
+                hint="the *.rejects.jsonl files name the reasons; --max-reject-rate sets the limit",
             )
 
 
@@ -102,16 +102,16 @@ def tokenize(
     output: Path,
     settings: TokenizeSettings,
     dataset: str,
-    on_rows: Callable[[PassProgress], None] = lambda _tally: None,
+    on_rows: Callable[[PassProgress], None] = lambda _progress: None,
     origin: dict[str, Any] | None = None,
 ) -> Store:
-    """Encode this process' share of ``source`` into the store at ``output``, going on where an earlier pass stopped.
+    """Encode this process' share of ``source`` into the store at ``output``, continuing an earlier pass.
 
-    ``on_rows`` hears of every portion of rows that is done. Bad rows go to the rejects. Raises InputError for columns
-    that aren't there and for too many rejects, UsageError if the store was made in another way, EarlError if the
-    source fails, OutputError if another process does the same share; what was finished before stays.
+    ``on_rows`` is called after each chunk of rows. Bad rows become rejects. Raises InputError for missing columns and
+    for too many rejects, UsageError if the store was made in another way, EarlError if the source fails, OutputError if
+    another process does the same share; finished shards stay.
     """
-    recipe = PreprocessSettings(
+    preprocess = PreprocessSettings(
         source,
         find_columns(settings.columns, source),
         settings.image_area,
@@ -128,25 +128,25 @@ def tokenize(
         rows=len(order),
         shards=-(-len(order) // settings.rows_per_shard),
         seed=settings.seed,
-        columns=recipe.columns.to_dict(),
+        columns=preprocess.columns.to_dict(),
         data_fingerprint=source.fingerprint,
         origin={**(origin or {}), "rows_per_shard": settings.rows_per_shard},
         shapes=describe_shapes(settings.grids),
     )
     create_or_resume(output, manifest)
-    tally = PassProgress()
+    progress = PassProgress()
     with folder_lock(output, "earl tokenize", settings.share.part):
         missing = []
         for index in filter(settings.share.owns, range(manifest.shards)):
             shard = shard_path(output, index)
             if shard.exists():
                 rejects = read_rejects(shard)
-                tally.add(pq.read_metadata(shard).num_rows + len(rejects), rejects)
+                progress.add(pq.read_metadata(shard).num_rows + len(rejects), rejects)
             else:
                 missing.append(index)
-        on_rows(tally)
-        _write_shards(output, missing, order, recipe, vision, settings, tally, on_rows)
-    tally.check(settings.max_reject_rate, 1)
+        on_rows(progress)
+        _write_shards(output, missing, order, preprocess, vision, settings, progress, on_rows)
+    progress.check(settings.max_reject_rate, 1)
     store = open_store(output)
     if store.complete:
         remove_partials(output / MANIFEST)  # of a process that was killed; while ranks start, one may be in use
@@ -157,39 +157,39 @@ def _write_shards(
     output: Path,
     shards: Sequence[int],
     order: RowOrder,
-    recipe: PreprocessSettings,
+    preprocess: PreprocessSettings,
     vision: Emu3VQVAE,
     settings: TokenizeSettings,
-    tally: PassProgress,
+    progress: PassProgress,
     on_rows: Callable[[PassProgress], None],
 ) -> None:
     """Make these shards, in this order."""
     encoder = _Encoder(vision, settings.batch_size or _batch_size(vision.device, settings.image_area))
 
-    def portions() -> Iterator[tuple[tuple[int, bool], list[int]]]:
+    def chunks() -> Iterator[tuple[tuple[int, bool], list[int]]]:
         for index in shards:
             start, stop = index * settings.rows_per_shard, (index + 1) * settings.rows_per_shard
-            chunks = list(order.chunks(start, stop))
-            for place, rows in enumerate(chunks, 1):
-                yield (index, place == len(chunks)), rows
+            of_shard = list(order.chunks(start, stop))
+            for position, rows in enumerate(of_shard, 1):
+                yield (index, position == len(of_shard)), rows
 
     done: list[Prepared] = []
-    with prepare_ahead(recipe, portions(), settings.workers) as prepared:
+    with prepare_ahead(preprocess, chunks(), settings.workers) as prepared:
         for (index, last), rows in prepared:
             for row in rows:
                 done.append(encoder.take(row))
             rejects = [row for row in rows if isinstance(row, Reject)]
             if last:
                 codes = encoder.finish()
-                pairs = [_tokenized(row, codes) for row in done if isinstance(row, PreparedExample)]
-                write_shard(output, index, pairs, [row for row in done if isinstance(row, Reject)])
+                examples = [_tokenized(row, codes) for row in done if isinstance(row, PreparedExample)]
+                write_shard(output, index, examples, [row for row in done if isinstance(row, Reject)])
                 done = []
-            tally.add(len(rows), rejects)
-            pairs_read = (row for row in rows if isinstance(row, PreparedExample))
-            tally.notes.update(note for row in pairs_read for small in (row.source, row.target) for note in small.notes)
-            on_rows(tally)
+            progress.add(len(rows), rejects)
+            images = (image for row in rows if isinstance(row, PreparedExample) for image in (row.source, row.target))
+            progress.notes.update(note for image in images for note in image.notes)
+            on_rows(progress)
             if last:
-                tally.check(settings.max_reject_rate, MIN_ROWS_FOR_RATE)
+                progress.check(settings.max_reject_rate, MIN_ROWS_FOR_RATE)
 
 
 def _batch_size(device: torch.device, area: int) -> int:
@@ -200,42 +200,42 @@ _NOTHING = np.empty((0, 0, 3), dtype=np.uint8)
 
 
 class _Encoder:
-    """Collects the pictures of a shard by size and encodes each batch as soon as it is full.
+    """Collects the images of a shard by size and encodes each batch as soon as it is full.
 
-    What stands in a batch is a function of the shard's rows alone, and so, to the last bit, are the codes.
+    Batches are a function of the shard's rows alone, and so, to the last bit, are the codes.
     """
 
     def __init__(self, vision: Emu3VQVAE, batch_size: int) -> None:
         self.vision, self.batch_size = vision, batch_size
         self.codes: dict[str, NDArray[np.uint16] | None] = {}
-        self.waiting: dict[tuple[int, ...], list[PreparedImage]] = defaultdict(list)
+        self.pending: dict[tuple[int, ...], list[PreparedImage]] = defaultdict(list)
 
     def take(self, row: Prepared) -> Prepared:
         """The row without its pixels."""
         if isinstance(row, Reject):
             return row
-        for small in (row.source, row.target):
-            if small.digest not in self.codes:
-                self.codes[small.digest] = None
-                batch = self.waiting[small.pixels.shape]
-                batch.append(small)
+        for image in (row.source, row.target):
+            if image.digest not in self.codes:
+                self.codes[image.digest] = None
+                batch = self.pending[image.pixels.shape]
+                batch.append(image)
                 if len(batch) == self.batch_size:
-                    self._encode(self.waiting.pop(small.pixels.shape))
-        source, target = (PreparedImage(small.digest, _NOTHING) for small in (row.source, row.target))
+                    self._encode(self.pending.pop(image.pixels.shape))
+        source, target = (PreparedImage(image.digest, _NOTHING) for image in (row.source, row.target))
         return PreparedExample(row.row, row.id, row.instruction, row.thoughts, source, target)
 
     def finish(self) -> dict[str, NDArray[np.uint16]]:
-        """The codes uint16[h, w] of every picture since the last call, by digest."""
-        for batch in self.waiting.values():
+        """The codes uint16[h, w] of all images since the last call, by digest."""
+        for batch in self.pending.values():
             self._encode(batch)
         codes = {digest: found for digest, found in self.codes.items() if found is not None}
-        self.waiting.clear()
+        self.pending.clear()
         self.codes = {}
         return codes
 
     def _encode(self, batch: Sequence[PreparedImage]) -> None:
         try:
-            pixels = pixels_of([small.pixels for small in batch], self.vision.device, self.vision.dtype)
+            pixels = pixels_of([image.pixels for image in batch], self.vision.device, self.vision.dtype)
             found = encode(self.vision, pixels).cpu().numpy().astype(np.uint16)
         except OutOfMemoryError:
             if len(batch) == 1:
@@ -245,7 +245,7 @@ class _Encoder:
             self._encode(batch[:middle])
             self._encode(batch[middle:])
         else:
-            self.codes |= dict(zip((small.digest for small in batch), found, strict=True))
+            self.codes |= dict(zip((image.digest for image in batch), found, strict=True))
 
 
 def _tokenized(row: PreparedExample, codes: dict[str, NDArray[np.uint16]]) -> TokenizedExample:

@@ -132,9 +132,9 @@ def _key(option: re.Match[str]) -> str:
 def _columns(part: BenchmarkPart, source: Source) -> SampleColumns:
     """All columns by name; of those that are left open the usual names, where the part says so."""
     usual: Mapping[str, tuple[Sequence[str], CellKind | None]] = {
-        "image": (SOURCE_NAMES, "picture"),
+        "image": (SOURCE_NAMES, "image"),
         "instruction": (INSTRUCTION_NAMES, "text"),
-        "target": (TARGET_NAMES, "picture"),
+        "target": (TARGET_NAMES, "image"),
         "id": (ID_NAMES, None),
         "task": (("task", "edit_type", "kind", "category"), None),
     }
@@ -145,7 +145,7 @@ def _columns(part: BenchmarkPart, source: Source) -> SampleColumns:
         if named is None and part.guess and kind in usual:
             found[kind] = column_by_common_name(source, *usual[kind])
         if found[kind] is None and (named or kind in ("image", "instruction")):
-            missing.append(f"no column {named!r}" if named else f"no column for the {kind} under a usual name")
+            missing.append(f"no column {named!r}" if named else f"no column for the {kind} under a common name")
     if missing:
         hint = (
             f"the columns are {describe_columns(source)}; a benchmark of your own in a .toml file names the right ones"
@@ -186,7 +186,7 @@ def _sample(row: Row, part: BenchmarkPart, source: Source, start: int) -> Benchm
 def _image(row: Row, column: str | None, source: Source) -> tuple[ImageFile, str]:
     value = _value(row, column)
     if value is None:
-        raise BadRowError("picture", f"there is no {column}", where=row.where)
+        raise BadRowError("image", f"there is no {column}", where=row.where)
     try:
         content = image_bytes(value, source.base)
         image = open_image(content, name=row.where)
@@ -194,7 +194,7 @@ def _image(row: Row, column: str | None, source: Source) -> tuple[ImageFile, str
         error.hint = "a benchmark's images have to be files or bytes" if error.kind == "url" else error.hint
         raise
     except InputError as error:
-        raise BadRowError("picture", error.what, where=error.where, hint=error.hint) from None
+        raise BadRowError("image", error.what, where=error.where, hint=error.hint) from None
     return image, hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -68,7 +68,7 @@ def test_an_empty_store(rl: Callable[..., Said], tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     create_or_resume(folder, Manifest(512, "vq", 1024, "set", 1, 1, None, {}, "data"))
     write_shard(folder, 0, [], [Reject(0, "p0", "image", "«torn»")])
-    assert f"error: {folder}: there is not a single pair in this data" in complaint(rl("--data", folder), 3)
+    assert f"error: {folder}: there are no examples in this data" in complaint(rl("--data", folder), 3)
 
 
 def test_a_store_of_another_codebook(rl: Callable[..., Said], tmp_path: Path) -> None:

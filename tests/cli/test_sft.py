@@ -62,7 +62,7 @@ def test_an_empty_store(sft: Callable[..., Said], tmp_path: Path) -> None:
     create_or_resume(folder, Manifest(512, "vq", 1024, "set", 1, 1, None, {}, "data"))
     write_shard(folder, 0, [], [Reject(0, "p0", "image", "«torn»")])
     text = complaint(sft("--data", folder), 3)
-    assert f"error: {folder}: there is not a single pair in this data" in text
+    assert f"error: {folder}: there are no examples in this data" in text
 
 
 def test_an_unfinished_store(sft: Callable[..., Said], tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_an_unfinished_store(sft: Callable[..., Said], tmp_path: Path) -> None:
     create_or_resume(folder, Manifest(512, "vq", 1024, "set", 20, 3, None, {}, "data"))
     write_shard(folder, 1, [], [])
     text = complaint(sft("--data", folder), 3)
-    assert "this store is not finished: 2 of 3 shards are missing" in text
+    assert "this store is incomplete: 2 of 3 shards are missing" in text
     assert "hint: run the same earl tokenize again" in text
 
 
@@ -168,7 +168,7 @@ def test_a_length_beyond_the_models(sft: Callable[..., Said]) -> None:
         ((), {"betas": "[0.9]"}, "betas"),
         (("--coefficients", "1,2"), {}, "2 coefficients for 1 data sets"),
         (("--coefficients", "much"), {}, "coefficients"),
-        (("--coefficients", "0.01"), {}, "the coefficients leave not a single pair"),
+        (("--coefficients", "0.01"), {}, "the coefficients leave no example"),
         ((), {"quantize": "4bit"}, "set lora_rank as well"),
         ((), {"lora_rank": 4, "sharding": "zero3"}, "use sharding none or zero2"),
         (("--save-format", "both"), {}, "save_format"),

@@ -66,7 +66,7 @@ def test_a_presets_columns_are_told_from_those_that_are_there(earl: Earl, tmp_pa
     _, err = earl(str(data), "--preset", "human-edit", code=3)
     assert "no column 'INPUT_IMG'; no column 'OUTPUT_IMG'; no column 'EDITING_INSTRUCTION'" in err
     assert "--preset human-edit expects INPUT_IMG, OUTPUT_IMG, EDITING_INSTRUCTION" in err
-    assert "the columns are before (pictures), words" in err
+    assert "the columns are before (images), words" in err
     assert "--original-image-key, --edited-image, --edit-instruction" in err
 
 

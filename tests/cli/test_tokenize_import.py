@@ -56,7 +56,7 @@ def test_it_says_what_came_in_and_what_was_left_out(earl: Earl) -> None:
     out, err = earl("omni/train", "-o", "store")
     assert "3 examples in store, 2 left out (1 pickle, 1 fields; see *.rejects.jsonl)" in out
     assert "5 files in omni/train" in err
-    assert "warning: left out bad.pth: not a file of torch.save that can be read" in err
+    assert "warning: left out bad.pth: not a readable file of torch.save" in err
     manifest = open_store(Path("store")).manifest
     assert (manifest.codes, manifest.image_area, manifest.vision_fingerprint) == (32768, 65536, "published")
     assert (manifest.dataset, manifest.rows, dict(manifest.origin)) == ("train", 5, {"imported_from": "omni/train"})
@@ -97,7 +97,7 @@ class Evil:
 def test_failures_name_the_file_and_run_nothing(earl: Earl) -> None:
     publish(Path("evil"), later={"instruction": Evil()})
     out, err = earl("evil", "-o", "store")
-    assert "left out later.pth: this file asks for 'posix.system', which could run code" in err
+    assert "left out later.pth: this file refers to 'posix.system', which could run code" in err
     assert "1 left out as they could run code: don't use data from this source" in err
     assert "3 examples in store, 1 left out (1 unsafe" in out
     publish(Path("bare"), later=pickle.dumps(Evil()))

@@ -78,8 +78,8 @@ def test_what_can_not_be_trained_on(store: Path, layout: SequenceLayout, tmp_pat
     with pytest.raises(InputError, match=r"no row has a chain of thought 'boxes' \(the CoT keys are plan\)"):
         load_rows([store], layout, ["boxes"])
     write_shard(store, 0, [], [])
-    with pytest.raises(InputError, match="not a single pair"):
+    with pytest.raises(InputError, match="there are no examples"):
         load_rows([store], layout)
     (store / "shard-000000.parquet").unlink()
-    with pytest.raises(InputError, match=r"not finished: 1 of 1 shards are missing.*run the same earl tokenize again"):
+    with pytest.raises(InputError, match=r"incomplete: 1 of 1 shards are missing.*run the same earl tokenize again"):
         load_rows([store], layout)

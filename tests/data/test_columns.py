@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from earl_cli.data.columns import PRESETS, SAMPLED_ROWS, ExampleColumns, find_columns, find_preset, read_example
+from earl_cli.data.columns import SAMPLED_ROWS, ExampleColumns, find_columns, find_preset, presets, read_example
 from earl_cli.data.sources.base import BadRowError, Row, Source
 from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.errors import InputError, UsageError
@@ -122,11 +122,13 @@ def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:
         find_columns(
             ExampleColumns(target="after", thoughts=("plan", "boxes")), there, reason="--preset p expects after"
         )
-    assert caught.value.what.startswith("no column for --original-image-key under a usual name (source, original_image")
-    assert "; no column 'after'; no column for --edit-instruction under a usual name (instruction" in caught.value.what
+    assert caught.value.what.startswith(
+        "no column for --original-image-key under a common name (source, original_image"
+    )
+    assert "; no column 'after'; no column for --edit-instruction under a common name (instruction" in caught.value.what
     assert caught.value.what.endswith("; no column 'plan'; no column 'boxes'")
     assert caught.value.hint == (
-        "--preset p expects after; the columns are pic (pictures), x; name the right ones with "
+        "--preset p expects after; the columns are pic (images), x; name the right ones with "
         "--original-image-key, --edited-image, --edit-instruction, --cot-keys"
     )
 
@@ -143,10 +145,10 @@ def test_a_row_becomes_a_pair() -> None:
         ({"ask": "  "}, "instruction", "the instruction is '  '"),
         ({"ask": None}, "instruction", "the instruction is None"),
         ({"ask": []}, "instruction", r"the instruction is \[\]"),
-        ({"ask": "snow \ud83d"}, "text", "there is half a character"),
-        ({"plan": "\ud83d"}, "text", "there is half a character"),
-        ({"a": None}, "picture", "there is no a"),
-        ({"b": None}, "picture", "there is no b"),
+        ({"ask": "snow \ud83d"}, "text", "it has a lone surrogate"),
+        ({"plan": "\ud83d"}, "text", "it has a lone surrogate"),
+        ({"a": None}, "image", "there is no a"),
+        ({"b": None}, "image", "there is no b"),
     ],
 )
 def test_a_bad_row_says_what_kind_it_is(changed: dict[str, Any], kind: str, message: str) -> None:
@@ -176,10 +178,12 @@ def test_without_an_id_the_number_counts_from_one() -> None:
     assert read_example(Row(41, "", ROW), ExampleColumns("a", "b", "ask")).id == "00000042"
 
 
-def test_presets_name_whole_pairs() -> None:
-    for preset in PRESETS.values():
+def test_presets_name_the_columns_of_an_example() -> None:
+    assert list(presets()) == ["omniedit", "magic_brush", "human-edit", "aurora_ag", "aurora_kubric", "ss2", "vismin"]
+    for preset in presets().values():
         assert preset.columns.source
         assert preset.columns.target
         assert preset.columns.instruction
+        assert (preset.location is None) == (preset.split is None)
     with pytest.raises(UsageError, match=r"no preset 'omni'.*omniedit"):
         find_preset("omni")

@@ -136,7 +136,7 @@ def test_rows_that_datasets_cant_read_are_no_fault_of_the_hub(hub: Hub, tmp_path
 
 def test_what_the_hub_refuses(hub: Hub, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(Repository("org/gated", {"main": tables}, kind="dataset", gated=True))
-    with pytest.raises(InputError, match=r"asks for consent.*hf auth login"):
+    with pytest.raises(InputError, match=r"this data set is gated.*hf auth login"):
         open_source(DataLocation("org/gated", split="train"))
     with pytest.raises(InputError, match=r"no such public data set"):
         open_source(DataLocation("org/unknown"))

@@ -61,7 +61,7 @@ def test_each_form_gives_the_file(value: Any, tmp_path: Path) -> None:
 
 def test_a_picture_that_git_lfs_has_not_fetched_is_called_so(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
-    with pytest.raises(BadRowError, match=r"Git LFS has not fetched this file.*git lfs pull"):
+    with pytest.raises(BadRowError, match=r"only a pointer of Git LFS.*git lfs pull"):
         image_bytes("a.png", str(tmp_path))
 
 
@@ -83,15 +83,15 @@ def test_a_pillow_image_keeps_its_pixels() -> None:
 @pytest.mark.parametrize(
     ("value", "base", "message"),
     [
-        (None, ".", "a NoneType is no picture"),
-        (7, ".", "a int is no picture"),
-        ({"bytes": None, "path": None}, ".", "is no picture"),
-        ("", ".", "an empty text is no picture"),
+        (None, ".", "a NoneType is neither an image"),
+        (7, ".", "a int is neither an image"),
+        ({"bytes": None, "path": None}, ".", "is neither an image"),
+        ("", ".", "an empty text is neither an image"),
         ([], ".", "a list of 0, where"),
-        ([CONTENT] * 3, ".", "a list of 3, where there must be one picture"),
+        ([CONTENT] * 3, ".", "a list of 3, where one image is expected"),
         ("gone.png", ".", "there is no such file"),
-        ("a.png", None, "no folder that it could count from"),
-        ("/etc/hostname", None, "no folder that it could count from"),
+        ("a.png", None, "no folder for relative paths"),
+        ("/etc/hostname", None, "no folder for relative paths"),
         ("data:image/png;base64", ".", "a data: URL without a comma"),
         ("data:image/png;base64,!!!!", None, "base64 is damaged"),
     ],
@@ -99,7 +99,7 @@ def test_a_pillow_image_keeps_its_pixels() -> None:
 def test_what_is_no_picture(value: Any, base: str | None, message: str) -> None:
     with pytest.raises(BadRowError, match=message) as caught:
         image_bytes(value, base)
-    assert caught.value.kind == "picture"
+    assert caught.value.kind == "image"
 
 
 @pytest.fixture

@@ -72,8 +72,8 @@ def test_an_array_of_objects(encoding: str, indent: int | None, tmp_path: Path) 
         ('[{"a": 1}\n\n{"a": 2}]', r"line 3: not valid JSON: neither a comma nor the end"),
         ('[{"a": 1}', "not valid JSON"),
         ('[{"a": 1}] x', "not valid JSON"),
-        (" [ ] ", "the list of pairs is empty"),
-        ("[7]", "not one row of this list can be read"),
+        (" [ ] ", "the list of examples is empty"),
+        ("[7]", "no row of this list can be read"),
         ('{"a": {"b": 1}}', "no column for"),
     ],
 )

@@ -190,7 +190,7 @@ REFUSED: dict[str, tuple[Callable[[Path], list[Store]], type[EarlError], str]] =
     "an unfinished store": (
         _with_another(shards=[0, 3]),
         InputError,
-        r"b: not finished: shards 1 to 2 are missing \(of 4\)",
+        r"b: incomplete: shards 1 to 2 are missing \(of 4\)",
     ),
     "a shard too many": (_an_odd_shard, InputError, r"shard-000009\.parquet: the store's manifest has no such shard"),
     "an output of other rows": (_another_store, UsageError, "made differently: dataset 'set 9' there"),

@@ -169,8 +169,8 @@ def test_a_list_of_one_picture_is_a_picture(kind: str, tmp_path: Path) -> None:
     {**LISTS, **ARROW}[kind](tmp_path, rows)
     assert pairs(tmp_path) == [
         (BEFORE, AFTER, "grey"),
-        "a list of 2, where there must be one picture",
-        "a list of 0, where there must be one picture",
+        "a list of 2, where one image is expected",
+        "a list of 0, where one image is expected",
     ]
 
 

@@ -191,7 +191,7 @@ def test_a_file_that_could_run_code_is_not_run_and_costs_no_other(tmp_path: Path
     if form in ("torch", "legacy"):
         assert isinstance(rows[2], Reject)
         assert rows[2].kind == "unsafe"
-        assert re.match(r"this file asks for '(posix|nt)\.system', which could run code", rows[2].reason)
+        assert re.match(r"this file refers to '(posix|nt)\.system', which could run code", rows[2].reason)
     if form == "torch":  # and that it would have run
         torch.load(io.BytesIO(evil), weights_only=False)
         assert marker.exists()
@@ -201,7 +201,7 @@ def test_a_file_that_could_run_code_is_not_run_and_costs_no_other(tmp_path: Path
 def test_nothing_but_arrays_and_texts_may_be_asked_for(tmp_path: Path, name: str) -> None:
     row = only(tmp_path, pickled(f"c{name}\n.".encode("latin1")))
     assert isinstance(row, Reject)
-    assert f"asks for '{name.replace(chr(10), '.')}'" in row.reason
+    assert f"refers to '{name.replace(chr(10), '.')}'" in row.reason
 
 
 def test_a_data_type_that_lies_never_reaches_numpy(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ HOSTILE = {
     "nested from within": (b"]q\0" + b"]q\1h\0h\1a0h\1q\0" * 300 + b".", "within another one|nested|left over"),
     "a list in itself": (b"]q\0h\0a.", "within another one|nested"),
     "endless instructions": (b"N0" * 600_000 + b"N.", "more than 1,000,000 instructions"),
-    "bytes in another encoding": (ENCODE + BIG_TEXT + UTF_16 + b"\x86R.", "spelled in 'utf-16', not in latin1"),
+    "bytes in another encoding": (ENCODE + BIG_TEXT + UTF_16 + b"\x86R.", "encoded as 'utf-16', not as latin1"),
     "bytes made again and again": (
         ENCODE + b"q\0" + BIG_TEXT + b"q\1" + LATIN_1 + b"\x86q\2R" + b"0h\0h\2R" * 10_000 + b".",
         "makes more of its texts",

@@ -87,7 +87,7 @@ def test_where_a_share_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert parse_share(None) == ShardShare(1, 2)
     for text in ("0/8", "9/8", "1", "a/b", "1/0", "-1/2"):
-        with pytest.raises(UsageError, match="no part of the work"):
+        with pytest.raises(UsageError, match="no share of the work"):
             parse_share(text)
 
 

@@ -78,7 +78,7 @@ def test_files_of_one_row_and_other_columns_are_read_together(tmp_path: Path) ->
     for number, row in enumerate(rows):
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{number}.parquet")
     source = open_source(DataLocation(str(tmp_path)))
-    assert source.columns == {"source": "picture", "edited": "picture", "id": "unknown"}
+    assert source.columns == {"source": "image", "edited": "image", "id": "unknown"}
     (chunk,) = RowOrder(source.bounds).chunks(0, 3)
     assert [row.values for row in source.read(chunk, COLUMNS) if isinstance(row, Row)] == rows
 
@@ -150,16 +150,16 @@ def test_a_split_of_a_saved_data_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("pairs.jsonl", b"", "the list of pairs is empty"),
-        ("pairs.jsonl", b"nothing\nbut\nwords", "not one row of this list can be read"),
-        ("pairs.csv", b"source,edited\n", "the list of pairs is empty"),
-        ("data.parquet", b"PAR1 torn", "not a Parquet file"),
+        ("pairs.jsonl", b"", "the list of examples is empty"),
+        ("pairs.jsonl", b"nothing\nbut\nwords", "no row of this list can be read"),
+        ("pairs.csv", b"source,edited\n", "the list of examples is empty"),
+        ("data.parquet", b"PAR1 torn", "not a readable Parquet file"),
         ("pairs.jsonl", b"\x1f\x8b\x08 and so on", "this list is compressed"),
         ("pairs.csv", b"source,edited\ra.png,b.png\r", "carriage returns alone"),
-        ("pairs.csv", POINTER, "Git LFS has not fetched this file.*git lfs pull"),
-        ("data.parquet", POINTER, "Git LFS has not fetched this file.*git lfs pull"),
-        ("data.tar", POINTER, "Git LFS has not fetched this file.*git lfs pull"),
-        ("data.tar", b"x" * 2000, "not a tar that can be read"),
+        ("pairs.csv", POINTER, "only a pointer of Git LFS.*git lfs pull"),
+        ("data.parquet", POINTER, "only a pointer of Git LFS.*git lfs pull"),
+        ("data.tar", POINTER, "only a pointer of Git LFS.*git lfs pull"),
+        ("data.tar", b"x" * 2000, "not a readable tar"),
         ("data.tar", b"\0" * 10240, "no sample in these tars"),
         ("list/tokenized_datalist.json", b"{}", "tokenized already.*earl tokenize import"),
         ("dataset_info.json", b"{}", "no data of a kind that can be read"),
@@ -181,10 +181,10 @@ def test_places_that_are_not_there(tmp_path: Path) -> None:
         open_source(DataLocation(str(tmp_path)))
     for name in ("a.jsonl", "b.csv"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match=r"several lists of pairs: a\.jsonl, b\.csv"):
+    with pytest.raises(InputError, match=r"several lists of examples: a\.jsonl, b\.csv"):
         open_source(DataLocation(str(tmp_path)))
     (tmp_path / "notes.pdf").write_text("")
-    with pytest.raises(InputError, match="none of the kinds of data"):
+    with pytest.raises(InputError, match="data of this kind can't"):
         open_source(DataLocation(str(tmp_path / "notes.pdf")))
     with pytest.raises(UsageError, match="--streaming is for data on the Hub"):
         open_source(DataLocation(str(tmp_path), streaming=True))

@@ -74,7 +74,7 @@ def test_folders_named_as_splits_are_splits(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no split 'nightly'"):
         open_source(DataLocation(str(folder), split="nightly"))
     if kind in ("json lines", "json", "csv", "tsv"):
-        with pytest.raises(InputError, match=r"several lists of pairs: test/.*give the path of one"):
+        with pytest.raises(InputError, match=r"several lists of examples: test/.*give the path of one"):
             open_source(DataLocation(str(folder), split="all"))
     else:
         assert row_count(open_source(DataLocation(str(folder), split="all"))) == 9
@@ -148,7 +148,7 @@ def test_numbered_lists_are_one(tmp_path: Path) -> None:
     assert row_count(pickle.loads(pickle.dumps(open_source(DataLocation(str(folder), split="all"))))) == 6
     assert row_count(open_source(DataLocation(str(folder), data_files=("*-00000-*", "test*")))) == 4
     (folder / "train_more.jsonl").write_text(lines[0])
-    with pytest.raises(InputError, match=r"several lists of pairs: train-00000.*train_more\.jsonl"):
+    with pytest.raises(InputError, match=r"several lists of examples: train-00000.*train_more\.jsonl"):
         open_source(DataLocation(str(folder), split="train"))
 
 

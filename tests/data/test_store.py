@@ -83,7 +83,7 @@ def test_a_store_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_a_store_is_complete_when_all_its_shards_are_there(tmp_path: Path) -> None:
     create_or_resume(tmp_path / "s", MANIFEST)
-    broken = Reject(0, "x", "picture", "broken")
+    broken = Reject(0, "x", "image", "broken")
     for index in (1, 0):
         assert not open_store(tmp_path / "s").complete
         assert index in open_store(tmp_path / "s").missing
@@ -92,9 +92,15 @@ def test_a_store_is_complete_when_all_its_shards_are_there(tmp_path: Path) -> No
     assert list(open_store(tmp_path / "s").rejects()) == [broken] * 2
 
 
+def test_kinds_of_rejects_as_earlier_versions_wrote_them_are_read(tmp_path: Path) -> None:
+    create_or_resume(tmp_path / "s", MANIFEST)
+    write_shard(tmp_path / "s", 0, [], [Reject(0, "x", "picture", "broken"), Reject(1, "y", "row", "no JSON")])
+    assert [reject.kind for reject in open_store(tmp_path / "s").rejects()] == ["image", "row"]
+
+
 def test_a_shard_written_again_loses_the_rejects_of_a_torn_attempt(tmp_path: Path) -> None:
     create_or_resume(tmp_path / "s", MANIFEST)
-    write_shard(tmp_path / "s", 0, [], [Reject(0, "x", "picture", "broken")])
+    write_shard(tmp_path / "s", 0, [], [Reject(0, "x", "image", "broken")])
     write_shard(tmp_path / "s", 0, [], [])
     assert list(open_store(tmp_path / "s").rejects()) == []
 
@@ -179,6 +185,6 @@ def test_a_shard_with_an_empty_cell_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_reject_may_quote_half_a_character(tmp_path: Path) -> None:
     store = create_or_resume(tmp_path / "s", MANIFEST)
-    write_shard(store.folder, 0, [], [Reject(0, "\ud800", "picture", "there is no \udfff.png, «é»")])
+    write_shard(store.folder, 0, [], [Reject(0, "\ud800", "image", "there is no \udfff.png, «é»")])
     assert "«é»" in (store.folder / "shard-000000.rejects.jsonl").read_text(encoding="utf-8")
-    assert list(open_store(store.folder).rejects()) == [Reject(0, "\ud800", "picture", "there is no \udfff.png, «é»")]
+    assert list(open_store(store.folder).rejects()) == [Reject(0, "\ud800", "image", "there is no \udfff.png, «é»")]

@@ -161,14 +161,14 @@ def test_bad_pictures_are_left_out_with_their_reason(pairs: Path, tiny_model_dir
     assert store.table().num_rows == 8
     reasons = {reject.id: (reject.row, reject.kind, reject.reason) for reject in store.rejects()}
     assert set(reasons) == {"p3", "p7"}
-    assert reasons["p3"][:2] == (3, "picture")
+    assert reasons["p3"][:2] == (3, "image")
     assert "line 4, source: the file is empty" in reasons["p3"][2]
     assert "t7.png: there is no such file" in reasons["p7"][2]
     assert heard == [
         {"rows": 0},
-        {"rows": 4, "picture": 1},
-        {"rows": 8, "picture": 2},
-        {"rows": 10, "picture": 2},
+        {"rows": 4, "image": 1},
+        {"rows": 8, "image": 2},
+        {"rows": 10, "image": 2},
     ]
 
 
@@ -205,7 +205,7 @@ def test_too_many_rejects_stop_the_pass_and_lose_nothing(
     for index in (0, 1, 3):
         (pairs / f"s{index}.png").write_bytes(b"")
     monkeypatch.setattr(tokenizing, "MIN_ROWS_FOR_RATE", 4)
-    with pytest.raises(InputError, match=r"\d of \d rows were left out .* picture\), more than the share of 0\.3"):
+    with pytest.raises(InputError, match=r"\d of \d rows were left out .* image\), more than the share of 0\.3"):
         tokenized(pairs, tiny_model_dir, tmp_path / "store", replace(SETTINGS, max_reject_rate=0.3))
     done = open_store(tmp_path / "store")
     assert done.shards
@@ -296,5 +296,5 @@ def test_batches_carry_loss_after_the_instruction_only(pairs: Path, tiny_model_d
 def test_an_unfinished_store_is_not_trained_on(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     store = tokenized(pairs, tiny_model_dir, tmp_path / "store")
     shard_path(store.folder, 1).unlink()
-    with pytest.raises(InputError, match="not finished"):
+    with pytest.raises(InputError, match="incomplete"):
         load_rows([store.folder], layout_of(tiny_model_dir))

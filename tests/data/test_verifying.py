@@ -146,17 +146,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "rows lost": (
         rewritten(lambda rows: rows.pop()),
         "manifest.json",
-        "20 rows were planned, but there are 17 pairs and 2 rejects",
+        "20 rows were planned, but there are 17 examples and 2 rejects",
     ),
     "a reject lost": (
         lambda folder: (folder / REJECTS).unlink(),
         "manifest.json",
-        "20 rows were planned, but there are 18 pairs and 0 rejects",
+        "20 rows were planned, but there are 18 examples and 0 rejects",
     ),
     "rows too many": (
         rows_planned(19),
         "manifest.json",
-        "19 rows were planned, but there are 18 pairs and 2 rejects",
+        "19 rows were planned, but there are 18 examples and 2 rejects",
     ),
 }
 

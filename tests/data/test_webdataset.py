@@ -59,7 +59,7 @@ def test_a_first_sample_without_json_names_no_fewer_columns(tmp_path: Path) -> N
 def test_several_objects_and_what_a_picture_is_called_too(tmp_path: Path) -> None:
     more = {"json": b'{"source": "flickr", "instruction": "fog"}', "meta.json": b'{"plan": "grey"}', "txt": b" hi\n"}
     source = tar(tmp_path, ("a/1", {**more, **GOOD, **more}), ("b/1", GOOD), ("b/._1", {"source.png": b"of macOS"}))
-    assert source.columns["source"] == "picture"
+    assert source.columns["source"] == "image"
     first, second = source.read([0, 1], (*COLUMNS, "meta.plan", "txt"))
     assert isinstance(first, Row)
     assert isinstance(second, Row)
@@ -147,4 +147,4 @@ def test_headers_of_headers_and_sparse_files_are_rejects(tmp_path: Path) -> None
 
     endless = damaged(tmp_path, long_names)
     assert isinstance(endless[0], dict)
-    assert "headers without end" in str(endless[1])
+    assert "nested too deeply" in str(endless[1])

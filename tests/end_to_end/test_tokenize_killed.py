@@ -149,7 +149,7 @@ def test_the_undisturbed_pass_has_every_good_row_once(forks: Setting, programs: 
         assert store.table()["row"].to_pylist() == good
         assert store.table()["id"].to_pylist() == [f"p{row}" for row in good]
         assert [reject.row for reject in store.rejects()] == [row for row in range(rows) if row in bad]
-        assert {reject.kind for reject in store.rejects()} == {"instruction", "picture", "row"}
+        assert {reject.kind for reject in store.rejects()} == {"instruction", "image", "row"}
         for path in tmp_path.iterdir():
             path.unlink()
 
@@ -291,7 +291,7 @@ def test_a_worker_process_killed(forks: Setting, tmp_path: Path) -> None:
     worker_of(run).kill()
     run.thaw()
     assert run.wait() == 1, run.output
-    assert "error: a process that reads pictures was killed" in run.output
+    assert "error: a process that reads images was killed" in run.output
     assert "Traceback" not in run.output
     ends_alone(run)
     forks.check(store)

@@ -305,7 +305,7 @@ def test_a_column_that_isnt_there_is_named_with_those_that_are(tmp_path: Path) -
     assert "instruction" in str(caught.value.hint)
     (tmp_path / "mine.toml").write_text("[mine]\nparts = [{place = 'pairs', columns = {image = 'a', task = 'b'}}]")
     with pytest.raises(
-        InputError, match="no column 'a'; no column for the instruction under a usual name; no column 'b'"
+        InputError, match="no column 'a'; no column for the instruction under a common name; no column 'b'"
     ):
         open_benchmark(find_benchmark(str(tmp_path / "mine.toml")))
 

@@ -58,7 +58,7 @@ def test_counts_are_whole_copies_and_the_published_rest(sets: list[tuple[int, fl
     sizes, coefficients = [size for size, _ in sets], [coefficient for _, coefficient in sets]
     expected = [int(c) * n + int(n * (c - int(c))) for n, c in sets]
     if not sum(expected):
-        with pytest.raises(UsageError, match="leave not a single pair"):
+        with pytest.raises(UsageError, match="leave no example"):
             mix(sizes, coefficients, seed)
         return
     mixture = mix(sizes, coefficients, seed)

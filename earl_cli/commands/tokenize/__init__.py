@@ -120,9 +120,9 @@ def tokenize(
     from earl_cli.data.sources.registry import DataLocation, open_source
 
     chosen = find_preset(preset) if preset else None
-    where = data or (chosen.place if chosen else None)
+    where = data or (chosen.location if chosen else None)
     if where is None:
-        what = f"the set {preset} isn't on the Hub as pairs" if chosen else "no data"
+        what = f"the set {preset} isn't on the Hub as examples" if chosen else "no data"
         raise UsageError(what, hint="name a folder, a file or a Hub id: earl tokenize pairs/ -o store/")
     base = chosen.columns if chosen else ExampleColumns()
     thoughts = tuple(key.strip() for keys in thought_columns or () for key in keys.split(",") if key.strip())

@@ -1,1 +1,1 @@
-"""The published .pth data: a format of 2025 that is read and written, and stays as it is."""
+"""Tokenized data in the published format: ``.pth`` files and a list of them, read and written."""

@@ -1,7 +1,7 @@
-"""Where published data lie: a folder or a tar with ``list/tokenized_datalist.json`` and the files that it names.
+"""Files of published data: a folder or a tar with ``list/tokenized_datalist.json`` and the files that it names.
 
-Nothing in them is trusted. Names, links and members of archives that would leave their folder are refused before
-anything is read, and an archive is never unpacked to the disk.
+Nothing in them is trusted. Names, links and members of archives that leave their folder are refused before anything is
+read, and an archive is never extracted to disk.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ TARBALLS = (".tar", ".tar.gz", ".tgz")
 MAX_LIST_BYTES = 2**28
 
 _LIST = PurePosixPath(LIST_FOLDER, LIST_NAME)
-_ESCAPES = "this data could reach for other files, so it was not read: don't use data from this place"
+_ESCAPES = "this data refers to files outside its folder, so it was not read: don't use data from this place"
 
 
 Contents = Generator[bytes | BadRowError, None, None]
 
 
 class PublishedFiles(Protocol):
-    """The files that a list names, one a row, and their ``sizes`` in bytes, 0 for what isn't there.
+    """The files that a list names, one a row, and their ``sizes`` in bytes, 0 for missing ones.
 
     ``fingerprint`` changes with the list and the sizes.
     """
@@ -54,16 +54,17 @@ class PublishedFiles(Protocol):
 
     @property
     def where(self) -> str:
-        """The folder, or the place in an archive, in which they were found."""
+        """The folder, or the folder within an archive, in which they were found."""
         ...
 
     def contents(self, rows: Sequence[int]) -> Contents:
-        """What is in the files of these ascending rows, or why it can't be had. Raises InputError if all is lost."""
+        """The contents of the files of these ascending rows, or an error in their place. Raises InputError if all is
+        lost."""
         ...
 
 
 def is_published(place: Path) -> bool:
-    """Whether published data lie here; of an archive only the names are looked at."""
+    """Whether this is published data: the folder of a list or the one above, the list itself, or a tar with one."""
     if place.is_dir():
         return bool(_bases(place))
     if not place.name.endswith(TARBALLS) or not place.is_file():
@@ -76,7 +77,7 @@ def is_published(place: Path) -> bool:
 
 
 def find_files(place: Path) -> PublishedFiles:
-    """The files of the published data at ``place``. Raises InputError if there are none, or if they aren't safe."""
+    """The files of the published data at ``place``. Raises InputError if there are none, or if they are unsafe."""
     if not place.exists():
         raise InputError("no such file or folder", where=str(place))
     if place.is_dir():
@@ -88,7 +89,7 @@ def find_files(place: Path) -> PublishedFiles:
             what = f"several folders hold tokenized data: {', '.join(base.name for base in bases)}"
             raise InputError(what, where=str(place), hint="give the path of one")
         tars = ", ".join(sorted(path.name for path in place.iterdir() if path.name.endswith(TARBALLS)))
-        hint = f"there are archives, give the path of one: {tars}" if tars else "earl tokenize makes it from pictures"
+        hint = f"there are archives, give the path of one: {tars}" if tars else "earl tokenize makes it from images"
         raise InputError(f"no tokenized data: there is no {_LIST}", where=str(place), hint=hint)
     if place.name.endswith(TARBALLS):
         return _in_tar(place)
@@ -99,7 +100,7 @@ def find_files(place: Path) -> PublishedFiles:
 
 
 def _parse_list(content: bytes, where: str) -> tuple[str, list[str]]:
-    """The list's prefix, and its names. Raises InputError, quoting the name, if one is not safe."""
+    """The list's prefix, and its names. Raises InputError that quotes the name if one is unsafe."""
     try:
         found = loads(content)
         prefix, names = found.get("prefix"), found["path_list"]
@@ -113,18 +114,18 @@ def _parse_list(content: bytes, where: str) -> tuple[str, list[str]]:
 
 
 def _beside_list(prefix: str) -> list[str]:
-    """The folders beside ``list/`` that may hold the files: the one the prefix ends in, and the usual one."""
+    """The names of folders beside ``list/`` that may hold the files: the last part of the prefix, and the usual one."""
     last = PurePosixPath(prefix.replace("\\", "/")).name
     return list(dict.fromkeys((last, FEATURES) if last not in ("", "..") else (FEATURES,)))
 
 
 def _no_files_error(names: Sequence[str], tried: Sequence[object], where: str) -> InputError:
-    what = f"of the {len(names):,} files that this list names not one is there, such as {names[0]!r}"
+    what = f"none of the {len(names):,} files that this list names is there, such as {names[0]!r}"
     return InputError(what, where=where, hint=f"they were looked for in {', '.join(map(str, tried))}")
 
 
 def _safe_name(name: Any, where: str) -> str:
-    """A relative path that stays below, in its plain spelling. Raises InputError for any other."""
+    """A relative path that stays below its folder, in its plain spelling. Raises InputError for any other."""
     if not isinstance(name, str):
         raise InputError(f"this list holds a {type(name).__name__} instead of a file's name", where=where)
     path = Path(name)
@@ -162,9 +163,10 @@ def _repeated() -> BadRowError:
 
 @dataclass(frozen=True, eq=False)
 class _FolderFiles:
-    """Files in ``folder``, in the order of the list; ``spelled`` are those that the disk spells in another way.
+    """Files in ``folder``, in the order of the list; ``spelled`` are the paths of those that the disk spells
+    differently.
 
-    Rows in ``repeated`` name a file that was there before.
+    Rows in ``repeated`` name a file that an earlier row names.
     """
 
     folder: Path
@@ -196,10 +198,10 @@ def _content(path: Path) -> bytes | BadRowError:
 
 
 def _bases(place: Path) -> list[Path]:
-    """The folders that hold ``list/``: this one, or those right below it."""
+    """The folders that hold ``list/``: this one, or those directly below."""
     if (place / _LIST).is_file():
         return [place]
-    with os.scandir(place) as entries:  # of which there may be a million pictures
+    with os.scandir(place) as entries:  # of which there may be a million images
         below = sorted(entry.name for entry in entries if entry.is_dir())
     return [place / name for name in below if (place / name / _LIST).is_file()]
 
@@ -244,7 +246,7 @@ class _FoundFiles:
 
 
 def _look_in(folder: Path, names: Sequence[str], roots: Sequence[Path]) -> _FoundFiles:
-    """Raises InputError for a link that leaves ``roots`` and for what is no plain file."""
+    """Raises InputError for a link that leaves ``roots`` and for what is no regular file."""
     sizes: dict[str, int] = {}
     spelled: dict[str, Path] = {}
     there: set[str] = set()
@@ -263,7 +265,7 @@ def _look_in(folder: Path, names: Sequence[str], roots: Sequence[Path]) -> _Foun
 
 
 def _roots(base: Path) -> tuple[Path, ...]:
-    """Where files may lie: in the folder itself, and for one in the Hub's cache also where that keeps its blobs."""
+    """Where files may be: in the folder itself, and for one in the Hub's cache also in the cache's folder of blobs."""
     base = base.resolve()
     snapshots = (path for path in (base, *base.parents) if path.parent.name == "snapshots")
     return base, *(path.parent.parent / "blobs" for path in snapshots)
@@ -276,7 +278,7 @@ def _check_inside(path: Path, roots: Sequence[Path]) -> None:
 
 
 def _size(path: Path, roots: Sequence[Path]) -> int:
-    """The size of a file in bytes, -1 where there is none."""
+    """The size of a file in bytes, -1 if there is none."""
     try:
         found = path.lstat()
         if stat.S_ISLNK(found.st_mode):
@@ -363,7 +365,7 @@ def _in_tar(archive: Path) -> _TarFiles:
 
 
 def _normalized(path: PurePosixPath) -> str:
-    """A path in one Unicode form, with slashes, however it is spelled."""
+    """A path in one Unicode form, with slashes."""
     return unicodedata.normalize("NFC", str(path).replace("\\", "/"))
 
 
@@ -383,7 +385,7 @@ def _list_content(stream: IO[bytes], member: tarfile.TarInfo, archive: Path) -> 
 
 
 def _safe_member(member: tarfile.TarInfo, archive: Path) -> PurePosixPath:
-    """A member's path. Raises InputError if it leaves the folder, or is anything but a plain file or a folder."""
+    """A member's path. Raises InputError if it leaves the folder, or is anything but a regular file or a folder."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         what = "its name leaves the folder"
@@ -393,12 +395,12 @@ def _safe_member(member: tarfile.TarInfo, archive: Path) -> PurePosixPath:
         what = "it is neither a file nor a folder"
     else:
         return path
-    raise InputError(f"the archive can't be trusted with {member.name!r}: {what}", where=str(archive), hint=_ESCAPES)
+    raise InputError(f"the archive has an unsafe member {member.name!r}: {what}", where=str(archive), hint=_ESCAPES)
 
 
 @contextmanager
 def _archive(place: Path) -> Iterator[IO[bytes]]:
-    """What is in a tar, unpacked on the fly if it is compressed; to go back is slow then. Damage is an InputError."""
+    """The content of a tar, decompressed on the fly; seeking backwards is slow then. Raises InputError for damage."""
     try:
         with place.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"

@@ -1,7 +1,8 @@
-"""A published ``.pth`` file: one pair of code grids, read so that nothing in it can run or name what it likes.
+"""A published ``.pth`` file: one example of code grids, read so that nothing in it can run code or choose what is
+loaded.
 
-`torch_files` reads it, with stand-ins for numpy's classes: numpy itself trusts what a pickle says of a data type, and a
-crafted one makes it read foreign memory. What a stand-in was told is checked before numpy sees it.
+`torch_files` reads it, with our own constructors in place of numpy's: numpy trusts a pickle's description of a data
+type, and a crafted one makes it read foreign memory. What they are called with is checked before numpy gets it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _INTEGERS = {
 
 
 class _Array:
-    """Stands for a numpy array: what its pickle says of it."""
+    """Stands for a numpy array, with its pickled state."""
 
     state: Any = None
 
@@ -62,9 +63,9 @@ def _no_bytes() -> bytes:
 
 
 def _bytes_of(text: str, encoding: str) -> bytes:
-    """How protocol 2 spells bytes; other encodings make much of little."""
+    """How protocol 2 writes bytes; other encodings could expand few bytes to many."""
     if encoding not in ("latin1", "latin-1"):
-        raise PickleError(f"it has bytes spelled in {encoding[:40]!r}, not in latin1")
+        raise PickleError(f"it has bytes encoded as {encoding[:40]!r}, not as latin1")
     return text.encode("latin1")
 
 
@@ -79,10 +80,10 @@ _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
 
 
 def read_pth(content: bytes, row: int, name: str, where: str, codes: int) -> TokenizedExample:
-    """The pair in the bytes of a file: codes uint16[h, w], checked against a codebook of ``codes``.
+    """The example in the bytes of a file: codes uint16[h, w], checked against a codebook of ``codes``.
 
-    ``name`` is the file's, the id where the file itself names none. Raises BadRowError for a file that is damaged,
-    holds something else or could run code (`UNSAFE`, naming what was asked for).
+    ``name`` is the file's, used as the id if the file has none. Raises BadRowError for a file that is damaged, holds
+    something else or could run code (`UNSAFE`, with the name that it refers to).
     """
     saved = _load(content, where)
     fields = saved.value
@@ -99,16 +100,16 @@ def read_pth(content: bytes, row: int, name: str, where: str, codes: int) -> Tok
     )
 
 
-def write_pth(pair: TokenizedExample) -> bytes:
-    """The published file of a pair: the same pair gives the same bytes. Codes are int64[h, w], as published."""
+def write_pth(example: TokenizedExample) -> bytes:
+    """The published file of an example; equal examples give equal bytes. Codes are int64[h, w], as published."""
     import torch
 
     fields = {
-        "edit_id": pair.id + SUFFIX,
-        "original_image": pair.source.astype(np.int64),
-        "edited_image": pair.target.astype(np.int64),
-        "CoT": dict(pair.thoughts),
-        "instruction": pair.instruction,
+        "edit_id": example.id + SUFFIX,
+        "original_image": example.source.astype(np.int64),
+        "edited_image": example.target.astype(np.int64),
+        "CoT": dict(example.thoughts),
+        "instruction": example.instruction,
     }
     stream = io.BytesIO()
     torch.save(fields, stream)
@@ -119,24 +120,24 @@ def _load(content: bytes, where: str) -> SavedFile:
     try:
         return read_torch_file(content, _CONSTRUCTORS)
     except ForeignNameError as error:
-        what = f"this file asks for {error.name[:80]!r}, which could run code, so it was not loaded"
+        what = f"this file refers to {error.name[:80]!r}, which could run code, so it was not loaded"
         hint = "tokenized data hold arrays and texts only: don't use data from this place"
         raise BadRowError(UNSAFE, what, where=where, hint=hint) from None
     except PickleError as error:
-        raise BadRowError("pickle", f"not a file of torch.save that can be read: {error}", where=where) from None
+        raise BadRowError("pickle", f"not a readable file of torch.save: {error}", where=where) from None
 
 
 # -- its fields --------------------------------------------------------------------------------------------------------
 
 
 def _type_name(value: Any) -> str:
-    """What a value was before its pickle was written."""
+    """The type that a value had before it was pickled."""
     names = {_Array: "numpy array", TensorRecord: "tensor", OrderedRecord: "OrderedDict"}
     return names.get(type(value), type(value).__name__.lstrip("_"))
 
 
 def _id(value: Any, name: str) -> str:
-    """Published data call a pair ``<id>.pth``, inside the file as well as outside."""
+    """The id, without the suffix that published data give it inside the file as well as outside."""
     if isinstance(value, str | int) and _is_text(str(value)) and str(value) not in ("", SUFFIX):
         name = str(value)
     return name.removesuffix(SUFFIX)
@@ -171,7 +172,7 @@ def _thoughts(value: Any, where: str) -> dict[str, str]:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether this is text that can be stored: a pickle can hold half of a surrogate pair, which UTF-8 can't."""
+    """Whether this is text without lone surrogates, which a pickle can hold and UTF-8 can't."""
     try:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
@@ -192,7 +193,7 @@ def _grid(saved: SavedFile, name: str, codes: int, where: str) -> NDArray[np.uin
 
 
 def _shape_error(shape: Sequence[int]) -> str:
-    """What is wrong with the shape of a grid, in words; it may have an axis of length one in front."""
+    """What is wrong with the shape of a grid, empty if nothing; there may be a leading axis of length one."""
     sides = "*".join(map(str, shape[:8]))
     if len(shape) != 2 and (len(shape) != 3 or shape[0] != 1):
         return f"is of {sides or 'one'} codes, not in rows and columns"
@@ -202,7 +203,7 @@ def _shape_error(shape: Sequence[int]) -> str:
 
 
 def _integers(saved: SavedFile, value: Any) -> NDArray[Any] | str:
-    """The array or tensor, of any shape; or in words what it is instead of one of integers."""
+    """The array or tensor, of any shape; or a description of what it is instead of one of integers."""
     if isinstance(value, _Array):
         found = _numpy(value)
         return "is an array of objects, not of integers" if isinstance(found, list) else found
@@ -214,7 +215,7 @@ def _integers(saved: SavedFile, value: Any) -> NDArray[Any] | str:
 
 
 def _tensor(saved: SavedFile, tensor: TensorRecord) -> NDArray[Any] | str:
-    """The tensor's numbers; or in words why they can't be had."""
+    """The tensor's values; or a description of why they can't be read."""
     try:
         content = saved.read_storage(tensor.storage)
     except PickleError as error:
@@ -225,7 +226,7 @@ def _tensor(saved: SavedFile, tensor: TensorRecord) -> NDArray[Any] | str:
 
 
 def _numpy(array: _Array) -> NDArray[Any] | list[Any] | str:
-    """The array that a pickle describes, the list if it is one of Python objects; else in words what is wrong."""
+    """The array that a pickle describes, or the list if it is of Python objects; else what is wrong with it."""
     match array.state:
         case (
             int(),

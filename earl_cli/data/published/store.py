@@ -1,7 +1,7 @@
-"""Tokenized data as it is published, in and out: a list of names beside a ``.pth`` file for each pair.
+"""Read and write tokenized data in the published format: a list of names, and a ``.pth`` file for each example.
 
-In: rows of a store, or a table to train from at once; files that can't be used are rejects with their reasons. Out: a
-folder that the published loaders take. Both go on where an interrupted pass stopped.
+Read as rows of a store, or as one table to train from; files that can't be used are rejects with their reasons. Written
+as a folder that the published loaders read. Both continue an interrupted pass.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from earl_cli.data.store import (
 from earl_cli.files import atomic_write, folder_lock, is_partial, remove_partials
 
 CODES, AREA, FINGERPRINT = 32768, 65536, "published"
-"""What published data were made with, where no model says otherwise."""
+"""How published data were made, unless a model says otherwise."""
 
 RowResults = Generator[TokenizedExample | Reject, None, None]
 
@@ -48,11 +48,11 @@ MAX_NAME_BYTES = 150
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """Published data, opened: ``names`` are those of the rows' files, in order.
+    """Opened published data; ``names`` are those of the rows' files, in order.
 
-    Rows stand in a folder in the order of the list, in a tar in that of the archive, so that a compressed one is read
-    once from front to back; there, what is missing or listed twice comes last. ``fingerprint`` changes with the list
-    and the sizes of its files.
+    In a folder rows have the order of the list, in a tar that of the archive, so that a compressed one is read once
+    from front to back; there, missing and repeated files come last. ``fingerprint`` changes with the list and the sizes
+    of files.
     """
 
     place: Path
@@ -64,7 +64,7 @@ class Published:
         return len(self.names)
 
     def read(self, start: int = 0, stop: int | None = None, *, codes: int = CODES) -> RowResults:
-        """Rows ``start`` to ``stop``, every one a pair or a reject; ``codes`` is the size of the codebook.
+        """Rows ``start`` to ``stop``, each an example or a reject; ``codes`` is the size of the codebook.
 
         Raises InputError if an archive is damaged, ModelError for a codebook that is too large.
         """
@@ -82,13 +82,14 @@ class Published:
 
 
 def open_published(place: Path) -> Published:
-    """Raises InputError for what is no such data, and for names, links and archives that leave their folder."""
+    """Open published data. Raises InputError for anything else, and for names, links and archives that leave their
+    folder."""
     files = find_files(place)
     return Published(place, files.names, files.fingerprint, files)
 
 
 def published_table(published: Published, codes: int = CODES) -> tuple[pa.Table, list[Reject]]:
-    """All pairs as one table of the store's `SCHEMA`, and the rows that can't be used."""
+    """All examples as one table of the store's `SCHEMA`, and the rows that can't be used."""
     tables, rejects = [SCHEMA.empty_table()], []
     with closing(published.read(codes=codes)) as found:
         while part := list(islice(found, ROWS_PER_TABLE)):
@@ -111,11 +112,11 @@ def import_published(
     rows_per_shard: int = 512,
     on_rows: Callable[[int], None] = lambda _rows: None,
 ) -> Store:
-    """Bring all rows into the store at ``output``, going on where an earlier pass of the same kind stopped.
+    """Import all rows into the store at ``output``, continuing an earlier pass of the same kind.
 
-    Shards are as even as can be, of ``rows_per_shard`` rows and `BYTES_PER_SHARD` of files at most. ``on_rows`` hears
-    how many more rows are done. Bad rows go to the rejects. Raises InputError as `Published.read`, UsageError if the
-    store was made differently.
+    Shards have equal sizes as far as possible, at most ``rows_per_shard`` rows and `BYTES_PER_SHARD` of files.
+    ``on_rows`` is called with the number of rows of each shard. Bad rows become rejects. Raises InputError as
+    `Published.read`, UsageError if the store was made differently.
     """
     bounds = _bounds(published.files.sizes, rows_per_shard)
     rows, shards = bounds[-1], len(bounds) - 1
@@ -132,14 +133,14 @@ def import_published(
                 for index in run:
                     part = list(islice(found, bounds[index + 1] - bounds[index]))
                     remove_partials(shard_path(output, index))
-                    pairs = [row for row in part if isinstance(row, TokenizedExample)]
-                    write_shard(output, index, pairs, [row for row in part if isinstance(row, Reject)])
+                    examples = [row for row in part if isinstance(row, TokenizedExample)]
+                    write_shard(output, index, examples, [row for row in part if isinstance(row, Reject)])
                     on_rows(len(part))
     return open_store(output)
 
 
 def _bounds(sizes: Sequence[int], most_rows: int) -> list[int]:
-    """Where shards begin and end: evenly, and those whose files are too many bytes for the memory cut further."""
+    """The bounds of shards of equal sizes, where those with too many bytes for the memory are divided further."""
     rows = len(sizes)
     shards = -(-rows // most_rows)
     bounds = [0]
@@ -155,7 +156,7 @@ def _bounds(sizes: Sequence[int], most_rows: int) -> list[int]:
 
 
 def _runs(numbers: Sequence[int]) -> list[list[int]]:
-    """Ascending numbers, cut where they don't follow each other."""
+    """Ascending numbers, divided into consecutive runs."""
     runs = [list(numbers[:1])] if numbers else []
     for before, number in pairwise(numbers):
         if number != before + 1:
@@ -168,11 +169,11 @@ def _runs(numbers: Sequence[int]) -> list[list[int]]:
 
 
 def export_published(store: Store, output: Path, on_rows: Callable[[int], None] = lambda _rows: None) -> Path:
-    """Write the pairs that a store has as the published loaders read them, and return the path of the list.
+    """Write the examples of a store in the published format, and return the path of the list.
 
-    ``edit_id`` in a file is ``<id>.pth``, and so is the file's name, made safe and unique where it has to be. Files
-    that are there with the right content stay. An earlier list goes first and the new one is written last, so that half
-    an export is none.
+    ``edit_id`` in a file is ``<id>.pth``, and so is the file's name, made safe and unique if necessary. Files with the
+    right content stay. An earlier list is removed first and the new one is written last, so that an incomplete export
+    has none.
     """
     with folder_lock(output, "earl tokenize export"):
         return _export(store, output, on_rows)
@@ -188,8 +189,8 @@ def _export(store: Store, output: Path, on_rows: Callable[[int], None]) -> Path:
         left.unlink()
     unnamed = iter(names)
     for table in store.tables():
-        for pair in examples_of(table):
-            _write(features / next(unnamed), write_pth(pair))
+        for example in examples_of(table):
+            _write(features / next(unnamed), write_pth(example))
         on_rows(table.num_rows)
     with atomic_write(listing) as aside:
         content = {"prefix": str(features.resolve()), "path_list": names}
@@ -205,7 +206,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _file_names(store: Store) -> list[str]:
-    """A name for every pair, in order; they differ in more than case and accents, which not every disk tells apart."""
+    """A name for every example, in order; they differ by more than case and accents, which some disks ignore."""
     names: list[str] = []
     taken: set[str] = set()
     for table in store.tables(["row", "id"]):
@@ -218,7 +219,7 @@ def _file_names(store: Store) -> list[str]:
 
 
 def _name_candidates(identifier: str, row: int) -> Iterator[str]:
-    """The id as it is if any system can have a file of that name; else escaped (%2F for a slash) and with its row."""
+    """The id if any system can have a file of that name; else escaped (%2F for a slash) and with its row."""
     safe = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]|^[. ]|[. ]$', lambda match: f"%{ord(match[0]):02X}", identifier)
     safe = safe.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
     if safe and safe == identifier:

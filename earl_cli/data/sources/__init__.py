@@ -1,1 +1,1 @@
-"""Sources of examples: files, folders, tars and data sets of the Hub, each read from any row on."""
+"""Sources of rows: JSON lines and CSV, Parquet, WebDataset tars, data sets saved by `datasets`, and the Hub."""

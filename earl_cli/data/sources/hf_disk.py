@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SavedSource:
-    """The rows of one split; ``dataset`` gives Arrow tables, so that no picture is decoded here."""
+    """The rows of one split; ``dataset`` returns Arrow tables, so that no image is decoded here."""
 
     name: str
     dataset: Dataset
@@ -51,14 +51,14 @@ class SavedSource:
 
 
 def saved_source(name: str, dataset: Dataset, base: str | None) -> SavedSource:
-    """Raises InputError if the split is empty."""
+    """A source of a `datasets` data set. Raises InputError if it is empty."""
     if len(dataset) == 0:
         raise InputError("this data set has no rows", where=name)
     return SavedSource(name, dataset.with_format("arrow"), str(dataset._fingerprint), base)
 
 
 def saved_splits(folder: Path) -> dict[str, Path]:
-    """The folders that `datasets` saved here, by their splits; one alone is called ""."""
+    """The folders that `datasets` saved here, by split; a data set without splits is called ""."""
     if (folder / "state.json").is_file():
         return {"": folder}
     listed = folder / "dataset_dict.json"
@@ -71,13 +71,13 @@ def saved_splits(folder: Path) -> dict[str, Path]:
 
 
 def saved_below(folder: Path) -> dict[str, Path]:
-    """Data sets that were saved one beside the other, as `saved_splits`."""
+    """Data sets that were saved in folders side by side, as `saved_splits`."""
     parts = (path.parent for path in sorted(folder.glob("*/state.json")))
     return {path.name: path for path in parts if (path / "dataset_info.json").is_file()}
 
 
 def open_saved(folder: Path, splits: Mapping[str, Path], split: str | None) -> SavedSource:
-    """The rows of a split, or of all. Raises InputError if one is damaged, UsageError if it isn't clear which."""
+    """The rows of a split, or of all. Raises InputError if one is damaged, UsageError if it is missing or ambiguous."""
     from datasets import concatenate_datasets, load_from_disk
 
     alone = "" in splits

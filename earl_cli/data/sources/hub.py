@@ -1,4 +1,4 @@
-"""Data sets on the Hub: which files a split has, streamed or from the cache; nothing runs code from a repository."""
+"""Data sets on the Hub, streamed or from its cache; no code of a repository is run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def open_hub(
 ) -> Source:
     """The rows of a split of ``org/name[@revision]``.
 
-    ``data_files`` are patterns of files in the repository. ``streaming`` reads Parquet in place instead of fetching it.
-    Raises InputError if the data set isn't there or can't be reached, UsageError if the split isn't clear.
+    ``data_files`` are patterns of files in the repository. ``streaming`` reads Parquet in place instead of downloading
+    it. Raises InputError if the data set doesn't exist or can't be reached, UsageError for a missing or ambiguous
+    split.
     """
     repo, revision = _repo(spec, revision)
     where = f"{repo}@{revision}" if revision else repo
@@ -60,7 +61,7 @@ def open_hub(
 def fetch_published(spec: str, subset: str | None, split: str | None) -> Path:
     """The folder in the Hub's cache with the tokenized data of ``subset``/``split`` of ``org/name[@revision]``.
 
-    Raises InputError if there is none, naming the folders that are there.
+    Raises InputError that lists the folders of the data set if there is no such one.
     """
     repo, revision = _repo(spec, None)
     part = "/".join(filter(None, (subset, split)))
@@ -72,13 +73,15 @@ def fetch_published(spec: str, subset: str | None, split: str | None) -> Path:
     if not (folder / part).exists():
         with hub_errors(spec):
             files = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
-        there = sorted({"/".join(file.split("/")[:2]) for file in files if file.count("/") > 1})
-        raise InputError(f"there is no folder {part}", where=spec, hint=f"there are {', '.join(there[:20]) or 'none'}")
+        available = sorted({"/".join(file.split("/")[:2]) for file in files if file.count("/") > 1})
+        raise InputError(
+            f"there is no folder {part}", where=spec, hint=f"there are {', '.join(available[:20]) or 'none'}"
+        )
     return folder / part
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether this is spelled like ``org/name[@revision]``."""
+    """Whether this has the form ``org/name[@revision]``."""
     return HUB_ID.fullmatch(text) is not None
 
 
@@ -92,11 +95,12 @@ def _repo(spec: str, revision: str | None) -> tuple[str, str | None]:
 def _unclear_subset(
     error: ValueError, repo: str, revision: str | None, subset: str | None, where: str
 ) -> UsageError | None:
-    """What `datasets` means if it doesn't find a configuration, with those that there are; None if it means another."""
+    """The error for a missing or unknown configuration, with those that exist; None if ``error`` is about something
+    else."""
     from datasets import get_dataset_config_names
 
     if "config" not in str(error).lower():
         return None
-    there = ", ".join(get_dataset_config_names(repo, revision=revision))
+    available = ", ".join(get_dataset_config_names(repo, revision=revision))
     what = f"there is no configuration {subset!r}" if subset else "the data set has several configurations"
-    return UsageError(what, where=where, hint=f"--subset is one of {there}")
+    return UsageError(what, where=where, hint=f"--subset is one of {available}")

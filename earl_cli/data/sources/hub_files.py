@@ -1,4 +1,4 @@
-"""Single files of data sets on the Hub, from its cache or read in place, and what its packages raise as one message."""
+"""Single files of data sets on the Hub, from its cache or read in place, and the errors of its packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _FILE = re.compile(r"hf://datasets/(?P<repo>[^/]+/[^/@]+)(@(?P<revision>[^/]+))?
 
 
 def fetch(file: str) -> str:
-    """The path in the Hub's cache of an ``hf://datasets/…`` file, fetched if need be. Raises InputError if it can't."""
+    """The path in the Hub's cache of an ``hf://datasets/…`` file, downloaded if necessary. Raises InputError if it
+    can't be."""
     from huggingface_hub import hf_hub_download
 
     match = _FILE.fullmatch(file)
@@ -24,7 +25,7 @@ def fetch(file: str) -> str:
 
 
 def open_in_place(file: str) -> Any:
-    """A seekable stream of an ``hf://`` file, which fetches only the ranges that are read."""
+    """A seekable stream of an ``hf://`` file that downloads only the ranges that are read."""
     from huggingface_hub import HfFileSystem
 
     return HfFileSystem().open(file, block_size=1 << 20)
@@ -32,7 +33,7 @@ def open_in_place(file: str) -> Any:
 
 @contextmanager
 def hub_errors(where: str) -> Iterator[None]:
-    """What the Hub's packages raise, as one message."""
+    """Errors of the Hub's packages as InputError."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
     from huggingface_hub import errors
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
@@ -44,14 +45,14 @@ def hub_errors(where: str) -> Iterator[None]:
         if str(error).startswith("Revision"):
             raise InputError("the Hub has no such revision of this data set", where=where) from None
         gated = isinstance(error, errors.GatedRepoError) or "gated" in str(error)
-        what = "the Hub asks for consent before it gives this data out" if gated else "no such public data set"
+        what = "this data set is gated: its terms have to be accepted" if gated else "there is no such public data set"
         raise InputError(what, where=where, hint=login) from None
     except errors.RevisionNotFoundError:
         raise InputError("the Hub has no such revision of this data set", where=where) from None
-    except DatasetGenerationError as error:  # fetched, and not to be read as one table
+    except DatasetGenerationError as error:  # downloaded, but it can't be read as one table
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        hint = "fetch it with `hf download` and name its folder: there every row counts for itself"
+        hint = "download it with `hf download` and name its folder: then only bad rows are left out"
         raise InputError(f"`datasets` can't read this data: {first_line(cause)}", where=where, hint=hint) from None
     except (DatasetsError, HTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
-        hint = "start again when the Hub can be reached; what is done is kept"
-        raise InputError(f"the Hub didn't give this data out: {first_line(error)}", where=where, hint=hint) from None
+        hint = "start again when the Hub can be reached; finished shards are kept"
+        raise InputError(f"the Hub's data can't be read: {first_line(error)}", where=where, hint=hint) from None

@@ -1,7 +1,7 @@
 """Parquet files as a source, local or on the Hub: a block is a row group, and only the needed columns are read.
 
-A file on the Hub is either read in place, by ranges (streaming), or fetched into the Hub's cache when its first row is
-needed. A pass over part of the data fetches that part.
+A file on the Hub is either read in place, by ranges (streaming), or downloaded into the Hub's cache when its first row
+is needed, so a pass over part of the data downloads that part.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from earl_cli.errors import InputError, first_line
 
 ROWS_PER_BATCH = 64
 FOOTER_THREADS = 16
-CERTAINTY: Sequence[CellKind] = ("other", "unknown", "text", "picture")
-"""What a column holds if the files of a source disagree: the last of these. In one it may be empty."""
+CERTAINTY: Sequence[CellKind] = ("other", "unknown", "text", "image")
+"""Where files of a source disagree on what a column holds, the last of these counts: in some it may be empty."""
 
 
 @dataclass(frozen=True, eq=False)
 class ParquetSource:
     """The rows of Parquet files, one file after another.
 
-    ``groups`` holds (file, row group) for each block; ``streaming`` says how files on the Hub are read.
+    ``groups`` int64[blocks, 2] holds (file, row group) of each block; ``streaming``: files on the Hub are read in
+    place.
     """
 
     name: str
@@ -56,8 +57,8 @@ class ParquetSource:
     def read(self, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
         """As `Source.read`."""
         blocks = np.searchsorted(self.bounds, rows, side="right") - 1
-        for block, those in groupby(zip(blocks.tolist(), rows, strict=True), key=itemgetter(0)):
-            yield from self._of_block(block, [int(row) for _, row in those], columns)
+        for block, numbered in groupby(zip(blocks.tolist(), rows, strict=True), key=itemgetter(0)):
+            yield from self._of_block(block, [int(row) for _, row in numbered], columns)
 
     def _of_block(self, block: int, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
         file, group = self.files[self.groups[block, 0]], int(self.groups[block, 1])
@@ -76,7 +77,7 @@ class ParquetSource:
     def _cells(
         self, file: str, group: int, wanted: Sequence[int], columns: Sequence[str]
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """The rows ``wanted``, counted within the group, each for itself."""
+        """The rows ``wanted``, counted within the group, one at a time."""
         opened = _open_file(file, self.streaming)
         remaining = list(reversed(wanted))
         start = 0
@@ -91,7 +92,7 @@ class ParquetSource:
 
 
 def to_row(cells: pa.RecordBatch | pa.Table, columns: Sequence[str], number: int, where: str) -> Row | BadRowError:
-    """The row that these cells are. Arrow reads them as they are: texts may be none, and ends lie beyond the file."""
+    """One row of cells, validated first: a damaged file can have invalid UTF-8, and offsets beyond its end."""
     try:
         cells.validate(full=True)
         (values,) = cells.to_pylist()
@@ -101,7 +102,7 @@ def to_row(cells: pa.RecordBatch | pa.Table, columns: Sequence[str], number: int
 
 
 def open_parquet(name: str, files: Sequence[str], base: str | None, *, streaming: bool = False) -> ParquetSource:
-    """Raises InputError, naming the file, if one is no Parquet file or all are empty."""
+    """Read the footers. Raises InputError, naming the file, if one is no Parquet file or all are empty."""
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         footers = list(pool.map(_read_footer, files))
     digest = hashlib.sha256()
@@ -109,12 +110,12 @@ def open_parquet(name: str, files: Sequence[str], base: str | None, *, streaming
     groups: list[tuple[int, int]] = []
     columns: dict[str, CellKind] = {}
     for index, (file, footer) in enumerate(zip(names_below_common_folder(files), footers, strict=True)):
-        for column, content in arrow_columns(footer.schema.to_arrow_schema()).items():
-            columns[column] = max(content, columns.get(column, "other"), key=CERTAINTY.index)
-        described = [footer.row_group(group) for group in range(footer.num_row_groups)]
-        shape = [(group.num_rows, group.total_byte_size) for group in described]
+        for column, kind in arrow_columns(footer.schema.to_arrow_schema()).items():
+            columns[column] = max(kind, columns.get(column, "other"), key=CERTAINTY.index)
+        row_groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
+        shape = [(group.num_rows, group.total_byte_size) for group in row_groups]
         digest.update(repr((file, shape)).encode())
-        for number, group in enumerate(described):
+        for number, group in enumerate(row_groups):
             if group.num_rows:
                 sizes.append(group.num_rows)
                 groups.append((index, number))
@@ -127,7 +128,7 @@ def open_parquet(name: str, files: Sequence[str], base: str | None, *, streaming
 
 
 def arrow_columns(fields: Iterable[pa.Field], outer: str = "") -> dict[str, CellKind]:
-    """The columns of an Arrow schema, also those within others, and what they hold by their types."""
+    """The columns of an Arrow schema, also nested ones, and what they hold by their types."""
     found: dict[str, CellKind] = {}
     for field in fields:
         name = f"{outer}{field.name}"
@@ -143,16 +144,16 @@ def _cell_kind(kind: pa.DataType) -> CellKind:
     if pa.types.is_dictionary(kind) or hasattr(kind, "value_field"):  # a list, of any sort
         return _cell_kind(kind.value_type)
     if any(same(kind) for same in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)):
-        return "picture"
+        return "image"
     if pa.types.is_struct(kind):
-        return "picture" if {field.name for field in kind} & {"bytes", "path"} else "other"
+        return "image" if {field.name for field in kind} & {"bytes", "path"} else "other"
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)  # a column may be empty in this file only
     return "unknown" if any(same(kind) for same in texts) else "other"
 
 
-def top_level_columns(columns: Sequence[str], there: Sequence[str]) -> list[str]:
-    """Of the columns ``there``, those that are or hold one of ``columns``."""
-    return [name for name in there if any(each == name or each.startswith(f"{name}.") for each in columns)]
+def top_level_columns(columns: Sequence[str], available: Sequence[str]) -> list[str]:
+    """Those of the ``available`` columns that are, or contain, one of ``columns``."""
+    return [name for name in available if any(each == name or each.startswith(f"{name}.") for each in columns)]
 
 
 def _read_footer(file: str) -> pq.FileMetaData:
@@ -163,12 +164,12 @@ def _read_footer(file: str) -> pq.FileMetaData:
             return pq.read_metadata(opened)
     except (pa.ArrowException, OSError, ValueError) as error:
         check_no_lfs_pointer(file)
-        raise InputError(f"not a Parquet file that can be read: {first_line(error)}", where=file) from None
+        raise InputError(f"not a readable Parquet file: {first_line(error)}", where=file) from None
 
 
 @lru_cache(4)
 def _open_file(file: str, streaming: bool) -> pq.ParquetFile:
-    """Kept open: a process reads many portions of one file."""
+    """Kept open, because a process reads many chunks of one file."""
     if not file.startswith(HUB):
         return pq.ParquetFile(file)
     return pq.ParquetFile(open_in_place(file), pre_buffer=True) if streaming else pq.ParquetFile(fetch(file))

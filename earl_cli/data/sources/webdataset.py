@@ -2,7 +2,7 @@
 
 ``000017.source.png``, ``000017.edited.jpg`` and ``000017.json`` make a row with the columns ``source``, ``edited`` and
 those of the JSON object; a second object, ``000017.more.json``, is the column ``more``. Nothing is extracted to disk,
-and no header is believed before it is checked.
+and headers are checked before they are used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_HEADER_BYTES, MAX_MEMBER_BYTES = 2**20, 2**53
 
 
 class TarDamageError(ValueError):
-    """The members before ``offset`` are as they should be; what begins there can't be read, nor what follows."""
+    """The members before ``offset`` are valid; what begins there, and all that follows, can't be read."""
 
     def __init__(self, what: str, offset: int) -> None:
         super().__init__(what)
@@ -43,32 +43,33 @@ class TarDamageError(ValueError):
 
 
 def tar_members(stream: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """The members of an uncompressed tar that begins where ``stream`` is. Raises TarDamageError where it breaks off."""
+    """The members of an uncompressed tar from the position of ``stream``. Raises TarDamageError where it breaks off."""
     begin = here = stream.tell()
-    sparing = _HeaderReader(stream)
+    reader = _HeaderReader(stream)
     end = begin - 1
     try:
-        with tarfile.open(fileobj=cast(IO[bytes], sparing), mode="r:") as tar:
+        with tarfile.open(fileobj=cast(IO[bytes], reader), mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
                 if not 0 <= member.size <= MAX_MEMBER_BYTES or member.offset <= end:
-                    raise ValueError("its members overlap, or have a size that can't be")
+                    raise ValueError("its members overlap, or have an impossible size")
                 end = member.offset
                 here = tar.offset
                 yield member
     except (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError, EOFError) as error:
-        what = "its headers have headers without end" if isinstance(error, RecursionError) else str(error)
+        what = "its headers are nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise TarDamageError(what, here) from None
-    if sparing.last.strip(b"\0"):  # which tarfile takes for the end
+    if reader.last.strip(b"\0"):  # tarfile takes it for the end
         raise TarDamageError(f"there is no header at byte {here:,}, where one should be", here)
 
 
-def member_bytes(stream: IO[bytes], member: tarfile.TarInfo, most: int) -> bytes:
-    """What is in a file of a tar. Raises ValueError for one that is sparse, larger than ``most``, or cut short."""
+def member_bytes(stream: IO[bytes], member: tarfile.TarInfo, max_bytes: int) -> bytes:
+    """The content of a file in a tar. Raises ValueError for one that is sparse, larger than ``max_bytes``, or cut
+    short."""
     if member.issparse():
         raise ValueError(f"{member.name} is a sparse file")
-    if member.size > most:
-        raise ValueError(f"{member.name} has more than {most:,} bytes")
+    if member.size > max_bytes:
+        raise ValueError(f"{member.name} has more than {max_bytes:,} bytes")
     stream.seek(member.offset_data)
     content = stream.read(member.size)
     if len(content) < member.size:
@@ -77,7 +78,7 @@ def member_bytes(stream: IO[bytes], member: tarfile.TarInfo, most: int) -> bytes
 
 
 class _HeaderReader:
-    """A stream for headers: tarfile reads one in one go, of whatever size it claims to have."""
+    """A stream that limits the size of headers: tarfile reads one at once, of whatever size it claims to have."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self.seek, self.tell = stream, stream.seek, stream.tell
@@ -97,23 +98,23 @@ TEXTS = ("txt", "text", "cls", "id")
 
 @dataclass(frozen=True, eq=False)
 class TarSource:
-    """The samples of some tars; ``places`` int64[n, 3] are the tar, the first header's offset and the last one's."""
+    """The samples of tars; ``positions`` int64[n, 3] are the tar, the first header's offset and the last one's."""
 
     name: str
     files: tuple[Path, ...]
     columns: Mapping[str, CellKind]
     fingerprint: str
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     base: None = None
 
     @property
     def bounds(self) -> NDArray[np.int64]:
-        return np.arange(len(self.places) + 1)
+        return np.arange(len(self.positions) + 1)
 
     def read(self, rows: Sequence[int], columns: Sequence[str]) -> Iterator[Row | BadRowError]:
         """As `Source.read`."""
         for number in rows:
-            tar, first, last = (int(value) for value in self.places[number])
+            tar, first, last = (int(value) for value in self.positions[number])
             where = f"{self.files[tar]}, sample {number + 1}"
             try:
                 values = _read_sample(self.files[tar], first, last)
@@ -127,30 +128,30 @@ class TarSource:
 
 
 def open_tars(name: str, files: Sequence[Path]) -> TarSource:
-    """Raises InputError, naming the file, if one is no plain tar or there is no sample in any."""
-    places: list[tuple[int, int, int]] = []
+    """Scan the tars. Raises InputError, naming the file, if one is no uncompressed tar or none has a sample."""
+    positions: list[tuple[int, int, int]] = []
     columns: dict[str, CellKind] = {KEY: "other"}
     digest = hashlib.sha256()
-    for index, (file, apart) in enumerate(
+    for index, (file, name_below) in enumerate(
         zip(files, names_below_common_folder([file.as_posix() for file in files]), strict=True)
     ):
-        digest.update(repr((apart, file.stat().st_size)).encode())
+        digest.update(repr((name_below, file.stat().st_size)).encode())
         try:
             with file.open("rb") as stream:
-                places += [(index, *place) for place in _find_samples(stream, columns)]
+                positions += [(index, *position) for position in _find_samples(stream, columns)]
         except (TarDamageError, OSError) as error:
             check_no_lfs_pointer(file)
-            hint = "unpack .gz first: samples are read from their place"
-            raise InputError(f"not a tar that can be read: {error}", where=str(file), hint=hint) from None
-    if not places:
+            hint = "unpack .gz first: samples are read from their positions"
+            raise InputError(f"not a readable tar: {error}", where=str(file), hint=hint) from None
+    if not positions:
         raise InputError("there is no sample in these tars", where=name)
-    return TarSource(name, tuple(files), columns, digest.hexdigest()[:16], np.array(places, dtype=np.int64))
+    return TarSource(name, tuple(files), columns, digest.hexdigest()[:16], np.array(positions, dtype=np.int64))
 
 
 def _find_samples(stream: IO[bytes], columns: dict[str, CellKind]) -> Iterator[tuple[int, int]]:
-    """Where the first and the last file of each sample begin; ``columns`` gets those that it has.
+    """The offsets of the first and the last header of each sample; ``columns`` is extended by those that it has.
 
-    Where a tar breaks off after its first sample, that place is the last one: a row that is a reject.
+    Where a tar breaks off after its first sample, that offset is the last sample, which becomes a reject.
     """
     key, first, last = "", -1, -1
     damage = -1
@@ -170,7 +171,7 @@ def _find_samples(stream: IO[bytes], columns: dict[str, CellKind]) -> Iterator[t
             elif name:
                 columns.setdefault(name, content)
             else:
-                with suppress(ValueError):  # it is a reject when its turn comes
+                with suppress(ValueError):  # it becomes a reject when it is read
                     fields = _json_fields(member_bytes(stream, member, MAX_BYTES))
                     columns |= dict.fromkeys(fields.keys() - columns.keys(), "unknown")
     except TarDamageError as error:
@@ -188,7 +189,7 @@ def _is_sample_file(member: tarfile.TarInfo) -> bool:
 
 
 def _read_sample(file: Path, first: int, last: int) -> dict[str, Any]:
-    """The sample's values; files come before fields of the same name. Raises ValueError if it isn't clear."""
+    """The sample's values; files come before fields of the same name. Raises ValueError for two files of one column."""
     fields: dict[str, Any] = {}
     files: dict[str, Any] = {}
     with file.open("rb") as stream:
@@ -206,25 +207,25 @@ def _read_sample(file: Path, first: int, last: int) -> dict[str, Any]:
             if member.offset >= last:
                 break
     if KEY not in files:
-        raise TarDamageError("there is nothing", first)
+        raise TarDamageError("nothing follows", first)
     return fields | files
 
 
 def _key(name: str) -> tuple[str, str]:
-    """A file's sample, and what distinguishes it within the sample: ``a/17.source.png`` is ``a/17``, ``source.png``."""
+    """The name of a file's sample, and its suffix: ``a/17.source.png`` is ``a/17`` and ``source.png``."""
     folder, _, file = unicodedata.normalize("NFC", name).rpartition("/")
     stem, _, suffix = file.partition(".")
     return f"{folder}/{stem}" if folder else stem, suffix.lower()
 
 
 def _column(suffix: str) -> tuple[str, CellKind]:
-    """The column of a file, and what that holds; no name for the object whose fields are columns themselves."""
+    """The column of a file, and what it holds; no name for a JSON object whose fields are columns themselves."""
     stem, _, kind = suffix.rpartition(".")
     if kind == "json":
         return stem, "unknown"
     if kind in TEXTS:
         return stem or kind, "text"
-    return (stem or suffix, "picture") if kind in SUFFIXES else (suffix, "other")
+    return (stem or suffix, "image") if kind in SUFFIXES else (suffix, "other")
 
 
 def _read(content: bytes, suffix: str) -> tuple[str, Any]:
