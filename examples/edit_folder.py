@@ -25,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="the same for every photo; random by default")
     given = parser.parse_args(arguments)
 
+    if not given.photos.is_dir():
+        parser.error(f"there is no folder {given.photos}")
+    if given.output.resolve() == given.photos.resolve():
+        parser.error("the output folder is the photos' own: they would be overwritten")
     photos = sorted(path for path in given.photos.iterdir() if path.suffix.lower() in ENDINGS)
     given.output.mkdir(parents=True, exist_ok=True)
     failures = 0

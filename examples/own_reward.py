@@ -31,6 +31,8 @@ def warmth(edit: Edit) -> Score | None:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the scores of four edits of a photo."""
+    if len(arguments) != 2:
+        sys.exit('usage: python examples/own_reward.py PHOTO "INSTRUCTION"')
     photo, instruction = arguments
     with Image.open(photo) as image:
         source = np.asarray(image.convert("RGB"))

@@ -147,6 +147,10 @@ def test_edit_a_folder(workplace: Path, tiny_model_dir: Path, capsys: pytest.Cap
     assert "b.png: " in printed.err
     assert {path.name for path in Path("out").iterdir()} == {"a.png", "c.png"}
     assert Path("out/a.png").read_bytes() == Path("out/c.png").read_bytes()
+    for place, output, why in (("nowhere", "out", "no folder nowhere"), ("photos", "photos", "overwritten")):
+        with pytest.raises(SystemExit):
+            example("edit_folder")([place, "make it snowy", output])
+        assert why in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -229,8 +229,11 @@ class Editor:
     def session(self) -> Iterator[None]:
         """The editor's turn: no other thread samples with it meanwhile, and torch uses as many threads as it needs."""
         with self._turn:
+            if self.threads is None:
+                yield
+                return
             usual = torch.get_num_threads()
-            torch.set_num_threads(self.threads or usual)
+            torch.set_num_threads(self.threads)
             try:
                 yield
             finally:
