@@ -194,9 +194,9 @@ def test_each_process_keeps_its_part_of_the_optimizer(
 @pytest.mark.parametrize(
     ("begun", "now", "words"),
     [
-        ("none", {"sharding": "zero2"}, "every weight trained, sharding none"),
-        ("none", {"lora_rank": 4}, "every weight trained, sharding none"),
-        ("zero2", {}, "every weight trained, sharding zero2, 2 processes"),
+        ("none", {"sharding": "zero2"}, "all weights trained, sharding none"),
+        ("none", {"lora_rank": 4}, "all weights trained, sharding none"),
+        ("zero2", {}, "all weights trained, sharding zero2, 2 processes"),
         ("zero2", {"sharding": "zero2"}, "sharding zero2, 2 processes"),
         ("zero3", {"sharding": "zero2"}, "sharding zero3, 2 processes"),
     ],
