@@ -26,7 +26,7 @@ DEBIAN = command -v apt-get >/dev/null && $(SUDO) apt-get -qq update \
   && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-vllm check check-fast browser nginx lint types fuzz bench soak gpu-check embedded-model reproduce
+.PHONY: help demo test test-full test-vllm check check-fast browser nginx lint types reference fuzz bench soak gpu-check embedded-model reproduce
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -101,6 +101,9 @@ lint: $(DEV) ## style, formatting, and which module may import which
 
 types: $(DEV) ## mypy, strict
 	@$(BIN)/mypy
+
+reference: $(BASE) ## write docs/REFERENCE.md from the options and configs
+	@$(BIN)/python docs/reference.py
 
 fuzz: $(DEV) ## read 12,000 damaged and hostile inputs of every kind; FUZZ='pickles --seed 7 --count 5000' for others
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)

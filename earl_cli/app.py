@@ -48,6 +48,8 @@ COMMANDS = {
     "judge serve": "Serve the judge with vLLM and the published settings.",
     "judge score": "Score one edit, with the judge's reasons.",
     "judge check": "Send a judge one small request and check that its reply can be parsed.",
+    "config": "Show what can be set in the configs of the trainings.",
+    "config keys": "List the config keys of earl sft and earl rl.",
     "doctor": "Check this installation, its devices and its model.",
 }
 

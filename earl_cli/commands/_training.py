@@ -37,7 +37,7 @@ ModelOption = Annotated[
 ]
 DataOption = Annotated[list[Path] | None, typer.Option("--data", help="A token store or published folder; repeatable.")]
 CoefficientsOption = Annotated[
-    str | None, typer.Option("--coefficients", help="Weight of each data set in the mixture: 1,0.5")
+    str | None, typer.Option("--coefficients", help="Copies of each data set in the mixture: 1,0.5")
 ]
 ValidationOption = Annotated[
     list[Path] | None, typer.Option("--validation", help="A token store to validate on; repeatable.")

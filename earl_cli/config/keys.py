@@ -10,6 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -107,19 +108,32 @@ def nearest_key(kind: type[BaseModel], name: str, cutoff: float = 0.6) -> str | 
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """A key as reference pages show it; ``default`` is None where the key is required, else JSON or bare text.
+    """A key as the reference shows it. Values are as in JSON.
 
-    ``published`` is the published value in the same form, None where the published code has no such thing, and
-    ``published_name`` its name there, if it has one.
+    ``published`` is None also where the published code has no such key (`has_published`); ``published_name`` is its
+    name there, None if it has none, and ``note`` says which published runs have another value.
     """
 
     name: str
     type: str
-    default: str | None
+    required: bool
+    default: Any
+    has_published: bool
+    published: Any
     published_name: str | None
-    published: str | None
+    note: str
     sentence: str
     aliases: tuple[str, ...]
+
+    @property
+    def default_text(self) -> str:
+        """The default as ``--set`` takes it."""
+        return "required" if self.required else shown_value(self.default)
+
+    @property
+    def published_text(self) -> str:
+        """The published value, with its note; "-" if the published code has no such key."""
+        return shown_value(self.published) + (f" ({self.note})" if self.note else "") if self.has_published else "-"
 
 
 def keys_of(kind: type[BaseModel]) -> list[ConfigKey]:
@@ -129,17 +143,21 @@ def keys_of(kind: type[BaseModel]) -> list[ConfigKey]:
     found = []
     for name, field in kind.model_fields.items():
         info = _info(field)
-        note = f" ({info.note})" if info.note else ""
-        words = _type(field.annotation, field.metadata)
+        words = type_in_words(field.annotation, field.metadata)
         if name in sampling and not field.metadata:
-            words = f"{words} {sampling[name]['allowed']}"
+            allowed = sampling[name]["allowed"]
+            words = allowed if words == "integer" else f"{words} {allowed}"
+        required = field.is_required()
         found.append(
             ConfigKey(
                 name=name,
                 type=words,
-                default=None if field.is_required() else shown_value(field.get_default(call_default_factory=True)),
+                required=required,
+                default=None if required else field.get_default(call_default_factory=True),
+                has_published=info.has_published,
+                published=info.published,
                 published_name=(name if info.name is None else info.name or None) if info.has_published else None,
-                published=shown_value(info.published) + note if info.has_published else None,
+                note=info.note,
                 sentence=field.description or sampling[name]["help"],
                 aliases=tuple(alias for alias, present in aliases.items() if present == name),
             )
@@ -162,7 +180,7 @@ _SIMPLE = {int: "integer", float: "number", bool: "true or false", str: "text", 
 _SIGNS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}", "min_length": "with {} at least"}
 
 
-def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+def type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     """A type in words, with its limits: "integer > 0", "one of none, 4bit", "list of path"."""
     origin, inner = get_origin(annotation), get_args(annotation)
     limits = [limit for each in metadata for limit in (each.metadata if isinstance(each, FieldInfo) else [each])]
@@ -174,13 +192,19 @@ def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 def _bare_type(annotation: Any, origin: Any, inner: tuple[Any, ...]) -> str:
     if origin is Annotated:
-        return _type(inner[0], inner[1:])
+        return type_in_words(inner[0], inner[1:])
     if origin is Literal:
         return f"one of {', '.join(map(shown_value, inner))}"
     if origin in (Union, UnionType):
-        return " or ".join(map(_type, inner))
+        return " or ".join(map(type_in_words, inner))
     if origin is tuple:
-        return f"list of {_type(inner[0])}" if inner[-1] is Ellipsis else f"{len(inner)} × {_type(inner[0])}"
+        return (
+            f"list of {type_in_words(inner[0])}"
+            if inner[-1] is Ellipsis
+            else f"{len(inner)} × {type_in_words(inner[0])}"
+        )
     if origin is dict:
-        return "object" if inner[1] is Any else f"object of {_type(inner[1])}"
+        return "object" if inner[1] is Any else f"object of {type_in_words(inner[1])}"
+    if issubclass(annotation, Enum):
+        return f"one of {', '.join(each.value for each in annotation)}"
     return _SIMPLE[annotation]

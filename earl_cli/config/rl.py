@@ -46,7 +46,7 @@ class RlConfig(TrainingConfig):
         None,
         "Folder or Hub id of the text tokenizer; null: the model's own.",
         published="BAAI/Emu3-Stage1",
-        note="BAAI/Emu3-Gen from sc and sc2stage",
+        note="BAAI/Emu3-Gen in the recipes sft_sc and sft_sc2stage",
     )
     train_paths_file: Paths = key(None, "Data sets, or a file that lists them, in place of data.", published=SAME)
     coefficients: Coefficients = key(
@@ -56,18 +56,20 @@ class RlConfig(TrainingConfig):
         note="by the run",
     )
     val_paths_file: Paths = key(None, "Data sets, or a file that lists them, in place of validation.", published=SAME)
-    val_coefficients: Coefficients = key(None, "Copies of each validation set in the mixture.", published=SAME)
+    val_coefficients: Coefficients = key(None, "Accepted from published configs; has no effect.", published=SAME)
     assistant_prefill: str | None = key(
         "<|image start|>",
         "Mode: edit, reasoning or mixed, or a published prefill that stands for one of them.",
         published=SAME,
-        note="of think_s: Let's think step by step. <|start thinking|>",
+        note="in the recipes sft_think_s: Let's think step by step. <|start thinking|>",
     )
 
-    num_iterations: Positive = key(2000, "Iterations of the run.", published=SAME, note="3000 from s and think_s")
+    num_iterations: Positive = key(
+        2000, "Iterations of the run.", published=SAME, note="3000 in the recipes sft_s and sft_think_s"
+    )
     episodes_per_iteration: Positive = key(128, "Edits sampled in an iteration, over all processes.", published=SAME)
     generations_per_sample: Annotated[int, Field(ge=2)] = key(
-        8, "Edits of each prompt, a group; the rest of the group is the baseline of each.", published=SAME
+        8, "Edits of each prompt, the size of a group.", published=SAME
     )
     kl_coeff: Amount = key(0.0003, "Weight of the KL divergence from the reference model.", published=SAME)
     temperature: Above = key(1.0, SAMPLING_HELP["temperature"], published=SAME)
@@ -80,14 +82,14 @@ class RlConfig(TrainingConfig):
         "Most tokens of a prompt with its completion.",
         published=SAME,
         name="model_context_size",
-        note="4096 from s and think_s",
+        note="4096 in the recipes sft_s and sft_think_s",
     )
     batch_size: Positive = key(
         8,
         "Sequences in memory at a time in an update, in each process.",
         published=SAME,
         name="per_device_batch_size",
-        note="4 from s and think_s",
+        note="4 in the recipes sft_s and sft_think_s",
     )
     vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = key(
         0.3, "Share of each GPU's memory that colocated vLLM takes.", published=SAME

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(app.__file__).parents[1]
 TEXT = (ROOT / "docs" / "COMMANDS.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^(earl edit .+?) +#", TEXT, re.MULTILINE)
-TRAINING = re.findall(r"^(earl (?:tokenize|sft|rl) .+?) *(?:#.*)?$", TEXT, re.MULTILINE)
+TRAINING = re.findall(r"^(earl (?:tokenize|sft|rl|config) .+?) *(?:#.*)?$", TEXT, re.MULTILINE)
 EVALUATION = re.findall(r"^(earl eval .+?) +#", TEXT, re.MULTILINE)
 QUOTED, FOR_A_SHELL = re.compile(r"\"[^\"]*\"|'[^']*'"), re.compile(r"[<>|*?$&;]")
 
@@ -60,7 +60,7 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def test_there_are_examples() -> None:
     assert len(LINES) >= 5
-    assert len(TRAINING) >= 12
+    assert len(TRAINING) >= 15
     assert len(EVALUATION) >= 6
 
 
