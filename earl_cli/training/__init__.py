@@ -1,1 +1,1 @@
-"""Training: supervised fine-tuning on token stores."""
+"""Training: supervised fine-tuning and reinforcement learning."""

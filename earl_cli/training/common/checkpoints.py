@@ -34,7 +34,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise OutputError as `folder_lock`, without leaving anything behind in a folder without checkpoints."""
+    """Raise OutputError as `folder_lock`, without creating a lock in a folder that has none."""
     if (folder / LOCK_FILE).is_file():
         with folder_lock(folder, TRAINING):
             pass
