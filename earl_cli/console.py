@@ -328,7 +328,7 @@ def speed(rate: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as a person would say it: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    """A duration in words: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -56,14 +56,14 @@ def listed(text: str | None) -> list[str] | None:
 
 
 def shown(value: Any) -> str:
-    """A value of a config as a person reads it."""
+    """A value of a config for a table."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)
 
 
 def show_config(resolved: Resolved[Any]) -> dict[str, Any]:
-    """Print every value with where it came from; returns the values, ready for JSON."""
+    """Print every value and its origin; returns the values, ready for JSON."""
     values: dict[str, Any] = resolved.config.model_dump(mode="json")
     rows = [[key, shown(value), resolved.origins.get(key, "default")] for key, value in values.items()]
     console.table(["value", "is", "from"], rows, title="Config")
@@ -71,7 +71,7 @@ def show_config(resolved: Resolved[Any]) -> dict[str, Any]:
 
 
 def show_sets(sets: list[dict[str, Any]]) -> None:
-    """Print what is known of each data set."""
+    """Print a table of the data sets."""
     console.table(list(sets[0]), [[shown(value) for value in each.values()] for each in sets], title="Data")
 
 

@@ -66,15 +66,15 @@ def _facts(key: ConfigKey) -> list[list[str]]:
     return [*rows, *([["other names", ", ".join(key.aliases)]] if key.aliases else [])]
 
 
-def _unknown(name: str, asked: Collection[str]) -> UsageError:
+def _unknown(name: str, commands: Collection[str]) -> UsageError:
     """The error for a key that none of these commands has, with the nearest one of theirs, else of the other one."""
     from earl_cli.config.keys import nearest_key
     from earl_cli.config.loader import training_configs
 
     near = {command: nearest_key(kind, name) for command, kind in training_configs().items()}
-    own = next((near[command] for command in asked if near[command]), None)
+    own = next((near[command] for command in commands if near[command]), None)
     other = next((f"earl {command} has the key {key!r}" for command, key in near.items() if key), None)
     hint = f"did you mean {own!r}?" if own else other or "earl config keys lists what there is"
-    whose = " nor ".join(f"earl {command}" for command in asked)
-    what = f"neither {whose} has the key {name!r}" if len(asked) > 1 else f"{whose} has no key {name!r}"
+    whose = " nor ".join(f"earl {command}" for command in commands)
+    what = f"neither {whose} has the key {name!r}" if len(commands) > 1 else f"{whose} has no key {name!r}"
     return UsageError(what, hint=hint)

@@ -1,6 +1,6 @@
-"""Text files that a person wrote, in whatever encoding, and the values in them: JSON, YAML or TOML.
+"""Text files in any Unicode encoding, and the values in them: JSON, YAML or TOML.
 
-Whatever is wrong is said with its line and column. Nothing that a file holds is run.
+Errors have a line and a column. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ MOST_TEXT, MOST_VALUES, MOST_DIGITS = 1 << 20, 100_000, 100  # characters and va
 JSON, YAML, TOML = "JSON", "YAML", "TOML"
 SUFFIXES = {JSON: (".json",), YAML: (".yaml", ".yml"), TOML: (".toml",)}
 _DEEP = "it is nested too deeply"
-_DOTTED = re.compile(r"(?<![\w-])(?:[\w-]++[\"']?[ \t]*+\.[ \t]*+[\"']?){100}")  # never goes back over what it has read
+_DOTTED = re.compile(
+    r"(?<![\w-])(?:[\w-]++[\"']?[ \t]*+\.[ \t]*+[\"']?){100}"
+)  # possessive, so that it can't backtrack
 
 
 def read_text(path: Path) -> str:
@@ -40,24 +42,24 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"it can't be read: {error.strerror or error}", where=where) from None
     if len(data) > LARGEST:
-        raise UsageError(f"it is larger than {LARGEST >> 20} MiB, so it isn't what is expected here", where=where)
+        raise UsageError(f"it is larger than {LARGEST >> 20} MiB, more than any config or list", where=where)
     encoding = json.detect_encoding(data)
     try:
         text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        what = "this is no text" if b"\0" in data else f"line {line} is not in UTF-8"
+        what = "this is not a text file" if b"\0" in data else f"line {line} is not in UTF-8"
         raise UsageError(what, where=where, hint="save it as text in UTF-8") from None
     if "\0" in text:
-        raise UsageError("this is no text", where=where, hint="save it as text in UTF-8")
+        raise UsageError("this is not a text file", where=where, hint="save it as text in UTF-8")
     return text
 
 
 def parse(text: str, path: Path) -> tuple[Any, str]:
-    """The values in a text, and the format that it turned out to have.
+    """The values in a text, and the format that it has.
 
-    The extension says which is tried first, in upper or lower case; where the text isn't that, its content decides.
-    Raises ValueError, with line and column, about the format that the extension or the first sign promises.
+    The extension, in upper or lower case, says which format is tried first; then the others are. Raises ValueError,
+    with line and column, about the format that the extension or the first character announces.
     """
     named = next((kind for kind, suffixes in SUFFIXES.items() if path.suffix.lower() in suffixes), None)
     braces = text.lstrip()[:1] in ("{", "[")
@@ -91,7 +93,7 @@ def _integer(text: str) -> int:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text, in which no key stands twice. Raises ValueError."""
+    """The value of a JSON text. Raises ValueError, also for a repeated key."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
@@ -99,7 +101,7 @@ def parse_json(text: str) -> Any:
             twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
             shown = re.escape(json.dumps(twice, ensure_ascii=False))
             lines = [str(text.count("\n", 0, at.start()) + 1) for at in re.finditer(rf"{shown}\s*:", text)]
-            raise ValueError(f"the key {twice!r} stands twice (line {' and '.join(lines)})")
+            raise ValueError(f"the key {twice!r} is given twice (line {' and '.join(lines)})")
         return values
 
     try:
@@ -115,7 +117,7 @@ def parse_json(text: str) -> Any:
 
 def parse_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text. Raises ValueError, with line and column."""
-    if _DOTTED.search(text):  # tomllib's time and memory grow with their square
+    if _DOTTED.search(text):  # quadratic time and memory in tomllib
         raise ValueError(_DEEP)
     try:
         return tomllib.loads(text)
@@ -126,14 +128,14 @@ def parse_toml(text: str) -> dict[str, Any]:
         message = str(error).replace("(at end of document)", f"(line {len(lines)}, its end)").replace("(at ", "(")
         if "Cannot overwrite" in message and (at := re.search(r"\(line (\d+)", message)):
             key = lines[int(at[1]) - 1].partition("=")[0].strip()
-            message = f"the key {key!r} stands twice (line {at[1]})"
+            message = f"the key {key!r} is given twice (line {at[1]})"
         raise ValueError(message) from None
-    except ValueError:  # Python's own, with advice to programmers
+    except ValueError:  # Python's limit on digits
         raise ValueError("a number has thousands of digits") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose dates are text, and whose 1e-4 is a number."""
+    """YAML in which dates are text and 1e-4 is a number."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -154,7 +156,7 @@ def _yaml(text: str) -> Any:
         _check(node, {})
         return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
-        problem = error.problem or error.context or "this is no YAML"
+        problem = error.problem or error.context or "this is not YAML"
         if r"'\t'" in problem:
             problem = "a tab where YAML wants spaces"
         raise ValueError(f"{problem}{_at(error.problem_mark)}") from None
@@ -163,10 +165,10 @@ def _yaml(text: str) -> Any:
 
 
 def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """How many values a node unfolds to; ``sizes`` has those that are known. Raises ValueError for too many."""
+    """The number of values that a node expands to; ``sizes`` caches them. Raises ValueError for too many."""
     if id(node) in sizes:
         if not sizes[id(node)]:
-            raise ValueError(f"an alias is within what it stands for{_at(node.start_mark)}")
+            raise ValueError(f"an alias refers to a value that contains it{_at(node.start_mark)}")
         return sizes[id(node)]
     sizes[id(node)] = 0
     inner: list[yaml.Node] = []
@@ -175,9 +177,9 @@ def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
         for key, value in node.value:
             if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 name = key.value if isinstance(key, yaml.ScalarNode) else "in brackets"
-                raise ValueError(f"the key {name} is no text: put it in quotes{_at(key.start_mark)}")
+                raise ValueError(f"the key {name} is not text: put it in quotes{_at(key.start_mark)}")
             if key.value in seen:
-                raise ValueError(f"the key {key.value!r} stands twice{_at(key.start_mark)}")
+                raise ValueError(f"the key {key.value!r} is given twice{_at(key.start_mark)}")
             seen.add(key.value)
             inner.append(value)
     elif isinstance(node, yaml.SequenceNode):
@@ -186,7 +188,7 @@ def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
         raise ValueError(f"a number has {len(node.value)} digits{_at(node.start_mark)}")
     size = 1 + sum(_check(each, sizes) for each in inner)
     if size > MOST_VALUES:
-        raise ValueError(f"its aliases unfold to more than {MOST_VALUES:,} values{_at(node.start_mark)}")
+        raise ValueError(f"its aliases expand to more than {MOST_VALUES:,} values{_at(node.start_mark)}")
     sizes[id(node)] = size
     return size
 

@@ -1,4 +1,4 @@
-"""The value of a Jsonnet file, evaluated in a process of its own that has so much time and memory and no more."""
+"""The value of a Jsonnet file, evaluated in a process with limits on time and memory."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def evaluate(path: Path, seconds: int = SECONDS) -> Any:
 
 
 def missing_variables(missing: Sequence[tuple[str, str]], where: str) -> UsageError:
-    """The one error of all variables that a config asks for and that aren't there, each with its places."""
+    """One error for all variables that a config uses and that aren't set, each with its places."""
     places: dict[str, list[str]] = {}
     for name, place in missing:
         places.setdefault(name, []).append(place)
@@ -85,7 +85,7 @@ def _with_places(names: Sequence[str], places: Mapping[str, Sequence[str]]) -> s
 
 
 def _place(at: str, path: Path) -> str:
-    """A place FILE:LINE:COLUMN as a person reads it, who knows which file it is about."""
+    """A place FILE:LINE:COLUMN in words, without the name of the config file itself."""
     file, line, column = at.rsplit(":", 2)
     own = Path(file) == path
     return f"line {line}, column {column}" if own else f"{os.path.relpath(file, path.parent)}:{line}:{column}"

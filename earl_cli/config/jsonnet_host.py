@@ -1,7 +1,7 @@
-"""The process in which a Jsonnet file is evaluated, run as a script: endless recursion or a huge string ends only it.
+"""The process that evaluates a Jsonnet file, run as a script: endless recursion or a huge string ends no other.
 
-It reads one JSON object from stdin: file, variables, and as limits seconds and bytes. It writes one to stdout:
-``value`` (JSON in a string), or ``missing`` (names and places of variables that aren't there), or ``error`` and its
+It reads one JSON object from stdin: file, variables, and the limits seconds and bytes. It writes one to stdout:
+``value`` (JSON in a string), or ``missing`` (names and places of variables that aren't set), or ``error`` and its
 ``place``.
 """
 
@@ -22,7 +22,7 @@ _PLACE = re.compile(r"\n\s+(\S.*?:\d+:\d+)")
 
 
 def main() -> None:
-    """Evaluate what stdin says."""
+    """Evaluate the file that stdin names."""
     order = json.load(sys.stdin)
     for limit, amount in (("RLIMIT_AS", order["bytes"]), ("RLIMIT_CPU", order["seconds"]), ("RLIMIT_CORE", 0)):
         with suppress(ValueError, OSError):  # macOS has no limit of addresses
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def evaluate(file: str, variables: dict[str, str]) -> dict[str, Any]:
-    """What comes of it; a variable that is missing is stood in for, so that the next one is found too."""
+    """The result; missing variables are replaced by "", so that all of them are found."""
     import rjsonnet
 
     missing: list[tuple[str, str]] = []

@@ -78,7 +78,7 @@ class TrainingConfig(BaseModel):
 
 
 def aliases_of(kind: type[BaseModel]) -> dict[str, str]:
-    """The other names that a config takes, published and older ones, each with the key that it stands for."""
+    """The aliases of a config's keys, published and older names, each with its key."""
     found: dict[str, str] = {}
     for key_name, field in kind.model_fields.items():
         info = _info(field)
@@ -87,7 +87,7 @@ def aliases_of(kind: type[BaseModel]) -> dict[str, str]:
 
 
 def present_names(kind: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values by today's names. Raises ValueError where one key stands there by two of its names."""
+    """The values by the present names of their keys. Raises ValueError for a key given by two of its names."""
     aliases = aliases_of(kind)
     found: dict[str, Any] = {}
     spelled: dict[str, str] = {}

@@ -33,7 +33,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Resolved(Generic[ConfigT]):
-    """A config, and for every value that isn't a default where it came from."""
+    """A config, and the origin of every value that isn't a default."""
 
     config: ConfigT
     origins: Mapping[str, str]
@@ -79,8 +79,8 @@ def resolve(
         key = ".".join(str(part) for part in first["loc"])
         missing = first["type"] == "missing"
         what = (f"{key}: " if key else "") + first["msg"].removeprefix("Value error, ")
-        said = reprlib.repr(first["input"])
-        hint = f"give {_option(key, options)}, or set it in a config" if missing else f"it is {said}"
+        given_value = reprlib.repr(first["input"])
+        hint = f"give {_option(key, options)}, or set it in a config" if missing else f"it is {given_value}"
         raise UsageError(what, where=origins.get(key.split(".")[0], name), hint=hint if key else None) from None
 
 
@@ -123,7 +123,7 @@ def training_configs() -> dict[str, type[BaseModel]]:
 
 
 def _instead(key: str, kind: type[BaseModel], origins: Mapping[str, str]) -> str:
-    """What to do about a key that this kind of config doesn't have."""
+    """The hint for a key that this kind of config doesn't have."""
     together = {other for other, origin in origins.items() if origin == origins[key]}
     for command, other in training_configs().items():
         known = other.model_fields.keys() | aliases_of(other).keys()
@@ -156,7 +156,7 @@ def _values(text: str, path: Path) -> Any:
         return evaluate(path)
     values, kind = parse(text, path)
     if isinstance(values, dict) and path.suffix and path.suffix.lower() not in SUFFIXES[kind]:
-        console.note(f"{path} is read as {kind}, which it is")
+        console.note(f"{path} is read as {kind}, by its content")
     return _with_variables(values, text, str(path))
 
 
@@ -202,7 +202,7 @@ def read_paths(listed: Path | Sequence[Path] | None) -> tuple[Path, ...]:
 
     Such a file is a JSON list of paths, a JSON object of paths by name, or text with a path on every line, blank lines
     and lines that begin with # left out; its order counts, and relative paths start at its folder. A published
-    ``tokenized_datalist.json``, {"prefix": …, "path_list": […]}, lists the pairs of one data set and stands for it.
+    ``tokenized_datalist.json``, {"prefix": …, "path_list": […]}, lists the examples of one data set, and names that.
     Raises InputError for a file that is none of these or lists nothing.
     """
     return _in_file(listed) if isinstance(listed, Path) else tuple(listed or ())
@@ -234,7 +234,7 @@ def _json(text: str, file: Path) -> Any:
 
 
 def _names(content: Any, file: Path) -> list[str] | None:
-    """The paths in a list or an object; None where the file is the list of one data set's own pairs."""
+    """The paths in a list or an object; None where the file is the list of one data set's examples."""
     if isinstance(content, dict) and "path_list" in content:
         return None
     names = list(content.values()) if isinstance(content, dict) else content

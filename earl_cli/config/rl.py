@@ -14,7 +14,7 @@ from earl_cli.config.sampling import PARAMETERS, SamplingParams, problem
 from earl_cli.tokens.grammar import Overlong
 from earl_cli.tokens.layout import THINKING_START, Mode
 
-Weight = Annotated[float, Field(allow_inf_nan=True)]  # what is wrong with one is checked in rewards.registry
+Weight = Annotated[float, Field(allow_inf_nan=True)]  # checked in rewards.registry
 NotEmpty = BeforeValidator(lambda given: given or None)  # published files say "none" by an empty list
 Coefficients = Annotated[tuple[Above, ...] | None, NotEmpty]
 Paths = Annotated[Path | tuple[Path, ...] | None, NotEmpty]
@@ -243,7 +243,7 @@ class RlConfig(TrainingConfig):
 
     @property
     def mode(self) -> Mode:
-        """What the published prefill stands for; what is prefilled is `SequenceLayout.prompt`'s, as in training."""
+        """The mode that the prefill stands for; the tokens are those of `SequenceLayout.prompt`, as in training."""
         return mode_of(self.assistant_prefill)
 
     @property
@@ -258,12 +258,12 @@ class RlConfig(TrainingConfig):
 
     @property
     def prompts_per_iteration(self) -> int:
-        """Prompts that an iteration draws, over all processes."""
+        """Prompts sampled in an iteration, over all processes."""
         return self.episodes_per_iteration // self.generations_per_sample
 
     @property
     def folder(self) -> Path:
-        """Where the run goes."""
+        """The run's folder."""
         if self.output is not None:
             return self.output
         return (self.base_exp_dir or Path()) / (self.run_name or "rl")
@@ -286,9 +286,9 @@ class RlConfig(TrainingConfig):
         if self.train_text_tokens_only and self.train_vision_tokens_only:
             raise ValueError("train_text_tokens_only and train_vision_tokens_only exclude each other")
         if self.output is None and self.run_name is None:
-            raise ValueError("say where the run goes: --output, or run_name and base_exp_dir")
+            raise ValueError("the run has no folder: give --output, or run_name and base_exp_dir")
         if not self.data and self.train_paths_file is None:
-            raise ValueError("say what to train on: --data, or train_paths_file")
+            raise ValueError("there is no data: give --data, or train_paths_file")
         if self.data and self.train_paths_file is not None:
             raise ValueError("data and train_paths_file exclude each other: data=[] leaves a recipe's out")
         if self.validation and self.val_paths_file is not None:
@@ -305,15 +305,15 @@ class RlConfig(TrainingConfig):
         return self
 
     def for_processes(self, there: int) -> str | None:
-        """The settings that keep the prompts of an iteration where so many processes run; None if there are none."""
+        """The settings that keep the prompts of an iteration with this world size; None if there are none."""
         if self.prompts_per_iteration % there:
             return None
         return f"--set processes={there} keeps the {self.prompts_per_iteration} prompts an iteration"
 
     def remarks(self, origins: Mapping[str, str]) -> list[str]:
-        """What of these settings has no effect, or another one than one may think.
+        """Warnings about settings without effect, or with another one than expected.
 
-        ``origins`` says where each comes from; those that flags and --set gave were meant.
+        ``origins`` says where each comes from; those of options and --set are taken as intended.
         """
         meant = {key for key, origin in origins.items() if origin.startswith("--")}
         save, length = self.checkpoint_every, self.num_iterations

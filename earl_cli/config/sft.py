@@ -15,9 +15,9 @@ from earl_cli.config.keys import SAME, Above, Amount, Count, Positive, Share, Tr
 
 
 class SftConfig(TrainingConfig):
-    """Every setting of ``earl sft``. One optimizer step sees ``batch_size * accumulation`` pairs in each process.
+    """Every setting of ``earl sft``. One optimizer step sees ``batch_size * accumulation`` examples in each process.
 
-    ``processes`` is how many the batch was chosen for; another number is an error, not silently another batch.
+    ``processes`` is the world size that the batch was chosen for; with another one the run is refused.
     """
 
     model: str | None = key(
@@ -156,15 +156,17 @@ class SftConfig(TrainingConfig):
         return self
 
     def for_processes(self, there: int) -> str | None:
-        """The settings that keep the pairs of a step where so many processes run; None if there are none."""
-        pairs = (self.processes or there) * self.batch_size * self.accumulation
-        same, rest = divmod(pairs, there * self.batch_size)
-        return None if rest else f"--set processes={there} --set accumulation={same} keeps the {pairs} pairs a step"
+        """The settings that keep the examples of a step with this world size; None if there are none."""
+        examples = (self.processes or there) * self.batch_size * self.accumulation
+        same, rest = divmod(examples, there * self.batch_size)
+        return (
+            None if rest else f"--set processes={there} --set accumulation={same} keeps the {examples} examples a step"
+        )
 
     def remarks(self, steps: int, origins: Mapping[str, str]) -> list[str]:
-        """What of these settings has no effect, or another one than one may think, in a run of so many steps.
+        """Warnings about settings without effect, or with another one than expected, in a run of so many steps.
 
-        ``origins`` says where each comes from; those that flags and --set gave were meant.
+        ``origins`` says where each comes from; those of options and --set are taken as intended.
         """
         meant = {key for key, origin in origins.items() if origin.startswith("--")}
         found = []

@@ -223,7 +223,7 @@ def test_brackets_of_help_are_rendered(monkeypatch: pytest.MonkeyPatch, capsys: 
             marks=pytest.mark.slow,
         ),
         ("sft -c embedded/rl --data pairs -o out", 2, "embedded/rl: unknown key 'assistant_prefill'"),
-        ("sft -c Edits.sh", 2, "Edits.sh: this is no text"),
+        ("sft -c Edits.sh", 2, "Edits.sh: this is not a text file"),
         ("tokenize Edits.sh -o out", 3, "Edits.sh: data of this kind can't be read"),
         ("tokenize pairs -o Edits.sh", 8, "Edits.sh: this is a file, and a token store is a folder"),
         ("tokenize inspect Edits.sh", 3, "Edits.sh: not a token store: it is a file"),

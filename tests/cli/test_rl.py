@@ -123,7 +123,7 @@ def test_more_prompts_than_fit_into_the_context(rl: Callable[..., Said]) -> None
         (("--reward", "earl_cli.rewards.reference:beauty"), {}, "the module has no function 'beauty'"),
         (("--reward", "viescore"), {}, "the reward viescore needs a judge, and no address is given"),
         (("--reward", "viescore", "--api-base", "localhost"), {}, "this is no address of a judge's server"),
-        (("--reward", '{"reference": 1, "reference": 2}'), {}, "the key 'reference' stands twice"),
+        (("--reward", '{"reference": 1, "reference": 2}'), {}, "the key 'reference' is given twice"),
         (("--reward", '{"a":' * 5000 + "1" + "}" * 5000), {}, "nested too deeply"),
         (("--reward", '{"reference": 1'), {}, "reward: this is no JSON object of names and weights"),
         (("--reward", '{"reference": "much"}'), {}, "reward"),

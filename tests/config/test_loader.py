@@ -140,24 +140,24 @@ def test_a_text_is_read_in_the_encoding_it_has(tmp_path: Path, name: str, text: 
     ("name", "text", "message"),
     [
         ("a.json", "{", r"Expecting property name.* \(line 1, column 2\)"),
-        ("a.json", '{"seed": 1,\n "seed": 2}', r"the key 'seed' stands twice \(line 1 and 2\)"),
+        ("a.json", '{"seed": 1,\n "seed": 2}', r"the key 'seed' is given twice \(line 1 and 2\)"),
         ("a.json", '{"seed": ' + "1" * 5000 + "}", "a number has 5000 digits: 1{20}…$"),
         ("a.json", "[" * 5_000 + "]" * 5_000, "nested too deeply"),
         ("a.json", '{"a":' * 101 + "1" + "}" * 101, "nested too deeply"),
         ("a.yaml", "a: [1", r"line 1, column 6"),
         ("a.yaml", "a: 1\n\tb: 2", r"a tab where YAML wants spaces \(line 2, column 1\)"),
-        ("a.yaml", "seed: 1\nseed: 2", r"the key 'seed' stands twice \(line 2, column 1\)"),
-        ("a.yaml", "data: [a]\n1: 2", r"the key 1 is no text: put it in quotes \(line 2, column 1\)"),
+        ("a.yaml", "seed: 1\nseed: 2", r"the key 'seed' is given twice \(line 2, column 1\)"),
+        ("a.yaml", "data: [a]\n1: 2", r"the key 1 is not text: put it in quotes \(line 2, column 1\)"),
         ("a.yaml", "data: [" + "a, " * 400_000 + "]", "1,200,008 characters, and 1,048,576 are the most"),
-        ("a.yaml", "on: 2", "the key on is no text"),
-        ("a.yaml", "? [a]\n: 2", "the key in brackets is no text"),
+        ("a.yaml", "on: 2", "the key on is not text"),
+        ("a.yaml", "? [a]\n: 2", "the key in brackets is not text"),
         ("a.yaml", "seed: " + "1" * 5000, r"a number has 5000 digits \(line 1, column 7\)"),
-        ("a.yaml", "data: &a [*a]", r"an alias is within what it stands for \(line 1, column 7\)"),
+        ("a.yaml", "data: &a [*a]", r"an alias refers to a value that contains it \(line 1, column 7\)"),
         ("a.yaml", "data: !!python/name:os.system x", r"could not determine a constructor .*line 1, column 7"),
         ("a.yaml", "a: 1\n---\nb: 2", r"found another document \(line 2, column 1\)"),
         ("a.yaml", "[" * 5_000, "nested too deeply"),
         ("a.toml", "data = [1\nx = 2", r"\(line 2, column 1\)"),
-        ("a.toml", "seed = 1\nseed = 2", r"the key 'seed' stands twice \(line 2\)"),
+        ("a.toml", "seed = 1\nseed = 2", r"the key 'seed' is given twice \(line 2\)"),
         ("a.toml", f"{'a.' * 50_000}b = 1", "it is nested too deeply"),
         ("a.toml", f"[{'a . ' * 50_000}b]", "it is nested too deeply"),
         ("a.jsonnet", "{\n a: }", r"syntax error.* \(line 2, column 5\)"),
@@ -190,12 +190,12 @@ def test_no_text_takes_longer_to_read_than_its_length(tmp_path: Path, piece: str
     assert time.process_time() - began < 10
 
 
-def test_aliases_that_unfold_to_a_bomb_are_refused(tmp_path: Path) -> None:
+def test_aliases_that_expand_to_a_bomb_are_refused(tmp_path: Path) -> None:
     bomb = ["a0: &a0 [x, x, x, x, x, x, x, x]"] + [
         f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 8)}]" for n in range(1, 9)
     ]
     (tmp_path / "bomb.yaml").write_text("\n".join(bomb))
-    with pytest.raises(UsageError, match="aliases unfold to more than 100,000 values"):
+    with pytest.raises(UsageError, match="aliases expand to more than 100,000 values"):
         load_config(SftConfig, str(tmp_path / "bomb.yaml"))
     (tmp_path / "plain.yaml").write_text("data: &d [store]\nvalidation: *d\noutput: o\n")
     assert load_config(SftConfig, str(tmp_path / "plain.yaml")).validation == (Path("store"),)
@@ -215,12 +215,12 @@ def test_jsonnet_that_never_ends_is_stopped(tmp_path: Path) -> None:
         ("blank.json", b" \r\n", "this is empty"),
         ("comment.yaml", b"# nothing\n", "this is empty"),
         ("empty.jsonnet", b"", "this is empty"),
-        ("photo.jsonnet", bytes(range(256)), "no text"),
+        ("photo.jsonnet", bytes(range(256)), "not a text file"),
         ("list.yaml", b"- a\n- b\n", "this is a list"),
         ("list.json", b"[1]", "this is a list"),
         ("list.jsonnet", b"[1]", "this is a list"),
         ("text", b"make it snowy", "this is a single value"),
-        ("photo.jpg", bytes(range(256)), "no text"),
+        ("photo.jpg", bytes(range(256)), "not a text file"),
         ("latin.yaml", b"data: [a]\noutput: caf\xe9\n", "line 2 is not in UTF-8 .*save it as text in UTF-8"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_published_list_of_pairs_is_one_data_set(tmp_path: Path) -> None:
         (b'{"a": null}', "entry 1 is no path: null"),
         (b'["a"', "this is not JSON: .*line 1"),
         (b"[" * 100_000, "this is not JSON"),
-        (b"\xff\xfe\x00", "this is no text"),
+        (b"\xff\xfe\x00", "this is not a text file"),
         (None, "No such file"),
     ],
 )

@@ -303,9 +303,9 @@ def test_the_wrong_number_of_processes_is_one_message(setting: Setting, tmp_path
 
 @pytest.mark.parametrize(
     ("there", "hint"),
-    [("1", "--set processes=1 --set accumulation=32 keeps the 64 pairs"), ("2", "accumulation=16"), ("3", None)],
+    [("1", "--set processes=1 --set accumulation=32 keeps the 64 examples"), ("2", "accumulation=16"), ("3", None)],
 )
-def test_the_hint_keeps_the_pairs_of_a_step(there: str, hint: str | None, bare: pytest.MonkeyPatch) -> None:
+def test_the_hint_keeps_the_examples_of_a_step(there: str, hint: str | None, bare: pytest.MonkeyPatch) -> None:
     bare.setenv("WORLD_SIZE", there)
     given = {"data": ["a"], "output": "o", "batch_size": 2, "accumulation": 8}
     with pytest.raises(UsageError, match=f"for 4 processes, {there} run") as raised:

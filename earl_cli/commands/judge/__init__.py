@@ -140,7 +140,7 @@ def judge_score(
         "reason": score.reason,
     }
     if score.value is None:
-        hint = "--target names the true edit" if target is None and "no true edit" in score.reason else None
+        hint = "--target names the target image" if target is None and "no true edit" in score.reason else None
         error = EarlError(f"there is no score: {' '.join(score.reason.split())}", where=str(edited), hint=hint)
         console.fail(error, beside=document)
         raise typer.Exit(error.exit_code)
