@@ -227,8 +227,8 @@ class Editor:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """The editor's turn: no other thread samples with it meanwhile, and torch uses as many threads as it needs."""
-        with self._turn:
+        """The editor's turn: no other thread samples with it, and torch's threads and autocast are the editor's own."""
+        with self._turn, torch.autocast(self.model.device.type, enabled=False):
             if self.threads is None:
                 yield
                 return

@@ -219,6 +219,17 @@ def test_torch_has_its_threads_back_and_a_small_model_takes_one(
         torch.set_num_threads(before)
 
 
+def test_what_the_caller_does_with_torch_changes_nothing_and_is_not_changed(editor: Editor, photo: Path) -> None:
+    expected = pixels(editor.edit(photo, SNOW, seed=1))
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        assert pixels(editor.edit(photo, SNOW, seed=1)) == expected
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_threads_may_share_an_editor(editor: Editor) -> None:
     alone = [pixels(editor.edit(noise(number), SNOW, seed=number)) for number in range(4)]
     with ThreadPoolExecutor(4) as pool:
