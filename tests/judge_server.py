@@ -1,7 +1,8 @@
-"""A judge to test against: a web server on this machine that speaks the part of the OpenAI protocol that judges need.
+"""A judge to test against: a local web server with the part of the OpenAI protocol that judges need.
 
-It judges by content, so that a healthy and a faulty one come to the same scores, and it can misbehave in every way that
-real servers do, by content and attempt too: the same faults at every run, and none for ever.
+Its replies are a function of the prompt, so that a healthy and a faulty server give the same scores. It can fail in
+every way that real servers do; faults are a function of prompt and attempt, so they are the same in every run and
+transient.
 """
 
 from __future__ import annotations
@@ -35,26 +36,27 @@ OPENAI = (
 
 @dataclass(frozen=True)
 class Faults:
-    """A ``share`` of the calls fails, in one of these ``kinds``, but each content ``at_most`` so many times.
+    """A ``share`` of the calls fails, in one of these ``kinds``, but each prompt at most ``max_failures`` times.
 
-    ``slow`` is how many seconds a slow answer takes; "limited" asks for ``retry_after`` seconds.
+    ``slow`` is the seconds that a slow reply takes; "limited" sends ``retry_after``.
     """
 
     share: float = 0.0
     kinds: tuple[str, ...] = KINDS
-    at_most: float = 2
+    max_failures: float = 2
     slow: float = 0.3
     retry_after: float = 0.02
 
     def of(self, content: str, attempt: int) -> str | None:
         """The fault of this attempt, counted from 0."""
-        draw = random.Random(f"{content} {attempt}")
-        return draw.choice(self.kinds) if attempt < self.at_most and draw.random() < self.share else None
+        generator = random.Random(f"{content} {attempt}")
+        fails = attempt < self.max_failures and generator.random() < self.share
+        return generator.choice(self.kinds) if fails else None
 
 
 @dataclass(frozen=True)
 class Call:
-    """A question as the server saw it: the body, digests of the decoded pictures, the key, what happened to it."""
+    """A request as the server got it: the body, its text, digests of the decoded images, the key, and the fault."""
 
     body: Mapping[str, Any]
     text: str
@@ -69,26 +71,26 @@ class JudgeServer:
 
     faults: Faults = Faults()
     models: tuple[str, ...] = (MODEL,)
-    key: str | None = None  # the only one that is let in
-    is_down: bool = False  # hangs up on everybody
-    silent_after: int | None = None  # so many answers; whoever asks then waits until this is another number
-    refuses: str | None = None  # questions with this text get status 400
-    breaks: str | None = None  # questions with this text always get status 500
-    favours: str | None = None  # the choice that it always makes between two edits, "1", "2" or "tie"
-    knows: tuple[str, ...] | None = None  # parameters beside model and messages; others are refused
-    status: int = 400  # of such a refusal
-    minds: str = OPENAI  # how it says so; {} is the parameter
-    message: Mapping[str, Any] | None = None  # what it says to everything, in place of a verdict
-    finish: str = "stop"
-    lists: bool = True  # what models it has
-    prefix: str = "/v1"  # the path that all is below
+    key: str | None = None  # the only one that is accepted
+    is_down: bool = False  # drops every connection
+    silent_after: int | None = None  # after so many replies, requests wait until this is another number
+    refuses_text: str | None = None  # prompts with this text get status 400
+    fails_on: str | None = None  # prompts with this text always get status 500
+    fixed_choice: str | None = None  # the reply to every pairwise prompt: "1", "2" or "tie"
+    accepted_parameters: tuple[str, ...] | None = None  # beside model and messages; others are refused
+    refusal_status: int = 400
+    refusal_message: str = OPENAI  # {} is the parameter
+    fixed_message: Mapping[str, Any] | None = None  # the reply to every prompt
+    finish_reason: str = "stop"
+    lists_models: bool = True
+    prefix: str = "/v1"  # of all paths
     calls: list[Call] = field(default_factory=list)
-    most_at_once: int = 0
+    max_concurrency: int = 0
     api_base: str = ""
 
     def start(self) -> JudgeServer:
         """Listens on a free port of 127.0.0.1."""
-        self.lock, self.at_once, self.attempts = threading.Lock(), 0, Counter[str]()
+        self.lock, self.concurrency, self.attempts = threading.Lock(), 0, Counter[str]()
         self.answered = 0
         self.server = LocalServer(self, _Handler).start()
         self.api_base = f"{self.server.address}/v1"
@@ -104,12 +106,12 @@ class JudgeServer:
             self.answered += (left := self.silent_after is None or self.answered < self.silent_after)
             return left
 
-    def forget(self) -> None:
-        """As if nobody had asked yet."""
+    def reset(self) -> None:
+        """As if nothing had been requested yet."""
         with self.lock:
             self.calls.clear()
             self.attempts.clear()
-            self.most_at_once = 0
+            self.max_concurrency = 0
 
     def down_for(self, seconds: float) -> None:
         """Down from now on, and up again after so long."""
@@ -127,24 +129,25 @@ def some_edits(count: int) -> list[Edit]:
     return [Edit(f"row-{n}", "make it snowy", picture(n), picture(n + 1000), picture(n + 2000)) for n in range(count)]
 
 
-def verdict(text: str, pictures: tuple[str, ...], favours: str | None = None) -> str:
-    """What the judge says to a question: numbers and wording depend on the text and the pictures only.
+def reply_to(text: str, pictures: tuple[str, ...], fixed_choice: str | None = None) -> str:
+    """The judge's reply, a function of the text and the images.
 
-    Of two edits it takes the same one in either order, unless it can't tell them apart or has a choice that it
-    ``favours``.
+    Of two edits it prefers the same one in either order, unless they tie or there is a ``fixed_choice``.
     """
-    draw = random.Random(f"{text} {pictures}")
+    generator = random.Random(f"{text} {pictures}")
     if "<choice>" in text:
-        return f"Both have the snow, one has more.\n<choice>{favours or _choice(text, pictures)}</choice>"
+        return f"Both have the snow, one has more.\n<choice>{fixed_choice or _choice(text, pictures)}</choice>"
     if "<score>" in text:
-        return f"The attempt has the snow, but the roof is darker.\n<score>{draw.randint(0, 10)}</score>"
-    answer = json.dumps({"score": [draw.randint(0, 10), draw.randint(0, 10)], "reasoning": "It's there [mostly]."})
-    before, after = draw.choice(WRAPPINGS)
+        return f"The attempt has the snow, but the roof is darker.\n<score>{generator.randint(0, 10)}</score>"
+    answer = json.dumps(
+        {"score": [generator.randint(0, 10), generator.randint(0, 10)], "reasoning": "It's there [mostly]."}
+    )
+    before, after = generator.choice(WRAPPINGS)
     return f"{before}{answer}{after}"
 
 
 def _choice(text: str, pictures: tuple[str, ...]) -> str:
-    """By content, whatever the order; one pair in eight is a tie, and of one in eight the first is taken."""
+    """By content, in either order; one pair in eight is a tie, and in one of eight the first position is preferred."""
     source, first, second = pictures
     chance = random.Random(f"{text} {source} {sorted((first, second))}").randrange(8)
     best = max(first, second, key=lambda each: hashlib.sha256(f"{text} {source} {each}".encode()).digest())
@@ -153,9 +156,9 @@ def _choice(text: str, pictures: tuple[str, ...]) -> str:
 
 class _Handler(LocalHandler):
     def do_GET(self) -> None:
-        if not self.path.startswith(f"{self.server.owner.prefix}/models") or not self.server.owner.lists:
+        if not self.path.startswith(f"{self.server.owner.prefix}/models") or not self.server.owner.lists_models:
             self.send_json(404, {"detail": "Not Found"})
-        elif self._is_let_in():
+        elif self._is_authorized():
             models = [
                 {"id": name, "object": "model", "created": 0, "owned_by": "me"} for name in self.server.owner.models
             ]
@@ -163,19 +166,19 @@ class _Handler(LocalHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if not self._is_let_in():
+        if not self._is_authorized():
             return
         judge = self.server.owner
         with judge.lock:
-            judge.at_once += 1
-            judge.most_at_once = max(judge.most_at_once, judge.at_once)
+            judge.concurrency += 1
+            judge.max_concurrency = max(judge.max_concurrency, judge.concurrency)
         try:
             self._answer(judge, body)
         finally:
             with judge.lock:
-                judge.at_once -= 1
+                judge.concurrency -= 1
 
-    def _is_let_in(self) -> bool:
+    def _is_authorized(self) -> bool:
         judge, key = self.server.owner, self.headers.get("Authorization", "").removeprefix("Bearer ")
         if judge.is_down:
             self.drop()
@@ -200,12 +203,12 @@ class _Handler(LocalHandler):
             return self.send_error_of(404, f"The model `{body['model']}` does not exist.")
         if not self.path.startswith(f"{judge.prefix}/chat"):
             return self.send_json(404, {"detail": "Not Found"})
-        unknown = [name for name in body if name not in ("model", "messages", *(judge.knows or body))]
+        unknown = [name for name in body if name not in ("model", "messages", *(judge.accepted_parameters or body))]
         if unknown:
-            return self.send_json(judge.status, {"error": json.loads(judge.minds.format(unknown[0]))})
-        if judge.refuses is not None and judge.refuses in text:
+            return self.send_json(judge.refusal_status, {"error": json.loads(judge.refusal_message.format(unknown[0]))})
+        if judge.refuses_text is not None and judge.refuses_text in text:
             return self.send_error_of(400, f"This content isn't judged for {self.headers.get('Authorization')}.")
-        if judge.breaks is not None and judge.breaks in text:
+        if judge.fails_on is not None and judge.fails_on in text:
             return self.send_error_of(500, "EngineCore encountered an issue.")
         if fault == "slow":
             time.sleep(judge.faults.slow)
@@ -213,9 +216,9 @@ class _Handler(LocalHandler):
             time.sleep(MOMENT)
         if fault not in (None, "slow"):
             return self._fail(judge, fault)
-        if judge.message is not None:
-            return self._say(judge.message, judge.finish)
-        return self._complete(verdict(text, pictures, judge.favours))
+        if judge.fixed_message is not None:
+            return self._send_message(judge.fixed_message, judge.finish_reason)
+        return self._complete(reply_to(text, pictures, judge.fixed_choice))
 
     def _fail(self, judge: JudgeServer, fault: str) -> None:
         match fault:
@@ -234,9 +237,9 @@ class _Handler(LocalHandler):
                 self.drop()
 
     def _complete(self, text: str) -> None:
-        self._say({"role": "assistant", "content": text}, "stop")
+        self._send_message({"role": "assistant", "content": text}, "stop")
 
-    def _say(self, message: Mapping[str, Any], finish: str) -> None:
+    def _send_message(self, message: Mapping[str, Any], finish: str) -> None:
         choice = {"index": 0, "message": message, "finish_reason": finish}
         about = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": MODEL}
         self.send_json(200, {**about, "choices": [choice]})

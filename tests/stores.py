@@ -55,10 +55,10 @@ def write_store(
     create_or_resume(folder, replace(usual, **manifest))
     for index in shards:
         rows = numbers[index * PER_SHARD : (index + 1) * PER_SHARD]
-        pairs = [random_pair(row, seed) for row in rows if row not in rejected]
+        examples = [random_pair(row, seed) for row in rows if row not in rejected]
         kinds = {row: "image" if row % 2 else "text" for row in rejected}
         rejects = [Reject(row, f"p/{seed}-{row}", kinds[row], "«torn»") for row in rows if row in rejected]
-        write_shard(folder, index, pairs, rejects)
+        write_shard(folder, index, examples, rejects)
     return open_store(folder)
 
 

@@ -185,7 +185,7 @@ def test_what_the_judge_doesnt_say_is_in_the_table(
     say: Say, judge: JudgeServer, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient(monkeypatch)
-    judge.breaks = "invert 3"
+    judge.fails_on = "invert 3"
     said = say("eval", "-b", "pairs", "-m", str(tiny_model_dir), "--judge", judge.api_base)
     assert said.code == 0, said.err
     assert "missing" in said.out
@@ -193,13 +193,13 @@ def test_what_the_judge_doesnt_say_is_in_the_table(
 
 
 def test_a_judge_that_scores_nothing_is_an_error_after_the_report(say: Say, judge: JudgeServer) -> None:
-    judge.message = {"content": "I won't."}
+    judge.fixed_message = {"content": "I won't."}
     said = say("eval", "-b", "pairs", "-m", "copy", "--judge", judge.api_base, "--json")
     assert said.code == 1
     assert "the judge gave no score for any edit of copy on pairs: the judge's reply can't be read" in said.err
     assert said.document["error"]["where"] == judge.api_base
     assert Path(said.document["report"]).is_file()
-    judge.message = None
+    judge.fixed_message = None
     assert say("eval", "score", "results", "--judge", judge.api_base).code == 0
 
 

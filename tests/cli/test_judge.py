@@ -111,10 +111,10 @@ def test_a_judge_that_repeats_the_key_shows_it_nowhere(
     judge: JudgeServer, photos: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
-    judge.message = {"content": '{"score": [8, 6], "reasoning": "for sk-very-secret"}'}
+    judge.fixed_message = {"content": '{"score": [8, 6], "reasoning": "for sk-very-secret"}'}
     for words in (["--json"], ["--debug"]):
         assert run(["judge", "score", *photos, "--api-base", judge.api_base, *words]) == 0
-    judge.refuses = "photo"  # in words that repeat it too
+    judge.refuses_text = "photo"  # in words that repeat it too
     assert run(["judge", "score", *photos, "--api-base", judge.api_base, "--debug"]) == 2
     judge.key = "another"
     assert run(["judge", "check", "--api-base", judge.api_base, "--debug"]) == 2
@@ -125,7 +125,7 @@ def test_a_judge_that_repeats_the_key_shows_it_nowhere(
 
 
 def test_a_judge_that_lists_no_models(judge: JudgeServer, capsys: pytest.CaptureFixture[str]) -> None:
-    judge.lists = False
+    judge.lists_models = False
     assert run(["judge", "check", "--api-base", judge.api_base]) == 2
     assert run(["judge", "check", "--api-base", judge.api_base, "--model", "gpt"]) == 2
     assert "The model `gpt` does not exist" in capsys.readouterr().err
@@ -180,7 +180,7 @@ def test_a_healthy_judge_is_found_so(judge: JudgeServer, capsys: pytest.CaptureF
 
 
 def test_an_unreadable_judge(judge: JudgeServer, capsys: pytest.CaptureFixture[str]) -> None:
-    judge.faults = Faults(1.0, ("unreadable",), at_most=float("inf"))
+    judge.faults = Faults(1.0, ("unreadable",), max_failures=float("inf"))
     assert run(["judge", "check", "--api-base", judge.api_base, "--json"]) == 1
     captured = capsys.readouterr()
     assert "can't be read" in captured.err

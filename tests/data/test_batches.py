@@ -57,14 +57,14 @@ def test_lengths_are_those_of_the_sequences(store: Path, layout: SequenceLayout,
 def test_thoughts_are_trained_as_published(layout: SequenceLayout, tmp_path: Path) -> None:
     """Values are stripped, and a key whose value is empty is there."""
     store = write_pairs(tmp_path / "store", 1)
-    (pair,) = examples_of(open_store(store).table())
-    write_shard(store, 0, [replace(pair, thoughts={"plan": "\n snow ", "objects": "", "boxes": "b"})], [])
+    (example,) = examples_of(open_store(store).table())
+    write_shard(store, 0, [replace(example, thoughts={"plan": "\n snow ", "objects": "", "boxes": "b"})], [])
     rows = load_rows([store], layout, ["plan", "objects", "boxes"])
     text = layout.text.decode([int(each) for each in rows.example(0).ids if each < layout.vocabulary.text_size])
     assert "<|start thinking|> plan: snow objects:  boxes: b<|end thinking|>" in text
 
 
-def test_sets_follow_one_another(store: Path, layout: SequenceLayout, tmp_path: Path) -> None:
+def test_data_sets_are_concatenated(store: Path, layout: SequenceLayout, tmp_path: Path) -> None:
     other = write_pairs(tmp_path / "other", 3, seed=1)
     rows = load_rows([store, other], layout)
     assert [rows.id(row) for row in range(len(rows))] == [*(f"0-{i}" for i in range(5)), *(f"1-{i}" for i in range(3))]
@@ -72,7 +72,7 @@ def test_sets_follow_one_another(store: Path, layout: SequenceLayout, tmp_path: 
     assert rows.instruction(7) == "make it snowy"
 
 
-def test_what_can_not_be_trained_on(store: Path, layout: SequenceLayout, tmp_path: Path) -> None:
+def test_data_that_cant_be_trained_on_are_errors(store: Path, layout: SequenceLayout, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a codebook of 64 codes, the model one of 512"):
         load_rows([write_pairs(tmp_path / "other", 2, codes=64)], layout)
     with pytest.raises(InputError, match=r"no row has a chain of thought 'boxes' \(the CoT keys are plan\)"):

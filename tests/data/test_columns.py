@@ -35,7 +35,7 @@ def named(folder: Path, *names: str) -> Source:
     return listed(folder, dict.fromkeys(names, "x"))
 
 
-def test_usual_names_are_found(tmp_path: Path) -> None:
+def test_common_names_are_found(tmp_path: Path) -> None:
     there = ["src_img", "edited_img", "edited_prompt_list", "omni_edit_id", "task"]
     found = find_columns(ExampleColumns(), named(tmp_path, *there), reason="")
     assert found == ExampleColumns("src_img", "edited_img", "edited_prompt_list", "omni_edit_id")
@@ -47,12 +47,12 @@ def test_usual_names_are_found(tmp_path: Path) -> None:
     assert find_columns(ExampleColumns(), files) == ExampleColumns("file_name", "edited_file_name", "instruction", "id")
 
 
-def test_flags_win_over_usual_names(tmp_path: Path) -> None:
+def test_options_override_common_names(tmp_path: Path) -> None:
     there = named(tmp_path, "source", "photo", "edited", "instruction", "plan")
     assert find_columns(ExampleColumns(source="photo", thoughts=("plan",)), there).source == "photo"
 
 
-def test_captions_are_no_pictures_whatever_they_are_called(tmp_path: Path) -> None:
+def test_captions_are_no_images_under_any_name(tmp_path: Path) -> None:
     """HQ-Edit's columns: by their types where there are types, else by a sample of the rows."""
     texts = {"input": "a cup", "output": "a grey cup", "edit": "make it grey", "inverse_edit": "colour it"}
     typed = table(tmp_path, {name: [value] * 2 for name, value in texts.items()} | {
@@ -69,7 +69,7 @@ def test_captions_are_no_pictures_whatever_they_are_called(tmp_path: Path) -> No
     assert find_columns(ExampleColumns(), pictures).instruction == "edit"
 
 
-def test_where_a_picture_is_from_is_no_picture(tmp_path: Path) -> None:
+def test_a_column_of_origins_is_no_image(tmp_path: Path) -> None:
     row = {
         "source": "flickr",
         "source_path": "a.png",
@@ -82,7 +82,7 @@ def test_where_a_picture_is_from_is_no_picture(tmp_path: Path) -> None:
     )
 
 
-def test_a_column_of_numbers_is_neither_picture_nor_instruction(tmp_path: Path) -> None:
+def test_a_column_of_numbers_is_neither_image_nor_instruction(tmp_path: Path) -> None:
     columns = {"source": [1], "image": [PNG], "edited": [[PNG]], "prompt": [3], "edit": ["grey"]}
     assert find_columns(ExampleColumns(), table(tmp_path, columns)) == ExampleColumns("image", "edited", "edit")
 
@@ -96,9 +96,9 @@ def test_columns_within_others_have_dotted_names(tmp_path: Path) -> None:
         found = find_columns(wanted, source)
         (read,) = source.read([0], found.names)
         assert isinstance(read, Row)
-        pair = read_example(read, found)
-        assert (pair.source, pair.target, pair.instruction, pair.id) == ("a.png", "b.png", "snow", "7")
-        assert pair.thoughts == {"texts.plan": "p"}
+        example = read_example(read, found)
+        assert (example.source, example.target, example.instruction, example.id) == ("a.png", "b.png", "snow", "7")
+        assert example.thoughts == {"texts.plan": "p"}
     with pytest.raises(InputError, match=r"no column 'pictures\.middle'.*pictures, pictures\.before"):
         find_columns(ExampleColumns("pictures.middle"), open_source(DataLocation(str(tmp_path / "data.parquet"))))
 
@@ -111,7 +111,7 @@ def test_columns_within_others_have_dotted_names(tmp_path: Path) -> None:
         (ExampleColumns(thoughts=("plan",)), "no column 'plan'.*--cot-keys"),
     ],
 )
-def test_a_column_that_is_not_there_lists_those_that_are(wanted: ExampleColumns, message: str, tmp_path: Path) -> None:
+def test_a_missing_column_lists_the_available_ones(wanted: ExampleColumns, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         find_columns(wanted, named(tmp_path, "source", "edited", "instruction"))
 
@@ -133,10 +133,15 @@ def test_all_missing_columns_are_named_at_once(tmp_path: Path) -> None:
     )
 
 
-def test_a_row_becomes_a_pair() -> None:
-    pair = read_example(Row(4, "here", ROW), NAMED)
-    assert (pair.row, pair.id, pair.instruction, pair.thoughts) == (4, "7", "make it snowy", {"plan": "whiten"})
-    assert (pair.source, pair.target) == ("a.png", b"PNG")
+def test_a_row_becomes_an_example() -> None:
+    example = read_example(Row(4, "here", ROW), NAMED)
+    assert (example.row, example.id, example.instruction, example.thoughts) == (
+        4,
+        "7",
+        "make it snowy",
+        {"plan": "whiten"},
+    )
+    assert (example.source, example.target) == ("a.png", b"PNG")
 
 
 @pytest.mark.parametrize(
@@ -151,20 +156,20 @@ def test_a_row_becomes_a_pair() -> None:
         ({"b": None}, "image", "there is no b"),
     ],
 )
-def test_a_bad_row_says_what_kind_it_is(changed: dict[str, Any], kind: str, message: str) -> None:
+def test_an_invalid_row_has_a_kind_and_a_reason(changed: dict[str, Any], kind: str, message: str) -> None:
     with pytest.raises(BadRowError, match=f"here: {message}") as caught:
         read_example(Row(0, "here", {**ROW, **changed}), NAMED)
     assert caught.value.kind == kind
 
 
-def test_of_several_instructions_the_first_counts() -> None:
+def test_the_first_of_several_instructions_is_used() -> None:
     for ask in (["first", "second"], "['first', 'second']", ' ["first"]'):  # as tables spell lists
         assert read_example(Row(0, "", {**ROW, "ask": ask}), NAMED).instruction == "first"
     for ask in ("['a' 'b']", "[first] then", "[1, 2]", "[" * 9999):
         assert read_example(Row(0, "", {**ROW, "ask": ask}), NAMED).instruction == ask
 
 
-def test_thinking_that_is_not_there_is_left_out() -> None:
+def test_missing_chains_of_thought_are_left_out() -> None:
     assert read_example(Row(0, "", {**ROW, "plan": None}), NAMED).thoughts == {}
     assert read_example(Row(0, "", {**ROW, "plan": ""}), NAMED).thoughts == {"plan": ""}
     assert read_example(Row(0, "", {**ROW, "plan": {"box": [1, 2]}}), NAMED).thoughts == {"plan": '{"box": [1, 2]}'}

@@ -28,16 +28,16 @@ def test_parquet_loads_with_the_datasets_library(tmp_path: Path) -> None:
     files = str(tmp_path / "rows.parquet")
     rows = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert rows.column_names == store.table().column_names
-    for pair, row in zip(examples_of(store.table()), rows, strict=True):
+    for example, row in zip(examples_of(store.table()), rows, strict=True):
         for side in ("source", "target"):
             codes = np.array(row[side]).reshape(row[f"{side}_height"], row[f"{side}_width"])
-            assert np.array_equal(codes, getattr(pair, side))
-        assert {thought["key"]: thought["value"] for thought in row["thoughts"]} == pair.thoughts
+            assert np.array_equal(codes, getattr(example, side))
+        assert {thought["key"]: thought["value"] for thought in row["thoughts"]} == example.thoughts
         assert [row[name] for name in ("row", "id", "instruction", "source_hash")] == [
-            pair.row,
-            pair.id,
-            pair.instruction,
-            pair.source_hash,
+            example.row,
+            example.id,
+            example.instruction,
+            example.source_hash,
         ]
 
 
@@ -54,19 +54,19 @@ def test_json_lines_hold_everything(tmp_path: Path) -> None:
     export_jsonl(store, tmp_path / "rows.jsonl", lambda _rows: None)
     lines = (tmp_path / "rows.jsonl").read_bytes().decode().split("\n")
     assert lines.pop() == ""
-    for pair, line in zip(examples_of(store.table()), lines, strict=True):
+    for example, line in zip(examples_of(store.table()), lines, strict=True):
         assert json.loads(line) == {
-            "row": pair.row,
-            "id": pair.id,
-            "instruction": pair.instruction,
-            "source": pair.source.tolist(),
-            "target": pair.target.tolist(),
-            "thoughts": pair.thoughts,
-            "source_hash": pair.source_hash,
+            "row": example.row,
+            "id": example.id,
+            "instruction": example.instruction,
+            "source": example.source.tolist(),
+            "target": example.target.tolist(),
+            "thoughts": example.thoughts,
+            "source_hash": example.source_hash,
         }
 
 
-def test_a_line_stays_a_line_whatever_is_in_it(tmp_path: Path) -> None:
+def test_an_exported_line_has_no_line_breaks(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", numbers=[0], shards=[], rejected=[])
     text = 'a "quote"\n\r\u2028\u2029\0\x1f ünd \U0001f600'
     codes = np.array([[0, 1, 65535]], np.uint16)
@@ -79,11 +79,11 @@ def test_a_line_stays_a_line_whatever_is_in_it(tmp_path: Path) -> None:
 
 
 @BOTH
-def test_the_rows_are_told_and_folders_made(tmp_path: Path, export: Export) -> None:
-    told: list[int] = []
-    export(write_store(tmp_path / "s"), tmp_path / "new/deep/rows", told.append)
-    assert sum(told) == ROWS - len(REJECTED)
-    assert len(told) == SHARDS
+def test_exports_report_rows_and_create_folders(tmp_path: Path, export: Export) -> None:
+    reported: list[int] = []
+    export(write_store(tmp_path / "s"), tmp_path / "new/deep/rows", reported.append)
+    assert sum(reported) == ROWS - len(REJECTED)
+    assert len(reported) == SHARDS
     assert [path.name for path in (tmp_path / "new/deep").iterdir()] == ["rows"]
 
 
@@ -110,7 +110,7 @@ def test_a_damaged_shard_is_named_and_nothing_written(tmp_path: Path, export: Ex
 
 
 @BOTH
-def test_the_same_bytes_every_time(tmp_path: Path, export: Export) -> None:
+def test_an_export_always_has_the_same_bytes(tmp_path: Path, export: Export) -> None:
     store = write_store(tmp_path / "s")
     for name in ("a", "b"):
         export(store, tmp_path / name, lambda _rows: None)

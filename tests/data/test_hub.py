@@ -91,7 +91,7 @@ def test_other_kinds_of_data_on_the_hub(hub: Hub, tmp_path: Path) -> None:
         open_source(DataLocation("org/tars", streaming=True))
 
 
-def test_a_split_has_to_be_clear(hub: Hub, tables: Path) -> None:
+def test_an_ambiguous_split_is_refused(hub: Hub, tables: Path) -> None:
     hub.add(Repository("org/pairs", {"main": tables}, kind="dataset"))
     with pytest.raises(UsageError, match=r"several splits.*--split is one of train, test"):
         open_source(DataLocation("org/pairs"))
@@ -113,7 +113,7 @@ def test_splits_by_other_names_and_all_of_them(hub: Hub, tables: Path, tmp_path:
     assert row_count(open_source(DataLocation("org/lines", split="all"))) == 6
 
 
-def test_a_configuration_has_to_be_clear(hub: Hub, tables: Path) -> None:
+def test_an_ambiguous_configuration_is_refused(hub: Hub, tables: Path) -> None:
     described = [{"config_name": name, "data_files": f"data/{name}-*"} for name in ("train", "test")]
     (tables / "README.md").write_text(f"---\nconfigs: {json.dumps(described)}\n---\n")
     hub.add(Repository("org/pairs", {"main": tables}, kind="dataset"))
@@ -124,7 +124,7 @@ def test_a_configuration_has_to_be_clear(hub: Hub, tables: Path) -> None:
     assert row_count(open_source(DataLocation("org/pairs", subset="test"))) == 2
 
 
-def test_rows_that_datasets_cant_read_are_no_fault_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+def test_rows_that_datasets_cant_read_are_not_a_hub_error(hub: Hub, tmp_path: Path) -> None:
     lines = tmp_path / "lines"
     lines.mkdir()
     (lines / "train.jsonl").write_text('{"id": 1, "prompt": "snow"}\n{broken\n')
@@ -134,7 +134,7 @@ def test_rows_that_datasets_cant_read_are_no_fault_of_the_hub(hub: Hub, tmp_path
     assert row_count(open_source(DataLocation(str(lines)))) == 2
 
 
-def test_what_the_hub_refuses(hub: Hub, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_hub(hub: Hub, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(Repository("org/gated", {"main": tables}, kind="dataset", gated=True))
     with pytest.raises(InputError, match=r"this data set is gated.*hf auth login"):
         open_source(DataLocation("org/gated", split="train"))
@@ -156,7 +156,7 @@ def test_no_hub_at_all(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_file_that_breaks_off_stops_the_pass_and_loses_nothing(
+def test_a_truncated_file_stops_the_pass_and_finished_shards_stay(
     hub: Hub, tables: Path, tmp_path: Path, tiny_model_dir: Path, streaming: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.add(Repository("org/pairs", {"main": tables}, kind="dataset"))

@@ -59,19 +59,19 @@ def test_each_form_gives_the_file(value: Any, tmp_path: Path) -> None:
     assert looks_like_image(value, str(tmp_path))
 
 
-def test_a_picture_that_git_lfs_has_not_fetched_is_called_so(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
     with pytest.raises(BadRowError, match=r"only a pointer of Git LFS.*git lfs pull"):
         image_bytes("a.png", str(tmp_path))
 
 
-def test_a_picture_in_base64_may_be_longer_than_a_files_name() -> None:
+def test_base64_may_be_longer_than_a_file_name() -> None:
     content = bytes(range(256)) * 3
     assert image_bytes(base64.b64encode(content).decode(), "/") == content
 
 
 @pytest.mark.parametrize("value", ["", "a cup of coffee", "make it snowy", 7, None, [], ["a cup"], {"bytes": None}])
-def test_what_doesnt_look_like_a_picture(value: Any, tmp_path: Path) -> None:
+def test_values_that_dont_look_like_an_image(value: Any, tmp_path: Path) -> None:
     assert not looks_like_image(value, str(tmp_path))
 
 
@@ -96,7 +96,7 @@ def test_a_pillow_image_keeps_its_pixels() -> None:
         ("data:image/png;base64,!!!!", None, "base64 is damaged"),
     ],
 )
-def test_what_is_no_picture(value: Any, base: str | None, message: str) -> None:
+def test_values_that_are_no_image(value: Any, base: str | None, message: str) -> None:
     with pytest.raises(BadRowError, match=message) as caught:
         image_bytes(value, base)
     assert caught.value.kind == "image"

@@ -21,23 +21,24 @@ def spread(values: list[int]) -> Distribution:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_figure_is_what_counting_row_by_row_gives(tmp_path: Path, seed: int) -> None:
+def test_a_summary_equals_counts_row_by_row(tmp_path: Path, seed: int) -> None:
     store = write_store(tmp_path / "s", seed=seed)
     found = summary(store)
-    pairs = list(examples_of(store.table()))
+    examples = list(examples_of(store.table()))
     assert (found.rows, found.pairs, found.rejected) == (ROWS, ROWS - len(REJECTED), {"image": 1, "text": 1})
     assert (found.shards, found.missing, found.leftovers) == (SHARDS, [], [])
     for side, grids in (("source", found.source_grids), ("target", found.target_grids)):
-        shapes = Counter("{}*{}".format(*getattr(pair, side).shape) for pair in pairs)
+        shapes = Counter("{}*{}".format(*getattr(example, side).shape) for example in examples)
         assert grids == shapes
         assert list(grids.values()) == sorted(shapes.values(), reverse=True)
-    assert found.characters == spread([len(pair.instruction) for pair in pairs])
-    assert found.words == spread([len(pair.instruction.split()) for pair in pairs])
-    assert found.image_tokens == spread([pair.source.size + pair.target.size for pair in pairs])
+    assert found.characters == spread([len(example.instruction) for example in examples])
+    assert found.words == spread([len(example.instruction.split()) for example in examples])
+    assert found.image_tokens == spread([example.source.size + example.target.size for example in examples])
     assert found.thoughts == {
-        key: spread([len(pair.thoughts[key]) for pair in pairs if key in pair.thoughts]) for key in ("boxes", "plan")
+        key: spread([len(example.thoughts[key]) for example in examples if key in example.thoughts])
+        for key in ("boxes", "plan")
     }
-    assert found.sources == len({pair.source_hash for pair in pairs} - {""})
+    assert found.sources == len({example.source_hash for example in examples} - {""})
     assert found.bytes == sum(path.stat().st_size for path in (tmp_path / "s").iterdir())
     assert found.manifest == store.manifest
 
@@ -49,7 +50,7 @@ def test_the_summary_is_json(tmp_path: Path) -> None:
     assert set(document["characters"]) == {"count", "minimum", "median", "mean", "maximum"}
 
 
-def test_an_unfinished_store_is_told_from_a_finished_one(tmp_path: Path) -> None:
+def test_an_incomplete_store_lists_its_missing_shards(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", shards=[2])
     (tmp_path / "s/.shard-000000.parquet.ab.partial").write_bytes(b"half")
     found = summary(store)
@@ -57,7 +58,7 @@ def test_an_unfinished_store_is_told_from_a_finished_one(tmp_path: Path) -> None
     assert found.leftovers == [".shard-000000.parquet.ab.partial"]
 
 
-def test_a_store_without_pairs_can_be_looked_at(tmp_path: Path) -> None:
+def test_a_store_without_examples_has_a_summary(tmp_path: Path) -> None:
     found = summary(write_store(tmp_path / "s", shards=[]))
     assert (found.pairs, found.sources, found.source_grids, found.thoughts) == (0, 0, {}, {})
     assert found.words == Distribution(0, 0, 0, 0, 0)
@@ -66,24 +67,28 @@ def test_a_store_without_pairs_can_be_looked_at(tmp_path: Path) -> None:
     assert sample_examples(rejected, 3, 0) == []
 
 
-def test_a_sample_is_some_of_the_pairs_as_they_are(tmp_path: Path) -> None:
+def test_a_sample_is_a_subset_of_the_examples(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s")
     for count in (1, 5, 18, 100):
         found = sample_examples(store, count, seed=1)
-        rows = [pair.row for pair in found]
+        rows = [example.row for example in found]
         assert len(rows) == min(count, 18)
         assert rows == sorted(set(rows))
-        for pair in found:
-            expected = random_pair(pair.row)
-            assert np.array_equal(pair.source, expected.source)
-            assert np.array_equal(pair.target, expected.target)
-            assert (pair.id, pair.instruction, pair.thoughts) == (expected.id, expected.instruction, expected.thoughts)
+        for example in found:
+            expected = random_pair(example.row)
+            assert np.array_equal(example.source, expected.source)
+            assert np.array_equal(example.target, expected.target)
+            assert (example.id, example.instruction, example.thoughts) == (
+                expected.id,
+                expected.instruction,
+                expected.thoughts,
+            )
 
 
 def test_the_seed_chooses_the_sample(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s")
-    chosen = {seed: tuple(pair.row for pair in sample_examples(store, 4, seed)) for seed in range(20)}
-    assert chosen[3] == tuple(pair.row for pair in sample_examples(store, 4, 3))
+    chosen = {seed: tuple(example.row for example in sample_examples(store, 4, seed)) for seed in range(20)}
+    assert chosen[3] == tuple(example.row for example in sample_examples(store, 4, 3))
     assert len(set(chosen.values())) > 10
     assert {row for rows in chosen.values() for row in rows} == set(range(ROWS)) - set(REJECTED)
 
@@ -99,12 +104,12 @@ def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_grids_of_one_shape_in_other_shards_are_counted_together(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", shards=[])
-    pair = random_pair(0)
+    example = random_pair(0)
     for index in range(SHARDS):
-        write_shard(store.folder, index, [pair] * (index + 1), [])
-    height, width = pair.source.shape
+        write_shard(store.folder, index, [example] * (index + 1), [])
+    height, width = example.source.shape
     assert summary(open_store(store.folder)).source_grids == {f"{height}*{width}": 10}
-    assert pair.source.max() < CODES
+    assert example.source.max() < CODES
 
 
 @pytest.mark.parametrize(
@@ -118,5 +123,5 @@ def test_grids_of_one_shape_in_other_shards_are_counted_together(tmp_path: Path)
         ([0, 2, 4, 6, 8, 10, 11, 12], "0, 2, 4, 6, 8 and 3 more"),
     ],
 )
-def test_numbers_in_words(numbers: list[int], words: str) -> None:
+def test_numbers_are_described_as_ranges(numbers: list[int], words: str) -> None:
     assert describe_numbers(numbers) == words

@@ -77,7 +77,7 @@ def test_an_array_of_objects(encoding: str, indent: int | None, tmp_path: Path) 
         ('{"a": {"b": 1}}', "no column for"),
     ],
 )
-def test_an_array_that_is_none(text: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_array_is_an_error(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "pairs.json").write_text(text)
     with pytest.raises(InputError, match=message):
         find_columns(ExampleColumns(), open_source(DataLocation(str(tmp_path / "pairs.json"))))
@@ -93,14 +93,14 @@ def test_the_first_lines_commas_are_not_its_delimiter(tmp_path: Path) -> None:
     assert read(tmp_path / "pairs.csv") == [["a", "b", "snow"], ["c", "d", "rain, please"]]
 
 
-def test_cells_may_hold_whole_pictures(tmp_path: Path) -> None:
+def test_cells_may_hold_whole_images(tmp_path: Path) -> None:
     content = bytes(300_000)
     path = write(tmp_path / "pairs.tsv", "\t", "utf-8", [[base64.b64encode(content).decode(), "b", "snow"]])
     ((source, _, _),) = read(path)
     assert image_bytes(source, str(tmp_path)) == content
 
 
-def test_text_in_another_encoding_is_a_reject_and_never_question_marks(tmp_path: Path) -> None:
+def test_text_in_another_encoding_is_a_reject(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.csv", ",", "cp1252", [["a", "b", "snow"], ["a", "b", "café"], ["c", "d", "rain"]])
     first, bad, last = read(path)
     assert (first, last) == (["a", "b", "snow"], ["c", "d", "rain"])
@@ -113,7 +113,7 @@ def test_text_in_another_encoding_is_a_reject_and_never_question_marks(tmp_path:
         read(path)
 
 
-def test_a_quote_that_is_never_closed_costs_its_own_row(tmp_path: Path) -> None:
+def test_an_unclosed_quote_rejects_its_own_row_only(tmp_path: Path) -> None:
     rows = ["source\tedited\tinstruction", 'a\tb\t"snow', "c\td\train", "", 'e\tf\t12" wheels', "g\th\tfog"]
     (tmp_path / "pairs.tsv").write_text("\n".join(rows))
     bad, *others = read(tmp_path / "pairs.tsv")
@@ -121,7 +121,7 @@ def test_a_quote_that_is_never_closed_costs_its_own_row(tmp_path: Path) -> None:
     assert others == [["c", "d", "rain"], ["e", "f", '12" wheels'], ["g", "h", "fog"]]
 
 
-def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_repeated_column_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("image,image,instruction\na,b,snow\n")
     with pytest.raises(InputError, match="several columns have the same name: 'image'"):
         read(tmp_path / "pairs.csv")

@@ -26,11 +26,11 @@ class StoppedError(Exception):
 
 
 def stop_after(calls: int) -> Callable[[int], None]:
-    told: list[int] = []
+    reported: list[int] = []
 
     def on_rows(rows: int) -> None:
-        told.append(rows)
-        if len(told) == calls:
+        reported.append(rows)
+        if len(reported) == calls:
             raise StoppedError
 
     return on_rows
@@ -47,11 +47,11 @@ def two_sets(tmp_path: Path) -> list[Store]:
 def test_parts_become_the_undivided_store(tmp_path: Path, division: list[list[int]]) -> None:
     whole = write_store(tmp_path / "whole")
     parts = [write_store(tmp_path / f"part {i}", shards=shards) for i, shards in enumerate(division)]
-    told: list[int] = []
-    merged = merge(parts, tmp_path / "merged", told.append)
+    reported: list[int] = []
+    merged = merge(parts, tmp_path / "merged", reported.append)
     assert merged.complete
     assert contents(merged.folder) == contents(whole.folder)
-    assert sum(told) == planned_rows(parts) == ROWS
+    assert sum(reported) == planned_rows(parts) == ROWS
 
 
 def test_parts_may_come_later(tmp_path: Path) -> None:
@@ -61,13 +61,13 @@ def test_parts_may_come_later(tmp_path: Path) -> None:
     assert contents(tmp_path / "merged") == contents(write_store(tmp_path / "whole").folder)
 
 
-def test_a_part_can_take_up_the_others(tmp_path: Path) -> None:
+def test_a_merge_may_continue_into_one_of_its_parts(tmp_path: Path) -> None:
     mine, other = (write_store(tmp_path / name, shards=shards) for name, shards in (("1", [0, 2]), ("2", [1, 3])))
     assert merge([mine, other], mine.folder, quietly).complete
     assert contents(mine.folder) == contents(write_store(tmp_path / "whole").folder)
 
 
-def test_the_origin_is_no_difference_and_the_first_is_kept(tmp_path: Path) -> None:
+def test_the_origin_isnt_compared_and_the_first_is_kept(tmp_path: Path) -> None:
     parts = [write_store(tmp_path / str(i), shards=[i], origin={"machine": i}) for i in range(2)]
     merged = merge(parts, tmp_path / "merged", quietly)
     assert (merged.manifest.origin, merged.missing) == ({"machine": 0}, [2, 3])
@@ -78,18 +78,20 @@ def test_the_origin_is_no_difference_and_the_first_is_kept(tmp_path: Path) -> No
 
 def test_different_data_keep_every_row_once(tmp_path: Path) -> None:
     stores = two_sets(tmp_path)
-    told: list[int] = []
-    merged = merge(stores, tmp_path / "merged", told.append)
+    reported: list[int] = []
+    merged = merge(stores, tmp_path / "merged", reported.append)
     assert verify(merged) == []
-    assert sum(told) == planned_rows(stores) == 2 * ROWS
-    expected = [replace(pair, row=pair.row + ROWS * i) for i in range(2) for pair in examples_of(stores[i].table())]
+    assert sum(reported) == planned_rows(stores) == 2 * ROWS
+    expected = [
+        replace(example, row=example.row + ROWS * i) for i in range(2) for example in examples_of(stores[i].table())
+    ]
     found = list(examples_of(merged.table()))
     assert len(found) == len(expected)
-    for pair, other in zip(found, expected, strict=True):
-        assert (pair.row, pair.id, pair.instruction) == (other.row, other.id, other.instruction)
-        assert (pair.thoughts, pair.source_hash) == (other.thoughts, other.source_hash)
-        assert np.array_equal(pair.source, other.source)
-        assert np.array_equal(pair.target, other.target)
+    for example, other in zip(found, expected, strict=True):
+        assert (example.row, example.id, example.instruction) == (other.row, other.id, other.instruction)
+        assert (example.thoughts, example.source_hash) == (other.thoughts, other.source_hash)
+        assert np.array_equal(example.source, other.source)
+        assert np.array_equal(example.target, other.target)
     rejects = [(reject.row, reject.id) for reject in merged.rejects()]
     assert rejects == [(row, f"p/1-{row}") for row in REJECTED] + [(ROWS + row, f"p/2-{row}") for row in (0, 19)]
 
@@ -105,7 +107,7 @@ def test_the_manifest_tells_of_all_parts(tmp_path: Path) -> None:
     assert other.data_fingerprint != merge(stores[:2], tmp_path / "again", quietly).manifest.data_fingerprint
 
 
-def test_row_numbers_of_a_shuffled_and_cut_pass_stay_apart(tmp_path: Path) -> None:
+def test_row_numbers_of_a_shuffled_and_limited_pass_stay_unique(tmp_path: Path) -> None:
     numbers = [int(row) for row in np.random.default_rng(0).permutation(500)[:ROWS]]
     first = write_store(tmp_path / "a", seed=1, numbers=numbers, rejected=[max(numbers)])
     merged = merge([first, write_store(tmp_path / "b", seed=2)], tmp_path / "merged", quietly)
@@ -117,7 +119,7 @@ def test_shards_are_what_the_program_itself_would_write(tmp_path: Path) -> None:
     merged = merge(two_sets(tmp_path), tmp_path / "merged", quietly)
     create_or_resume(tmp_path / "own", merged.manifest)
     rows = [random_pair(row, 2) for row in range(6, 12)]
-    own = write_shard(tmp_path / "own", 5, [replace(pair, row=pair.row + ROWS) for pair in rows], [])
+    own = write_shard(tmp_path / "own", 5, [replace(example, row=example.row + ROWS) for example in rows], [])
     assert merged.shards[5].read_bytes() == own.read_bytes()
     assert all(table.schema == SCHEMA for table in merged.tables())
 
@@ -126,7 +128,7 @@ def test_shards_are_what_the_program_itself_would_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("calls", [1, 3, 6])
-def test_a_stopped_merge_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, calls: int) -> None:
+def test_an_interrupted_merge_continues_to_the_same_bytes(tmp_path: Path, calls: int) -> None:
     stores = two_sets(tmp_path)
     whole = contents(merge(stores, tmp_path / "whole", quietly).folder)
     torn = tmp_path / "torn"
@@ -199,11 +201,11 @@ REFUSED: dict[str, tuple[Callable[[Path], list[Store]], type[EarlError], str]] =
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_does_not_go_together_is_refused_by_name(tmp_path: Path, kind: str) -> None:
-    stores, error, message = REFUSED[kind]
+def test_stores_that_dont_fit_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    stores, error, reported = REFUSED[kind]
     given = stores(tmp_path)
     before = contents(tmp_path / "out") if (tmp_path / "out").exists() else None
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=reported):
         merge(given, tmp_path / "out", quietly)
     assert (contents(tmp_path / "out") if (tmp_path / "out").exists() else None) == before
 

@@ -101,7 +101,7 @@ def both_sides(kind: str, folder: Path) -> tuple[Any, Any]:
     return ("a.png", "b.png") if kind in LISTS else (BEFORE, AFTER)
 
 
-def pairs(folder: Path) -> list[tuple[bytes, bytes, str] | str]:
+def examples(folder: Path) -> list[tuple[bytes, bytes, str] | str]:
     """All pairs as they are read, and of the others why they were left out."""
     source = open_source(DataLocation(str(folder)))
     named = find_columns(ExampleColumns(), source)
@@ -112,9 +112,9 @@ def pairs(folder: Path) -> list[tuple[bytes, bytes, str] | str]:
                 if isinstance(row, BadRowError):
                     raise row
                 assert isinstance(row, Row)
-                pair = read_example(row, named)
-                pictures = (image_bytes(value, source.base) for value in (pair.source, pair.target))
-                found.append((*pictures, pair.instruction))  # type: ignore[arg-type]
+                example = read_example(row, named)
+                pictures = (image_bytes(value, source.base) for value in (example.source, example.target))
+                found.append((*pictures, example.instruction))  # type: ignore[arg-type]
             except BadRowError as error:
                 found.append(error.what)
     return found
@@ -122,52 +122,52 @@ def pairs(folder: Path) -> list[tuple[bytes, bytes, str] | str]:
 
 @pytest.mark.parametrize("kind", WITH_PATHS)
 @pytest.mark.parametrize("named", ["f\u00fcr/\u00e9.png", "fu\u0308r/e\u0301.png", "f\u00fcr\\\u00e9.png"])
-def test_files_are_found_however_the_list_spells_them(kind: str, named: str, tmp_path: Path) -> None:
+def test_files_are_found_in_other_spellings(kind: str, named: str, tmp_path: Path) -> None:
     """The list in NFC, NFD or with backslashes; on disk the folder is in NFC, the file in NFD."""
     (tmp_path / "f\u00fcr").mkdir()
     (tmp_path / "f\u00fcr" / "e\u0301.png").write_bytes(BEFORE)
     (tmp_path / "b.png").write_bytes(AFTER)
     row = {"source": named, "edited": "b.png", "instruction": "snow"}
     WITH_PATHS[kind](tmp_path, [row])
-    assert pairs(tmp_path) == [(BEFORE, AFTER, "snow")]
+    assert examples(tmp_path) == [(BEFORE, AFTER, "snow")]
 
 
 @pytest.mark.parametrize("kind", ARROW)
-def test_paths_beside_no_bytes(kind: str, tmp_path: Path) -> None:
+def test_paths_are_used_where_bytes_are_empty(kind: str, tmp_path: Path) -> None:
     (tmp_path / "\u00e9.png").write_bytes(BEFORE)
     elsewhere = tmp_path / "b.png"
     elsewhere.write_bytes(AFTER)
     sides = {"source": {"bytes": None, "path": "e\u0301.png"}, "edited": {"bytes": None, "path": str(elsewhere)}}
     ARROW[kind](tmp_path, [{**sides, "instruction": "snow"}])
-    assert pairs(tmp_path) == [(BEFORE, AFTER, "snow")]
+    assert examples(tmp_path) == [(BEFORE, AFTER, "snow")]
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_captions_are_no_pictures(kind: str, tmp_path: Path) -> None:
+def test_captions_are_no_images(kind: str, tmp_path: Path) -> None:
     """HQ-Edit's columns."""
     sides = dict(zip(("input_image", "output_image"), both_sides(kind, tmp_path), strict=True))
     texts = {"input": "a cup", "output": "a grey cup", "edit": "make it grey", "inverse_edit": "colour it"}
     ALL[kind](tmp_path, [{**texts, **sides}] * 3)
-    assert pairs(tmp_path) == [(BEFORE, AFTER, "make it grey")] * 3
+    assert examples(tmp_path) == [(BEFORE, AFTER, "make it grey")] * 3
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_first_row_that_is_no_good_is_one_reject(kind: str, tmp_path: Path) -> None:
+def test_an_invalid_first_row_is_one_reject(kind: str, tmp_path: Path) -> None:
     sides = dict(zip(("source", "edited"), both_sides(kind, tmp_path), strict=True))
     rows: Rows = [{"source": None, "edited": None, "instruction": None}, {**sides, "instruction": "snow"}]
     ALL[kind](tmp_path, rows)
-    bad, good = pairs(tmp_path)
+    bad, good = examples(tmp_path)
     assert good == (BEFORE, AFTER, "snow")
     assert isinstance(bad, str)
     assert "instruction" in bad
 
 
 @pytest.mark.parametrize("kind", ["json lines", "json", *ARROW])
-def test_a_list_of_one_picture_is_a_picture(kind: str, tmp_path: Path) -> None:
+def test_a_list_of_one_image_is_an_image(kind: str, tmp_path: Path) -> None:
     before, after = both_sides(kind, tmp_path)
     rows = [{"input_images": [before] * count, "output_images": [after], "prompt": "grey"} for count in (1, 2, 0)]
     {**LISTS, **ARROW}[kind](tmp_path, rows)
-    assert pairs(tmp_path) == [
+    assert examples(tmp_path) == [
         (BEFORE, AFTER, "grey"),
         "a list of 2, where one image is expected",
         "a list of 0, where one image is expected",
@@ -179,17 +179,17 @@ def test_cells_of_any_size(kind: str, tmp_path: Path) -> None:
     large = base64.b64encode(bytes(range(256)) * 1200).decode()
     {**LISTS, **ARROW}[kind](tmp_path, [{"source": large, "edited": large, "instruction": "snow"}] * 2)
     content = base64.b64decode(large)
-    assert pairs(tmp_path) == [(content, content, "snow")] * 2
+    assert examples(tmp_path) == [(content, content, "snow")] * 2
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_ids_may_repeat(kind: str, tmp_path: Path) -> None:
     sides = dict(zip(("source", "edited"), both_sides(kind, tmp_path), strict=True))
     ALL[kind](tmp_path, [{"id": "same", **sides, "instruction": "snow"}] * 2)
-    assert pairs(tmp_path) == [(BEFORE, AFTER, "snow")] * 2
+    assert examples(tmp_path) == [(BEFORE, AFTER, "snow")] * 2
 
 
-def test_cells_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
+def test_cells_with_invalid_utf8_reject_their_row(tmp_path: Path) -> None:
     content = picture(0, (8, 8))
     texts = pa.array([b"snow", b"\xff", b"fog"]).cast(pa.string(), safe=False)
     when = pa.array([0, 0, 2**62], pa.timestamp("us"))
@@ -203,7 +203,7 @@ def test_cells_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
     assert isinstance(far, BadRowError)
 
 
-def test_half_a_character_in_a_path_is_a_reject(tmp_path: Path) -> None:
+def test_a_lone_surrogate_in_a_path_is_a_reject(tmp_path: Path) -> None:
     rows = [{"source": "\ud800.png", "edited": "a.png", "instruction": "snow", "id": "\ud800"}]
     (tmp_path / "pairs.jsonl").write_text(json.dumps(rows[0]))
     source = open_source(DataLocation(str(tmp_path)))
@@ -212,7 +212,7 @@ def test_half_a_character_in_a_path_is_a_reject(tmp_path: Path) -> None:
     write_shard(tmp_path, 0, [], [reject])
 
 
-def test_a_file_of_fewer_rows_than_it_says_costs_those(tmp_path: Path) -> None:
+def test_rows_that_a_file_lacks_are_rejects(tmp_path: Path) -> None:
     pq.write_table(pa.table({"instruction": ["snow", "fog"]}), tmp_path / "a.parquet")
     source = open_source(DataLocation(str(tmp_path)))
     assert isinstance(source, ParquetSource)

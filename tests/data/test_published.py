@@ -34,7 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_codebook_that_16_bits_cant_tell_apart_is_refused(tmp_path: Path) -> None:
+def test_a_codebook_of_more_than_16_bits_is_refused(tmp_path: Path) -> None:
     place = publish(tmp_path / "x", numbers(1))
     with pytest.raises(ModelError, match="70,000 codes can't be stored"):
         published_table(open_published(place), 70_000)
@@ -66,19 +66,19 @@ def stored_pairs(draw: st.DrawFn) -> list[TokenizedExample]:
     ]
 
 
-def store_of(folder: Path, pairs: list[TokenizedExample], rows_per_shard: int = 2) -> Store:
-    shards = -(-len(pairs) // rows_per_shard)
-    create_or_resume(folder, Manifest(512, "vq", 1024, "test", len(pairs), shards, None, {}, "data"))
+def store_of(folder: Path, examples: list[TokenizedExample], rows_per_shard: int = 2) -> Store:
+    shards = -(-len(examples) // rows_per_shard)
+    create_or_resume(folder, Manifest(512, "vq", 1024, "test", len(examples), shards, None, {}, "data"))
     for index in range(shards):
-        write_shard(folder, index, pairs[index * rows_per_shard : (index + 1) * rows_per_shard], [])
+        write_shard(folder, index, examples[index * rows_per_shard : (index + 1) * rows_per_shard], [])
     return open_store(folder)
 
 
 @settings(deadline=None, max_examples=30)
 @given(stored_pairs())
-def test_what_goes_out_comes_in_again(tmp_path_factory: pytest.TempPathFactory, pairs: list[TokenizedExample]) -> None:
+def test_an_export_can_be_imported(tmp_path_factory: pytest.TempPathFactory, examples: list[TokenizedExample]) -> None:
     folder = tmp_path_factory.mktemp("out")
-    store = store_of(folder / "store", pairs)
+    store = store_of(folder / "store", examples)
     export_published(store, folder / "published")
     back = bring(folder / "published", folder / "back", codes=512)
     assert back.table().to_pylist() == store.table().to_pylist()
@@ -86,35 +86,35 @@ def test_what_goes_out_comes_in_again(tmp_path_factory: pytest.TempPathFactory, 
     listed = json.loads((folder / "published" / LIST).read_text())["path_list"]
     there = {path.name for path in (folder / "published/feature").iterdir()}
     assert there == set(listed)
-    assert len({name.casefold() for name in listed}) == len(pairs)
+    assert len({name.casefold() for name in listed}) == len(examples)
 
 
-def test_an_export_reads_in_the_ways_of_the_published_loaders(tmp_path: Path) -> None:
-    pairs = [
+def test_an_export_is_read_by_the_published_loaders(tmp_path: Path) -> None:
+    examples = [
         TokenizedExample(row, f"omni_{row}", f"do {row}", grid, grid[::-1].copy(), {"why": "so"} if row else {}, "hash")
         for row, grid in enumerate(np.arange(36, dtype=np.uint16).reshape(3, 3, 4))
     ]
-    listing = export_published(store_of(tmp_path / "store", pairs), tmp_path / "published")
+    listing = export_published(store_of(tmp_path / "store", examples), tmp_path / "published")
     listed = json.loads(listing.read_text())
     assert Path(listed["prefix"]).is_absolute()
     folders = {"sft": Path(listed["prefix"]), "rl": Path(listing).parent.parent / "feature"}
     for folder in folders.values():
-        for pair, name in zip(pairs, listed["path_list"], strict=True):
+        for example, name in zip(examples, listed["path_list"], strict=True):
             data = torch.load(folder / name, weights_only=False)
             assert set(data) == {"edit_id", "original_image", "edited_image", "CoT", "instruction"}
-            assert data["edit_id"] == name == f"{pair.id}.pth"
+            assert data["edit_id"] == name == f"{example.id}.pth"
             assert type(data["original_image"]) is np.ndarray
             assert data["original_image"].dtype == np.int64
-            assert np.array_equal(data["original_image"], pair.source)
-            assert np.array_equal(data["edited_image"], pair.target)
-            assert (data["CoT"], data["instruction"]) == (pair.thoughts, pair.instruction)
+            assert np.array_equal(data["original_image"], example.source)
+            assert np.array_equal(data["edited_image"], example.target)
+            assert (data["CoT"], data["instruction"]) == (example.thoughts, example.instruction)
 
 
-def test_ids_become_names_that_any_disk_takes(tmp_path: Path) -> None:
+def test_ids_become_file_names_of_any_file_system(tmp_path: Path) -> None:
     grid = np.zeros((1, 1), np.uint16)
     ids = ["a/b", "a/b", "../../x", "fine 1", "fine 1", "FINE 1", "x" * 400, ".hidden"]
-    pairs = [TokenizedExample(row, name, "do", grid, grid, {}, "") for row, name in enumerate(ids)]
-    listing = export_published(store_of(tmp_path / "store", pairs), tmp_path / "published")
+    examples = [TokenizedExample(row, name, "do", grid, grid, {}, "") for row, name in enumerate(ids)]
+    listing = export_published(store_of(tmp_path / "store", examples), tmp_path / "published")
     names = json.loads(listing.read_text())["path_list"]
     assert names == [
         "a%2Fb-0.pth",
@@ -129,7 +129,7 @@ def test_ids_become_names_that_any_disk_takes(tmp_path: Path) -> None:
     assert [row.id for row in open_published(tmp_path / "published").read()] == ids
 
 
-def test_a_table_for_training_is_what_an_import_would_hold(tmp_path: Path) -> None:
+def test_a_table_for_training_equals_an_import(tmp_path: Path) -> None:
     place = publish(tmp_path / "x", numbers(1, 2, 3) | {"bad.pth": b"nothing"})
     table, rejects = published_table(open_published(place))
     store = bring(place, tmp_path / "store")
@@ -172,7 +172,7 @@ def test_an_interrupted_import_ends_in_the_same_bytes(tmp_path: Path, archived: 
     assert contents(tmp_path / "twice") == contents(tmp_path / "at once")
 
 
-def test_shards_are_cut_where_their_files_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_divided_where_files_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = publish(tmp_path / "x", numbers(*range(6)) | {"bad.pth": b""})
     size = open_published(place).files.sizes[0]
     monkeypatch.setattr(module, "BYTES_PER_SHARD", 2 * size + 100)
@@ -197,18 +197,18 @@ def test_other_files_or_another_codebook_are_another_store(tmp_path: Path) -> No
     assert open_published(place).fingerprint != before
 
 
-def test_half_an_export_is_none_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_export_has_no_list_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = publish(tmp_path / "x", numbers(*range(5)))
     store = bring(place, tmp_path / "store")
     at_once = export_published(store, tmp_path / "at once")
     with monkeypatch.context() as patch:
         written: list[int] = []
 
-        def stop(pair: TokenizedExample) -> bytes:
+        def stop(example: TokenizedExample) -> bytes:
             if len(written) == 3:
                 raise KeyboardInterrupt
-            written.append(pair.row)
-            return saved(fields(pair.row)) if pair.row == 1 else write(pair)
+            written.append(example.row)
+            return saved(fields(example.row)) if example.row == 1 else write(example)
 
         write = module.write_pth
         patch.setattr(module, "write_pth", stop)
@@ -219,9 +219,9 @@ def test_half_an_export_is_none_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "twice/feature/1.pth").write_bytes(b"from something else")
     first = tmp_path / "twice/feature/0.pth"
     before = first.stat().st_mtime_ns
-    told: list[int] = []
-    export_published(store, tmp_path / "twice", told.append)
-    assert sum(told) == 5
+    reported: list[int] = []
+    export_published(store, tmp_path / "twice", reported.append)
+    assert sum(reported) == 5
     assert first.stat().st_mtime_ns == before
     assert contents(tmp_path / "twice/feature") == contents(at_once.parent.parent / "feature")
     other = bring(publish(tmp_path / "y", numbers(1)), tmp_path / "other")
@@ -229,7 +229,7 @@ def test_half_an_export_is_none_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     assert [row.instruction for row in open_published(tmp_path / "twice").read()] == ["make it 1"]
 
 
-def test_of_half_a_store_half_is_exported(tmp_path: Path) -> None:
+def test_an_incomplete_store_exports_what_it_has(tmp_path: Path) -> None:
     store = bring(publish(tmp_path / "x", numbers(*range(5))), tmp_path / "store")
     store.shards[1].unlink()
     half = open_store(tmp_path / "store")

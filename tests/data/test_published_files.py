@@ -45,12 +45,12 @@ def test_a_folder_a_list_and_an_archive_hold_the_same(tmp_path: Path, place: str
     assert [row.id for row in published.read(1)] == [str(number) for number in order[1:]]
 
 
-def test_the_list_is_found_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_is_found_from_its_own_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(publish(tmp_path / "x", numbers(1)) / "list")
     assert len(open_published(Path("tokenized_datalist.json"))) == 1
 
 
-def test_what_is_not_published_data_is_told_apart(tmp_path: Path) -> None:
+def test_other_data_arent_published_data(tmp_path: Path) -> None:
     publish(tmp_path / "two/a", numbers(1))
     publish(tmp_path / "two/b", numbers(1))
     with pytest.raises(InputError, match="several folders hold tokenized data: a, b"):
@@ -104,7 +104,7 @@ def lay(base: Path, names: Sequence[str], listed: Sequence[str], prefix: str = "
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_files_are_found_where_the_list_may_mean(
+def test_files_are_found_relative_to_the_list(
     tmp_path: Path, names: list[str], listed: list[str], packed: bool
 ) -> None:
     base = lay(tmp_path / "x", names, listed)
@@ -144,7 +144,7 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
         assert (large.kind, large.reason) == ("size", "it has 68,157,440 bytes, more than 67,108,864")
 
 
-def test_what_is_missing_or_listed_twice_is_counted(tmp_path: Path) -> None:
+def test_missing_and_repeated_files_are_rejects(tmp_path: Path) -> None:
     place = publish(tmp_path / "x", numbers(1, 2))
     listed = ["gone.pth", "2.pth", "1.pth", "./2.pth", "2.pth"]
     (place / LIST).write_text(json.dumps({"prefix": "", "path_list": listed}))
@@ -240,7 +240,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", size: int
         (member("x/feature/evil.pth", tarfile.FIFOTYPE), "it is neither a file nor a folder"),
     ],
 )
-def test_an_archive_that_reaches_out_is_refused(tmp_path: Path, bad: tarfile.TarInfo, why: str, suffix: str) -> None:
+def test_an_archive_with_unsafe_members_is_refused(tmp_path: Path, bad: tarfile.TarInfo, why: str, suffix: str) -> None:
     base = publish(tmp_path / "x", numbers(1))
     archive = tmp_path / f"x.{suffix}"
     with tarfile.open(archive, "w" if suffix == "tar" else "w:gz") as tar:

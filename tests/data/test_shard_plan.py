@@ -37,7 +37,7 @@ def test_ranges_hold_every_row_once_in_one_order(
 
 @settings(deadline=None)
 @given(sizes, st.none() | st.integers(0, 3), st.integers(1, 70))
-def test_a_portion_is_of_one_block_or_of_single_rows(blocks: list[int], seed: int | None, step: int) -> None:
+def test_a_chunk_is_of_one_block_or_of_single_rows(blocks: list[int], seed: int | None, step: int) -> None:
     order = RowOrder(bounds(blocks), seed)
     for start in range(0, len(order), step):
         chunks = list(order.chunks(start, start + step))
@@ -73,7 +73,7 @@ def test_shares_divide_the_shards(count: int, shards: int) -> None:
     assert max(loads) - min(loads) <= 1
 
 
-def test_where_a_share_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_is_from_the_option_or_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     assert parse_share(None) == ShardShare(0, 1)

@@ -46,7 +46,7 @@ def test_rows_are_the_same_in_every_form(form: Form, tmp_path: Path) -> None:
     assert [row for chunk in order.chunks(0, ROWS) for row in values(source, chunk)] == rows
 
 
-def test_rows_can_be_read_from_any_place_in_another_process(form: Form, tmp_path: Path) -> None:
+def test_rows_can_be_read_in_any_order_in_another_process(form: Form, tmp_path: Path) -> None:
     rows = rows_with_pictures()
     source = pickle.loads(pickle.dumps(open_source(DataLocation(str(form(tmp_path / "data", rows))))))
     for number in (10, 0, 5):
@@ -102,7 +102,7 @@ def test_a_table_row_of_the_wrong_length_is_a_reject(tmp_path: Path) -> None:
     assert "3 fields for 5 columns" in str(bad)
 
 
-def test_a_damaged_row_group_costs_its_rows(tmp_path: Path) -> None:
+def test_a_damaged_row_group_rejects_its_rows(tmp_path: Path) -> None:
     folder = as_parquet(tmp_path / "tables", rows_with_pictures())
     file = folder / "train-0.parquet"
     column = pq.read_metadata(file).row_group(1).column(3)
@@ -121,7 +121,7 @@ def test_a_damaged_sample_is_a_reject(tmp_path: Path) -> None:
     assert kinds(open_source(DataLocation(str(folder)))) == {3: "data"}
 
 
-def test_of_files_those_of_the_split_are_read(tmp_path: Path) -> None:
+def test_only_files_of_the_split_are_read(tmp_path: Path) -> None:
     rows = rows_with_pictures()
     folder = as_parquet(tmp_path / "tables", rows)
     (folder / "train-1.parquet").rename(folder / "validation-0.parquet")
@@ -166,7 +166,7 @@ def test_a_split_of_a_saved_data_set(tmp_path: Path) -> None:
         ("state.json", b"{}", "this saved data set can't be read"),
     ],
 )
-def test_what_is_no_data_says_so(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+def test_invalid_data_are_errors(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "data" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
@@ -174,7 +174,7 @@ def test_what_is_no_data_says_so(name: str, content: bytes, message: str, tmp_pa
         open_source(DataLocation(str(tmp_path / "data")))
 
 
-def test_places_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_locations_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file or folder, and no Hub id"):
         open_source(DataLocation(str(tmp_path / "gone")))
     with pytest.raises(InputError, match="no data of a kind"):
@@ -196,7 +196,7 @@ def test_empty_tables_have_no_rows(tmp_path: Path) -> None:
         open_source(DataLocation(str(tmp_path)))
 
 
-def test_tars_are_never_unpacked(tmp_path: Path) -> None:
+def test_tars_are_never_extracted(tmp_path: Path) -> None:
     member = tarfile.TarInfo("../../escaped.json")
     content = json.dumps({"id": "x"}).encode()
     member.size = len(content)

@@ -100,7 +100,7 @@ def test_parts_of_a_split_in_folders_are_one(tmp_path: Path) -> None:
     assert row_count(open_source(DataLocation(str(folder)))) == 5
 
 
-def test_words_of_ones_own_choose_files(tmp_path: Path) -> None:
+def test_a_split_may_be_any_word_of_file_names(tmp_path: Path) -> None:
     folder = parts(tmp_path / "data", one_parquet, counting=2, relation=3)
     assert row_count(open_source(DataLocation(str(folder), split="counting"))) == 2
     with pytest.raises(UsageError, match=r"no split 'count'.*no file or folder is named as a split.*counting/0000"):
@@ -171,13 +171,13 @@ def test_several_kinds_of_data_are_named(tmp_path: Path) -> None:
     assert row_count(open_source(DataLocation(str(folder), data_files=(f"deeper/{table.name}",)))) == 3
 
 
-def test_a_saved_data_set_beside_a_list_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_a_list_beside_a_saved_data_set_is_ignored(tmp_path: Path) -> None:
     folder = as_json_lines(tmp_path / "data", rows_with_pictures(2))
     as_saved(folder / "old", rows_with_pictures(3))
     assert row_count(open_source(DataLocation(str(folder)))) == 2
 
 
-def test_what_lies_among_the_pictures_is_no_list_of_pairs(tmp_path: Path) -> None:
+def test_tables_among_the_images_are_no_list(tmp_path: Path) -> None:
     folder = as_json_lines(tmp_path / "data", rows_with_pictures(2))
     (folder / "pictures" / "index.csv").write_text("a,b\n1,2\n")
     (folder / "._pairs.jsonl").write_bytes(b"\0\5\26\7")  # macOS leaves these on other disks
@@ -213,7 +213,7 @@ def test_patterns_are_of_files_below(pattern: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl.gz", "data.tar.gz", "data.zip", "pairs.csv.zst"])
-def test_compressed_data_is_called_so(name: str, tmp_path: Path) -> None:
+def test_compressed_data_is_an_error(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(InputError, match=r"compressed.*unpack it"):
         open_source(DataLocation(str(tmp_path / name)))
@@ -221,7 +221,7 @@ def test_compressed_data_is_called_so(name: str, tmp_path: Path) -> None:
         open_source(DataLocation(str(tmp_path)))
 
 
-def test_a_fingerprint_tells_files_of_one_name_apart(tmp_path: Path) -> None:
+def test_files_of_one_name_have_different_fingerprints(tmp_path: Path) -> None:
     found = set()
     for kind, write in (("parquet", one_parquet), ("tars", as_tars)):
         for name in ("one", "two"):

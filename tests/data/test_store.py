@@ -32,7 +32,7 @@ grids = st.tuples(st.integers(1, 5), st.integers(1, 5))
 
 
 @st.composite
-def pairs(draw: st.DrawFn) -> TokenizedExample:
+def examples(draw: st.DrawFn) -> TokenizedExample:
     def codes() -> np.ndarray:
         height, width = draw(grids)
         values = draw(st.lists(st.integers(0, 65535), min_size=height * width, max_size=height * width))
@@ -43,7 +43,7 @@ def pairs(draw: st.DrawFn) -> TokenizedExample:
     return TokenizedExample(draw(st.integers(0, 2**40)), draw(text), draw(text), codes(), codes(), thoughts, "hash")
 
 
-def test_a_codebook_that_16_bits_cant_tell_apart_is_refused(tmp_path: Path) -> None:
+def test_a_codebook_of_more_than_16_bits_is_refused(tmp_path: Path) -> None:
     create_or_resume(tmp_path / "fits", replace(MANIFEST, codes=65536))
     with pytest.raises(ModelError, match=r"65,537 codes can't be stored.*65,536 at most"):
         create_or_resume(tmp_path / "store", replace(MANIFEST, codes=65537))
@@ -51,7 +51,7 @@ def test_a_codebook_that_16_bits_cant_tell_apart_is_refused(tmp_path: Path) -> N
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(pairs(), max_size=4))
+@given(st.lists(examples(), max_size=4))
 def test_rows_come_back_as_they_went_in(tmp_path_factory: pytest.TempPathFactory, rows: list[TokenizedExample]) -> None:
     folder = tmp_path_factory.mktemp("store") / "s"
     create_or_resume(folder, MANIFEST)
@@ -98,14 +98,14 @@ def test_kinds_of_rejects_as_earlier_versions_wrote_them_are_read(tmp_path: Path
     assert [reject.kind for reject in open_store(tmp_path / "s").rejects()] == ["image", "row"]
 
 
-def test_a_shard_written_again_loses_the_rejects_of_a_torn_attempt(tmp_path: Path) -> None:
+def test_rewriting_a_shard_removes_the_rejects_of_a_killed_attempt(tmp_path: Path) -> None:
     create_or_resume(tmp_path / "s", MANIFEST)
     write_shard(tmp_path / "s", 0, [], [Reject(0, "x", "image", "broken")])
     write_shard(tmp_path / "s", 0, [], [])
     assert list(open_store(tmp_path / "s").rejects()) == []
 
 
-def test_another_process_that_is_just_starting_is_no_other_thing(tmp_path: Path) -> None:
+def test_a_manifest_being_written_doesnt_make_the_folder_occupied(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s/.manifest.json.0123.partial").touch()
     assert create_or_resume(tmp_path / "s", MANIFEST).manifest == MANIFEST
@@ -145,14 +145,14 @@ def test_damage_is_named(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_manifest_that_makes_no_sense_is_damaged(tmp_path: Path, change: dict[str, object]) -> None:
+def test_an_impossible_manifest_is_damaged(tmp_path: Path, change: dict[str, object]) -> None:
     path = create_or_resume(tmp_path / "s", MANIFEST).folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match="the manifest of this store is damaged"):
         open_store(tmp_path / "s")
 
 
-def test_a_shard_whose_texts_are_none_is_named(tmp_path: Path) -> None:
+def test_a_shard_with_invalid_utf8_is_named(tmp_path: Path) -> None:
     """Arrow writes and reads any bytes as a text."""
     store = create_or_resume(tmp_path / "s", MANIFEST)
     grid = np.zeros((1, 1), dtype=np.uint16)
@@ -183,7 +183,7 @@ def test_a_shard_with_an_empty_cell_is_named(tmp_path: Path, name: str) -> None:
             open_store(store.folder).table()
 
 
-def test_a_reject_may_quote_half_a_character(tmp_path: Path) -> None:
+def test_a_reject_may_have_lone_surrogates(tmp_path: Path) -> None:
     store = create_or_resume(tmp_path / "s", MANIFEST)
     write_shard(store.folder, 0, [], [Reject(0, "\ud800", "image", "there is no \udfff.png, «é»")])
     assert "«é»" in (store.folder / "shard-000000.rejects.jsonl").read_text(encoding="utf-8")

@@ -35,7 +35,7 @@ ROWS = 10
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> Path:
+def examples(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     folder = tmp_path / "a folder"
     folder.mkdir()
@@ -50,9 +50,9 @@ def pairs(tmp_path: Path) -> Path:
     return folder
 
 
-def tokenized(pairs: Path, model: Path, output: Path, settings: TokenizeSettings = SETTINGS) -> Store:
+def tokenized(examples: Path, model: Path, output: Path, settings: TokenizeSettings = SETTINGS) -> Store:
     vision = load_vision(model / "vision")
-    return tokenize(open_source(DataLocation(str(pairs))), vision, "vq", output, settings, "test")
+    return tokenize(open_source(DataLocation(str(examples))), vision, "vq", output, settings, "test")
 
 
 def layout_of(model: Path) -> SequenceLayout:
@@ -64,13 +64,13 @@ def files(store: Store) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in store.folder.iterdir() if path.suffix != ".partial"}
 
 
-def test_the_codes_are_those_of_the_resized_pictures(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    store = tokenized(pairs, tiny_model_dir, tmp_path / "store")
+def test_codes_are_those_of_the_resized_images(examples: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    store = tokenized(examples, tiny_model_dir, tmp_path / "store")
     vision = load_vision(tiny_model_dir / "vision")
     rows = store.table().to_pylist()
     assert [(row["row"], row["id"]) for row in rows] == [(index, f"p{index}") for index in range(ROWS)]
     for index, row in enumerate(rows):
-        image = resize_to_area(Image.open(pairs / f"t{index}.png"), SETTINGS.image_area)
+        image = resize_to_area(Image.open(examples / f"t{index}.png"), SETTINGS.image_area)
         expected = encode(vision, pixels_of([image]))[0]
         assert row["target"] == expected.flatten().tolist()
         assert (row["target_height"], row["target_width"]) == tuple(expected.shape)
@@ -78,16 +78,18 @@ def test_the_codes_are_those_of_the_resized_pictures(pairs: Path, tiny_model_dir
 
 
 def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
-    pairs: Path, fine_vision: Emu3VQVAE, tmp_path: Path
+    examples: Path, fine_vision: Emu3VQVAE, tmp_path: Path
 ) -> None:
     settings = replace(SETTINGS, image_area=36 * 36)
-    store = tokenize(open_source(DataLocation(str(pairs))), fine_vision, "fine", tmp_path / "store", settings, "pairs")
+    store = tokenize(
+        open_source(DataLocation(str(examples))), fine_vision, "fine", tmp_path / "store", settings, "pairs"
+    )
     for index, row in enumerate(store.table().to_pylist()):
-        image = resize_to_area(Image.open(pairs / f"t{index}.png"), 36 * 36, 4)
+        image = resize_to_area(Image.open(examples / f"t{index}.png"), 36 * 36, 4)
         assert (row["target_height"], row["target_width"]) == (image.height // 4, image.width // 4)
 
 
-def test_every_form_of_data_ends_in_the_same_rows(form: Form, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_every_kind_of_source_gives_the_same_rows(form: Form, tiny_model_dir: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, columns=ExampleColumns(thoughts=("plan",)))
     rows = rows_with_pictures(6)
     found = tokenized(form(tmp_path / "this" / "data", rows), tiny_model_dir, tmp_path / "store", settings).table()
@@ -98,15 +100,15 @@ def test_every_form_of_data_ends_in_the_same_rows(form: Form, tiny_model_dir: Pa
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_worker_processes_change_nothing(workers: int, pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    (pairs / "s5.png").unlink()
-    alone = tokenized(pairs, tiny_model_dir, tmp_path / "alone")
-    helped = tokenized(pairs, tiny_model_dir, tmp_path / "helped", replace(SETTINGS, workers=workers))
+def test_worker_processes_change_nothing(workers: int, examples: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    (examples / "s5.png").unlink()
+    alone = tokenized(examples, tiny_model_dir, tmp_path / "alone")
+    helped = tokenized(examples, tiny_model_dir, tmp_path / "helped", replace(SETTINGS, workers=workers))
     assert files(alone) == files(helped)
 
 
-def test_an_interrupted_pass_ends_in_the_same_store(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    whole = tokenized(pairs, tiny_model_dir, tmp_path / "whole")
+def test_an_interrupted_pass_ends_in_the_same_store(examples: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    whole = tokenized(examples, tiny_model_dir, tmp_path / "whole")
 
     class StoppedError(Exception):
         pass
@@ -117,40 +119,40 @@ def test_an_interrupted_pass_ends_in_the_same_store(pairs: Path, tiny_model_dir:
 
     vision = load_vision(tiny_model_dir / "vision")
     with pytest.raises(StoppedError):
-        tokenize(open_source(DataLocation(str(pairs))), vision, "vq", tmp_path / "torn", SETTINGS, "test", stop)
+        tokenize(open_source(DataLocation(str(examples))), vision, "vq", tmp_path / "torn", SETTINGS, "test", stop)
     assert open_store(tmp_path / "torn").missing == [1, 2]
     (tmp_path / "torn/.shard-000001.parquet.0123.partial").write_bytes(b"half a shard")
-    resumed = tokenized(pairs, tiny_model_dir, tmp_path / "torn")
+    resumed = tokenized(examples, tiny_model_dir, tmp_path / "torn")
     assert files(whole) == files(resumed)
     assert not list(resumed.folder.glob(".*"))
 
 
-def test_shares_together_are_the_whole(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    whole = tokenized(pairs, tiny_model_dir, tmp_path / "whole")
+def test_all_shares_together_make_the_store(examples: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    whole = tokenized(examples, tiny_model_dir, tmp_path / "whole")
     for index in (1, 0):
-        share = tokenized(pairs, tiny_model_dir, tmp_path / "parts", replace(SETTINGS, share=ShardShare(index, 2)))
+        share = tokenized(examples, tiny_model_dir, tmp_path / "parts", replace(SETTINGS, share=ShardShare(index, 2)))
     assert files(whole) == files(share)
 
 
-def test_a_share_is_done_by_one_process_at_a_time(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_share_is_done_by_one_process_at_a_time(examples: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     parts = [replace(SETTINGS, share=ShardShare(index, 2)) for index in range(2)]
-    tokenized(pairs, tiny_model_dir, tmp_path / "store", parts[0])
+    tokenized(examples, tiny_model_dir, tmp_path / "store", parts[0])
     with folder_lock(tmp_path / "store", "earl tokenize", "1/2"):
         for settings in (SETTINGS, parts[0]):
             with pytest.raises(OutputError, match="another earl tokenize is at work here"):
-                tokenized(pairs, tiny_model_dir, tmp_path / "store", settings)
-        store = tokenized(pairs, tiny_model_dir, tmp_path / "store", parts[1])
+                tokenized(examples, tiny_model_dir, tmp_path / "store", settings)
+        store = tokenized(examples, tiny_model_dir, tmp_path / "store", parts[1])
         with pytest.raises(OutputError, match="another earl tokenize is at work here"):
             merge([store], tmp_path / "store", lambda _rows: None)
-    assert files(store) == files(tokenized(pairs, tiny_model_dir, tmp_path / "alone"))
+    assert files(store) == files(tokenized(examples, tiny_model_dir, tmp_path / "alone"))
 
 
-def test_bad_pictures_are_left_out_with_their_reason(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    (pairs / "s3.png").write_bytes(b"")
-    (pairs / "t7.png").unlink()
+def test_invalid_images_are_rejects_with_their_reason(examples: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    (examples / "s3.png").write_bytes(b"")
+    (examples / "t7.png").unlink()
     heard: list[dict[str, int]] = []
     store = tokenize(
-        open_source(DataLocation(str(pairs))),
+        open_source(DataLocation(str(examples))),
         load_vision(tiny_model_dir / "vision"),
         "vq",
         tmp_path / "store",
@@ -173,17 +175,17 @@ def test_bad_pictures_are_left_out_with_their_reason(pairs: Path, tiny_model_dir
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_is_special_about_pictures_is_counted(
-    workers: int, pairs: Path, tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    Image.new("CMYK", (40, 30)).save(pairs / "s4.png", "JPEG")
+def test_notes_on_images_are_counted(workers: int, examples: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    Image.new("CMYK", (40, 30)).save(examples / "s4.png", "JPEG")
     for name in ("s5.png", "t5.png"):
-        Image.new("L", (40, 30)).save(pairs / name, "GIF", save_all=True, append_images=[Image.new("L", (40, 30), 255)])
-    (pairs / "s3.png").write_bytes(b"8BPS" + bytes(40))
+        Image.new("L", (40, 30)).save(
+            examples / name, "GIF", save_all=True, append_images=[Image.new("L", (40, 30), 255)]
+        )
+    (examples / "s3.png").write_bytes(b"8BPS" + bytes(40))
     counts: dict[str, int] = {}
     settings = replace(SETTINGS, workers=workers)
     store = tokenize(
-        open_source(DataLocation(str(pairs))),
+        open_source(DataLocation(str(examples))),
         load_vision(tiny_model_dir / "vision"),
         "vq",
         tmp_path / "store",
@@ -199,31 +201,31 @@ def test_what_is_special_about_pictures_is_counted(
     assert "Photoshop document (PSD), which can't be read (save it as PNG" in reject.reason
 
 
-def test_too_many_rejects_stop_the_pass_and_lose_nothing(
-    pairs: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_too_many_rejects_stop_the_pass_and_finished_shards_stay(
+    examples: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index in (0, 1, 3):
-        (pairs / f"s{index}.png").write_bytes(b"")
+        (examples / f"s{index}.png").write_bytes(b"")
     monkeypatch.setattr(tokenizing, "MIN_ROWS_FOR_RATE", 4)
     with pytest.raises(InputError, match=r"\d of \d rows were left out .* image\), more than the share of 0\.3"):
-        tokenized(pairs, tiny_model_dir, tmp_path / "store", replace(SETTINGS, max_reject_rate=0.3))
+        tokenized(examples, tiny_model_dir, tmp_path / "store", replace(SETTINGS, max_reject_rate=0.3))
     done = open_store(tmp_path / "store")
     assert done.shards
-    assert tokenized(pairs, tiny_model_dir, tmp_path / "store").table().num_rows == 6
+    assert tokenized(examples, tiny_model_dir, tmp_path / "store").table().num_rows == 6
 
 
-def test_a_seed_shuffles_and_a_limit_cuts(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_seed_shuffles_and_a_limit_cuts(examples: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     def ids(name: str, seed: int | None, limit: int | None) -> list[str]:
         settings = replace(SETTINGS, seed=seed, limit=limit, rows_per_shard=5)
-        return sorted(tokenized(pairs, tiny_model_dir, tmp_path / name, settings).table()["id"].to_pylist())
+        return sorted(tokenized(examples, tiny_model_dir, tmp_path / name, settings).table()["id"].to_pylist())
 
     assert ids("a", 1, 5) != ids("c", 2, 5)
     assert set(ids("a", 1, 5)) < set(ids("b", 1, None))
     assert ids("d", None, 3) == ["p0", "p1", "p2"]
 
 
-def test_a_store_of_another_seed_limit_or_data_is_refused(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    tokenized(pairs, tiny_model_dir, tmp_path / "store")
+def test_a_store_of_another_seed_limit_or_data_is_refused(examples: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    tokenized(examples, tiny_model_dir, tmp_path / "store")
     for other, message in (
         ({"seed": 1}, "seed None there, 1 now"),
         ({"limit": 5}, "rows 10 there, 5 now"),
@@ -232,35 +234,35 @@ def test_a_store_of_another_seed_limit_or_data_is_refused(pairs: Path, tiny_mode
         ({"columns": ExampleColumns(thoughts=("id",))}, "columns"),
     ):
         with pytest.raises(UsageError, match=message):
-            tokenized(pairs, tiny_model_dir, tmp_path / "store", replace(SETTINGS, **other))
-    (pairs / "pairs.jsonl").write_text((pairs / "pairs.jsonl").read_text().replace("snowy", "rainy"))
+            tokenized(examples, tiny_model_dir, tmp_path / "store", replace(SETTINGS, **other))
+    (examples / "pairs.jsonl").write_text((examples / "pairs.jsonl").read_text().replace("snowy", "rainy"))
     with pytest.raises(UsageError, match="other data"):
-        tokenized(pairs, tiny_model_dir, tmp_path / "store")
+        tokenized(examples, tiny_model_dir, tmp_path / "store")
 
 
-def test_a_store_whose_sides_were_rounded_is_read_but_not_gone_on_with(
-    pairs: Path, tiny_model_dir: Path, tmp_path: Path
+def test_a_store_of_rounded_sides_can_be_read_but_not_continued(
+    examples: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    store = tokenized(pairs, tiny_model_dir, tmp_path / "store")
+    store = tokenized(examples, tiny_model_dir, tmp_path / "store")
     manifest = tmp_path / "store" / "manifest.json"
     content = json.loads(manifest.read_text())
     del content["shapes"]  # as stores were written before
     manifest.write_text(json.dumps(content))
     assert open_store(tmp_path / "store").table().equals(store.table())
     with pytest.raises(UsageError, match="shapes 'rounded' there, 'floored' now"):
-        tokenized(pairs, tiny_model_dir, tmp_path / "store")
+        tokenized(examples, tiny_model_dir, tmp_path / "store")
 
 
-def test_a_model_of_few_shapes_gets_codes_in_these(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    store = tokenized(pairs, tiny_model_dir, tmp_path / "store", replace(SETTINGS, grids=((2, 5),)))
+def test_a_model_of_few_grids_gets_codes_in_these(examples: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    store = tokenized(examples, tiny_model_dir, tmp_path / "store", replace(SETTINGS, grids=((2, 5),)))
     table = store.table()
     assert set(zip(table["target_height"].to_pylist(), table["target_width"].to_pylist(), strict=True)) == {(2, 5)}
 
 
 def test_memory_that_runs_out_halves_the_batch(
-    pairs: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    examples: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tokenized(pairs, tiny_model_dir, tmp_path / "whole")
+    whole = tokenized(examples, tiny_model_dir, tmp_path / "whole")
     sizes: list[int] = []
 
     def small_memory(vision: object, pixels: torch.Tensor) -> torch.Tensor:
@@ -270,15 +272,15 @@ def test_memory_that_runs_out_halves_the_batch(
         return encode(vision, pixels)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tokenizing, "encode", small_memory)
-    found = tokenized(pairs, tiny_model_dir, tmp_path / "small", replace(SETTINGS, batch_size=4))
+    found = tokenized(examples, tiny_model_dir, tmp_path / "small", replace(SETTINGS, batch_size=4))
     assert found.table().equals(whole.table())
     assert max(sizes) == 4
     assert sizes[-1] <= 2
 
 
-def test_batches_carry_loss_after_the_instruction_only(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_batches_carry_loss_after_the_instruction_only(examples: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     layout = layout_of(tiny_model_dir)
-    rows = load_rows([tokenized(pairs, tiny_model_dir, tmp_path / "store").folder], layout)
+    rows = load_rows([tokenized(examples, tiny_model_dir, tmp_path / "store").folder], layout)
     data = ExampleData(rows, np.arange(len(rows)))
     batch = collate([data[0], data[1]], layout.vocabulary.pad)
     for row in range(2):
@@ -293,8 +295,8 @@ def test_batches_carry_loss_after_the_instruction_only(pairs: Path, tiny_model_d
         assert int(ids[example.loss_from]) == layout.vocabulary.boi
 
 
-def test_an_unfinished_store_is_not_trained_on(pairs: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    store = tokenized(pairs, tiny_model_dir, tmp_path / "store")
+def test_an_incomplete_store_is_not_trained_on(examples: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    store = tokenized(examples, tiny_model_dir, tmp_path / "store")
     shard_path(store.folder, 1).unlink()
     with pytest.raises(InputError, match="incomplete"):
         load_rows([store.folder], layout_of(tiny_model_dir))

@@ -189,17 +189,17 @@ def test_all_problems_are_found_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_whole_store_has_no_problem(tmp_path: Path, seed: int) -> None:
+def test_a_valid_store_has_no_problems(tmp_path: Path, seed: int) -> None:
     numbers = [int(row) for row in np.random.default_rng(seed).permutation(1000)[:ROWS]]  # shuffled, and cut
-    told: list[int] = []
+    reported: list[int] = []
     store = write_store(tmp_path / "s", seed=seed, numbers=numbers, rejected=numbers[3:5], codes=65536)
-    assert verify(store, told.append) == []
-    assert sum(told) == ROWS
+    assert verify(store, reported.append) == []
+    assert sum(reported) == ROWS
     assert verify(write_store(tmp_path / "empty", numbers=[], shards=[])) == []
     assert verify(write_store(tmp_path / "rejects only", rejected=range(ROWS))) == []
 
 
-def test_what_an_unfinished_store_has_is_checked(tmp_path: Path) -> None:
+def test_the_shards_of_an_incomplete_store_are_checked(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", shards=[0, 3])
     assert [problem.what for problem in verify(store)] == ["shards 1 to 2 are missing (of 4)"]
     shard_path(store.folder, 3).write_bytes(shard_path(store.folder, 0).read_bytes())

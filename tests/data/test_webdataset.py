@@ -42,7 +42,7 @@ def read(source: Source) -> list[dict[str, object] | str]:
         ({**GOOD, "source.jpg": b"?"}, "there are two files for source"),
     ],
 )
-def test_a_first_sample_that_is_no_good_is_one_reject(first: dict[str, bytes], message: str, tmp_path: Path) -> None:
+def test_an_invalid_first_sample_is_one_reject(first: dict[str, bytes], message: str, tmp_path: Path) -> None:
     source = tar(tmp_path, ("a", first), ("b", GOOD), ("c", GOOD))
     assert find_columns(ExampleColumns(), source) == ExampleColumns("source", "edited", "instruction", "__key__")
     bad, *others = read(source)
@@ -56,7 +56,7 @@ def test_a_first_sample_without_json_names_no_fewer_columns(tmp_path: Path) -> N
     assert read(source)[0] == {"source": b"before", "__key__": "a"}
 
 
-def test_several_objects_and_what_a_picture_is_called_too(tmp_path: Path) -> None:
+def test_several_json_objects_and_image_names_are_columns(tmp_path: Path) -> None:
     more = {"json": b'{"source": "flickr", "instruction": "fog"}', "meta.json": b'{"plan": "grey"}', "txt": b" hi\n"}
     source = tar(tmp_path, ("a/1", {**more, **GOOD, **more}), ("b/1", GOOD), ("b/._1", {"source.png": b"of macOS"}))
     assert source.columns["source"] == "image"
@@ -82,7 +82,7 @@ def test_the_files_of_a_sample_belong_together_in_any_unicode_form(tmp_path: Pat
     ]
 
 
-def test_a_torn_sample_costs_itself_only(tmp_path: Path) -> None:
+def test_a_damaged_sample_is_one_reject(tmp_path: Path) -> None:
     source = tar(tmp_path, ("a", GOOD), ("b", GOOD))
     content = bytearray((tmp_path / "data.tar").read_bytes())
     content[148:156] = b"\xff" * 8  # the first header's checksum, after the tar was opened
@@ -116,7 +116,7 @@ def replaced(at: int, new: bytes) -> Callable[[bytearray, int], None]:
     [b"\xff" * 12, b"\x80" + b"\x7f" * 11, b"\x80" + b"\0" * 7 + b"\x7f\xff\xff\xff", b"77777777777\0"],
     ids=["negative", "largest", "two gigabytes", "octal"],
 )
-def test_a_size_that_lies_is_a_reject(size: bytes, tmp_path: Path) -> None:
+def test_a_false_size_is_a_reject(size: bytes, tmp_path: Path) -> None:
     first, *others = damaged(tmp_path, replaced(124, size))
     assert isinstance(first, dict)
     assert (first["__key__"], first["source"]) == ("a", b"1")
@@ -124,7 +124,7 @@ def test_a_size_that_lies_is_a_reject(size: bytes, tmp_path: Path) -> None:
     assert "breaks off here, what follows is lost" in str(others[-1])
 
 
-def test_a_header_that_is_none_does_not_end_the_tar_without_a_word(tmp_path: Path) -> None:
+def test_an_invalid_header_is_an_error_and_not_the_end(tmp_path: Path) -> None:
     tar(tmp_path, ("a", GOOD), ("b", GOOD), ("c", GOOD))
     content = bytearray((tmp_path / "data.tar").read_bytes())
     header = content.index(b"b.source.png")

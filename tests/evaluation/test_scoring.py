@@ -82,7 +82,7 @@ def test_an_edit_that_wasnt_drawn_is_a_zero_for_the_judge_and_missing_elsewhere(
 
 
 def test_what_the_judge_doesnt_say_is_missing_and_counted_never_zero(tmp_path: Path, judge: JudgeServer) -> None:
-    judge.breaks = "invert 3"
+    judge.fails_on = "invert 3"
     run = results(tmp_path)
     lines = score(run, scoring(judge))
     asked = {"vie_sc", "vie_all", "edit_success", "overedit"}
@@ -112,7 +112,7 @@ def test_a_judge_that_is_down_ends_it_and_what_it_said_isnt_asked_again(tmp_path
     with pytest.raises(JudgeDownError):
         score(run, scoring(judge, tmp_path))
     judge.is_down = False
-    judge.forget()
+    judge.reset()
     lines = score(run, scoring(judge, tmp_path))
     assert len(judge.calls) == 4
     assert all(set(PUBLISHED) <= set(line.scores) for line in lines)

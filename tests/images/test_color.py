@@ -21,9 +21,7 @@ COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.floats(0, 1))
-def test_hidden_pixels_get_colours_from_the_range_of_those_seen(
-    width: int, height: int, seed: int, share: float
-) -> None:
+def test_invisible_pixels_get_colours_in_the_visible_range(width: int, height: int, seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     colors = rng.integers(60, 100, (height, width, 3), dtype=np.uint8)
     alpha = np.where(rng.random((height, width)) < share, rng.integers(1, 256, (height, width)), 0).astype(np.uint8)
@@ -36,7 +34,7 @@ def test_hidden_pixels_get_colours_from_the_range_of_those_seen(
         assert (result == 255).all()
 
 
-def test_hidden_pixels_look_like_the_nearest_ones() -> None:
+def test_invisible_pixels_get_the_nearest_colours() -> None:
     stored = np.zeros((64, 64, 3), np.uint8)
     stored[:, :20], stored[:, 44:] = (200, 30, 30), (30, 30, 200)
     alpha = np.zeros((64, 64), np.uint8)
@@ -46,7 +44,7 @@ def test_hidden_pixels_look_like_the_nearest_ones() -> None:
     assert np.abs(result[:, 42] - (30, 30, 200)).max() < 25
 
 
-def test_what_is_stored_under_nothing_does_not_show() -> None:
+def test_stored_colours_of_invisible_pixels_dont_show() -> None:
     pixels = np.dstack([COLORS, np.zeros((12, 16), np.uint8)])
     pixels[:, 8:, 3] = 255
     pixels[:, :8, :3] = (0, 255, 0)
@@ -70,7 +68,7 @@ def test_a_bitmap_whose_opacity_is_all_zero_is_opaque() -> None:
     assert open_image(bmp(128)).pixels.mode == "RGBA"
 
 
-def test_a_png_of_which_nothing_is_to_be_seen_says_so() -> None:
+def test_a_fully_transparent_png_has_a_note() -> None:
     opened = open_image(file_of(Image.fromarray(np.dstack([COLORS, np.zeros((12, 16), np.uint8)]))))
     assert (np.asarray(opened.rgb) == 255).all()
     assert opened.notes == ("every pixel is transparent",)
@@ -105,7 +103,7 @@ def test_a_grey_profile_counts_with_and_without_transparency(mode: str, grey_pro
     assert opened.metadata.icc is None
 
 
-def test_a_profile_that_is_damaged_or_for_another_kind_of_image_is_said() -> None:
+def test_a_profile_that_cant_be_used_has_a_note() -> None:
     whole = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     damaged = open_image(file_of(Image.fromarray(COLORS), icc_profile=whole[:-100]))
     assert damaged.metadata.icc is None

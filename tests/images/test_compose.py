@@ -124,7 +124,7 @@ def test_new_content_is_taken_from_the_model() -> None:
     assert np.abs(edited[200:, 240:].astype(int) - PHOTO[200:, 240:]).mean() < 2
 
 
-def test_nothing_drawn_is_nothing_changed() -> None:
+def test_equal_images_leave_the_photo_unchanged() -> None:
     assert np.array_equal(compose(PHOTO, drawn(PHOTO), drawn(PHOTO)).pixels, PHOTO)
 
 
@@ -135,7 +135,7 @@ def test_noise_alone_changes_next_to_nothing(seed: int) -> None:
     assert np.abs(edited.astype(int) - PHOTO).mean() < 3
 
 
-def test_a_few_wrong_cells_leave_no_mark() -> None:
+def test_a_few_wrong_cells_are_ignored() -> None:
     before = drawn(PHOTO)
     after = before.copy()
     for row, column in ((2, 3), (5, 9), (8, 1)):
@@ -213,7 +213,7 @@ def test_a_blurred_cut_out_has_a_blurred_outline() -> None:
     assert np.abs(edited[..., 3] - goal).mean() < 0.3 * np.abs(photo[..., 3] - goal).mean()
 
 
-def test_a_shape_beside_a_cut_out_is_to_be_seen() -> None:
+def test_a_shape_beside_a_cut_out_is_visible() -> None:
     photo = cut_out()
     target = flat(photo).copy()
     rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -281,7 +281,7 @@ def test_black_and_white_has_no_colour_left(effects: list[str] | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["brighter", "darker", "contrast", "negative"])
-def test_greys_get_no_cast_where_none_can_come(name: str) -> None:
+def test_greys_stay_grey_without_a_cast(name: str) -> None:
     grey = np.repeat(light(PHOTO.astype(np.float32)), 3, axis=2).astype(np.uint8)
     tinted = seen_small(EDITS[name](grey.astype(np.float32) / 255) * np.float32([1.05, 0.98, 1.0]), 0.02)
     edited = compose(grey, drawn(grey), tinted, ["grade"]).pixels
@@ -357,7 +357,7 @@ def test_a_disc_stays_round_in_a_photo_that_was_squeezed() -> None:
         (["recolor", "disc"], 0.0, ("change of colours", "disc")),
     ],
 )
-def test_what_the_model_did_not_draw_is_named(effects: list[str], noise: float, missing: tuple[str, ...]) -> None:
+def test_missing_effects_are_named(effects: list[str], noise: float, missing: tuple[str, ...]) -> None:
     edited = compose(PHOTO, drawn(PHOTO), drawn(PHOTO, noise), effects)
     assert edited.missing == missing
     assert np.array_equal(edited.pixels, PHOTO)

@@ -60,7 +60,7 @@ def test_restart_intervals_that_are_missing_are_pixels_that_are_missing() -> Non
                 open_image(whole[:cut])
 
 
-def test_what_follows_the_end_is_not_looked_at() -> None:
+def test_data_after_the_end_are_ignored() -> None:
     whole = written("baseline")
     opened = open_image(whole + b"a film, or whatever" * 100)
     assert (opened.rgb.tobytes(), opened.notes) == (open_image(whole).rgb.tobytes(), ())

@@ -63,7 +63,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_it_is_named_by_its_content_with_what_to_do(name: str) -> None:
+def test_an_unsupported_kind_is_recognized_with_a_hint(name: str) -> None:
     if name.startswith("HEIC") and find_spec("pillow_heif"):
         pytest.skip("is read where pillow-heif is installed")
     with pytest.raises(InputError, match=rf"this is .*{name.strip()}.*can't be read") as caught:
@@ -79,7 +79,7 @@ def test_the_hint_shows_the_command_with_the_files_name() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "PPM", "QOI", "JPEG2000"])
-def test_what_pillow_reads_is_not_foreign(kind: str) -> None:
+def test_what_pillow_reads_is_supported(kind: str) -> None:
     data = file_of(RGB, kind)
     stream = io.BytesIO(b"before" + data)
     stream.seek(6)
@@ -102,20 +102,20 @@ def test_a_tiff_whose_first_image_is_a_preview_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tags", "said"),
+    ("tags", "message"),
     [
         (plain(bits=32, t339=3), "32-bit floating-point RGB"),
         (plain(bits=16, samples=1, t339=3), "16-bit floating-point grey"),
         (plain(bits=24), "24-bit RGB"),
     ],
 )
-def test_a_tiff_that_cannot_be_read_says_what_it_holds(tags: dict[int, tuple[int, list[int]]], said: str) -> None:
-    with pytest.raises(InputError, match=f"TIFF with {said} values") as caught:
+def test_a_tiff_that_cannot_be_read_says_what_it_holds(tags: dict[int, tuple[int, list[int]]], message: str) -> None:
+    with pytest.raises(InputError, match=f"TIFF with {message} values") as caught:
         open_image(tiff_of(tags, data=bytes(1024)))
     assert "8 bits a channel" in (caught.value.hint or "")
 
 
-def test_a_tiff_with_directories_in_a_circle_ends() -> None:
+def test_circular_tiff_directories_end() -> None:
     data = bytearray(tiff_of(plain(), data=PIXELS))
     data[-4:] = b"\0\0\0\0"
     at = struct.unpack("<I", data[4:8])[0]

@@ -78,7 +78,7 @@ def test_resolution_is_turned_with_the_image_and_never_made_up() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_xmp_says_nothing_of_the_old_file(kind: str) -> None:
+def test_xmp_about_the_old_file_is_removed(kind: str) -> None:
     opened = open_image(file_of(RGB, "JPEG", xmp=STALE))
     again, lost = saved(opened, kind)
     assert again.metadata.xmp is not None
@@ -127,7 +127,7 @@ def test_a_second_image_in_the_file_is_lost_with_a_note() -> None:
     assert "gain map" in saved(open_image(ultra_hdr), "JPEG")[1][0]
 
 
-def test_iptc_and_comments_stay_in_a_jpeg_and_are_missed_elsewhere() -> None:
+def test_iptc_and_comments_are_kept_in_a_jpeg_and_lost_elsewhere() -> None:
     iptc = b"\x1c\x02\x78\x00\x05hello"
     block = b"Photoshop 3.0\x008BIM\x04\x04\0\0" + len(iptc).to_bytes(4) + iptc
     segment = b"\xff\xed" + (len(block) + 2).to_bytes(2) + block
@@ -164,7 +164,7 @@ def test_pixels_alone_are_saved_alone() -> None:
             assert open_image(stream.getvalue()).metadata == ImageMetadata()
 
 
-def test_losses_of_each_kind_are_said_once() -> None:
+def test_each_kind_of_loss_is_reported_once() -> None:
     opened = open_image(file_of(RGB, "JPEG", xmp=STALE))
     _, lost = saved(opened, "WEBP")
     assert all(one != other for one, other in pairwise(sorted(lost)))

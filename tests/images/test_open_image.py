@@ -47,7 +47,7 @@ def test_lossless_formats_keep_every_pixel(kind: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_orientation_is_applied_once_and_its_tag_goes(kind: str, orientation: int) -> None:
+def test_orientation_is_applied_once_and_its_tag_removed(kind: str, orientation: int) -> None:
     stored = Image.new("RGB", (16, 8), "white")
     stored.paste("black", (0, 0, 4, 4))  # marks the stored image's top left corner
     exif = Image.Exif()
@@ -68,7 +68,7 @@ def test_orientation_is_applied_once_and_its_tag_goes(kind: str, orientation: in
     assert kept[0x010E] == "a description"
 
 
-def test_what_tiff_says_about_its_own_storage_is_not_kept_as_exif() -> None:
+def test_tiff_storage_tags_are_not_kept_as_exif() -> None:
     opened = open_image(file_of(Image.fromarray(COLORS), "TIFF"))
     assert opened.metadata.exif is None
 
@@ -83,7 +83,7 @@ def test_transparency_is_flattened_onto_white_and_kept() -> None:
     assert np.array_equal(np.asarray(opened.pixels)[:, 8:, :3], COLORS[:, 8:])
 
 
-def test_alpha_that_hides_nothing_is_no_alpha() -> None:
+def test_opaque_alpha_is_dropped() -> None:
     assert open_image(file_of(Image.fromarray(COLORS).convert("RGBA"))).pixels.mode == "RGB"
 
 
@@ -135,13 +135,13 @@ def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("scale", [1.0, 255.0, 65535.0])
-def test_floats_in_a_usual_range_keep_their_meaning(scale: float) -> None:
+def test_floats_in_a_common_range_are_not_stretched(scale: float) -> None:
     values = (RAMP / 255 * scale).astype(np.float32)
     opened = open_image(file_of(Image.fromarray(values), "TIFF"))
     assert np.abs(pixels(opened) - grey(RAMP)).max() <= 1
 
 
-def test_other_floats_are_stretched_and_holes_are_black() -> None:
+def test_other_floats_are_stretched_and_nan_is_black() -> None:
     values = RAMP.astype(np.float32) - 1000
     values[0, 0] = np.nan
     opened = open_image(file_of(Image.fromarray(values), "TIFF"))
@@ -185,7 +185,7 @@ def test_rgb_profile_is_kept_and_a_gray_one_is_not() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_several_frames_the_first_is_used_and_said(kind: str) -> None:
+def test_the_first_of_several_frames_is_used_with_a_note(kind: str) -> None:
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     opened = open_image(file_of(first, kind, save_all=True, append_images=[second]))
     assert pixels(opened)[4, 4].tolist() in ([255, 0, 0], [254, 0, 0], [255, 1, 0])
@@ -197,7 +197,7 @@ def test_one_pixel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "empty"),
         (b"certainly no image", "isn't an image"),
@@ -206,8 +206,8 @@ def test_one_pixel() -> None:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
     ],
 )
-def test_what_is_no_image_is_named(data: bytes, said: str) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+def test_what_is_no_image_is_an_error(data: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         open_image(data, name="holiday.jpg")
     assert caught.value.where == "holiday.jpg"
 
@@ -233,7 +233,7 @@ def test_damage_gives_an_image_or_one_clear_error(kind: str, data: st.DataObject
     assert opened.rgb.mode == "RGB"
 
 
-def test_an_enormous_image_is_refused_before_it_is_decoded() -> None:
+def test_an_image_that_is_too_large_is_refused_before_decoding() -> None:
     bomb = png(60_000, 60_000, 8, 2, b"")
     with pytest.raises(InputError, match=r"3,600,000,000 pixels \(60000 x 60000\).*limit of 200,000,000"):
         open_image(bomb)
@@ -267,7 +267,7 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     assert np.array_equal(pixels(open_image(io.BytesIO(data))), COLORS)
 
 
-def test_pillows_own_limit_is_put_back() -> None:
+def test_pillows_own_limit_is_restored() -> None:
     limit = Image.MAX_IMAGE_PIXELS
     open_image(file_of(Image.fromarray(COLORS)))
     with pytest.raises(InputError):

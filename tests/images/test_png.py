@@ -60,7 +60,7 @@ BLOCKS = {
 
 @pytest.mark.parametrize("place", ["before", "after"])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_damaged_or_too_large_block_is_left_out_with_a_note(name: str, place: str) -> None:
+def test_a_damaged_or_too_large_chunk_is_left_out_with_a_note(name: str, place: str) -> None:
     data = with_chunks(PLAIN, BLOCKS[name]) if place == "before" else PLAIN[:-12] + BLOCKS[name] + PLAIN[-12:]
     opened = open_image(data)
     assert np.array_equal(np.asarray(opened.rgb), COLORS)
@@ -69,7 +69,7 @@ def test_a_damaged_or_too_large_block_is_left_out_with_a_note(name: str, place: 
     assert "left out" in lost
 
 
-def test_a_large_profile_is_converted_by_and_a_broken_one_left_out() -> None:
+def test_a_large_profile_is_applied_and_a_broken_one_left_out() -> None:
     usual = file_of(Image.fromarray(COLORS), icc_profile=wide(SRGB))
     converted = ImageCms.profileToProfile(
         Image.fromarray(COLORS), ImageCms.ImageCmsProfile(io.BytesIO(wide(SRGB))), ImageCms.createProfile("sRGB")
@@ -82,7 +82,7 @@ def test_a_large_profile_is_converted_by_and_a_broken_one_left_out() -> None:
     assert open_image(usual).metadata.icc == wide(SRGB)
 
 
-def test_missing_pixels_stay_an_error_and_a_missing_end_is_none() -> None:
+def test_missing_pixels_are_an_error_and_a_missing_end_is_not() -> None:
     opened = open_image(PLAIN[:-12])
     assert np.array_equal(np.asarray(opened.rgb), COLORS)
     assert opened.notes == ("the file's end is missing, but no pixel is",)
@@ -115,7 +115,7 @@ SRGB_CORNERS = corners(0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 P3_CORNERS = corners(0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
 
 
-def test_a_colour_code_counts_before_a_profile() -> None:
+def test_cicp_takes_precedence_over_a_profile() -> None:
     profile = chunk(b"iCCP", b"name\0\0" + zlib.compress(wide(SRGB)))
     for code, kept in ((bytes((1, 13, 0, 1)), False), (bytes((2, 2, 0, 1)), True)):
         opened = open_image(with_chunks(PLAIN, chunk(b"cICP", code), profile))

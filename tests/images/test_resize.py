@@ -36,7 +36,7 @@ def test_the_grid_is_the_published_one(width: int, height: int, area: int) -> No
 
 
 @given(usual, usual, st.integers(64 * 64, 512 * 512))
-def test_a_strip_too_thin_for_a_cell_keeps_the_area(width: int, height: int, area: int) -> None:
+def test_a_thin_strip_keeps_its_area(width: int, height: int, area: int) -> None:
     if min(published_grid(width, height, area)) < 1:
         w, h = area_size(width, height, area)
         assert min(w, h) == 8
@@ -68,7 +68,7 @@ def test_known_sizes(size: tuple[int, int], area: int, expected: tuple[int, int]
     assert area_size(*size, area) == expected
 
 
-def test_an_area_of_nothing_is_refused() -> None:
+def test_an_area_of_zero_is_refused() -> None:
     with pytest.raises(UsageError, match="too small"):
         area_size(10, 10, 0)
 
@@ -98,5 +98,5 @@ def test_a_squeezed_image_is_whole() -> None:
     assert small.getpixel((71, 127)) == (0, 0, 255)
 
 
-def test_shapes_are_told_apart() -> None:
+def test_discs_and_rectangles_are_distinguished() -> None:
     assert len({describe_shapes(()), describe_shapes(GRIDS), describe_shapes(GRIDS[:1]), LEGACY_SHAPES}) == 4

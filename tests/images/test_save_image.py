@@ -91,7 +91,7 @@ def test_alpha_returns_where_the_format_has_it(tmp_path: Path, name: str) -> Non
         assert np.array_equal(np.asarray(again.pixels), np.asarray(opened.pixels))
 
 
-def test_a_device_is_written_to_and_stays_one() -> None:
+def test_a_device_is_written_to_and_not_replaced() -> None:
     save_image(RGB, Path("/dev/null"), format="png")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
@@ -107,7 +107,7 @@ def test_an_old_file_is_replaced_whole_with_usual_rights(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_interruption_leaves_the_old_file_and_nothing_else(
+def test_an_interrupted_write_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException] | BaseException
 ) -> None:
     path = tmp_path / "a.png"

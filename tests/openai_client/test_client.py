@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answering_server import Answering
+from fixed_reply_server import FixedReplyServer
 from judge_server import MODEL, JudgeServer, picture
 
 from earl_cli.errors import EarlError, UsageError
@@ -20,54 +20,54 @@ from earl_cli.rewards.judge.client import Judge, JudgePrompt
 from earl_cli.rewards.reward import JudgeDownError
 
 Ask = Callable[..., Judge]
-QUESTION = JudgePrompt("Grade this.", (picture(1),))
-HURRIED = Backoff(attempts=2, rate_limit_attempts=2, first_delay=0.001)
+PROMPT = JudgePrompt("Grade this.", (picture(1),))
+QUICK = Backoff(attempts=2, rate_limit_attempts=2, first_delay=0.001)
 
 
 @pytest.fixture
-def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answering]:
+def fixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[FixedReplyServer]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    owner = Answering().start()
+    owner = FixedReplyServer().start()
     yield owner
     owner.server.stop()
 
 
 def judge_at(address: str, **settings: Any) -> Judge:
-    return Judge(address, MODEL, **{"timeout": 5.0, "backoff": HURRIED, **settings})
+    return Judge(address, MODEL, **{"timeout": 5.0, "backoff": QUICK, **settings})
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_pictures_and_keys_dont_follow_to_another_server(
-    status: int, answering: Answering, judge: JudgeServer, monkeypatch: pytest.MonkeyPatch
+def test_images_and_keys_arent_sent_to_another_server(
+    status: int, fixed: FixedReplyServer, judge: JudgeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
-    answering.status, answering.headers = status, {"Location": f"{judge.api_base}/chat/completions?key=x"}
+    fixed.status, fixed.headers = status, {"Location": f"{judge.api_base}/chat/completions?key=x"}
     with pytest.raises(UsageError, match=f"redirects to {judge.api_base}/chat/completions, where") as caught:
-        judge_at(f"{answering.server.address}/v1").ask_all([QUESTION])
-    assert (caught.value.where, judge.calls, len(answering.seen)) == (f"{answering.server.address}/v1", [], 1)
+        judge_at(f"{fixed.server.address}/v1").ask_all([PROMPT])
+    assert (caught.value.where, judge.calls, len(fixed.seen)) == (f"{fixed.server.address}/v1", [], 1)
 
 
 @pytest.mark.parametrize("status", [302, 308])
-def test_a_server_may_move_things_about_itself(status: int, answering: Answering) -> None:
-    answering.status, answering.headers = status, {"Location": "/api/chat"}
-    assert judge_at(f"{answering.server.address}/v1").ask_all([QUESTION])[0].scores == (8, 6)
-    assert answering.seen == ["/v1/chat/completions", "/api/chat"]
+def test_redirects_within_one_server_are_followed(status: int, fixed: FixedReplyServer) -> None:
+    fixed.status, fixed.headers = status, {"Location": "/api/chat"}
+    assert judge_at(f"{fixed.server.address}/v1").ask_all([PROMPT])[0].scores == (8, 6)
+    assert fixed.seen == ["/v1/chat/completions", "/api/chat"]
 
 
-def test_a_circle_of_redirects_ends(answering: Answering) -> None:
-    answering.status, answering.headers = 307, {"Location": "?again"}
+def test_circular_redirects_are_an_error(fixed: FixedReplyServer) -> None:
+    fixed.status, fixed.headers = 307, {"Location": "?again"}
     with pytest.raises(UsageError, match="in a circle"):
-        judge_at(f"{answering.server.address}/v1").ask_all([QUESTION])
+        judge_at(f"{fixed.server.address}/v1").ask_all([PROMPT])
 
 
-@pytest.mark.parametrize("packing", [None, "gzip", "deflate", "raw deflate"])
-def test_a_packed_reply_is_read(packing: str | None, answering: Answering) -> None:
-    _pack(answering, answering.body, packing)
-    assert judge_at(f"{answering.server.address}/v1").ask_all([QUESTION])[0].scores == (8, 6)
+@pytest.mark.parametrize("encoding", [None, "gzip", "deflate", "raw deflate"])
+def test_a_compressed_reply_is_read(encoding: str | None, fixed: FixedReplyServer) -> None:
+    _pack(fixed, fixed.body, encoding)
+    assert judge_at(f"{fixed.server.address}/v1").ask_all([PROMPT])[0].scores == (8, 6)
 
 
 @pytest.mark.parametrize(
-    ("content", "packing", "said"),
+    ("content", "encoding", "message"),
     [
         (b" " * 2_000_000, None, "larger than 1000000 bytes"),
         (b" " * 200_000_000, "gzip", "larger than 1000000 bytes when it is decompressed"),
@@ -75,36 +75,36 @@ def test_a_packed_reply_is_read(packing: str | None, answering: Answering) -> No
         (b"not compressed at all", "br", "compressed as 'br'"),
     ],
 )
-def test_a_reply_that_is_too_much_is_no_answer(
-    content: bytes, packing: str | None, said: str, answering: Answering
+def test_a_reply_that_is_too_large_is_an_error(
+    content: bytes, encoding: str | None, message: str, fixed: FixedReplyServer
 ) -> None:
-    _pack(answering, content, packing)
-    with pytest.raises(JudgeDownError, match=said):
-        judge_at(f"{answering.server.address}/v1").ask_all([QUESTION])
+    _pack(fixed, content, encoding)
+    with pytest.raises(JudgeDownError, match=message):
+        judge_at(f"{fixed.server.address}/v1").ask_all([PROMPT])
 
 
-def test_a_reply_that_was_cut_is_no_answer(answering: Answering) -> None:
-    _pack(answering, answering.body, "gzip")
-    answering.body = answering.body[:-12]
+def test_a_truncated_reply_is_an_error(fixed: FixedReplyServer) -> None:
+    _pack(fixed, fixed.body, "gzip")
+    fixed.body = fixed.body[:-12]
     with pytest.raises(JudgeDownError, match="can't be decompressed"):
-        judge_at(f"{answering.server.address}/v1").ask_all([QUESTION])
+        judge_at(f"{fixed.server.address}/v1").ask_all([PROMPT])
 
 
-def _pack(answering: Answering, content: bytes, packing: str | None) -> None:
+def _pack(fixed: FixedReplyServer, content: bytes, encoding: str | None) -> None:
     raw = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     packed = {"gzip": gzip.compress, "deflate": zlib.compress, "raw deflate": lambda it: raw.compress(it) + raw.flush()}
-    answering.body = packed[packing](content) if packing in packed else content
-    answering.headers = {"Content-Encoding": packing.rpartition(" ")[2]} if packing else {}
+    fixed.body = packed[encoding](content) if encoding in packed else content
+    fixed.headers = {"Content-Encoding": encoding.rpartition(" ")[2]} if encoding else {}
 
 
 @pytest.mark.parametrize("ending", ["", "/", "//", "/v1", "/v1/", "/v1/chat/completions", "/v1/models/", " "])
-def test_an_address_is_understood_however_it_ends(ending: str, judge: JudgeServer) -> None:
+def test_an_address_may_have_any_usual_ending(ending: str, judge: JudgeServer) -> None:
     client = judge_at(judge.api_base.removesuffix("/v1") + ending)
     assert client.models() == [MODEL]
-    assert client.ask_all([QUESTION])[0].scores is not None
+    assert client.ask_all([PROMPT])[0].scores is not None
 
 
-def test_a_server_without_a_version_in_its_addresses(judge: JudgeServer) -> None:
+def test_an_api_may_be_below_v1_or_not(judge: JudgeServer) -> None:
     judge.prefix = ""
     assert judge_at(judge.api_base.removesuffix("/v1")).models() == [MODEL]
     judge.prefix = "/v1beta/openai"
@@ -114,13 +114,13 @@ def test_a_server_without_a_version_in_its_addresses(judge: JudgeServer) -> None
 
 
 @pytest.mark.parametrize("address", ["http://localhost:port/v1", "http://[::1/v1", "http://host:0/v1", "host:4877/v1"])
-def test_what_is_no_address(address: str) -> None:
+def test_an_address_with_an_invalid_port_or_host_is_an_error(address: str) -> None:
     with pytest.raises(UsageError, match="no address"):
         judge_at(address)
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-def test_a_judge_on_this_machine_is_asked_without_a_proxy(
+def test_a_local_judge_is_called_without_a_proxy(
     name: str, judge: JudgeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -128,18 +128,18 @@ def test_a_judge_on_this_machine_is_asked_without_a_proxy(
     assert judge_at(judge.api_base).models() == [MODEL]
 
 
-def test_a_judge_elsewhere_is_asked_through_the_proxy(answering: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", answering.server.address)
+def test_a_remote_judge_is_called_through_the_proxy(fixed: FixedReplyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", fixed.server.address)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert judge_at("http://judge.example/v1").ask_all([QUESTION])[0].scores == (8, 6)
-    assert answering.seen == ["http://judge.example/v1/chat/completions"]
+    assert judge_at("http://judge.example/v1").ask_all([PROMPT])[0].scores == (8, 6)
+    assert fixed.seen == ["http://judge.example/v1/chat/completions"]
     monkeypatch.setenv("NO_PROXY", "judge.example")
     with pytest.raises(JudgeDownError, match="no host of that name"):
-        judge_at("http://judge.example/v1").ask_all([QUESTION])
+        judge_at("http://judge.example/v1").ask_all([PROMPT])
 
 
 @pytest.mark.parametrize("proxy", ["ftp://me:word@host:1", "http://[::1"])
-def test_a_proxy_that_is_none(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_proxy_is_an_error(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", proxy)
     monkeypatch.delenv("NO_PROXY", raising=False)
     with pytest.raises(UsageError, match="proxy") as caught:
@@ -158,27 +158,27 @@ def certificate(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_self_signed_certificate_is_trusted_when_a_person_says_so(
-    answering: Answering, certificate: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_self_signed_certificate_is_trusted_by_ssl_cert_file(
+    fixed: FixedReplyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    answering.server.socket = context.wrap_socket(answering.server.socket, server_side=True)
-    address = answering.server.address.replace("http:", "https:") + "/v1"
+    fixed.server.socket = context.wrap_socket(fixed.server.socket, server_side=True)
+    address = fixed.server.address.replace("http:", "https:") + "/v1"
     with pytest.raises(UsageError, match="certificate isn't trusted: self-signed certificate") as caught:
-        judge_at(address).ask_all([QUESTION])
+        judge_at(address).ask_all([PROMPT])
     assert "SSL_CERT_FILE" in str(caught.value)
-    assert answering.seen == []
+    assert fixed.seen == []
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    assert judge_at(address).ask_all([QUESTION])[0].scores == (8, 6)
+    assert judge_at(address).ask_all([PROMPT])[0].scores == (8, 6)
 
 
-def test_tls_where_there_is_none(judge: JudgeServer) -> None:
+def test_a_server_without_tls_is_an_error(judge: JudgeServer) -> None:
     with pytest.raises(UsageError, match="speaks no TLS"):
         judge_at(judge.api_base.replace("http:", "https:")).models()
 
 
-def test_nobody_listens(judge: JudgeServer) -> None:
+def test_a_closed_port_is_a_judge_down_error(judge: JudgeServer) -> None:
     judge.stop()
     with pytest.raises(JudgeDownError, match="nothing listens there") as caught:
         judge_at(judge.api_base).models()
@@ -186,7 +186,7 @@ def test_nobody_listens(judge: JudgeServer) -> None:
 
 
 @pytest.mark.parametrize("key", ["sk-\u00e9", "sk-a\nb", "sk-\x00"])
-def test_a_key_that_can_be_none_is_said_without_showing_it(
+def test_an_invalid_key_is_an_error_that_doesnt_show_it(
     key: str, judge: JudgeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.environ", {"MY_KEY": key})

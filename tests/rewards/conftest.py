@@ -18,7 +18,7 @@ def ask(judge: JudgeServer) -> Callable[..., Judge]:
     """Makes a client of ``judge`` that backs off for milliseconds; settings of `Judge` may be given."""
 
     def make(cache: Path | None = None, **settings: Any) -> Judge:
-        hurried = {"timeout": 5.0, "backoff": Backoff(first_delay=0.002), **settings}
-        return Judge(judge.api_base, MODEL, cache, **hurried)
+        quick = {"timeout": 5.0, "backoff": Backoff(first_delay=0.002), **settings}
+        return Judge(judge.api_base, MODEL, cache, **quick)
 
     return make

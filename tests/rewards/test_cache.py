@@ -43,7 +43,7 @@ def fill(path: Path, count: int) -> None:
             cache.keep(str(number), "raw" * 200, REPLY)
 
 
-def test_what_is_kept_is_found_again(path: Path) -> None:
+def test_kept_replies_are_found(path: Path) -> None:
     with ReplyCache(path) as cache:
         assert cache.find(["a", "b"]) == {}
         assert cache.keep("a", "raw", REPLY) == KEPT
@@ -51,7 +51,7 @@ def test_what_is_kept_is_found_again(path: Path) -> None:
         assert cache.find(["a", "b"]) == {"a": KEPT}
 
 
-def test_the_first_answer_stands(path: Path) -> None:
+def test_the_first_kept_reply_stays(path: Path) -> None:
     with ReplyCache(path) as one, ReplyCache(path) as other:
         one.keep("a", "raw", REPLY)
         assert other.keep("a", "other", ParsedReply((1.0,), "")) == KEPT
@@ -79,7 +79,7 @@ def test_two_processes_write_into_one_file(path: Path) -> None:
         assert len(cache.find([f"{name} {number}" for name in ("one", "two", "both") for number in range(60)])) == 180
 
 
-def test_what_a_killed_process_kept_is_there(path: Path) -> None:
+def test_replies_kept_by_a_killed_process_are_there(path: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(path), "one", "1000000"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdin is not None
@@ -94,7 +94,7 @@ def test_what_a_killed_process_kept_is_there(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["replaced", "emptied pages"])
-def test_a_damaged_file_is_put_aside(damage: str, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_cache_is_renamed(damage: str, path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(path, 200)
     content = path.read_bytes()
     path.write_bytes(b"x" * 5000 if damage == "replaced" else content[:100] + b"\xff" * (len(content) - 100))
@@ -108,7 +108,7 @@ def test_a_damaged_file_is_put_aside(damage: str, path: Path, caplog: pytest.Log
     assert len(caplog.messages) == 1
 
 
-def test_damage_that_shows_late(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_that_is_found_during_a_pass(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(path, 2000)
     with path.open("r+b") as file:
         file.seek(4096 * 3)
@@ -121,7 +121,7 @@ def test_damage_that_shows_late(path: Path, caplog: pytest.LogCaptureFixture) ->
     assert caplog.text.count("was damaged") == 1
 
 
-def test_a_file_of_another_program_is_left_alone(path: Path) -> None:
+def test_another_programs_file_is_not_touched(path: Path) -> None:
     path.parent.mkdir()
     with sqlite3.connect(path) as other:
         other.execute("create table cakes (name text)")

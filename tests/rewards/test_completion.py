@@ -39,14 +39,14 @@ def sent(judge: JudgeServer) -> list[set[str]]:
 
 
 @pytest.mark.parametrize("minds", [OPENAI, PYDANTIC, ARGUMENT, GOOGLE])
-def test_a_refused_parameter_is_renamed_and_that_is_remembered(
+def test_a_refused_parameter_is_renamed_from_then_on(
     minds: str, judge: JudgeServer, ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
-    judge.knows, judge.minds = ("max_completion_tokens", "temperature", "seed"), minds
-    assert all(answer.scores for answer in ask(concurrency=1).ask_all(some(3)))
+    judge.accepted_parameters, judge.refusal_message = ("max_completion_tokens", "temperature", "seed"), minds
+    assert all(judgement.scores for judgement in ask(concurrency=1).ask_all(some(3)))
     assert sent(judge) == [{"max_tokens", "temperature"}] + 3 * [{"max_completion_tokens", "temperature"}]
     assert judge.calls[-1].body["max_completion_tokens"] == 1400
-    assert all(answer.scores for answer in ask().ask_all(some(5)))  # another client of the same server
+    assert all(judgement.scores for judgement in ask().ask_all(some(5)))  # another client of the same server
     assert {"max_tokens", "temperature"} not in sent(judge)[4:]
     assert caplog.text.count("takes no max_tokens") == 1
 
@@ -55,17 +55,17 @@ def test_a_refused_parameter_is_renamed_and_that_is_remembered(
 def test_a_refused_temperature_is_left_out(
     minds: str, judge: JudgeServer, ask: Ask, caplog: pytest.LogCaptureFixture
 ) -> None:
-    judge.knows, judge.minds = ("max_tokens", "seed"), minds
-    assert all(answer.scores for answer in ask(concurrency=8).ask_all(some(8)))
+    judge.accepted_parameters, judge.refusal_message = ("max_tokens", "seed"), minds
+    assert all(judgement.scores for judgement in ask(concurrency=8).ask_all(some(8)))
     assert {"max_tokens"} in sent(judge)
-    (said,) = caplog.messages
-    assert f"{MODEL} takes no temperature of 0: it is left to the server's default" in said
+    (message,) = caplog.messages
+    assert f"{MODEL} takes no temperature of 0: it is left to the server's default" in message
 
 
-def test_a_server_that_takes_nothing_is_asked_with_nothing(judge: JudgeServer, ask: Ask) -> None:
-    judge.knows, judge.message = ("model",), {"content": "no numbers"}
-    (answer,) = ask().ask_all(some(1))
-    assert "can't be read" in answer.text
+def test_a_server_without_parameters_gets_none(judge: JudgeServer, ask: Ask) -> None:
+    judge.accepted_parameters, judge.fixed_message = ("model",), {"content": "no numbers"}
+    (judgement,) = ask().ask_all(some(1))
+    assert "can't be read" in judgement.text
     assert sent(judge)[-1] == set()
     assert any("max_completion_tokens" in names for names in sent(judge))
     assert any("seed" in names for names in sent(judge))
@@ -80,15 +80,18 @@ def test_a_server_that_takes_nothing_is_asked_with_nothing(judge: JudgeServer, a
         "max_tokens must be at most 1000",
     ],
 )
-def test_no_other_refusal_changes_what_is_sent(message: str, judge: JudgeServer, ask: Ask) -> None:
-    judge.knows, judge.minds = ("seed",), json.dumps({"message": message}).replace("{", "{{").replace("}", "}}")
-    question = JudgePrompt('Grade this.\n"the temperature in it."', (picture(1),))
+def test_other_refusals_dont_change_the_parameters(message: str, judge: JudgeServer, ask: Ask) -> None:
+    judge.accepted_parameters, judge.refusal_message = (
+        ("seed",),
+        json.dumps({"message": message}).replace("{", "{{").replace("}", "}}"),
+    )
+    prompt = JudgePrompt('Grade this.\n"the temperature in it."', (picture(1),))
     with pytest.raises(UsageError, match="refuses the prompts: status 400"):
-        ask().ask_all([question])
+        ask().ask_all([prompt])
     assert sent(judge) == [{"max_tokens", "temperature"}]
 
 
-def test_the_own_declaration(judge: JudgeServer, ask: Ask) -> None:
+def test_the_default_declaration(judge: JudgeServer, ask: Ask) -> None:
     ask().ask_all(some(1))
     (body,) = (call.body for call in judge.calls)
     (message,) = body["messages"]
@@ -124,27 +127,27 @@ def sampling(part: dict[str, Any]) -> list[tuple[int, int]]:
         return [(across, down) for _, across, down, _ in image.layer]  # type: ignore[attr-defined]
 
 
-def test_answers_are_kept_for_their_declaration_only(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+def test_replies_are_cached_by_declaration(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
     for name in ("earl", PUBLISHED, "earl", PUBLISHED):
         ask(tmp_path / "cache", declaration=load_declaration(name)).ask_all(some(2))
     assert len(judge.calls) == 4
 
 
-def test_keys_of_answers_are_those_that_were_kept_before_there_were_declarations() -> None:
+def test_cache_keys_of_earlier_versions_are_still_valid() -> None:
     """Nobody pays again for answers that an earlier version kept."""
     key = JudgePrompt("Grade this.", (picture(1),)).key("a", load_declaration())
     assert key == "00fefc7532ea9a1d50843d5238879160b3cfc4d2a3c4574178c128a35e17ed9f"
 
 
 @pytest.mark.parametrize("key", ["images", "pictures"])  # files of earlier versions have the second
-def test_a_declaration_of_ones_own(key: str, tmp_path: Path) -> None:
+def test_a_declaration_from_a_file(key: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(f'{key} = "after"\ntemperature = 0.5\n')
     found = load_declaration(str(file))
     assert (found.name, found.images, found.temperature, found.quality) == ("mine", "after", 0.5, 95)
-    for text, said in (("quality = 200", "quality"), ("colour = 1", "colour"), ("= 3", "no TOML")):
+    for text, message in (("quality = 200", "quality"), ("colour = 1", "colour"), ("= 3", "no TOML")):
         file.write_text(text)
-        with pytest.raises(UsageError, match=said) as caught:
+        with pytest.raises(UsageError, match=message) as caught:
             load_declaration(str(file))
         assert caught.value.where == str(file)
     for spec in ("viescore", str(tmp_path / "none.toml")):
@@ -165,8 +168,8 @@ GRADES = '{"score": [8, 6], "reasoning": "ok"}'
         {"content": GRADES, "refusal": ""},
     ],
 )
-def test_what_it_says_is_found(message: dict[str, Any], judge: JudgeServer, ask: Ask) -> None:
-    judge.message = message
+def test_the_text_of_a_reply_is_found(message: dict[str, Any], judge: JudgeServer, ask: Ask) -> None:
+    judge.fixed_message = message
     assert ask().ask_all(some(1))[0].scores == (8, 6)
 
 
@@ -187,21 +190,21 @@ def test_what_it_says_is_found(message: dict[str, Any], judge: JudgeServer, ask:
         ({}, "stop", "it is empty"),
     ],
 )
-def test_an_answer_without_one_says_what_happened(
+def test_a_judgement_without_scores_says_why(
     message: dict[str, Any], finish: str, why: str, judge: JudgeServer, ask: Ask
 ) -> None:
-    judge.message, judge.finish = message, finish
-    (answer,) = ask().ask_all(some(1))
-    assert answer.scores is None
-    assert re.search(why, answer.text)
+    judge.fixed_message, judge.finish_reason = message, finish
+    (judgement,) = ask().ask_all(some(1))
+    assert judgement.scores is None
+    assert re.search(why, judgement.text)
 
 
-def test_what_was_cut_off_after_the_score_counts(judge: JudgeServer, ask: Ask) -> None:
-    judge.message, judge.finish = {"content": '{"score": [8, 6], "reasoning": "because the'}, "length"
+def test_a_reply_truncated_after_its_score_is_parsed(judge: JudgeServer, ask: Ask) -> None:
+    judge.fixed_message, judge.finish_reason = {"content": '{"score": [8, 6], "reasoning": "because the'}, "length"
     assert ask().ask_all(some(1))[0].scores == (8, 6)
 
 
-def test_a_reward_is_asked_for_as_declared(judge: JudgeServer, ask: Ask) -> None:
+def test_a_reward_uses_the_judges_declaration(judge: JudgeServer, ask: Ask) -> None:
     (score,) = judged_reward(ask(declaration=load_declaration(PUBLISHED)), load_rubrics(), "viescore")(some_edits(1))
     assert score.value is not None
     assert {len(call.body["messages"]) for call in judge.calls} == {2}

@@ -28,16 +28,16 @@ Ask = Callable[..., Judge]
 KEY = "sk-very-secret"
 
 
-def questions(count: int) -> list[JudgePrompt]:
+def prompts(count: int) -> list[JudgePrompt]:
     tag = JudgePrompt(
         "Say <score>N</score>.", (picture(0), picture(1)), reply_format="tag", max_tokens=1300, temperature=0.3
     )
     return [tag, *(JudgePrompt("Grade this.", (picture(seed),)) for seed in range(1, count))]
 
 
-def test_what_the_server_gets(judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_request_of_a_prompt(judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
-    ask(api_key_variable="MY_KEY").ask_all(questions(2))
+    ask(api_key_variable="MY_KEY").ask_all(prompts(2))
     tag, scores = sorted(judge.calls, key=lambda call: len(call.pictures), reverse=True)
     assert (tag.body["max_tokens"], tag.body["temperature"]) == (1300, 0.3)
     assert (scores.body["max_tokens"], scores.body["temperature"]) == (1400, 0)
@@ -46,39 +46,39 @@ def test_what_the_server_gets(judge: JudgeServer, ask: Ask, monkeypatch: pytest.
     assert {call.key for call in judge.calls} == {f"Bearer {KEY}"}
 
 
-def test_equal_pictures_are_equal_bytes() -> None:
+def test_equal_images_have_equal_data_urls() -> None:
     own = load_declaration()
     assert data_url(picture(3), own) == data_url(picture(3).copy(), own)
     assert data_url(picture(3), own) != data_url(picture(4), own)
 
 
-def test_a_third_of_faults_changes_no_answer(judge: JudgeServer, ask: Ask) -> None:
-    healthy = ask().ask_all(questions(60))
-    assert all(answer.scores is not None for answer in healthy)
+def test_transient_faults_change_no_judgement(judge: JudgeServer, ask: Ask) -> None:
+    healthy = ask().ask_all(prompts(60))
+    assert all(judgement.scores is not None for judgement in healthy)
     assert len(judge.calls) == 60
-    judge.forget()
+    judge.reset()
     judge.faults = Faults(0.3, slow=3)
-    assert ask(timeout=2).ask_all(questions(60)) == healthy
+    assert ask(timeout=2).ask_all(prompts(60)) == healthy
     assert len({call.fault for call in judge.calls}) > len(KINDS) - 2
     assert len(judge.calls) > 60
 
 
-def test_no_more_at_once_than_allowed(judge: JudgeServer, ask: Ask) -> None:
+def test_concurrency_is_limited(judge: JudgeServer, ask: Ask) -> None:
     judge.faults = Faults(1.0, ("slow",), slow=0.05)
-    ask(concurrency=5).ask_all(questions(20))
-    assert judge.most_at_once == 5
+    ask(concurrency=5).ask_all(prompts(20))
+    assert judge.max_concurrency == 5
 
 
-def test_equal_questions_are_asked_once(judge: JudgeServer, ask: Ask) -> None:
-    one, two, three = ask().ask_all([*questions(2), questions(2)[1]])
+def test_equal_prompts_are_sent_once(judge: JudgeServer, ask: Ask) -> None:
+    one, two, three = ask().ask_all([*prompts(2), prompts(2)[1]])
     assert len(judge.calls) == 2
     assert one != two == three
 
 
-def test_the_second_pass_asks_nothing(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
-    first = ask(tmp_path / "cache").ask_all(questions(10))
+def test_cached_replies_are_not_requested_again(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+    first = ask(tmp_path / "cache").ask_all(prompts(10))
     judge.stop()
-    assert ask(tmp_path / "cache").ask_all(questions(10)) == first
+    assert ask(tmp_path / "cache").ask_all(prompts(10)) == first
     assert len(judge.calls) == 10
 
 
@@ -93,75 +93,75 @@ def test_the_second_pass_asks_nothing(judge: JudgeServer, ask: Ask, tmp_path: Pa
         {"reply_format": "tag"},
     ],
 )
-def test_an_answer_is_for_its_question_only(change: dict[str, object]) -> None:
-    question, own = JudgePrompt("Grade this.", (picture(1),)), load_declaration()
-    assert question.key("a", own) == JudgePrompt("Grade this.", (picture(1),)).key("a", own)
-    assert question.key("a", own) != question.key("b", own)
-    assert question.key("a", own) != replace(question, **change).key("a", own)  # type: ignore[arg-type]
+def test_the_cache_key_depends_on_the_whole_prompt(change: dict[str, object]) -> None:
+    prompt, own = JudgePrompt("Grade this.", (picture(1),)), load_declaration()
+    assert prompt.key("a", own) == JudgePrompt("Grade this.", (picture(1),)).key("a", own)
+    assert prompt.key("a", own) != prompt.key("b", own)
+    assert prompt.key("a", own) != replace(prompt, **change).key("a", own)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
-def test_two_processes_pay_once(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+def test_two_processes_share_a_cache(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from pathlib import Path
 from earl_cli.rewards.judge.client import Judge
-from rewards.test_judge import questions
-answers = Judge({judge.api_base!r}, {MODEL!r}, Path({str(tmp_path / "cache")!r})).ask_all(questions(10))
-print(answers)
+from rewards.test_judge import prompts
+judgements = Judge({judge.api_base!r}, {MODEL!r}, Path({str(tmp_path / "cache")!r})).ask_all(prompts(10))
+print(judgements)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(ask(tmp_path / "cache").ask_all(questions(10)))
+    assert done.stdout.strip() == str(ask(tmp_path / "cache").ask_all(prompts(10)))
     assert len(judge.calls) == 10
 
 
-def test_an_unreadable_reply_is_asked_again_otherwise(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
-    judge.faults = Faults(1.0, ("unreadable",), at_most=float("inf"))
-    (answer,) = ask(tmp_path / "cache").ask_all(questions(2)[1:])
-    assert answer.scores is None
-    assert "can't be read" in answer.text
-    assert "7 for success" in answer.text
+def test_an_unreadable_reply_is_retried_with_another_seed(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+    judge.faults = Faults(1.0, ("unreadable",), max_failures=float("inf"))
+    (judgement,) = ask(tmp_path / "cache").ask_all(prompts(2)[1:])
+    assert judgement.scores is None
+    assert "can't be read" in judgement.text
+    assert "7 for success" in judgement.text
     assert [call.body.get("seed") for call in judge.calls] == [None, 1, 2, 3, 4]
     assert [call.body["temperature"] for call in judge.calls] == [0] + [0.5] * (MAX_REPLY_ATTEMPTS - 1)
     judge.faults = Faults()
-    assert ask(tmp_path / "cache").ask_all(questions(2)[1:])[0].scores is not None  # it wasn't kept
+    assert ask(tmp_path / "cache").ask_all(prompts(2)[1:])[0].scores is not None  # it wasn't kept
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dropped", "error", "no json", "partial", "limited", "slow"])
-def test_a_server_that_only_fails_is_down(kind: str, judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
-    patience = 0.5 if kind == "slow" else 10.0
+def test_a_server_that_fails_at_every_prompt_is_down(kind: str, judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+    timeout = 0.5 if kind == "slow" else 10.0
     client = ask(
-        tmp_path / "cache", timeout=patience, backoff=Backoff(attempts=2, rate_limit_attempts=2, first_delay=0.001)
+        tmp_path / "cache", timeout=timeout, backoff=Backoff(attempts=2, rate_limit_attempts=2, first_delay=0.001)
     )
-    before = client.ask_all(questions(3))
-    judge.faults = Faults(1.0, (kind,), at_most=float("inf"), slow=2 * patience)
+    before = client.ask_all(prompts(3))
+    judge.faults = Faults(1.0, (kind,), max_failures=float("inf"), slow=2 * timeout)
     with pytest.raises(JudgeDownError) as caught:
-        client.ask_all(questions(6))
+        client.ask_all(prompts(6))
     assert caught.value.where == judge.api_base
     judge.faults = Faults()
     settle(judge)
-    judge.forget()
-    assert client.ask_all(questions(6))[:3] == before
+    judge.reset()
+    assert client.ask_all(prompts(6))[:3] == before
     assert len(judge.calls) == 3
 
 
 def settle(judge: JudgeServer) -> None:
     """Until the server is through with what a client had sent before it gave up."""
     seen = -1
-    while seen != len(judge.calls) or judge.at_once:
+    while seen != len(judge.calls) or judge.concurrency:
         seen = len(judge.calls)
         time.sleep(0.3)
 
 
-def test_what_was_answered_before_it_went_down_is_kept(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+def test_replies_before_a_failure_are_kept(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
     client = ask(tmp_path / "cache", concurrency=1, backoff=Backoff(attempts=2, first_delay=0.001))
     judge.calls = _Stopping(judge, 4)
     with pytest.raises(JudgeDownError):
-        client.ask_all(questions(8))
+        client.ask_all(prompts(8))
     judge.is_down = False
     judge.calls = []
-    client.ask_all(questions(8))
+    client.ask_all(prompts(8))
     assert len(judge.calls) == 8 - 4
 
 
@@ -177,102 +177,98 @@ class _Stopping(list):  # type: ignore[type-arg]
         self.judge.is_down = len(self) >= self.last
 
 
-def test_one_question_that_breaks_the_server_costs_only_itself(judge: JudgeServer, ask: Ask) -> None:
-    judge.breaks = "poison"
-    answers = ask().ask_all([*questions(3), JudgePrompt("poison", (picture(7),))])
-    assert [answer.scores is None for answer in answers] == [False, False, False, True]
-    assert "this prompt alone: status 500: EngineCore" in answers[-1].text
+def test_a_prompt_that_alone_fails_affects_no_other(judge: JudgeServer, ask: Ask) -> None:
+    judge.fails_on = "poison"
+    judgements = ask().ask_all([*prompts(3), JudgePrompt("poison", (picture(7),))])
+    assert [judgement.scores is None for judgement in judgements] == [False, False, False, True]
+    assert "this prompt alone: status 500: EngineCore" in judgements[-1].text
     assert ask().ask_all([JudgePrompt("poison", (picture(7),))])[0].scores is None
 
 
-def test_one_question_that_is_refused_costs_only_itself(judge: JudgeServer, ask: Ask) -> None:
-    judge.refuses = "forbidden"
-    answers = ask().ask_all([*questions(3), JudgePrompt("forbidden", (picture(7),))])
-    assert [answer.scores is None for answer in answers] == [False, False, False, True]
-    assert "status 400: This content isn't judged" in answers[-1].text
-    judge.forget()
+def test_a_prompt_that_alone_is_refused_affects_no_other(judge: JudgeServer, ask: Ask) -> None:
+    judge.refuses_text = "forbidden"
+    judgements = ask().ask_all([*prompts(3), JudgePrompt("forbidden", (picture(7),))])
+    assert [judgement.scores is None for judgement in judgements] == [False, False, False, True]
+    assert "status 400: This content isn't judged" in judgements[-1].text
+    judge.reset()
     with pytest.raises(UsageError, match=r"refuses the prompts: status 400: This content"):
         ask().ask_all([JudgePrompt("forbidden", (picture(7),))])
     assert len(judge.calls) == 1
 
 
-def test_a_refusal_after_kept_answers_costs_only_itself(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
-    ask(tmp_path / "cache").ask_all(questions(3))
-    judge.refuses = "forbidden"
-    answers = ask(tmp_path / "cache").ask_all([*questions(3), JudgePrompt("forbidden", (picture(7),))])
-    assert [answer.scores is None for answer in answers] == [False, False, False, True]
+def test_a_refusal_after_cached_replies_affects_only_its_prompt(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+    ask(tmp_path / "cache").ask_all(prompts(3))
+    judge.refuses_text = "forbidden"
+    judgements = ask(tmp_path / "cache").ask_all([*prompts(3), JudgePrompt("forbidden", (picture(7),))])
+    assert [judgement.scores is None for judgement in judgements] == [False, False, False, True]
 
 
-def test_a_server_that_repeats_the_key_gives_nothing_away(
-    judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_in_an_error_is_redacted(judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    judge.refuses = "forbidden"
+    judge.refuses_text = "forbidden"
     with pytest.raises(UsageError, match=r"for Bearer \*\*\*") as caught:
         ask().ask_all([JudgePrompt("forbidden", (picture(7),))])
     assert KEY not in str(caught.value)
-    answers = ask().ask_all([*questions(2), JudgePrompt("forbidden", (picture(7),))])
-    assert KEY not in answers[-1].text
-    assert "***" in answers[-1].text
+    judgements = ask().ask_all([*prompts(2), JudgePrompt("forbidden", (picture(7),))])
+    assert KEY not in judgements[-1].text
+    assert "***" in judgements[-1].text
 
 
-def test_a_judge_that_repeats_the_key_in_its_answer_gives_nothing_away(
+def test_a_key_in_a_reply_is_redacted(
     judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
-    judge.message = {"content": json.dumps({"score": [8, 6], "reasoning": f"Authorization: Bearer {KEY}"})}
-    (answer,) = ask(tmp_path / "cache").ask_all(questions(2)[1:])
-    assert answer == Judgement((8, 6), "Authorization: Bearer ***")
-    judge.message = {"content": f"I won't. {KEY}"}
-    assert ask().ask_all(questions(2)[1:])[0].text.endswith("I won't. ***")
+    judge.fixed_message = {"content": json.dumps({"score": [8, 6], "reasoning": f"Authorization: Bearer {KEY}"})}
+    (judgement,) = ask(tmp_path / "cache").ask_all(prompts(2)[1:])
+    assert judgement == Judgement((8, 6), "Authorization: Bearer ***")
+    judge.fixed_message = {"content": f"I won't. {KEY}"}
+    assert ask().ask_all(prompts(2)[1:])[0].text.endswith("I won't. ***")
     judge.models = (KEY,)
     assert ask().models() == ["***"]
     assert judge.calls[0].key == f"Bearer {KEY}"
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
 
 
-def test_a_short_key_that_hides_nothing_spoils_no_answer(
-    judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_short_key_is_not_redacted(judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "8")
-    judge.message = {"content": "[8, 6]"}
-    assert ask().ask_all(questions(1))[0].scores is None  # it wants a tag
-    assert ask().ask_all(questions(2)[1:])[0].scores == (8, 6)
+    judge.fixed_message = {"content": "[8, 6]"}
+    assert ask().ask_all(prompts(1))[0].scores is None  # it wants a tag
+    assert ask().ask_all(prompts(2)[1:])[0].scores == (8, 6)
 
 
-def test_a_password_in_the_address_is_repeated_in_no_answer(judge: JudgeServer) -> None:
-    judge.message = {"content": '{"score": [8, 6], "reasoning": "bWU6d29yZA== me:word"}'}
+def test_a_password_in_a_reply_is_redacted(judge: JudgeServer) -> None:
+    judge.fixed_message = {"content": '{"score": [8, 6], "reasoning": "bWU6d29yZA== me:word"}'}
     client = Judge(judge.api_base.replace("//", "//me:word@"), MODEL)
-    assert client.ask_all(questions(2)[1:])[0].text == "*** me:***"
+    assert client.ask_all(prompts(2)[1:])[0].text == "*** me:***"
 
 
-def test_too_large_a_picture_is_said_with_its_size(judge: JudgeServer, ask: Ask) -> None:
-    judge.status, judge.minds = 413, '{{"message": "Request Entity Too Large"}}'
-    judge.knows = ("model",)
-    question = JudgePrompt("Grade this.", (picture(1, 40), picture(2, 16)))
+def test_a_prompt_that_is_too_large_names_the_image_sizes(judge: JudgeServer, ask: Ask) -> None:
+    judge.refusal_status, judge.refusal_message = 413, '{{"message": "Request Entity Too Large"}}'
+    judge.accepted_parameters = ("model",)
+    prompt = JudgePrompt("Grade this.", (picture(1, 40), picture(2, 16)))
     with pytest.raises(UsageError, match=r"status 413: .*its images are 40 x 40 and 16 x 16, 0\.0 MB as sent"):
-        ask().ask_all([question])
+        ask().ask_all([prompt])
 
 
-def test_a_wrong_key_is_a_mistake_and_stays_secret(
+def test_a_wrong_key_is_a_usage_error_that_doesnt_show_it(
     judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     judge.key = "another"
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    for call in (lambda: ask(tmp_path / "cache").ask_all(questions(3)), lambda: ask().models()):
+    for call in (lambda: ask(tmp_path / "cache").ask_all(prompts(3)), lambda: ask().models()):
         with pytest.raises(UsageError, match="key") as caught:
             call()
         assert "judge_api_key_variable" in str(caught.value)
         assert KEY not in str(caught.value)
     judge.key = KEY
-    ask(tmp_path / "cache").ask_all(questions(3))
+    ask(tmp_path / "cache").ask_all(prompts(3))
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
 
 
 def test_a_model_that_is_not_there(judge: JudgeServer, ask: Ask) -> None:
     judge.models = ("another",)
     with pytest.raises(UsageError, match="does not exist") as caught:
-        ask().ask_all(questions(2))
+        ask().ask_all(prompts(2))
     assert caught.value.where == judge.api_base
     assert ask().models() == ["another"]
 
@@ -286,37 +282,37 @@ def test_a_password_in_the_address_is_not_shown(judge: JudgeServer) -> None:
 
 
 @pytest.mark.parametrize("address", ["localhost:4877/v1", "http://", "ftp://host/v1", ""])
-def test_an_address_that_is_none(address: str) -> None:
+def test_an_invalid_address_is_an_error(address: str) -> None:
     with pytest.raises(UsageError, match="no address"):
         Judge(address, MODEL)
 
 
-@pytest.mark.parametrize(("said", "waited"), [(0.02, 0.02), (60, 60)])
-def test_the_server_says_when_to_come_back(judge: JudgeServer, ask: Ask, said: float, waited: float) -> None:
+@pytest.mark.parametrize(("retry_after", "delay"), [(0.02, 0.02), (60, 60)])
+def test_retry_after_is_followed(judge: JudgeServer, ask: Ask, retry_after: float, delay: float) -> None:
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    judge.faults = Faults(1.0, ("limited",), at_most=2, retry_after=said)
-    (answer,) = ask(backoff=Backoff(sleep=sleep, random=lambda: 0.0)).ask_all(questions(1))
-    assert answer.scores is not None
-    assert waits == [waited, waited]
+    judge.faults = Faults(1.0, ("limited",), max_failures=2, retry_after=retry_after)
+    (judgement,) = ask(backoff=Backoff(sleep=sleep, random=lambda: 0.0)).ask_all(prompts(1))
+    assert judgement.scores is not None
+    assert waits == [delay, delay]
     judge.faults = Faults(1.0, ("limited",), retry_after=3600)
-    judge.forget()
+    judge.reset()
     with pytest.raises(JudgeDownError, match="429"):
-        ask(backoff=Backoff(sleep=sleep)).ask_all(questions(1))
+        ask(backoff=Backoff(sleep=sleep)).ask_all(prompts(1))
 
 
-def test_a_date_to_come_back_at(judge: JudgeServer, ask: Ask) -> None:
+def test_retry_after_may_be_a_date(judge: JudgeServer, ask: Ask) -> None:
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
     at = 1_800_000_000
-    judge.faults = Faults(1.0, ("limited",), at_most=1, retry_after=formatdate(at + 30, usegmt=True))  # type: ignore[arg-type]
-    ask(backoff=Backoff(sleep=sleep, random=lambda: 0.0, now=lambda: at)).ask_all(questions(1))
+    judge.faults = Faults(1.0, ("limited",), max_failures=1, retry_after=formatdate(at + 30, usegmt=True))  # type: ignore[arg-type]
+    ask(backoff=Backoff(sleep=sleep, random=lambda: 0.0, now=lambda: at)).ask_all(prompts(1))
     assert waits == [30]
 
 
@@ -326,12 +322,12 @@ def test_back_off_doubles_with_full_jitter(judge: JudgeServer, ask: Ask) -> None
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    judge.faults = Faults(1.0, ("error",), at_most=5)
-    ask(backoff=Backoff(first_delay=1, max_delay=10, sleep=sleep, random=lambda: 0.5)).ask_all(questions(1))
+    judge.faults = Faults(1.0, ("error",), max_failures=5)
+    ask(backoff=Backoff(first_delay=1, max_delay=10, sleep=sleep, random=lambda: 0.5)).ask_all(prompts(1))
     assert waits == [1, 2, 4, 5, 5]
 
 
-def test_a_server_that_comes_back_while_it_is_tried_answers_everything(judge: JudgeServer, ask: Ask) -> None:
+def test_a_server_that_comes_back_during_the_health_check_answers_all(judge: JudgeServer, ask: Ask) -> None:
     """The question has run out of tries by then, the easy one after it succeeds: it is asked again, and not lost."""
     pauses = 0
 
@@ -341,42 +337,42 @@ def test_a_server_that_comes_back_while_it_is_tried_answers_everything(judge: Ju
         judge.is_down = pauses < 2  # the first pause is the question's, the second the easy one's
 
     judge.is_down = True
-    (answer,) = ask(backoff=Backoff(attempts=2, sleep=sleep)).ask_all(questions(1))
-    assert answer.scores is not None
-    judge.forget()
-    assert [answer] == ask().ask_all(questions(1))
+    (judgement,) = ask(backoff=Backoff(attempts=2, sleep=sleep)).ask_all(prompts(1))
+    assert judgement.scores is not None
+    judge.reset()
+    assert [judgement] == ask().ask_all(prompts(1))
 
 
-def test_it_works_from_any_thread_and_within_a_loop(judge: JudgeServer, ask: Ask) -> None:
+def test_a_judge_works_in_any_thread_and_in_an_event_loop(judge: JudgeServer, ask: Ask) -> None:
     found: list[list[Judgement]] = []
     client = ask()
-    threads = [threading.Thread(target=lambda: found.append(client.ask_all(questions(3)))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: found.append(client.ask_all(prompts(3)))) for _ in range(2)]
     for thread in threads:
         thread.start()
         thread.join()
 
     async def within() -> list[Judgement]:
-        return client.ask_all(questions(3))
+        return client.ask_all(prompts(3))
 
     found.append(asyncio.run(within()))
-    assert found == [client.ask_all(questions(3))] * 3
+    assert found == [client.ask_all(prompts(3))] * 3
 
 
-def test_no_questions_are_no_calls(judge: JudgeServer, ask: Ask) -> None:
+def test_without_prompts_nothing_is_sent(judge: JudgeServer, ask: Ask) -> None:
     judge.is_down = True
     assert ask().ask_all([]) == []
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_at_once(judge: JudgeServer) -> None:
+def test_ctrl_c_interrupts_a_call(judge: JudgeServer) -> None:
     judge.faults = Faults(1.0, ("slow",), slow=3.0)
     script = f"""
 import signal, sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from earl_cli.rewards.judge.client import Judge
-from rewards.test_judge import questions
+from rewards.test_judge import prompts
 try:
-    Judge({judge.api_base!r}, {MODEL!r}).ask_all(questions(10))
+    Judge({judge.api_base!r}, {MODEL!r}).ask_all(prompts(10))
 except KeyboardInterrupt:
     print("stopped")
 """
@@ -393,6 +389,6 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.slow
-def test_importing_connects_to_nothing() -> None:
+def test_importing_opens_no_connection() -> None:
     script = "import sys, socket\nsocket.socket.connect = None\nimport earl_cli.rewards.registry"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -39,7 +39,7 @@ def swapped(pair: EditPair) -> EditPair:
     return replace(pair, a=pair.b, b=pair.a)
 
 
-def test_who_sees_what_in_both_orders(judge: JudgeServer, ask: Ask) -> None:
+def test_images_of_both_orders(judge: JudgeServer, ask: Ask) -> None:
     (preference,) = prefer(ask(), load_rubrics(), some_pairs(1))
     assert len(judge.calls) == 2
     one, other = (call.pictures for call in judge.calls)
@@ -51,7 +51,7 @@ def test_who_sees_what_in_both_orders(judge: JudgeServer, ask: Ask) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_winner_whoever_is_called_a(judge: JudgeServer, ask: Ask) -> None:
+def test_the_winner_doesnt_depend_on_the_order(judge: JudgeServer, ask: Ask) -> None:
     pairs = some_pairs(60)
     there = prefer(ask(), load_rubrics(), pairs)
     back = prefer(ask(), load_rubrics(), [swapped(pair) for pair in pairs])
@@ -66,21 +66,21 @@ def test_the_same_winner_whoever_is_called_a(judge: JudgeServer, ask: Ask) -> No
 
 
 @pytest.mark.parametrize(("favours", "rate"), [("1", 1.0), ("2", 0.0)])
-def test_a_judge_that_goes_by_position_decides_nothing(favours: str, rate: float, judge: JudgeServer, ask: Ask) -> None:
-    judge.favours = favours
+def test_a_judge_with_position_bias_gives_ties(favours: str, rate: float, judge: JudgeServer, ask: Ask) -> None:
+    judge.fixed_choice = favours
     preferences = prefer(ask(), load_rubrics(), some_pairs(5))
     assert count_preferences(preferences) == PreferenceCounts(a=0, b=0, ties=5, inconsistent=5, missing=0)
     assert first_position_rate(preferences) == rate
 
 
 def test_two_ties_agree(judge: JudgeServer, ask: Ask) -> None:
-    judge.favours = "tie"
+    judge.fixed_choice = "tie"
     preferences = prefer(ask(), load_rubrics(), some_pairs(3))
     assert count_preferences(preferences) == PreferenceCounts(a=0, b=0, ties=3, inconsistent=0, missing=0)
     assert math.isnan(first_position_rate(preferences))
 
 
-def test_position_bias_is_half_where_winners_are_the_same() -> None:
+def test_the_position_rate_is_half_without_bias() -> None:
     steady = [Preference("a", chose_first=(True, False)), Preference("b", chose_first=(False, True))]
     assert first_position_rate(steady) == 0.5
     half = Preference("tie", consistent=False, chose_first=(True, None))
@@ -88,7 +88,7 @@ def test_position_bias_is_half_where_winners_are_the_same() -> None:
     assert math.isnan(first_position_rate([]))
 
 
-def test_what_was_not_drawn_loses_and_nobody_is_asked(judge: JudgeServer, ask: Ask) -> None:
+def test_an_invalid_edit_loses_without_a_prompt(judge: JudgeServer, ask: Ask) -> None:
     (pair,) = some_pairs(1)
     gaps = [replace(pair, b=None), replace(pair, a=None), replace(pair, a=None, b=None), replace(pair, b=pair.a)]
     preferences = prefer(ask(), load_rubrics(), gaps)
@@ -98,7 +98,7 @@ def test_what_was_not_drawn_loses_and_nobody_is_asked(judge: JudgeServer, ask: A
     assert math.isnan(first_position_rate(preferences))
 
 
-def test_gaps_move_no_answer_to_another_pair(judge: JudgeServer, ask: Ask) -> None:
+def test_missing_edits_dont_shift_verdicts(judge: JudgeServer, ask: Ask) -> None:
     pairs = some_pairs(12)
     whole = prefer(ask(), load_rubrics(), pairs)
     gaps = [replace(pair, b=None) if n % 3 == 0 else pair for n, pair in enumerate(pairs)]
@@ -106,9 +106,9 @@ def test_gaps_move_no_answer_to_another_pair(judge: JudgeServer, ask: Ask) -> No
     assert found == [Preference("a") if n % 3 == 0 else each for n, each in enumerate(whole)]
 
 
-def test_a_question_that_fails_leaves_no_verdict(judge: JudgeServer, ask: Ask) -> None:
+def test_a_failed_prompt_gives_no_verdict(judge: JudgeServer, ask: Ask) -> None:
     good, bad = some_pairs(2)
-    judge.breaks = "make it rain"
+    judge.fails_on = "make it rain"
     kept, failed = prefer(ask(), load_rubrics(), [good, replace(bad, instruction="make it rain")])
     assert kept.verdict is not None
     assert (failed.verdict, failed.explanations, failed.chose_first) == (None, ("", ""), (None, None))
@@ -117,8 +117,8 @@ def test_a_question_that_fails_leaves_no_verdict(judge: JudgeServer, ask: Ask) -
 
 
 @pytest.mark.slow
-def test_one_order_alone_is_no_verdict(judge: JudgeServer, ask: Ask) -> None:
-    judge.faults = Faults(0.85, kinds=("unreadable",), at_most=math.inf)
+def test_an_answer_in_one_order_is_no_verdict(judge: JudgeServer, ask: Ask) -> None:
+    judge.faults = Faults(0.85, kinds=("unreadable",), max_failures=math.inf)
     preferences = prefer(ask(), load_rubrics(), some_pairs(40))
     halves = [each for each in preferences if sorted(each.explanations) == ["", WORDS]]
     assert halves
@@ -128,13 +128,13 @@ def test_one_order_alone_is_no_verdict(judge: JudgeServer, ask: Ask) -> None:
 
 def test_faults_change_no_verdict(judge: JudgeServer, ask: Ask) -> None:
     healthy = prefer(ask(), load_rubrics(), some_pairs(15))
-    judge.forget()
+    judge.reset()
     judge.faults = Faults(0.3, slow=0.6)
     assert prefer(ask(timeout=0.5), load_rubrics(), some_pairs(15)) == healthy
     assert any(call.fault for call in judge.calls)
 
 
-def test_a_judge_that_is_down_says_so(judge: JudgeServer, ask: Ask) -> None:
+def test_a_judge_that_is_down_is_a_judge_down_error(judge: JudgeServer, ask: Ask) -> None:
     judge.is_down = True
     with pytest.raises(JudgeDownError):
         prefer(ask(), load_rubrics(), some_pairs(1))

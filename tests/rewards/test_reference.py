@@ -100,14 +100,14 @@ EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
 # -- its scale ---------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_a_reward() -> None:
+def test_the_reference_is_a_reward() -> None:
     reward: Reward = reference_reward
     assert reward([]) == []
 
 
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_true_edit_is_1_and_doing_nothing_0(name: str, edit: str) -> None:
+def test_the_target_scores_1_and_the_source_0(name: str, edit: str) -> None:
     source = photo(name)
     target = EDITS[edit](source)
     found = score(source, target, target)
@@ -118,7 +118,7 @@ def test_the_true_edit_is_1_and_doing_nothing_0(name: str, edit: str) -> None:
 
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("name", NAMES)
-def test_it_rises_all_the_way_from_the_source_to_the_target(name: str, edit: str) -> None:
+def test_the_reward_rises_from_the_source_to_the_target(name: str, edit: str) -> None:
     source, target = photo(name), EDITS[edit](photo(name))
     along = [value(source, target, Image.blend(source, target, share)) for share in np.linspace(0, 1, 6)]
     assert (np.diff(along) > 0).all()
@@ -126,7 +126,7 @@ def test_it_rises_all_the_way_from_the_source_to_the_target(name: str, edit: str
 
 
 @given(pictures)
-def test_any_pictures_get_a_value_in_the_range(three: list[Pixels]) -> None:
+def test_any_images_get_a_reward_in_the_range(three: list[Pixels]) -> None:
     found = score(*three)
     assert found.value is not None
     assert -1 <= found.value <= 1
@@ -143,20 +143,20 @@ def test_the_distance_is_a_metric(three: list[Pixels]) -> None:
     assert distance(one, two).total <= distance(one, other).total + distance(other, two).total + 1e-12
 
 
-def test_worse_than_useless_ends_at_the_worst() -> None:
+def test_the_reward_is_clipped_at_the_lowest() -> None:
     source, target = np.full((16, 16, 3), 120), np.full((16, 16, 3), 130)
     assert value(source, target, np.full((16, 16, 3), 255)) == -1
     assert score(source, target, np.full((16, 16, 3), 255)).parts["removed"] < -5
 
 
-def test_what_is_not_finished_is_the_worst_and_what_has_no_target_nothing() -> None:
+def test_an_invalid_edit_scores_lowest_and_one_without_target_none() -> None:
     source = photo("cat")
     assert score(source, night(source), None) == Score(-1, reason="the edit is invalid or incomplete")
     assert score(source, None, source) == Score(None, reason="there is no true edit to compare with")
     assert score(source, None, None).value is None
 
 
-def test_where_nothing_is_to_be_changed_only_what_is_seen_costs() -> None:
+def test_without_a_change_only_visible_changes_cost() -> None:
     source = np.asarray(photo("cat"))
     unseen = source.copy()
     unseen[::7, ::7] ^= 1
@@ -188,7 +188,7 @@ def test_black_and_white_are_1_apart() -> None:
     assert (found.colour, found.structure) == pytest.approx((1, 0), abs=1e-6)
 
 
-def test_colour_and_structure_are_told_apart() -> None:
+def test_colour_and_structure_are_separate() -> None:
     source = photo("cat")
     tinted = Image.blend(source, Image.new("RGB", source.size, (60, 90, 255)), 0.2)
     fuzzy = blurred(source)
@@ -199,13 +199,13 @@ def test_colour_and_structure_are_told_apart() -> None:
 
 @settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(1, 40))
-def test_another_size_is_brought_to_the_target_s(width: int, height: int) -> None:
+def test_an_edit_is_resized_to_the_target(width: int, height: int) -> None:
     plain = [np.full((20, 30, 3), level, np.uint8) for level in (50, 200)]
     assert value(plain[0], plain[1], np.full((height, width, 3), 200, np.uint8)) == 1
     assert value(np.full((height, width, 3), 50, np.uint8), plain[1], plain[0]) == pytest.approx(0)
 
 
-def test_a_larger_edit_of_the_same_content_is_nearly_as_good() -> None:
+def test_a_larger_edit_of_the_same_content_scores_nearly_as_high() -> None:
     target = night(photo("palace"))
     assert value(photo("palace"), target, target.resize((144, 144), Image.Resampling.BICUBIC)) > 0.85
 
@@ -214,7 +214,7 @@ def test_a_larger_edit_of_the_same_content_is_nearly_as_good() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_snow_elsewhere_is_snow(name: str) -> None:
+def test_snow_at_other_positions_scores_high(name: str) -> None:
     source = photo(name)
     target = snowy(source, 0)
     ranked = [target, squeezed(target), snowy(source, 1), snowy(source, 2, 60), source, night(source)]
@@ -225,7 +225,7 @@ def test_snow_elsewhere_is_snow(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_night_by_degrees(name: str) -> None:
+def test_a_darker_night_scores_by_its_strength(name: str) -> None:
     source = photo(name)
     target = night(source)
     ranked = [squeezed(target), night(source, 0.6), night(source, 0.3), squeezed(source), snowy(source, 0)]
@@ -236,7 +236,7 @@ def test_night_by_degrees(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_ball_in_its_place_and_colour(name: str) -> None:
+def test_a_disc_keeps_its_position_and_colour(name: str) -> None:
     source = photo(name)
     target = with_ball(source)
     right, near, elsewhere = with_ball(source), with_ball(source, 34, 32), with_ball(source, 75, 70)
@@ -260,7 +260,7 @@ def test_mirrored_and_blurred_for_what_they_are(name: str) -> None:
     assert value(source, soft, night(source)) < 0
 
 
-def test_a_group_is_compared_as_each_alone_and_quickly() -> None:
+def test_a_group_has_the_scores_of_its_edits_alone() -> None:
     source, target = np.asarray(photo("cat")), np.asarray(night(photo("cat")))
     group = [
         Edit(str(i), "night", source, np.asarray(night(photo("cat"), i / 8)), target if i % 2 else target.copy())
@@ -276,7 +276,7 @@ def test_a_group_is_compared_as_each_alone_and_quickly() -> None:
 
 
 @pytest.mark.parametrize("size", [(48, 48), (64, 96), (128, 64)])
-def test_the_distance_is_the_mean_of_its_places(size: tuple[int, int]) -> None:
+def test_the_distance_is_the_mean_of_its_map(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     one, other = (image_features(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(2))
     places = distance_map(one, other)
@@ -285,7 +285,7 @@ def test_the_distance_is_the_mean_of_its_places(size: tuple[int, int]) -> None:
     assert not distance_map(one, one).any()
 
 
-def test_what_is_wrong_in_a_place_is_said_of_it() -> None:
+def test_the_distance_map_shows_where_an_edit_is_wrong() -> None:
     source = np.full((48, 64, 3), 120, np.uint8)
     target = source.copy()
     target[8:24, 32:48] = (220, 30, 30)
@@ -298,7 +298,7 @@ def test_what_is_wrong_in_a_place_is_said_of_it() -> None:
     assert score.places.mean() == pytest.approx(score.parts["removed"])
 
 
-def test_a_picture_of_any_size_has_places() -> None:
+def test_an_image_of_any_size_has_a_distance_map() -> None:
     for height, width in ((1, 1), (7, 30), (9, 17), (50, 3)):
         pixels = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
         places = distance_map(image_features(pixels[0]), image_features(pixels[1]))

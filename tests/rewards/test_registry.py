@@ -59,7 +59,7 @@ def config(**values: object) -> RlConfig:
     return RlConfig(data=("store",), output="out", **values)  # type: ignore[arg-type]
 
 
-def test_a_function_of_ones_own(own: str) -> None:
+def test_a_users_function(own: str) -> None:
     edits = some_edits(3)
     assert load_reward(f"{own}:plain")(edits) == [Score(1.0), Score(2.5), Score(None, reason=NONE)]
     assert values(load_reward(f"{own}:numpys")(edits)) == [1.0, 2.5, None]
@@ -83,7 +83,7 @@ def test_a_function_of_ones_own(own: str) -> None:
         ("raises", "raised ZeroDivisionError"),
     ],
 )
-def test_a_function_that_gives_no_scores_is_named(name: str, why: str, own: str) -> None:
+def test_an_invalid_result_of_a_users_function_is_an_error(name: str, why: str, own: str) -> None:
     reward = load_reward(f"{own}:{name}")
     with pytest.raises(UsageError, match=why) as caught:
         reward(some_edits(3))
@@ -109,7 +109,7 @@ def test_a_function_may_say_that_its_judge_is_down(own: str) -> None:
         ("viescor", "no reward 'viescor'"),
     ],
 )
-def test_a_name_that_is_none(spec: str, why: str, own: str) -> None:
+def test_an_unknown_reward_is_an_error(spec: str, why: str, own: str) -> None:
     with pytest.raises(UsageError, match=why) as caught:
         load_reward(spec.format(own))
     assert caught.value.hint
@@ -123,7 +123,7 @@ def test_the_reference_needs_no_judge() -> None:
     assert done.value > undone.value
 
 
-def test_a_functions_own_words_stay(own: str) -> None:
+def test_a_users_reason_is_kept(own: str) -> None:
     for score in load_reward(f"{own}:told")(some_edits(2)):
         assert (score.explanations, score.missing) == ({"sc": "as asked"}, {"pq": "no"})
 
@@ -138,12 +138,12 @@ def test_a_weighted_sum(own: str) -> None:
 
 
 @pytest.mark.parametrize("weights", [{}, {"viescore": math.nan}])
-def test_weights_that_are_none(weights: dict[str, float]) -> None:
+def test_invalid_weights_are_errors(weights: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="weight"):
         load_reward(weights, Judge("http://127.0.0.1:9/v1", MODEL))
 
 
-def test_judged_names_share_their_answers(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
+def test_judged_rewards_share_judgements(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
     reward = load_reward({"viescore": 1, "sqrt(viescore_pqxground_score)": 1}, ask(tmp_path / "cache"))
     (score,) = reward(some_edits(1))
     assert len(judge.calls) == 3
@@ -182,7 +182,7 @@ def test_a_config_beats_the_environment(judge: JudgeServer, tmp_path: Path, monk
     assert found.api_base == judge.api_base
 
 
-def test_a_run_declares_how_its_judge_is_asked(judge: JudgeServer, tmp_path: Path) -> None:
+def test_a_runs_config_names_the_declaration(judge: JudgeServer, tmp_path: Path) -> None:
     settings = config(reward_function_api_base=judge.api_base, judge_declaration="viescore-published")
     reward_from_config(settings, tmp_path / "cache")(some_edits(1))
     assert {len(call.body["messages"]) for call in judge.calls} == {2}
@@ -190,7 +190,7 @@ def test_a_run_declares_how_its_judge_is_asked(judge: JudgeServer, tmp_path: Pat
         reward_from_config(settings.model_copy(update={"judge_declaration": "mine"}), tmp_path / "cache")
 
 
-def test_the_settings_of_a_run(judge: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_from_a_runs_config(judge: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-mine")
     rubrics = tmp_path / "own.toml"
     rubrics.write_text(
@@ -210,7 +210,7 @@ def test_the_settings_of_a_run(judge: JudgeServer, tmp_path: Path, monkeypatch: 
     assert {call.text for call in judge.calls} == {"SC make it snowy", "PQ", "<score> make it snowy"}
     assert {call.key for call in judge.calls} == {"Bearer sk-mine"}
     assert {call.body["model"] for call in judge.calls} == {"small-judge"}
-    judge.forget()
+    judge.reset()
     final = {"reward_final_reward": "ground_score", "reward_compute_viescore": False}
     (ground,) = reward_from_config(settings.model_copy(update=final), tmp_path / "cache")(some_edits(1))
     assert judge.calls == []  # all in the cache

@@ -114,13 +114,13 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("text", "numbers", "reasoning"), READABLE)
-def test_a_reply_that_is_clear_is_understood(text: str, numbers: tuple[float, ...], reasoning: str) -> None:
+def test_a_clear_reply_is_parsed(text: str, numbers: tuple[float, ...], reasoning: str) -> None:
     reply = parse_scores(text)
     assert (reply.scores, reply.reasoning) == (numbers, reasoning)
 
 
 @pytest.mark.parametrize(("text", "why"), UNREADABLE)
-def test_a_reply_that_is_not_clear_is_refused_with_a_reason(text: str, why: str) -> None:
+def test_an_unclear_reply_is_refused_with_a_reason(text: str, why: str) -> None:
     with pytest.raises(InvalidReplyError, match=why):
         parse_scores(text)
 
@@ -131,9 +131,7 @@ plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}[
 
 @given(st.lists(grades, min_size=1, max_size=4), st.text(st.characters(exclude_categories=["Cs"])), plain, plain)
 @example([6, 0], '"}] ```', "", "")
-def test_json_is_read_back_whatever_stands_around_it(
-    numbers: list[float], reasoning: str, before: str, after: str
-) -> None:
+def test_json_is_parsed_within_any_text(numbers: list[float], reasoning: str, before: str, after: str) -> None:
     if "</think>" in reasoning:
         return
     reply = parse_scores(before + json.dumps({"score": numbers, "reasoning": reasoning}) + after, len(numbers))
@@ -142,7 +140,7 @@ def test_json_is_read_back_whatever_stands_around_it(
 
 
 @given(st.lists(st.floats() | st.integers(), max_size=4))
-def test_only_as_many_numbers_of_the_range_are_ever_read(numbers: list[float]) -> None:
+def test_only_the_given_count_of_scores_is_accepted(numbers: list[float]) -> None:
     text = json.dumps({"score": numbers})
     if len(numbers) == 2 and all(0 <= number <= 10 for number in numbers):
         assert parse_scores(text).scores == tuple(numbers)
@@ -152,7 +150,7 @@ def test_only_as_many_numbers_of_the_range_are_ever_read(numbers: list[float]) -
 
 
 @given(st.text(st.sampled_from("{}[]\"',:.-0123456789eEscoreasonnaninf|V^=` \n<>/") | st.characters(), max_size=80))
-def test_no_text_breaks_the_readers(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     for read in (parse_scores, parse_tag, parse_choice):
         try:
             reply = read(text)
@@ -170,10 +168,10 @@ def test_the_last_tag_counts(number: int, before: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["8", "8/10", "8 out of 10", "**8**", "[8]", "８", "８／１０", "［８］", "8.0", "<score>8"]
+    "number", ["8", "8/10", "8 out of 10", "**8**", "[8]", "８", "８／１０", "［８］", "8.0", "<score>8"]
 )
-def test_a_tag_is_read_however_its_number_is_written(said: str) -> None:
-    assert parse_tag(f"It's there.\n<score>{said}</score>").scores == (8,)
+def test_a_tag_is_parsed_in_any_number_format(number: str) -> None:
+    assert parse_tag(f"It's there.\n<score>{number}</score>").scores == (8,)
 
 
 def test_a_full_width_tag_is_a_tag() -> None:
@@ -203,12 +201,12 @@ def test_a_tag_without_a_whole_number_is_refused(text: str, why: str) -> None:
 @pytest.mark.parametrize(
     ("word", "choice"), [("1", FIRST), (" 2\n", SECOND), ("tie", TIE), ("Tie", TIE), ("２", SECOND), ("[1]", FIRST)]
 )
-def test_a_choice_is_understood(word: str, choice: float) -> None:
+def test_a_clear_choice_is_parsed(word: str, choice: float) -> None:
     reply = parse_choice(f"<think><choice>9</choice></think>Attempt 1 has [1, 2].\n<CHOICE>{word}</choice>")
     assert (reply.scores, reply.reasoning) == ((choice,), "Attempt 1 has [1, 2].")
 
 
-def test_the_same_choice_twice_is_one() -> None:
+def test_a_repeated_choice_counts_once() -> None:
     assert parse_choice("So <choice>2</choice>, then.\n<choice>2</choice>").scores == (SECOND,)
 
 
@@ -228,7 +226,7 @@ def test_the_same_choice_twice_is_one() -> None:
         ("<choice>1</choice><choice>?</choice>", "is not 1, 2 or tie"),
     ],
 )
-def test_a_choice_that_is_not_clear_is_refused(text: str, why: str) -> None:
+def test_an_unclear_choice_is_refused(text: str, why: str) -> None:
     with pytest.raises(InvalidReplyError, match=why):
         parse_choice(text)
 
@@ -237,7 +235,7 @@ PIECES = ("[1", "[1,", "[", "{", '{"', '{"score":', "{score:1,", "{,", '{"a":[',
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_no_reply_takes_long_to_refuse(piece: str) -> None:
+def test_hostile_replies_are_refused_quickly(piece: str) -> None:
     text = (piece * MAX_LENGTH)[: MAX_LENGTH - 6]
     start = time.process_time()
     for read in (parse_scores, parse_tag, parse_choice):

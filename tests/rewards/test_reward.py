@@ -41,7 +41,7 @@ def test_a_function_of_one_edit_becomes_a_reward() -> None:
         (Score(2, {"a": 1, "b": math.nan}, "why"), Score(2.0, {"a": 1.0}, "why")),
     ],
 )
-def test_what_it_may_return(result: float | Score, expected: Score) -> None:
+def test_results_of_a_users_function(result: float | Score, expected: Score) -> None:
     assert reward(lambda _: result)(some_edits(1)) == [expected]
 
 
@@ -67,7 +67,7 @@ def test_what_it_raises_is_named_with_its_edit_and_is_the_cause() -> None:
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_an_error_of_ours_passes() -> None:
+def test_an_earl_error_of_a_users_function_is_passed_on() -> None:
     @reward
     def down(_: Edit) -> float:
         raise JudgeDownError("gone")
@@ -82,7 +82,7 @@ def test_one_edit_alone_is_no_list() -> None:
     assert caught.value.hint
 
 
-def test_it_is_found_by_module_and_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reward_is_imported_by_module_and_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"decorated_{abs(hash(tmp_path))}"
     code = "from earl_cli import reward\n@reward\ndef same(edit): return 2\ndef bare(edit): return edit.edited.mean()\n"
     (tmp_path / f"{name}.py").write_text(code)

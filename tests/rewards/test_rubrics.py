@@ -17,7 +17,7 @@ ground_score = "How near is it, after {instruction}?"
 """
 
 
-def test_the_packages_own_ask_for_what_is_read() -> None:
+def test_the_packages_rubrics_ask_for_parsable_replies() -> None:
     rubrics = load_rubrics()
     assert '{"score": [a, b], "reasoning"' in rubrics.semantic_consistency
     assert '{"score": [a, b], "reasoning"' in rubrics.perceptual_quality
@@ -28,14 +28,14 @@ def test_the_packages_own_ask_for_what_is_read() -> None:
     assert "{instruction}" not in said
 
 
-def test_a_file_takes_their_place(tmp_path: Path) -> None:
+def test_a_file_replaces_the_packages_rubrics(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(OWN, encoding="utf-8-sig")
     assert format_rubric(load_rubrics(path).ground_score, "rain") == "How near is it, after rain?"
     assert [each.name for each in fields(Rubrics)] == list(load_rubrics(path).__dict__)
 
 
-def test_a_file_may_leave_pairs_to_the_packages_own_words(tmp_path: Path) -> None:
+def test_the_pairwise_rubric_is_optional(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(OWN)
     assert load_rubrics(path).pairwise == load_rubrics().pairwise
@@ -57,7 +57,7 @@ def test_a_file_may_leave_pairs_to_the_packages_own_words(tmp_path: Path) -> Non
         (("=", ":"), "can't be read"),
     ],
 )
-def test_a_bad_file_is_named(change: tuple[str, str], why: str, tmp_path: Path) -> None:
+def test_an_error_names_the_invalid_file(change: tuple[str, str], why: str, tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(OWN.replace(*change))
     with pytest.raises(UsageError, match=why) as caught:

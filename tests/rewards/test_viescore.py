@@ -19,7 +19,7 @@ SC = {"edit_success", "overedit", "semantic_consistency"}
 PQ = {"looks_natural", "no_artifact", "perceptual_quality"}
 
 
-def test_viescore_is_the_root_of_the_lesser_numbers(judge: JudgeServer, ask: Ask) -> None:
+def test_viescore_is_the_root_of_the_lesser_scores(judge: JudgeServer, ask: Ask) -> None:
     scores = judged_reward(ask(), load_rubrics(), "viescore")(some_edits(8))
     assert len(judge.calls) == 16
     for score in scores:
@@ -32,7 +32,7 @@ def test_viescore_is_the_root_of_the_lesser_numbers(judge: JudgeServer, ask: Ask
     assert len({score.value for score in scores}) > 3
 
 
-def test_who_sees_what(judge: JudgeServer, ask: Ask) -> None:
+def test_images_of_each_task(judge: JudgeServer, ask: Ask) -> None:
     (edit,) = some_edits(1)
     judged_reward(ask(), load_rubrics(), MIXED_REWARD, ("viescore",))([edit])
     seen = {call.text: call.pictures for call in judge.calls}
@@ -43,7 +43,7 @@ def test_who_sees_what(judge: JudgeServer, ask: Ask) -> None:
     (edited,) = seen[quality]
     assert seen[consistency][1] == seen[ground][1] == edited
     assert len({seen[consistency][0], seen[ground][0], edited}) == 3
-    judge.forget()
+    judge.reset()
     judged_reward(ask(), load_rubrics(), MIXED_REWARD)(
         [replace(edit, source=edit.target)]
     )  # asks about the target as its source
@@ -61,7 +61,7 @@ def test_the_ground_score_and_the_mix(judge: JudgeServer, ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("name", JUDGED_REWARDS)
-def test_no_picture_is_worth_nothing_and_asks_nothing(name: str, judge: JudgeServer, ask: Ask) -> None:
+def test_an_invalid_edit_scores_zero_without_a_prompt(name: str, judge: JudgeServer, ask: Ask) -> None:
     drawn, empty = some_edits(2)
     one, zero = judged_reward(ask(), load_rubrics(), name)([drawn, replace(empty, edited=None, target=None)])
     assert zero.value == 0
@@ -82,8 +82,8 @@ def test_without_a_target_there_is_no_ground_score(judge: JudgeServer, ask: Ask)
     assert whole.value is not None
 
 
-def test_what_can_not_be_had_is_missing_and_the_rest_stays(judge: JudgeServer, ask: Ask) -> None:
-    judge.breaks = "make it snowy"
+def test_a_missing_score_leaves_the_others(judge: JudgeServer, ask: Ask) -> None:
+    judge.fails_on = "make it snowy"
     (score,) = judged_reward(ask(), load_rubrics(), "viescore")(some_edits(1))
     assert score.value is None
     assert set(score.parts) == PQ
@@ -94,18 +94,18 @@ def test_what_can_not_be_had_is_missing_and_the_rest_stays(judge: JudgeServer, a
 def test_faults_change_no_score(judge: JudgeServer, ask: Ask) -> None:
     reward = judged_reward(ask(timeout=0.5), load_rubrics(), "viescore", ("ground_score",))
     healthy = reward(some_edits(20))
-    judge.forget()
+    judge.reset()
     judge.faults = Faults(0.3, slow=0.6)
     assert reward(some_edits(20)) == healthy
     assert any(call.fault for call in judge.calls)
 
 
-def test_the_sizes_of_pictures_may_differ(judge: JudgeServer, ask: Ask) -> None:
+def test_the_sizes_of_edits_may_differ(judge: JudgeServer, ask: Ask) -> None:
     edits = [replace(edit, edited=picture(1, side=40)) for edit in some_edits(1)]
     assert judged_reward(ask(), load_rubrics(), "viescore")(edits)[0].value is not None
 
 
-def test_the_judges_words_stand_by_what_they_explain(judge: JudgeServer, ask: Ask) -> None:
+def test_explanations_are_keyed_by_task(judge: JudgeServer, ask: Ask) -> None:
     (score,) = judged_reward(ask(), load_rubrics(), "viescore", ("ground_score",))(some_edits(1))
     assert score.explanations == {
         "sc": "It's there [mostly].",
@@ -115,8 +115,8 @@ def test_the_judges_words_stand_by_what_they_explain(judge: JudgeServer, ask: As
     assert score.missing == {}
 
 
-def test_what_is_missing_says_why_by_its_name(judge: JudgeServer, ask: Ask) -> None:
-    judge.breaks = "make it snowy"
+def test_missing_scores_have_reasons_by_name(judge: JudgeServer, ask: Ask) -> None:
+    judge.fails_on = "make it snowy"
     edits = [replace(edit, target=None) for edit in some_edits(1)]
     (score,) = judged_reward(ask(), load_rubrics(), "viescore", ("ground_score",))(edits)
     assert score.missing.keys() == {"semantic_consistency", "ground_score"}
@@ -126,15 +126,15 @@ def test_what_is_missing_says_why_by_its_name(judge: JudgeServer, ask: Ask) -> N
     assert score.explanations == {"pq": "It's there [mostly]."}
 
 
-def test_what_was_never_drawn_has_neither_words_nor_gaps(judge: JudgeServer, ask: Ask) -> None:
+def test_an_invalid_edit_has_no_explanations(judge: JudgeServer, ask: Ask) -> None:
     (edit,) = some_edits(1)
     (score,) = judged_reward(ask(), load_rubrics(), "viescore")([replace(edit, edited=None)])
     assert (score.explanations, score.missing) == ({}, {})
     assert score.reason == "the edit is invalid or incomplete"
 
 
-def test_a_weighted_sum_keeps_all_words(judge: JudgeServer, ask: Ask) -> None:
-    judge.breaks = "show the"  # what the ground score alone asks
+def test_a_weighted_sum_keeps_all_reasons(judge: JudgeServer, ask: Ask) -> None:
+    judge.fails_on = "show the"  # what the ground score alone asks
     (score,) = load_reward({"viescore": 1, "ground_score": 1}, ask(), load_rubrics())(some_edits(1))
     assert score.value is None
     assert score.explanations.keys() == {"viescore.sc", "viescore.pq"}
