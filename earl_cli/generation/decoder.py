@@ -1,9 +1,9 @@
-"""The forward pass for sampling: every prompt held once for all its completions, their own tokens in a static cache.
+"""The forward pass for sampling: a prompt is cached once for all its completions, their own tokens in a static cache.
 
-It computes what the model's own forward pass computes, with the model's own layers, whatever they have been replaced by
-(quantized or adapted ones), or from copies of plain ones that suit few rows; a decoder lives for one batch, so the
-weights may change between two. Attention over a prompt and over a completion's own tokens are two sums with one
-normaliser, joined by their log-sums.
+The result is that of the model's own forward pass. It uses the model's layers as they are (also quantized or adapted
+ones), or copies of plain linear layers packed for few rows. A decoder is made for one batch, so weights may change
+between two batches. Attention over the prompt and over a completion's own tokens are computed apart and merged by their
+log-sum-exps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 MIN_ROWS = 4
-"""Matrix kernels round a row alike in any company of at least so many rows."""
+"""From this number of rows on, matrix kernels round a row the same whatever the number of rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class Decoder:
     def prefill(self, prompt: Sequence[int], copies: int) -> Tensor:
         """Runs a prompt for the next ``copies`` completions; returns Float[hidden] at its last token.
 
-        A prompt runs alone, so that nothing beside it can change its bits.
+        A prompt runs alone, so its bits don't depend on other prompts.
         """
         keys: list[Tensor] = []
         values: list[Tensor] = []
@@ -129,7 +129,7 @@ class Decoder:
     def _forward(
         self, ids: Tensor, cos: Tensor, sin: Tensor, projections: Sequence[LayerProjections], attend: Attend
     ) -> Tensor:
-        """Normed hidden states Float[rows, tokens, hidden]; ``attend`` mixes one layer's values, and stores them."""
+        """Normalised hidden states Float[rows, tokens, hidden]; ``attend`` is one layer's attention with its cache."""
         hidden = self.model.model.embed_tokens(ids)
         for index, (layer, projection) in enumerate(zip(self.layers, projections, strict=True)):
             states = projection.qkv(layer.input_layernorm(hidden)).view(*ids.shape, -1, self.width)
@@ -244,7 +244,7 @@ def _prompt_attention(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tens
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attention Float[batch, heads, rows, width] and the logarithm of its normaliser Float[batch, heads, rows].
 
-    On a CPU the logarithm is a Float64, in which the two kinds of loop that its functions have round alike.
+    On a CPU the logarithm is Float64, so that vectorised and scalar loops round alike.
     """
     if query.device.type == "cpu":
         mixed, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=mask)
@@ -253,7 +253,7 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None)
 
 
 def plain_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The same by its definition, in float32, on any device: a step has few rows, so nothing large is ever held."""
+    """The same by definition, in float32, on any device; the matrix of scores is small, since a step has few rows."""
     scores = query.float() @ keys.float().transpose(-1, -2) * query.shape[-1] ** -0.5
     scores = scores if mask is None else scores + mask
     log = scores.logsumexp(dim=-1)

@@ -1,4 +1,4 @@
-"""What the Python API takes and gives: an image to be edited, and its edit with all that is known of it."""
+"""Requests and results of the Python API: an image to be edited, and its edit with what is known of it."""
 
 from __future__ import annotations
 
@@ -75,16 +75,16 @@ class ImageRequest:
 
     @cached_property
     def file(self) -> ImageFile:
-        """The image as the model takes it. Raises InputError."""
+        """The opened image. Raises InputError."""
         return open_input(self.given, name=self.name, max_pixels=self.max_pixels)
 
     def job(self) -> EditJob:
-        """What is to be sampled. Raises InputError for an image that can't be opened."""
+        """The job to be sampled. Raises InputError for an image that can't be opened."""
         return EditJob(self.file.rgb, self.instruction, self.seeds)
 
     @property
     def source(self) -> str:
-        """What the image is called."""
+        """The image's name in results."""
         return os.fspath(self.given) if isinstance(self.given, str | os.PathLike) else self.name
 
 

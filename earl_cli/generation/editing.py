@@ -32,16 +32,16 @@ SHEET_GAP = 8
 
 @dataclass(frozen=True, eq=False)
 class EditJob:
-    """An upright RGB picture, what to do with it, and a seed for each variant to be sampled."""
+    """An upright RGB image, an instruction, and a seed for each variant to be sampled."""
 
-    picture: Image.Image
+    image: Image.Image
     instruction: str
     seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class EditSettings:
-    """What all jobs of one run share."""
+    """Settings that all jobs of a batch share."""
 
     sampling: SamplingParams
     mode: Mode = "edit"
@@ -52,7 +52,7 @@ class EditSettings:
 class SampledEdit:
     """One sampled variant: ``source`` int64[h, w] are the codes of the given image, ``completion`` is what was sampled.
 
-    ``effects`` are all that what was asked for can do to a photo, as in `earl_cli.images.compose.compose`.
+    ``effects`` are those that the instruction's kind of edit can have on a photo (`earl_cli.images.compose.compose`).
     """
 
     source: NDArray[np.int64]
@@ -63,7 +63,7 @@ class SampledEdit:
 
 @dataclass(frozen=True, eq=False)
 class RenderedEdit:
-    """An edited picture, and in words what is wrong with it; None if nothing is known to be."""
+    """An edited image and its ``problem`` in words, None if none is known."""
 
     image: Image.Image
     problem: str | None
@@ -77,55 +77,57 @@ def sample_edits(
     on_progress: Callable[[int, int], None] | None = None,
     on_sampled: Callable[[int, list[SampledEdit]], None] | None = None,
 ) -> list[list[SampledEdit]]:
-    """Sample every variant of every job in one batch: for each job a draft for each seed.
+    """Sample every variant of every job in one batch: for each job an edit for each seed.
 
     The prompt has the instruction as `earl_cli.models.abilities.understand` gives it. ``on_sampled`` gets a job's index
     and edits as soon as all of them are there, while other jobs are still being sampled.
     """
-    sources = [encode_image(model, job.picture, settings.image_area) for job in jobs]
+    sources = [encode_image(model, job.image, settings.image_area) for job in jobs]
     grids = [Grid(*codes.shape) if settings.mode == "edit" else None for codes in sources]
     requests = []
-    asked = [understand(job.instruction, model.abilities) for job in jobs]
-    for job, codes, grid, understood in zip(jobs, sources, grids, asked, strict=True):
-        prompt = model.layout.prompt(codes, understood.text, settings.mode, grid)
+    understood = [understand(job.instruction, model.abilities) for job in jobs]
+    for job, codes, grid, found in zip(jobs, sources, grids, understood, strict=True):
+        prompt = model.layout.prompt(codes, found.text, settings.mode, grid)
         requests.append(SamplingRequest(tuple(prompt.tolist()), settings.mode, grid, job.seeds))
-    drawn: list[dict[int, SampledEdit]] = [{} for _ in jobs]
+    sampled: list[dict[int, SampledEdit]] = [{} for _ in jobs]
 
     def in_order(number: int) -> list[SampledEdit]:
-        return [drawn[number][index] for index in range(len(jobs[number].seeds))]
+        return [sampled[number][index] for index in range(len(jobs[number].seeds))]
 
     def take(number: int, index: int, completion: Completion) -> None:
         parsed = model.layout.parse_completion(completion.ids, settings.mode, grids[number])
-        drawn[number][index] = SampledEdit(sources[number], jobs[number].seeds[index], parsed, asked[number].effects)
-        if on_sampled is not None and len(drawn[number]) == len(jobs[number].seeds):
+        sampled[number][index] = SampledEdit(
+            sources[number], jobs[number].seeds[index], parsed, understood[number].effects
+        )
+        if on_sampled is not None and len(sampled[number]) == len(jobs[number].seeds):
             on_sampled(number, in_order(number))
 
     engine.generate(requests, settings.sampling, on_progress, take)
     return [in_order(number) for number in range(len(jobs))]
 
 
-def encode_image(model: EarlModel, picture: Image.Image, image_area: int | None = None) -> NDArray[np.int64]:
-    """An RGB picture's codes int64[h, w], at ``image_area`` pixels or at the model's own area and in its own shapes.
+def encode_image(model: EarlModel, image: Image.Image, image_area: int | None = None) -> NDArray[np.int64]:
+    """Codes int64[h, w] of an RGB image, at ``image_area`` pixels or at the model's own area and grids.
 
-    One picture at a time, so that its codes don't depend on what else is edited. Raises InputError, before anything is
-    computed, if the model has no room for it and its edit.
+    Images are encoded one at a time, so that codes don't depend on the batch. Raises InputError, before anything is
+    computed, if the image and its edit have more tokens than the model has positions.
     """
     from earl_cli.models.vision import encode, pixels_of, spatial_factor
 
     area, grids = (model.image_area, model.grids) if image_area is None else (image_area, ())
     cell, positions = spatial_factor(model.vision), int(model.language.config.max_position_embeddings)
-    width, height = model_size(*picture.size, area, cell, grids)
+    width, height = model_size(*image.size, area, cell, grids)
     grid = Grid(height // cell, width // cell)
     if 2 * grid.tokens > positions:
-        what = f"a picture of {grid} codes and its edit are more than the model's {positions} positions"
+        what = f"an image of {grid} codes and its edit are more than the model's {positions} positions"
         raise InputError(what, hint="a smaller image area takes fewer tokens")
-    small = resize_to_area(picture, area, cell, grids)
+    small = resize_to_area(image, area, cell, grids)
     codes = encode(model.vision, pixels_of([small], model.vision.device, model.vision.dtype))
     return codes[0].cpu().numpy().astype(np.int64)
 
 
 def decode_image(model: EarlModel, codes: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The small picture that codes [h, w] stand for, float32[H, W, 3] in 0…1, `spatial_factor` pixels a code."""
+    """The image of codes [h, w]: float32[H, W, 3] in 0…1, a side of `spatial_factor` pixels for each code."""
     import torch
 
     from earl_cli.models.vision import decode
@@ -135,33 +137,35 @@ def decode_image(model: EarlModel, codes: NDArray[np.int64]) -> NDArray[np.float
 
 
 def render_edit(
-    model: EarlModel, picture: Image.Image, before: NDArray[np.float32], variant: SampledEdit, size: OutputSize
+    model: EarlModel, image: Image.Image, before: NDArray[np.float32], variant: SampledEdit, size: OutputSize
 ) -> RenderedEdit:
-    """The edited picture: what the model drew, or its change brought to the photo at the photo's own size.
+    """The edited image: the model's own (``size`` "model"), or its change applied to ``image`` at its size ("source").
 
-    ``picture`` is RGB or, where something is transparent, RGBA, and so is its edit at its own size.
-    ``before`` is what :func:`decode_image` makes of the draft's source. Raises ModelError if the model drew no picture.
+    ``image`` is RGB or, where something is transparent, RGBA, and so is its edit at its size. ``before`` is
+    `decode_image` of the variant's source codes. Raises ModelError if the completion holds no image.
     """
     completion = variant.completion
     if completion.codes is None:
         raise ModelError(
-            f"the model drew no picture: {completion.problem}", hint=f"try another seed than {variant.seed}"
+            f"the model generated no image: {completion.problem}", hint=f"try another seed than {variant.seed}"
         )
     after = decode_image(model, completion.codes)
     if size == "model":
         return RenderedEdit(Image.fromarray(np.round(after * 255).astype(np.uint8)), completion.problem)
     height, width = (CELL * side for side in variant.source.shape)
-    before, after = (_resize(each, width, height) for each in (before, after))  # who thinks may choose another grid
-    composed, missing = compose(np.asarray(picture), before, after, variant.effects)
-    problem = f"what the model drew shows no {' and no '.join(missing)}" if missing else None
+    before, after = (
+        _resize(each, width, height) for each in (before, after)
+    )  # with reasoning the model may choose another grid
+    composed, missing = compose(np.asarray(image), before, after, variant.effects)
+    problem = f"the model's image shows no {' and no '.join(missing)}" if missing else None
     return RenderedEdit(Image.fromarray(composed), "; ".join(filter(None, (completion.problem, problem))) or None)
 
 
-def provenance(model: str, asked: Understood, seed: str, settings: EditSettings) -> dict[str, str]:
-    """What a file should remember of its edit, so that it can be made again; ``model`` is the model's name."""
+def provenance(model: str, understood: Understood, seed: str, settings: EditSettings) -> dict[str, str]:
+    """Texts for an image file's metadata, from which the edit can be repeated; ``model`` is the model's name."""
     return {
-        "instruction": asked.instruction,
-        **({"understood as": asked.text} if asked.remark else {}),
+        "instruction": understood.instruction,
+        **({"understood as": understood.text} if understood.remark else {}),
         "seed": seed,
         "model": model,
         "version": f"earl {version()}",
@@ -170,7 +174,7 @@ def provenance(model: str, asked: Understood, seed: str, settings: EditSettings)
 
 
 def contact_sheet(tiles: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Pictures side by side on white, in a square by default, each as large as the first; at most 8192 pixels wide."""
+    """Images side by side on white, by default in a square, each as large as the first; at most 8192 pixels wide."""
     columns = columns or ceil(len(tiles) ** 0.5)
     rows = ceil(len(tiles) / columns)
     width, height = tiles[0].size

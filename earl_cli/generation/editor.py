@@ -1,6 +1,6 @@
-"""A model with its engine, ready to edit: what ``import earl_cli`` gives, and the commands use.
+"""A loaded model with its engine, ready to edit: used by commands, and public as ``from earl_cli import load_editor``.
 
-What the caller leaves open is chosen as the model itself would.
+Settings that the caller leaves open are the model's own.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ EngineName = Literal["auto", "transformers", "vllm"]
 class Editor:
     """A loaded model, as `load_editor` gives it: `edit` one image, `variants` of one, or `edit_many`.
 
-    Threads may share an editor: it samples one batch at a time, and an edit doesn't depend on what is sampled beside
-    it. Processes each load their own. With the engine vllm, `close` ends the engine, as does the end of a ``with``.
+    Threads may share an editor: it samples one batch at a time, and an edit doesn't depend on its
+    batch. Processes each load their own. With the engine vllm, `close` ends the engine, as does the end of a ``with``.
     """
 
     model: EarlModel
@@ -297,7 +297,7 @@ def _whole(value: object, least: int, most: int, name: str) -> int:
 
 
 def _for_each(given: object, checked: Callable[[object], Checked]) -> list[Checked] | repeat[Checked]:
-    """The entries of a sequence, or one thing again and again."""
+    """The checked entries of a sequence, or one checked value repeated."""
     if isinstance(given, Sequence) and not isinstance(given, str):
         return [checked(each) for each in given]
     return repeat(checked(given))
@@ -348,7 +348,7 @@ def load_editor(
 
 
 def uses_vllm(engine: EngineName, device: str, parameters: Callable[[], int]) -> bool:
-    """Whether vLLM samples: where it is asked for, and by itself where it is installed for a large model on a GPU."""
+    """Whether vLLM is the engine: where it is chosen, or with "auto" for a large model on a GPU if it is installed."""
     if engine != "auto":
         return engine == "vllm"
     return has_vllm() and choose_device(device).type == "cuda" and 4 * parameters() >= LARGE_BYTES
@@ -371,7 +371,7 @@ def _with_vllm(
 
 
 def _settings(model: EarlModel, sampling: Mapping[str, float], mode: Mode, image_area: int | None) -> EditSettings:
-    """What all pictures share; sizes that the model was never trained on are said aloud."""
+    """The settings of all edits; warns about an image area that the model was not trained on."""
     if image_area is not None and model.grids:
         known = f"{len(model.grids)} shapes of about {model.image_area} pixels"
         log.warning(f"image area {image_area}: {model.name} was trained on {known} only, so the results are guesses")
@@ -381,8 +381,8 @@ def _settings(model: EarlModel, sampling: Mapping[str, float], mode: Mode, image
 def _threads(model: EarlModel) -> int | None:
     """One thread for a small model on a CPU, unless OMP_NUM_THREADS says otherwise; None leaves it to torch.
 
-    Its matrices are too small to share, and threads that wait for each other take minutes on a busy machine. The sums
-    are then the same on every number of cores, too.
+    Its matrices are too small to be split, and on a busy machine waiting for several threads can take minutes. With one
+    thread, sums are also the same on every number of cores.
     """
     is_small = (
         model.device.type == "cpu" and model.plan.needed < SINGLE_THREAD_BYTES and "OMP_NUM_THREADS" not in os.environ

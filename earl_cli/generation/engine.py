@@ -1,4 +1,4 @@
-"""What every sampling engine takes and gives: prompts as ids in, completions that obey the grammar out."""
+"""The interface of the sampling engines: prompts as ids in, completions that obey the grammar out."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 
 MAX_TEXT_TOKENS = 1024
 EXPECTED_TEXT_TOKENS = 256
-"""Tokens of text before a picture that are reckoned with, until a model writes more."""
+"""How many tokens of text before an image are expected, until a completion has more."""
 
 OnProgress = Callable[[int, int], None]
-"""Called with the tokens that are done and the tokens expected in all; the second may change as pictures begin."""
+"""Called with the number of sampled tokens and of expected tokens; the second may change when an image begins."""
 
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """One prompt (ids as `SequenceLayout.prompt` makes them) and a completion to be drawn for each seed.
+    """One prompt (ids as `SequenceLayout.prompt` makes them); one completion is sampled for each seed.
 
-    ``grid`` is the edited picture's in edit mode; in the other modes it is the one to fall back on. None stands for the
-    source picture's own. Without ``grammar`` any id may come at any place. ``overlong`` is the grammar's.
+    ``grid`` is the edited image's in edit mode; in the other modes it is the default grid. None stands for the source
+    image's grid. Without ``grammar`` any id is allowed at any position. ``overlong`` is the grammar's.
     """
 
     prompt: tuple[int, ...]
@@ -40,11 +40,11 @@ class SamplingRequest:
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """What followed a prompt: ``ids`` int64[n], with eos and without pad.
+    """The tokens after a prompt: ``ids`` int64[n], with eos and without pad.
 
     ``logprobs`` float32[n] are log-probabilities among the ids that the grammar allowed, at the temperature (at 1 where
-    it is 0), before top-k and top-p; 0 where the grammar left no choice. ``sampled`` bool[n] says where it left one.
-    ``finished`` is False where the model's positions ran out before eos.
+    it is 0) and before any other sampling parameter; 0 where the grammar allowed a single id. ``sampled`` bool[n] is
+    False there. ``finished`` is False where the model's positions ran out before eos.
     """
 
     ids: NDArray[np.int64]
@@ -55,7 +55,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class SequenceLimits:
-    """``text`` tokens at most before a picture in the modes that have some, ``positions`` for prompt and completion."""
+    """At most ``text`` tokens before an image in reasoning and mixed mode, ``positions`` for prompt and completion."""
 
     text: int
     positions: int
@@ -63,18 +63,18 @@ class SequenceLimits:
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """Where a request's completions begin; ``expected_length`` is what each is likely to take, its prompt included."""
+    """A checked request: the state in which its completions begin, and the expected length of prompt and completion."""
 
     state: GrammarState | FreeState
     expected_length: int
 
 
 OnCompletion = Callable[[int, int, Completion], None]
-"""Called as soon as a completion is there, in any order: the number of its request, of its seed, and the completion."""
+"""Called with each completion when it is done, in any order: index of its request, index of its seed, completion."""
 
 
 class Engine(Protocol):
-    """Draws completions; each depends on its prompt, its seed and the sampling, not on what is drawn beside it."""
+    """Samples completions; each depends on its prompt, its seed and the sampling parameters, not on its batch."""
 
     def generate(
         self,
@@ -83,11 +83,11 @@ class Engine(Protocol):
         on_progress: OnProgress | None = None,
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
-        """For each request a completion for each seed, in order. Raises InputError for a request that can't be met."""
+        """For each request a completion for each seed, in order. Raises InputError for an invalid request."""
 
 
 def request_grid(request: SamplingRequest, layout: SequenceLayout) -> Grid:
-    """The request's grid, or that of the source picture in its prompt. Raises InputError if neither is there."""
+    """The request's grid, or that of the source image in its prompt. Raises InputError if there is neither."""
     if request.grid is not None:
         return request.grid
     head = list(request.prompt[:16])
@@ -95,15 +95,15 @@ def request_grid(request: SamplingRequest, layout: SequenceLayout) -> Grid:
         grid = Grid.read(layout.text.decode(head[2 : head.index(layout.vocabulary.img)]))
         if grid is not None:
             return grid
-    raise InputError("a request without a grid needs a prompt that begins with bos and a picture", where="prompt")
+    raise InputError("a request without a grid needs a prompt that begins with bos and an image", where="prompt")
 
 
 def prepare_request(
     request: SamplingRequest, layout: SequenceLayout, limits: SequenceLimits, where: str
 ) -> PreparedRequest:
-    """Checks a request; its expected_length is exact in edit mode, and elsewhere what it starts with.
+    """Check a request. Its expected length is exact in edit mode, and a first guess in the other modes.
 
-    Raises InputError for a prompt that isn't one, or is too long.
+    Raises InputError for an invalid prompt, or one that is too long.
     """
     grid, vocabulary = request_grid(request, layout), layout.vocabulary
     if not request.prompt:
@@ -116,7 +116,7 @@ def prepare_request(
     in_image = isinstance(state, GrammarState) and state.image is not None
     min_length = len(request.prompt) + (0 if in_image else len(layout.opening(grid))) + grid.tokens + 1
     if min_length > limits.positions:
-        what = f"a prompt of {len(request.prompt)} tokens and a picture of {grid} codes"
+        what = f"a prompt of {len(request.prompt)} tokens and an image of {grid} codes"
         what = f"{what} are more than the model's {limits.positions} positions"
         raise InputError(what, where=where, hint="a smaller image area takes fewer tokens")
     expected_length = min(min_length + (0 if in_image else min(limits.text, EXPECTED_TEXT_TOKENS)), limits.positions)

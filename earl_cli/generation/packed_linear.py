@@ -1,8 +1,8 @@
-"""The matrix products of a decoding step, which has few rows: on a CPU their weights are laid out for just so many.
+"""Linear projections of a decoding step, which has few rows: on a CPU with weights packed for that number of rows.
 
-A plain product of eight rows spends half its time on bringing the weights into the order that the kernel wants. oneDNN
-keeps them in that order, reached here as a 1x1 convolution over rows. Other devices, types, large models and layers
-that aren't plain linear ones use the layers themselves.
+A plain product of eight rows spends half its time on reordering the weights for the kernel. oneDNN can keep them in
+that order, through a 1x1 convolution over rows. On other devices, in other dtypes, for large models and for layers that
+aren't plain linear ones the layers themselves are called.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch.nn.functional import linear
 Projection = Callable[[Tensor], Tensor]
 
 MAX_PACKED_BYTES = 256_000_000
-"""Above this the copies would cost more memory than they are worth."""
+"""The most memory for packed copies; larger models are not packed."""
 
 MIN_PACKED_SIZE = 1 << 17
-"""Numbers in a matrix from which a copy pays; a smaller one is read faster than a convolution is set up."""
+"""Elements of the smallest matrix that is packed; for smaller ones the convolution is slower."""
 
 MAX_COPIES = 2
-"""Row counts that a copy is kept for: a step of one token for every lane, and one of two."""
+"""Row counts for which a copy is kept: steps of one and of two tokens a completion."""
 
 
 @dataclass(frozen=True)
 class LayerProjections:
-    """A decoder layer's products: queries, keys and values side by side; the output; gate and up side by side; down."""
+    """A decoder layer's projections: queries, keys and values as one; the output; gate and up as one; down."""
 
     qkv: Projection
     out: Projection
@@ -38,7 +38,7 @@ class LayerProjections:
 
 
 def layer_projections(layers: Sequence[Any], *, packed: bool = False) -> list[LayerProjections]:
-    """The products of every layer, for inputs Float[..., in]; ``packed`` from copies for few rows, where that pays."""
+    """The projections of every layer, for inputs Float[..., in]; ``packed`` for few rows where that is faster."""
     groups = [
         (
             (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
@@ -63,9 +63,9 @@ def head_projection(head: nn.Module, start: int, stop: int) -> Projection:
 
 
 def pack(weights: Sequence[Tensor]) -> Projection:
-    """The product with weights Float[out, in] one below the other, each row count from a copy of its own layout.
+    """The projection with weights Float[out, in] stacked, from a copy packed for each row count.
 
-    A copy in the layout of another row count would be laid out again at every call.
+    A copy packed for another row count would be reordered at every call.
     """
     weight = torch.cat([each.detach() for each in weights])
     if weight.numel() < MIN_PACKED_SIZE:

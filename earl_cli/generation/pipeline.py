@@ -1,4 +1,4 @@
-"""Many edits in batches: what the engine has sampled is decoded, composed and saved while it samples the next ones."""
+"""Edits in batches: a thread decodes, composes and saves sampled edits while the engine samples the next ones."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OnSampled: TypeAlias = Callable[[int, list[SampledEdit]], None]
 
 @dataclass(frozen=True, eq=False)
 class EditSteps(Generic[Item, Outcome]):
-    """What is done with each item beside sampling.
+    """The steps for each item besides sampling.
 
-    ``job`` is what is to be sampled for it. ``finish`` makes its outcome of its sampled edits; the event is set if the
-    work is stopped. ``fail`` makes the outcome of an item for which anything was raised before. Both run in a
-    second thread, while the first one samples, one item at a time.
+    ``job`` gives its job. ``finish`` makes its outcome from its sampled edits, and gets an event that is set when the
+    work is cancelled; ``fail`` makes the outcome of an item for which an earlier step raised. Both run in one other
+    thread, one item at a time.
     """
 
     job: Callable[[Item], EditJob]
@@ -44,9 +44,9 @@ def run_in_batches(
 ) -> Iterator[Outcome]:
     """The outcome of every item, in order; ``sample`` samples a batch of ``at_once`` jobs.
 
-    While a batch is sampled, what was sampled before it is finished; no more than two batches are open. Where a batch
-    fails, each of its items that isn't done is tried alone, so that one costs the others nothing. ``threads`` are those
-    of `PostprocessThread`.
+    While a batch is sampled, the edits of the one before are finished; at most two batches are in memory. If sampling a
+    batch fails, each of its unfinished items is tried alone, so that a failure affects one item only. ``threads`` are
+    those of `PostprocessThread`.
     """
     remaining = iter(items)
     waiting: deque[Future[Outcome]] = deque()
@@ -65,13 +65,13 @@ def _sampled(
     sample: Callable[[Sequence[EditJob], OnSampled], object],
     thread: PostprocessThread,
 ) -> list[Future[Outcome]]:
-    """An outcome to come for each item of a batch, all of which are sampled by now."""
+    """Sample a batch; a future outcome for each of its items."""
     outcomes: dict[int, Future[Outcome]] = {}
     jobs: dict[int, EditJob] = {}
     for number, item in enumerate(batch):
         try:
             jobs[number] = steps.job(item)
-        except Exception as failure:  # whatever is wrong with one image must not cost the others
+        except Exception as failure:  # a failure affects this item only
             outcomes[number] = thread.submit(steps.fail, item, failure)
     numbers = list(jobs)
 
@@ -84,7 +84,7 @@ def _sampled(
             sample(list(jobs.values()), take)
     except BrokenPipeError:
         raise
-    except Exception as failure:  # tried again one by one, as one may be at fault
+    except Exception as failure:  # recorded, or each item is tried alone
         for number in [each for each in numbers if each not in outcomes]:
             if len(numbers) == 1:
                 outcomes[number] = thread.submit(steps.fail, batch[number], failure)
@@ -94,17 +94,17 @@ def _sampled(
 
 
 class PostprocessThread(ThreadPoolExecutor):
-    """One thread beside the one that samples; it gives the bits that this one would give.
+    """One worker thread besides the sampling thread; its results have the same bits as this thread's.
 
-    torch counts threads by the thread, and convolutions round by their number, so ``threads``, or this thread's number,
-    is taken over. Gradients, inference and autocast are by the thread as well, and as at first: what is done here sets
-    what it needs.
-    At the end of a ``with``, by an error or Ctrl-C too, what hasn't begun is dropped and what has is waited for, so
-    results that are wanted are to be waited for inside; work of several steps looks at ``stopping`` between them.
+    torch's number of threads is a setting of each thread, and the rounding of convolutions depends on it, so the worker
+    gets ``threads``, or this thread's number. Gradient, inference and autocast modes are per thread too, and have their
+    defaults in the worker: functions set what they need. At the end of a ``with``, also after an error or Ctrl-C, tasks
+    that haven't begun are cancelled and the running one is waited for; wait for wanted results inside the ``with``.
+    Tasks of several steps check ``stopping`` between them.
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        super().__init__(1, "beside", torch.set_num_threads, (threads or torch.get_num_threads(),))
+        super().__init__(1, "postprocess", torch.set_num_threads, (threads or torch.get_num_threads(),))
         self.stopping = Event()
 
     def __exit__(self, *_: object) -> None:

@@ -13,7 +13,7 @@ from earl_cli.errors import UsageError
 
 
 def uniforms(seed: int, count: int) -> Tensor:
-    """The numbers Float64[count] in [0, 1) that decide a completion, number i its token i; the same on every machine.
+    """Random numbers Float64[count] in [0, 1) of a completion, number i for token i; the same on every machine.
 
     Raises UsageError for a seed outside 64 bits.
     """
@@ -56,5 +56,5 @@ def _columns(scores: Tensor, uniform: Tensor, sampling: SamplingParams) -> Tenso
     steps = weights.cumsum(dim=-1)
     total = steps[:, -1:].contiguous()
     found = torch.searchsorted(steps, uniform.to(steps.dtype).to(steps.device)[:, None] * total, right=True)
-    last = torch.searchsorted(steps, total)  # where rounding takes the aim up to the total itself
-    return torch.minimum(found, last)[:, 0].clamp(max=scores.shape[-1] - 1)  # beyond only if scores are no numbers
+    last = torch.searchsorted(steps, total)  # where rounding gives the total itself
+    return torch.minimum(found, last)[:, 0].clamp(max=scores.shape[-1] - 1)  # beyond only where scores are NaN

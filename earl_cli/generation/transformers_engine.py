@@ -1,10 +1,10 @@
-"""The engine that samples with the transformers model itself: every prompt once, then all completions side by side.
+"""The engine transformers: samples with the transformers model itself, every prompt once, then a batch of completions.
 
-A completion depends on its own seed: its random numbers are its own, its prompt runs alone, and the sequences beside it
-never enter its sums. What company can still change is the last bit of a logit, where another number of rows gets
-another matrix kernel, and a bit decides only where two ids are as good as equal. On a CPU in float32, batches below
-eight are padded to four or eight sequences, from where on the kernels round alike, so sequences of one grid agree bit
-for bit; sequences of different grids are masked, which may cost the last bit, as may another batch size on a GPU.
+A completion doesn't depend on its batch: it has its own random numbers, its prompt runs alone, and other sequences
+don't enter its sums. The batch size can change only the last bit of a logit, by another matrix kernel, which matters
+only where two ids are almost equally likely. On a CPU in float32, batches below eight are padded to four or eight
+sequences, from which on kernels round alike, so sequences of one grid agree bit for bit. Sequences of different grids
+are masked, which may change the last bit, as may another batch size on a GPU.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Sequence:
-    """A completion under way: ``prompt`` tokens were given, ``length`` of its own are cached, ``pending`` come next."""
+    """An unfinished completion after ``prompt`` tokens: ``length`` of its tokens are cached, ``pending`` come next."""
 
     request: int
     index: int
@@ -67,14 +67,14 @@ class _Sequence:
         self.state = self.state.advance(token)
 
     def append_forced(self) -> None:
-        """Everything that the grammar leaves no choice about, up to the next choice or eos."""
+        """Append all forced tokens, up to the next one to be sampled or eos."""
         while not self.state.done and (token := self.state.allowed().forced) is not None:
             self.append(token, 0.0, sampled=False)
 
 
 @dataclass(frozen=True)
 class _RequestPart:
-    """A request with the indices of the completions to draw, and the tokens that each will hold in the cache."""
+    """Some completions of a request, by their indices; each is expected to take ``expected_length`` tokens of cache."""
 
     request: int
     indices: tuple[int, ...]
@@ -84,11 +84,10 @@ class _RequestPart:
 
 
 class TransformersEngine:
-    """Samples from an `Emu3ForCausalLM` where it is, in the type it has; its weights may change between two calls.
+    """Samples from an `Emu3ForCausalLM` on its device, in its dtype; its weights may change between two calls.
 
-    ``max_batch_tokens``: how many tokens the cache may hold at once; None takes half of the free memory.
-    ``max_text_tokens`` limits the text before a picture in the modes that have some, ``max_positions`` a prompt and its
-    completion together, below what the model has.
+    ``max_batch_tokens`` is the size of the cache in tokens; None takes half of the free memory. ``max_text_tokens``
+    limits the text before an image in reasoning and mixed mode, ``max_positions`` prompt and completion together.
     Raises ModelError if the model's vocabulary isn't the layout's.
     """
 
@@ -117,7 +116,7 @@ class TransformersEngine:
     ) -> list[list[Completion]]:
         """For each request one completion for each seed, in order.
 
-        ``on_progress`` is called after every step. Raises InputError for a prompt that isn't one or is too long.
+        ``on_progress`` is called after every step. Raises InputError for a prompt that is invalid or too long.
         """
         parts = [self._prepare(index, request) for index, request in enumerate(requests)]
         done: dict[tuple[int, int], Completion] = {}
@@ -167,7 +166,7 @@ class TransformersEngine:
         return numbers
 
     def _batches(self, parts: Sequence[_RequestPart]) -> Iterable[list[_RequestPart]]:
-        """Jobs in batches within the budget of tokens, those of one length together; at least one completion each."""
+        """Parts in batches within the budget of tokens, sorted by length; at least one completion each."""
         budget = self.max_batch_tokens or self._budget()
         batch: list[_RequestPart] = []
         sequences = longest = 0
@@ -197,7 +196,7 @@ class TransformersEngine:
     def _run(
         self, batch: Sequence[_RequestPart], sequences: list[_Sequence], sampling: SamplingParams
     ) -> Iterable[list[_Sequence]]:
-        """Fills ``sequences`` in place; yields after every token those that it ended."""
+        """Extends ``sequences`` in place; after every token yields those that are finished."""
         active = sequences
         decoder = Decoder(
             self.model, _padded_size(len(sequences)), max(part.expected_length - len(part.prompt) for part in batch)
@@ -223,7 +222,7 @@ class TransformersEngine:
                 sequence.pending = []
 
     def _prefill(self, decoder: Decoder, batch: Sequence[_RequestPart], sequences: Sequence[_Sequence]) -> Tensor:
-        """Runs every prompt, with what is forced after it, once; returns Float[decoder.batch_size, hidden]."""
+        """Runs every prompt, with the forced tokens after it, once; returns Float[decoder.batch_size, hidden]."""
         rows: list[Tensor] = []
         for part in batch:
             siblings = sequences[len(rows) : len(rows) + len(part.indices)]
@@ -238,7 +237,7 @@ class TransformersEngine:
 
 
 def _sample(active: Sequence[_Sequence], hidden: Tensor, decoder: Decoder, sampling: SamplingParams) -> None:
-    """Draws one token for every sequence, with only those rows of the head that its grammar allows."""
+    """Samples one token for every sequence, from the rows of the head that its grammar allows."""
     groups: dict[tuple[int, int], list[int]] = {}
     for i, sequence in enumerate(active):
         allowed = sequence.state.allowed()
@@ -252,13 +251,13 @@ def _sample(active: Sequence[_Sequence], hidden: Tensor, decoder: Decoder, sampl
         for i, column, logprob in zip(members, columns.tolist(), logprobs.tolist(), strict=True):
             if math.isnan(logprob):
                 raise ModelError(
-                    "the model's scores are no numbers", hint="its weights are damaged, or were trained so"
+                    "the model's logits are not finite", hint="its weights are damaged, or its training diverged"
                 )
             active[i].append(start + column, logprob, sampled=True)
 
 
 def _padded_size(sequences: int) -> int:
-    """Lanes that a batch is filled up to, so that small batches meet the same matrix kernels."""
+    """The batch size after padding, so that small batches use the same matrix kernels."""
     return 4 if sequences <= 4 else max(8, sequences)
 
 

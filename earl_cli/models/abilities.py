@@ -1,7 +1,7 @@
-"""What a small model was trained to do, in which words, and what an instruction means to it.
+"""The abilities of a small model: its kinds of edit and their trained wordings, and how an instruction maps to them.
 
-`understand` is the one place where that is decided: `earl_cli.generation.editing.draft` gives the model its text, and
-commands that edit show it.
+`understand` is the only place that decides this: `earl_cli.generation.editing.sample_edits` puts its text into the
+prompt, and commands show it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from earl_cli.console import shortened
 
 MAX_INSTRUCTION = 4000
-_UNSEEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufe0e\ufe0f\ufeff]")  # come along when text is copied from a page
+_UNSEEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufe0e\ufe0f\ufeff]")  # invisible, common in text copied from a page
 _BEFORE = re.compile(r"^(?:please|kindly|(?:can|could|would|will) you)(?: *[,:] *| )")
 _AFTER = re.compile(r"[ ,.!?](?:please|thanks|thank you)$")
 _AN = re.compile(r"\ban\b")
@@ -27,11 +27,11 @@ _AN = re.compile(r"\ban\b")
 
 @dataclass(frozen=True)
 class Understood:
-    """What a model makes of an instruction.
+    """How a model understands an instruction.
 
-    ``kind`` is the one kind of edit that has ``text`` among its trained wordings; None where no kind or several have,
-    and for a model that lists none. ``text`` is what the model reads: that wording, or the ``instruction`` itself.
-    ``effects`` are all that an edit of this kind does to a photo (`earl_cli.images.compose.EFFECTS`); None: unknown.
+    ``kind`` is the only kind of edit with ``text`` among its trained wordings; None where no kind or several have it,
+    and for a model that lists none. ``text`` goes into the prompt: that wording, or the ``instruction`` itself.
+    ``effects`` are those that this kind of edit has on a photo (`earl_cli.images.compose.EFFECTS`); None: unknown.
     """
 
     instruction: str
@@ -41,23 +41,23 @@ class Understood:
 
     @property
     def remark(self) -> str | None:
-        """What the person should know of an instruction in range; None if the model reads it letter by letter."""
+        """A remark for the user where the model reads another wording than the instruction; else None."""
         return f"understood as: {self.text}" if self.text != self.instruction else None
 
 
 def understand(instruction: str, abilities: Mapping[str, Any] | None) -> Understood:
-    """The trained wording that an instruction is, and its kind.
+    """The trained wording and the kind of an instruction.
 
-    Case, white space, outer punctuation and quotes, politeness and "an" for "a" make no difference; any other word
-    does. ``abilities`` is that entry of ``earl.json``: ``kinds``, name to ``phrases`` (patterns, see `expand_pattern`),
+    Case, white space, outer punctuation and quotes, politeness and "an" for "a" don't matter; every other word does.
+    ``abilities`` is that entry of ``earl.json``: ``kinds``, name to ``phrases`` (patterns, see `expand_pattern`),
     ``example`` and ``effects``. Of a kind that lists no phrases, as earlier versions wrote them, only the example is
     known.
     """
-    asked = normalize(instruction)
+    normal = normalize(instruction)
     found = [
-        (kind, wordings[asked], entry.get("effects"))
+        (kind, wordings[normal], entry.get("effects"))
         for kind, entry in (abilities or {"kinds": {}})["kinds"].items()
-        if asked in (wordings := _wordings(tuple(entry.get("phrases", (entry["example"],)))))
+        if normal in (wordings := _wordings(tuple(entry.get("phrases", (entry["example"],)))))
     ]
     if len(found) != 1:
         return Understood(instruction, None, instruction)
@@ -66,7 +66,7 @@ def understand(instruction: str, abilities: Mapping[str, Any] | None) -> Underst
 
 
 def abilities_problem(abilities: object) -> str | None:
-    """What is wrong with an entry ``abilities`` of ``earl.json``; None if it can be used, or isn't there."""
+    """The problem of an entry ``abilities`` of ``earl.json``; None if it is valid or missing."""
     from earl_cli.images.compose import EFFECTS
 
     if abilities is None:
@@ -88,9 +88,9 @@ def abilities_problem(abilities: object) -> str | None:
 
 
 def out_of_range_message(found: Understood) -> str:
-    """What to say of an instruction outside the range of a model that has abilities."""
-    asked = shortened(found.instruction)
-    return f'this model does not list "{asked}" among what it was trained for, so the result is a guess'
+    """The warning for an instruction that isn't among a model's abilities."""
+    text = shortened(found.instruction)
+    return f'this model does not list "{text}" among what it was trained for, so the result is a guess'
 
 
 def examples(abilities: Mapping[str, Any]) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ def examples(abilities: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def fingerprint(abilities: Mapping[str, Any]) -> str:
-    """A digest of all that a model lists: edits of one instruction may differ where this does."""
+    """A digest of a model's abilities; edits of one instruction may differ where it differs."""
     return hashlib.sha256(json.dumps(abilities, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -110,7 +110,7 @@ def expand_pattern(pattern: str) -> tuple[str, ...]:
 
 
 def normalize(text: str) -> str:
-    """What two ways to write the same words have in common."""
+    """A normal form that is equal for two spellings of the same words."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     text = " ".join(_UNSEEN.sub("", text).split())
     before = ""
@@ -134,5 +134,5 @@ def _inner(text: str) -> str:
 
 @cache
 def _wordings(phrases: Sequence[str]) -> Mapping[str, str]:
-    """Trained wordings by what they are when normalised."""
+    """Trained wordings by their normal forms."""
     return {normalize(wording): wording for pattern in phrases for wording in expand_pattern(pattern)}

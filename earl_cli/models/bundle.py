@@ -1,7 +1,7 @@
-"""A whole model as commands use it: language model, vision tokenizer, layout, and what they were made for.
+"""A whole model folder: language model, vision tokenizer, sequence layout, abilities and defaults.
 
 A model folder holds config.json and model*.safetensors (the language model), tokenizer.json or emu3.tiktoken, vision/
-(the tokenizer's config.json and model.safetensors) and earl.json. Folders without earl.json are Emu3's own.
+(the tokenizer's config.json and model.safetensors) and earl.json, which only models with Emu3's vocabulary may lack.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ MAX_AREA, MAX_GRID_SIDE = 2**28, 9999
 
 @dataclass(frozen=True)
 class Description:
-    """What earl.json says of the model in ``folder``; ``vision`` is where its tokenizer is: a folder or a Hub id.
+    """The contents of a model folder's earl.json; ``vision`` is the folder or Hub id of the vision tokenizer.
 
-    ``sampling`` is how the model samples by default: its own parameters, and the published ones where it names none.
-    ``grids`` are the only shapes it was trained on, in (rows, columns) of codes; empty: any of about ``image_area``.
+    ``sampling`` are the model's default sampling parameters, with the published values for those that it doesn't set.
+    ``grids`` are the only grids that it was trained on, (rows, columns) of codes; empty: any of about ``image_area``.
     """
 
     folder: Path
@@ -98,7 +98,7 @@ class EarlModel:
 
 @dataclass(frozen=True, eq=False)
 class VisionModel:
-    """A vision tokenizer alone, the sizes that its model works at, and the fingerprint of its weights."""
+    """A vision tokenizer alone, with its model's image area and grids, and the fingerprint of its weights."""
 
     model: Emu3VQVAE
     image_area: int
@@ -109,7 +109,7 @@ class VisionModel:
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A model that a training starts from, before its weights are read."""
+    """A model to start a training from, before its weights are read."""
 
     description: Description
     language: Checkpoint
@@ -137,8 +137,8 @@ def load_model(
 ) -> EarlModel:
     """Loads the model in a folder, at a Hub id ``org/name[@revision]``, or (None, "embedded") the embedded one.
 
-    With ``language_elsewhere`` the language model stays on the meta device, for an engine that reads it by itself, in
-    the number type that is planned. The memory is checked before any weight is read. Raises ModelError if something is
+    With ``language_elsewhere`` the language model stays on the meta device, for an engine that reads its weights itself
+    in the planned dtype. The memory is checked before any weight is read. Raises ModelError if something is
     missing or of the wrong kind, DeviceError if the device isn't there or too small.
     """
     folder = locate(spec, revision)
@@ -175,7 +175,7 @@ def load_model(
 
 
 def identify(spec: str | None = None, *, revision: str | None = None) -> tuple[Description, str]:
-    """What a model's folder says of it, and the fingerprint that `load_model` gives it, without loading it."""
+    """A model's description and fingerprint, as in `load_model`, without loading its weights."""
     folder = locate(spec, revision)
     language = open_checkpoint(folder, "language")
     description = describe(folder, spec, revision)
@@ -223,7 +223,7 @@ def save_trained(
 ) -> None:
     """Writes a folder that `load_model` takes: the language model, and the base model's tokenizers and description.
 
-    A list of abilities isn't taken over: what was trained since may have added some and cost others. ``layout`` and
+    The abilities aren't copied, since training may have added or removed some. ``layout`` and
     ``how`` are as in `save_language`. A vision tokenizer from the Hub is named, one from a folder copied. Raises
     OutputError if the disk doesn't take it.
     """
@@ -246,10 +246,10 @@ def save_trained(
 
 
 def describe(folder: Path, spec: str | None = None, revision: str | None = None) -> Description:
-    """Reads a model folder's earl.json, or for Emu3's own vocabulary says what holds without one.
+    """Reads a model folder's earl.json; without one, the defaults for Emu3's own vocabulary.
 
-    ``spec`` is what the folder was located by, to fetch its vision sub-folder too. Raises ModelError if the entries
-    make no sense, or if there is no earl.json and the vocabulary is another.
+    ``spec`` is the name by which the folder was located, to fetch its vision sub-folder too. Raises ModelError for
+    invalid entries, and if there is no earl.json and the vocabulary isn't Emu3's.
     """
     content = read_json(folder / DESCRIPTION) if (folder / DESCRIPTION).is_file() else {}
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
@@ -272,7 +272,7 @@ def describe(folder: Path, spec: str | None = None, revision: str | None = None)
     except (TypeError, ValueError):
         checked = ((0, 0),)
     if not all(type(side) is int and 1 <= side <= MAX_GRID_SIDE for grid in checked for side in grid):
-        raise ModelError("grids must be pairs of rows and columns", where=where)
+        raise ModelError("grids must be [rows, columns] of codes", where=where)
     wrong = abilities_problem(content.get("abilities"))
     if wrong:
         raise ModelError(wrong, where=where)
@@ -288,7 +288,7 @@ def describe(folder: Path, spec: str | None = None, revision: str | None = None)
 def _vision_source(folder: Path, vision: str, spec: str | None, revision: str | None, described: bool) -> Path | str:
     if described and "/" not in vision and spec is not None and not Path(spec).is_dir():
         locate(spec, revision, allow=CONFIGS_AND_WEIGHTS, subfolder=vision)
-    if os.path.isdir(folder / vision):  # noqa: PTH112  # of a name of any length
+    if os.path.isdir(folder / vision):  # noqa: PTH112  # no error for names of any length
         return folder / vision
     if described and "/" not in vision:
         raise ModelError(f"the vision tokenizer is missing: there is no sub-folder {vision}", where=str(folder))
@@ -306,7 +306,7 @@ def _text(description: Description) -> TextTokenizer:
 
 
 def _check_sizes(description: Description, language: Checkpoint, vision: Checkpoint) -> None:
-    """Language model, vision tokenizer and vocabulary must fit each other."""
+    """Raises ModelError if language model, vision tokenizer and vocabulary have different sizes."""
     vocabulary = description.vocabulary
     for checkpoint, entry, size in (
         (language, "vocab_size", vocabulary.size),

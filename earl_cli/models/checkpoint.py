@@ -68,7 +68,7 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path, part: ModelPart) -> Checkpoint:
-    """Looks at a folder without reading its weights.
+    """Opens a folder without reading its weights.
 
     Raises ModelError naming what the folder is when it doesn't hold ``part``, or which file is missing or unreadable.
     """
@@ -103,28 +103,28 @@ def part_config(checkpoint: Checkpoint) -> dict[str, Any]:
 def build_empty_model(
     checkpoint: Checkpoint, config_class: Callable[..., Any], model_class: Callable[[Any], Any]
 ) -> Any:
-    """An empty model, its weights on the meta device. Raises ModelError for a config that makes no sense."""
+    """A model without weights, on the meta device. Raises ModelError for an invalid config."""
     try:
         fields = part_config(checkpoint)
         _check_modules(fields)
         config = config_class(**fields)
         with torch.device("meta"):
             return model_class(config)
-    except Exception as error:  # transformers and torch fail in any way
+    except Exception as error:  # transformers and torch raise many types
         reason = " ".join(str(error).split())
         where = str(checkpoint.folder / "config.json")
-        raise ModelError(f"this config makes no model: {reason}", where=where) from error
+        raise ModelError(f"no model can be built from this config: {reason}", where=where) from error
 
 
 def _check_modules(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for more layers than a model has: to make them takes a second for every thousand."""
+    """Raise ValueError for too many layers: building a thousand of them takes a second."""
     total = 1
     for name, value in config.items():
         count = len(value) if isinstance(value, list) else value
         if name in COUNT_FIELDS and isinstance(count, int):
             total *= max(count, 1)
     if total > MAX_LAYERS:
-        raise ValueError(f"it has {total:,} layers, and {MAX_LAYERS:,} are the most")
+        raise ValueError(f"it has {total:,} layers, more than {MAX_LAYERS:,}")
 
 
 def parameter_count(checkpoint: Checkpoint) -> int:

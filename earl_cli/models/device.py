@@ -1,4 +1,4 @@
-"""Where a model will run and how: device, number type and attention by what the machine has, memory before loading."""
+"""Device, dtype and attention for a model, chosen by what the machine has; memory is checked before loading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from earl_cli.errors import DeviceError, UsageError
 
 LARGE_BYTES = 4_000_000_000
-"""Bytes in float32 from which a model runs in 16 bits on a GPU; below, full precision costs nothing that matters."""
+"""Bytes in float32 from which a model runs in 16 bits on a GPU; smaller models run in float32."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = ("sdpa", "flash_attention_2", "eager")
@@ -21,7 +21,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """A decision: ``needed`` and ``free`` are bytes on ``device``; ``free`` is None where it can't be known."""
+    """The chosen settings; ``needed`` and ``free`` are bytes on ``device``, ``free`` is None if unknown."""
 
     device: torch.device
     dtype: torch.dtype
@@ -45,7 +45,7 @@ class DevicePlan:
 def device_plan(
     device: str = "auto", needed_bytes: int = 0, *, fixed_bytes: int = 0, dtype: str = "auto", attention: str = "auto"
 ) -> DevicePlan:
-    """Chooses for a model that takes ``needed_bytes`` in float32, half of that in 16 bits, and ``fixed_bytes`` anyway.
+    """A plan for a model that takes ``needed_bytes`` in float32 (half of that in 16 bits), plus ``fixed_bytes``.
 
     ``device``: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps. ``dtype``: auto is bfloat16 (float16 where
     a GPU has no bfloat16) for large models on a GPU, and elsewhere float32 if that fits. ``attention``: auto is
@@ -66,12 +66,12 @@ def device_plan(
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; CUDA gets its number. Raises DeviceError if it isn't there, UsageError if unknown."""
+    """The device of that name, for CUDA with its index. Raises DeviceError if it isn't there, UsageError if unknown."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and (kind != "cuda" or not number.isdecimal())):
-        raise UsageError(f"{name!r} is no device", where="device", hint="auto, cpu, cuda, cuda:0, cuda:1, … or mps")
+        raise UsageError(f"{name!r} is not a device", where="device", hint="auto, cpu, cuda, cuda:0, cuda:1, … or mps")
     if kind == "cuda":
         return _cuda(int(number) if number else None)
     if kind == "mps" and not torch.backends.mps.is_available():
@@ -80,12 +80,12 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def preferred_dtype(device: str, needed_bytes: int) -> str:
-    """The name of the number type that suits a model of ``needed_bytes`` in float32 best, whatever memory is free."""
+    """The best dtype for a model of ``needed_bytes`` in float32, by name, regardless of free memory."""
     return _name(_dtypes(choose_device(device), large=needed_bytes >= LARGE_BYTES)[0])
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be taken on a device; on a CPU also within the limit of the container. None if unknown."""
+    """Free memory of a device in bytes, on a CPU also within the container's limit. None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
@@ -114,7 +114,7 @@ def _cuda(index: int | None) -> torch.device:
 
 
 def _own_gpu(count: int) -> int:
-    """The one of a rank that torchrun or srun started (srun may show a task its own alone), else the current one."""
+    """The GPU of this rank under torchrun or srun (with srun a task may see its own GPU only), else the current one."""
     if "LOCAL_RANK" in os.environ:
         return int(os.environ["LOCAL_RANK"])
     if "SLURM_LOCALID" in os.environ:
@@ -124,12 +124,12 @@ def _own_gpu(count: int) -> int:
 
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise UsageError(f"{name!r} is no number type", hint=f"auto, {', '.join(DTYPES)}")
+        raise UsageError(f"{name!r} is not a dtype", hint=f"auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
 def _dtypes(device: torch.device, *, large: bool) -> list[torch.dtype]:
-    """Number types to try, best first."""
+    """Dtypes to try, best first."""
     if device.type == "cuda":
         half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return [half] if large else [torch.float32, half]
@@ -141,7 +141,7 @@ def _attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
     if name == "auto":
         return "flash_attention_2" if flash and torch.cuda.get_device_capability(device) >= (8, 0) else "sdpa"
     if name not in ATTENTIONS:
-        raise UsageError(f"{name!r} is no attention implementation", hint=f"auto, {', '.join(ATTENTIONS)}")
+        raise UsageError(f"{name!r} is not an attention implementation", hint=f"auto, {', '.join(ATTENTIONS)}")
     if name == "flash_attention_2" and not flash:
         raise DeviceError(
             "flash attention needs a CUDA device, 16-bit numbers and the package flash-attn",
@@ -161,7 +161,7 @@ def _alternative(device: torch.device, needed: int) -> str:
 
 
 def _machine_memory() -> int | None:
-    """Memory of the machine that is free or can be freed at once."""
+    """Memory of the machine that is free or can be freed at once, in bytes."""
     try:
         rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(rows["MemAvailable"].split()[0]) * 1024
@@ -174,7 +174,7 @@ def _machine_memory() -> int | None:
 
 
 def _container_memory() -> int | None:
-    """What is left under the memory limit of the control group (v2, v1), not counting cached files."""
+    """Bytes left under the memory limit of the control group (v2, v1), not counting cached files."""
     for limit, used, statistics, cached in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),

@@ -1,6 +1,6 @@
-"""From what a user calls a model (a folder, a Hub id with a revision, or "embedded") to a folder; no code is fetched.
+"""From the name of a model (a folder, a Hub id with a revision, or "embedded") to its folder; no code is downloaded.
 
-And the way back: a folder to a revision on the Hub.
+Also uploads a folder as a revision on the Hub.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ TOKENIZER_FILES = ("*.tiktoken", "emu3_vision_tokens.txt", "tokenizer.json")
 
 
 def is_embedded(source: str | Path | None) -> bool:
-    """Whether this is the model that ships with the package: no name at all, or its own in upper or lower case.
+    """Whether this is the model that ships with the package: None, or "embedded" in upper or lower case.
 
-    A folder of that name beside it is ``./embedded``.
+    A folder of that name in the current directory is ``./embedded``.
     """
     return source is None or (isinstance(source, str) and source.lower() == EMBEDDED)
 
 
 def display_name(source: str | None) -> str:
-    """What a model is called in results: "embedded", the name of its folder, or its Hub id."""
+    """A model's name in results: "embedded", the name of its folder, or its Hub id."""
     if source is None or is_embedded(source):
         return EMBEDDED
     folder = Path(source).expanduser()
@@ -83,14 +83,14 @@ def _embedded(source: str | Path | None) -> Path:
 
 @cache
 def _warn_shadowed(other: Path) -> None:
-    """Say once what the name means where a folder has it too."""
+    """Warn once that the name means the embedded model where a folder has it too."""
     log.warning(f"{other.name} is the model that ships with earl; the folder {other} is ./{other.name}")
 
 
 def push_to_hub(folder: Path, repository: str, revision: str) -> None:
-    """Send the files of a model folder to the Hub, to a private repository (made if it isn't there) as ``revision``.
+    """Upload a model folder to the Hub, to a private repository (created if necessary), as ``revision``.
 
-    Raises ModelError if the Hub doesn't take them.
+    Raises ModelError if the upload fails.
     """
     from huggingface_hub import HfApi, errors
 
@@ -100,7 +100,7 @@ def push_to_hub(folder: Path, repository: str, revision: str) -> None:
         api.create_branch(repository, branch=revision, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, revision=revision, commit_message=revision)
     except (errors.HTTPError, errors.OfflineModeIsEnabled, OSError, ValueError) as error:  # type: ignore[attr-defined]
-        what = f"the Hub didn't take this checkpoint: {first_line(error)}"
+        what = f"the upload of this checkpoint to the Hub failed: {first_line(error)}"
         raise ModelError(what, where=f"{repository}@{revision}", hint=f"check the network; {_LOG_IN}") from error
 
 
@@ -114,7 +114,7 @@ def _snapshot(repo: str, revision: str | None, allow: tuple[str, ...], subfolder
             repo, revision=revision, allow_patterns=patterns, ignore_patterns=None if subfolder else ["*/*"]
         )
     except errors.GatedRepoError:
-        raise ModelError("the Hub asks for consent before it gives this model out", where=name, hint=_LOG_IN) from None
+        raise ModelError("this model on the Hub is gated", where=name, hint=_LOG_IN) from None
     except errors.RevisionNotFoundError:
         raise ModelError(f"the Hub has no revision {revision!r} of this model", where=name) from None
     except errors.RepositoryNotFoundError:
@@ -125,15 +125,15 @@ def _snapshot(repo: str, revision: str | None, allow: tuple[str, ...], subfolder
         offline = constants.HF_HUB_OFFLINE
         reason = "HF_HUB_OFFLINE is set" if offline else "the Hub can't be reached"
         raise ModelError(
-            f"no such folder here, and the model isn't in the Hub's cache while {reason}",
+            f"no such folder here, and the model isn't in the Hub's cache, and {reason}",
             where=name,
             hint="unset HF_HUB_OFFLINE once to fetch it" if offline else "check the network, or give a local folder",
         ) from None
     except errors.HTTPError as error:  # type: ignore[attr-defined]  # the network library's own ones among them
-        what = f"the Hub didn't give this model out: {first_line(error)}"
+        what = f"the download of this model from the Hub failed: {first_line(error)}"
         raise ModelError(what, where=name, hint="check the network, and try again") from None
     except (ValueError, OSError) as error:
-        raise ModelError(f"the Hub didn't give this model out: {first_line(error)}", where=name) from None
+        raise ModelError(f"the download of this model from the Hub failed: {first_line(error)}", where=name) from None
     return Path(folder)
 
 

@@ -1,7 +1,7 @@
-"""Configs and weight names of Emu3's two published layouts, as pure functions of dicts and strings.
+"""Configs and weight names of Emu3's two published checkpoint formats, as pure functions of dicts and strings.
 
-The original layout is what BAAI's remote code reads (`model_type` "Emu3" and "Emu3VisionVQ"); the native one is
-transformers' own. The language models differ in their configs only, the vision tokenizers in most names, and there the
+The original format is read by BAAI's remote code (`model_type` "Emu3" and "Emu3VisionVQ"); the native one is
+transformers'. The language models differ in their configs only, the vision tokenizers in most names, and there the
 1x1 convolutions of the attention became linear layers. The combined native model holds both under prefixes.
 """
 
@@ -100,7 +100,7 @@ def is_projection(native_name: str) -> bool:
 
 
 def name_in_part(name: str, part: ModelPart) -> str | None:
-    """The name that a weight of the combined model has in one of its parts, None if it belongs to the other."""
+    """The name of a combined model's weight in one of its parts; None if it belongs to the other part."""
     for prefix, replacement in _PREFIXES[part]:
         if name.startswith(prefix):
             return replacement + name.removeprefix(prefix)

@@ -1,8 +1,8 @@
-"""The pickles of torch.save, read without unpickling: in bounded time and memory, and nothing in them runs.
+"""The pickles of torch.save, read without unpickling: in bounded time and memory, without running code from the file.
 
-Only what torch.save writes is understood (protocol 2). Names stand for functions of ours, keys are texts, and nothing
-is deeper, larger or more often repeated than a file of data can need; so no few bytes make this hang, eat the memory or
-end the process.
+Only what torch.save writes is supported (protocol 2). Globals map to functions of this module, keys are texts, and
+depth, size and repetition are limited to what data files need, so a small hostile file can't hang or crash the process
+or fill the memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from math import prod
 from typing import Any
 
 MAX_STEPS = 1_000_000
-"""Of one pickle: instructions, and values in what it makes, a value counted as often as it is held."""
+"""Limit of one pickle's instructions, and of the values in its result, counted as often as they are contained."""
 MAX_DEPTH = 100
 MAX_INTEGER_BYTES, MAX_NAME_BYTES = 16, 200  # bytes
 MAX_DIMENSIONS = 64
@@ -34,7 +34,7 @@ STORAGES: Mapping[str, tuple[str, int]] = {
     "ComplexFloatStorage": ("complex64", 8),
     "ComplexDoubleStorage": ("complex128", 16),
 }
-"""torch's kinds of storages: the type of their elements, and the bytes of one."""
+"""torch's storage classes: the type and the bytes of an element."""
 BARE_TYPES: Mapping[str, int] = {
     "uint16": 2,
     "uint32": 4,
@@ -45,14 +45,14 @@ BARE_TYPES: Mapping[str, int] = {
     "float8_e5m2fnuz": 1,
     "float8_e8m0fnu": 1,
 }
-"""Types of elements without a kind of storage of their own."""
+"""Types of elements without a storage class: the bytes of an element."""
 
 PickleBytes = bytes | mmap.mmap
 Constructor = Callable[..., Any]
 
 
 class PickleError(ValueError):
-    """What a pickle has that torch.save never writes, in words."""
+    """A pickle with contents that torch.save never writes; the message says which."""
 
 
 class ForeignNameError(PickleError):
@@ -65,7 +65,7 @@ class ForeignNameError(PickleError):
 
 @dataclass(frozen=True)
 class Storage:
-    """Elements in a file: the bytes under ``key``, of which there are ``size``; ``kind`` as torch spells types."""
+    """Elements in a file: the ``size`` bytes under ``key``; ``kind`` is the dtype as torch spells it."""
 
     key: str
     kind: str
@@ -74,7 +74,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A tensor as its pickle describes it: offset and strides in elements; it is no larger than its storage."""
+    """A tensor as its pickle describes it, within its storage; offset and strides in elements."""
 
     storage: Storage
     kind: str
@@ -85,7 +85,7 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class ParsedPickle:
-    """What a pickle holds, where it ends in its file, and the storages that it refers to, by their keys."""
+    """The value of a pickle, where it ends in its file, and the storages that it refers to, by key."""
 
     value: Any
     end: int
@@ -93,7 +93,7 @@ class ParsedPickle:
 
 
 class OrderedRecord(dict[str, Any]):
-    """Stands for a collections.OrderedDict; what is said of it beside its entries is not kept."""
+    """Stands for a collections.OrderedDict; its attributes are dropped."""
 
     def __setstate__(self, _state: Any) -> None:
         pass
@@ -101,7 +101,7 @@ class OrderedRecord(dict[str, Any]):
 
 @dataclass(frozen=True)
 class _Global:
-    """A name that a pickle asked for, and what calling it makes."""
+    """A global that a pickle asked for, and the function that stands for it."""
 
     name: str
     make: Constructor
@@ -119,8 +119,8 @@ class _Type:
 def read_pickle(content: PickleBytes, constructors: Mapping[str, Constructor], start: int = 0) -> ParsedPickle:
     """The pickle that begins at ``start``.
 
-    Tensors are `TensorRecord`; ``constructors`` say what is made of other names, such as "numpy.ndarray". Raises
-    ForeignNameError for a name that is in neither, PickleError for all that torch.save doesn't write.
+    Tensors are `TensorRecord`; ``constructors`` map other globals, such as "numpy.ndarray", to functions. Raises
+    ForeignNameError for any other global, PickleError for contents that torch.save doesn't write.
     """
     machine = _PickleMachine(content, constructors, start)
     try:
@@ -134,7 +134,7 @@ def read_pickle(content: PickleBytes, constructors: Mapping[str, Constructor], s
 
 
 class _PickleMachine:
-    """A stack, a memo, and the budgets of one pickle."""
+    """Stack, memo and budgets of one pickle."""
 
     def __init__(self, content: PickleBytes, constructors: Mapping[str, Constructor], start: int) -> None:
         self.content, self.place = content, start
@@ -147,10 +147,10 @@ class _PickleMachine:
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
         self.steps = MAX_STEPS
-        self.texts = 2 * len(content)  # what may be made of texts
+        self.texts = 2 * len(content)  # characters that may be passed to functions
         self.extents: dict[int, tuple[int, int]] = {}  # depth and values of each container, by its id
-        self.held: set[int] = set()  # containers that are within another one
-        self.alive: list[Any] = []  # every container, so that no id is used again
+        self.held: set[int] = set()  # containers inside another one
+        self.alive: list[Any] = []  # every container, so that no id is reused
 
     def run(self) -> ParsedPickle:
         if self._take(2) != b"\x80\x02":
@@ -202,14 +202,14 @@ class _PickleMachine:
         return values
 
     def _new(self, container: Any, values: Sequence[Any] = ()) -> None:
-        if container != ():  # of which there is only one, that holds nothing
+        if container != ():  # there is only one empty tuple
             self.alive.append(container)
             self.extents[id(container)] = (1, 1)
             self._hold(container, values)
         self._push(container)
 
     def _hold(self, container: Any, values: Sequence[Any]) -> None:
-        """Count what comes into a container, which must be whole before it is put into another one."""
+        """Count what is put into a container, which must be complete before it is put into another one."""
         depth, size = self.extents[id(container)]
         for value in values:
             inner = self.extents.get(id(value))
@@ -220,11 +220,11 @@ class _PickleMachine:
             else:
                 size += 1
         if id(container) in self.held:
-            raise PickleError("it changes a value that is within another one, or within itself")
+            raise PickleError("it changes a value that is inside another one, or inside itself")
         if depth > MAX_DEPTH:
             raise PickleError(f"it is nested more than {MAX_DEPTH} deep")
         if size > MAX_STEPS:
-            raise PickleError(f"it repeats itself to more than {MAX_STEPS:,} values")
+            raise PickleError(f"it expands to more than {MAX_STEPS:,} values")
         self.extents[id(container)] = depth, size
 
     # -- the instructions ----------------------------------------------------------------------------------------------
@@ -267,17 +267,17 @@ class _PickleMachine:
     def append(self, values: Sequence[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not list:
-            raise PickleError("it appends to what is no list")
+            raise PickleError("it appends to something that isn't a list")
         self._hold(target, values)
         target += values
 
     def set_items(self, flat: Sequence[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(flat) % 2:
-            raise PickleError("it sets entries of what is no dict")
+            raise PickleError("it sets entries of something that isn't a dict")
         if not all(type(key) is str for key in flat[::2]):
             kind = next(type(key).__name__ for key in flat[::2] if type(key) is not str)
-            raise PickleError(f"it has a dict with a key that is no text but a {kind}")
+            raise PickleError(f"it has a dict with a key of type {kind} instead of a text")
         self._hold(target, flat)
         target |= zip(flat[::2], flat[1::2], strict=True)
 
@@ -291,10 +291,10 @@ class _PickleMachine:
     def call(self) -> None:
         values, called = self._pop(), self._pop()
         if not isinstance(called, _Global) or type(values) is not tuple:
-            raise PickleError("it calls what can't be called")
+            raise PickleError("it calls something that isn't a function")
         self.texts -= sum(len(value) for value in values if isinstance(value, str | bytes))
         if self.texts < 0:
-            raise PickleError("it makes more of its texts than a file of data does")
+            raise PickleError("it passes too many characters to functions")
         made = called.make(*values)
         if isinstance(made, int | str | bytes | TensorRecord):
             self._push(made)
@@ -304,24 +304,24 @@ class _PickleMachine:
     def build(self) -> None:
         state, target = self._pop(), self.stack[-1]
         if not hasattr(target, "__setstate__"):
-            raise PickleError("it sets the state of what has none")
+            raise PickleError("it sets the state of an object that has none")
         self._hold(target, [state])
         target.__setstate__(state)
 
     def stored(self) -> None:
         named = self._pop()
         if type(named) is not tuple or len(named) < 5 or named[0] != "storage" or not isinstance(named[1], _Type):
-            raise PickleError("it refers to something outside that is no storage")
+            raise PickleError("it refers to an external object that isn't a storage")
         _, kind, key, _, count = named[:5]
         if type(key) is not str or type(count) is not int or count < 0 or (len(named) > 5 and named[5] is not None):
-            raise PickleError("it refers to a storage in another way than torch.save does")
+            raise PickleError("it refers to a storage in a form that torch.save doesn't write")
         storage = Storage(key, kind.kind, count * kind.size)
         if self.storages.setdefault(key, storage) != storage:
             raise PickleError(f"it describes the storage {key[:40]!r} in two ways")
         self._push(storage)
 
 
-# -- what names stand for ----------------------------------------------------------------------------------------------
+# -- functions for globals ---------------------------------------------------------------------------------------------
 
 
 def _tensor(
@@ -339,24 +339,24 @@ def _typed_tensor(
 
 
 def _record(storage: Any, kind: str, offset: Any, shape: Any, strides: Any) -> TensorRecord:
-    """Raises PickleError for a tensor that reaches out of its storage or says that it has more elements."""
+    """Raises PickleError for a tensor that isn't within its storage."""
     numbers = (offset, *shape, *strides)
     if type(storage) is not Storage or not all(type(number) is int and number >= 0 for number in numbers):
-        raise PickleError("it has a tensor of no shape, or without a storage")
+        raise PickleError("it has a tensor without a valid shape or storage")
     if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
-        raise PickleError("it has a tensor of no shape")
+        raise PickleError("it has a tensor without a valid shape")
     there = storage.size // ELEMENT_BYTES[kind]
     last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
     if prod(shape) and (prod(shape) > there or last >= there):
         raise PickleError(
-            f"it has a tensor of {'*'.join(map(str, shape))[:60]} elements, and {there:,} are stored of it"
+            f"it has a tensor of {'*'.join(map(str, shape))[:60]} elements, of which {there:,} are stored"
         )
     return TensorRecord(storage, kind, offset, tuple(shape), tuple(strides))
 
 
 def _parameter(tensor: Any, _gradient: Any, _hooks: Any) -> TensorRecord:
     if type(tensor) is not TensorRecord:
-        raise PickleError("it has a parameter that is no tensor")
+        raise PickleError("it has a parameter that isn't a tensor")
     return tensor
 
 

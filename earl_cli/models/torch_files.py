@@ -1,6 +1,6 @@
-"""What torch.save wrote, in its archive or its old format: the value, by `pickles`, and where the tensors' bytes are.
+"""Files of torch.save, as zip archive or in the legacy format: the value, by `pickles`, and where tensors' bytes are.
 
-No two readers can see different things in such an archive: everything is stored plainly, once, and within the file.
+An archive must look the same to every reader: its members are uncompressed, unique and within the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from earl_cli.models.pickles import ELEMENT_BYTES, Constructor, PickleBytes, Pic
 ZIP_MAGIC, LEGACY_MAGIC = b"PK\x03\x04", b"\x80\x02"
 MAX_MEMBERS = 100_000
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
-_LOCAL = struct.Struct("<4s22xHH")  # of a member's own header: signature, lengths of name and extra field
+_LOCAL = struct.Struct("<4s22xHH")  # a member's local header: signature, lengths of name and extra field
 _COUNT = struct.Struct("<q")
 _TAIL = 1 << 26
 _PICKLE = "/data.pkl"
@@ -26,14 +26,14 @@ _PICKLE = "/data.pkl"
 
 @dataclass(frozen=True)
 class StoragePlace:
-    """Bytes in a file, and the checksum that they had when they were written, where the format has one."""
+    """Bytes in a file, and their checksum where the format has one."""
 
     offset: int
     length: int
     checksum: int | None = None
 
     def read(self, content: PickleBytes) -> bytes:
-        """Raises PickleError if they have changed."""
+        """The bytes. Raises PickleError if the checksum differs."""
         found = content[self.offset : self.offset + self.length]
         if self.checksum is not None and zlib.crc32(found) != self.checksum:
             raise PickleError("its bytes are damaged")
@@ -42,9 +42,9 @@ class StoragePlace:
 
 @dataclass(frozen=True)
 class SavedFile:
-    """A file's value, and the places of its storages by their keys.
+    """A file's value, and the places of its storages by key.
 
-    ``content`` is the whole file, ``pickle`` the bytes that the value is from, ``big_endian`` how numbers are stored.
+    ``content`` is the whole file, ``pickle`` the pickled value, ``big_endian`` the byte order of elements.
     """
 
     value: Any
@@ -61,7 +61,7 @@ class SavedFile:
         return place
 
     def read_storage(self, storage: Storage) -> bytes:
-        """A storage's bytes. Raises PickleError as `find_storage`, and if they aren't those that were written."""
+        """A storage's bytes. Raises PickleError as `find_storage`, and for a wrong checksum."""
         return self.find_storage(storage).read(self.content)
 
 
@@ -71,7 +71,7 @@ def read_torch_file(content: PickleBytes, constructors: Mapping[str, Constructor
         return _read_archive(content, constructors)
     if content[:2] == LEGACY_MAGIC:
         return _read_legacy(content, constructors)
-    raise PickleError("it is no file of torch.save")
+    raise PickleError("it isn't a file of torch.save")
 
 
 def _read_archive(content: PickleBytes, constructors: Mapping[str, Constructor]) -> SavedFile:
@@ -92,12 +92,12 @@ def _read_archive(content: PickleBytes, constructors: Mapping[str, Constructor])
 
 
 def _read_members(content: PickleBytes) -> dict[str, StoragePlace]:
-    """The members of an archive by their names."""
+    """The members of an archive by name."""
     if content[max(0, len(content) - _TAIL) :].count(b"PK\x01\x02") > MAX_MEMBERS:
         raise PickleError(f"it has more than {MAX_MEMBERS:,} members")
     stream = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
-        with zipfile.ZipFile(stream) as archive:  # type: ignore[arg-type]  # a map has all that is asked of a file
+        with zipfile.ZipFile(stream) as archive:  # type: ignore[arg-type]  # a map has the methods of a file that zipfile needs
             files = archive.infolist()
     except (zipfile.BadZipFile, ValueError, struct.error, OSError, NotImplementedError, EOFError) as error:
         raise PickleError(f"its archive is damaged: {error}") from None
@@ -119,13 +119,13 @@ def _read_members(content: PickleBytes) -> dict[str, StoragePlace]:
 
 
 def _read_legacy(content: PickleBytes, constructors: Mapping[str, Constructor]) -> SavedFile:
-    """The format before archives: pickles of a magic number, a version, the machine, the value, the keys of storages;
-    then, for each key, a number of elements and their bytes."""
+    """The legacy format: pickles of a magic number, a version, the machine, the value, the keys of storages; then, for
+    each key, a number of elements and their bytes."""
     magic = read_pickle(content, {})
     version = read_pickle(content, {}, magic.end)
     machine = read_pickle(content, {}, version.end)
     if magic.value != _MAGIC or version.value != _VERSION or type(machine.value) is not dict:
-        raise PickleError("it is no file of torch.save")
+        raise PickleError("it isn't a file of torch.save")
     found = read_pickle(content, constructors, machine.end)
     listed = read_pickle(content, {}, found.end)
     keys, place = listed.value, listed.end

@@ -1,10 +1,10 @@
-"""The VQ tokenizer between pixels and codes: a still image costs one frame's work, with transformers' bits.
+"""The VQ tokenizer between pixels and codes; encoding a still image takes one frame's work, with transformers' bits.
 
 `Emu3VQVAE` is a video model. For a still image transformers runs its whole spatial encoder on equal frames (as many as
-`temporal_downsample_factor`), and its spatial decoder on as many frames of which it keeps the first. Here the spatial
+`temporal_downsample_factor`), and its spatial decoder on as many frames, of which it keeps the first. Here the spatial
 halves run once: the latent is repeated just before the temporal convolutions, and frame 0 is kept right after them.
 The bits are transformers' own on a CPU with one thread; on more threads or a GPU the last bit of a pixel may differ,
-because kernels there split their sums by the size of the batch.
+because kernels there split sums by the batch size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def spatial_factor(model: Emu3VQVAE) -> int:
 def latents(model: Emu3VQVAE, pixels: Tensor) -> Tensor:
     """Latents before quantisation, differentiable.
 
-    ``pixels`` is Float[B, 3, H, W] in [-1, 1]; sides that are no multiple of the spatial factor lose their last pixels.
+    ``pixels`` is Float[B, 3, H, W] in [-1, 1]; sides are cut to multiples of the spatial factor.
     Returns Float[B, embed_dim, H//factor, W//factor]. Raises InputError for any other shape or an image smaller than
     one code.
     """
@@ -127,14 +127,14 @@ def pixels_of(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """A batch for `encode`: pictures of one size, or uint8[H, W, 3], to Float[B, 3, H, W] in [-1, 1].
+    """A batch Float[B, 3, H, W] in [-1, 1] for `encode`, from images of one size or arrays uint8[H, W, 3].
 
     Raises InputError if the sizes differ.
     """
     arrays = [np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image) for image in images]
     sizes = {(array.shape[1], array.shape[0]) for array in arrays}
     if len(sizes) != 1:
-        raise InputError(f"a batch needs pictures of one size, not {sorted(sizes)}")
+        raise InputError(f"a batch needs images of one size, not {sorted(sizes)}")
     pixels = torch.from_numpy(np.stack(arrays)).to(device).permute(0, 3, 1, 2).contiguous().to(torch.float32)
     return (pixels / 127.5 - 1.0).to(dtype)
 

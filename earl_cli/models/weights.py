@@ -1,4 +1,4 @@
-"""Weight files: safetensors, sharded or not, and PyTorch's `.bin` read as plain tensors. No pickled code ever runs."""
+"""Weight files: safetensors, sharded or not, and PyTorch's `.bin` read as plain tensors. No pickled code runs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def read_header(file: Path) -> dict[str, WeightInfo]:
 
 
 def _described(entry: dict[str, Any]) -> tuple[WeightInfo, int, int]:
-    """An entry of a header, and where its bytes begin and end. Raises ValueError for what makes no sense."""
+    """An entry of a header, and where its bytes begin and end. Raises ValueError for an invalid entry."""
     shape, kind, (begin, end) = entry["shape"], entry["dtype"], entry["data_offsets"]
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)) or kind not in _BITS:
         raise ValueError
@@ -133,9 +133,9 @@ def open_weights(file: Path, device: str = "cpu") -> Iterator[tuple[dict[str, We
     archived = _check_pickle(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=archived)
-    except pickle.UnpicklingError:  # whose advice is to read it in an unsafe way
+    except pickle.UnpicklingError:  # its message recommends unsafe loading
         raise ModelError("the weights can't be read", where=str(file), hint="ask its author for safetensors") from None
-    except Exception as error:  # arguments that make no sense trip torch into any
+    except Exception as error:  # torch raises many types for invalid arguments
         raise ModelError(f"the weights can't be read: {first_line(error)}", where=str(file), hint=_REDOWNLOAD) from None
     if not isinstance(state, dict) or not all(isinstance(weight, Tensor) for weight in state.values()):
         raise ModelError("this file holds no state dict of tensors", where=str(file))
@@ -143,9 +143,10 @@ def open_weights(file: Path, device: str = "cpu") -> Iterator[tuple[dict[str, We
 
 
 def _check_pickle(file: Path) -> bool:
-    """Look through a `.bin` before torch reads it, and say whether it is an archive.
+    """Check a `.bin` before torch reads it; returns whether it is a zip archive.
 
-    Raises ModelError for more than tensors in a dict, and for what could hang, crash or fill the machine.
+    Raises ModelError for anything but a dict of tensors, and for contents that could hang or crash the process or fill
+    the memory.
     """
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -161,7 +162,7 @@ def _check_pickle(file: Path) -> bool:
                 reader = torch._C.PyTorchFileReader(str(file))
                 same = reader.get_record_size("data.pkl") == len(saved.pickle)
                 if not same or reader.get_record("data.pkl") != saved.pickle:
-                    raise PickleError("its archive can be read in two ways")
+                    raise PickleError("readers of zip archives would disagree on its contents")
             return archived
     except ForeignNameError as error:
         what = f"the file holds more than tensors: it asks for {error.name[:80]!r}, and reading it would run code"
@@ -178,8 +179,8 @@ def write_weights(folder: Path, state: Mapping[str, Tensor], max_shard_bytes: in
     from huggingface_hub import split_state_dict_into_shards_factory
 
     split = split_state_dict_into_shards_factory(
-        state,  # type: ignore[arg-type]  # any mapping of tensors will do
-        get_storage_size=lambda weight: weight.nbytes,  # of a view, its storage would be all weights' of its buffer
+        state,  # type: ignore[arg-type]  # a mapping of tensors suffices
+        get_storage_size=lambda weight: weight.nbytes,  # a view's storage would be the whole buffer
         filename_pattern=_PATTERN,
         max_shard_size=max_shard_bytes,
     )

@@ -1,7 +1,7 @@
-"""Which ids may come next, as a function of the position alone: O(1) a step, without scanning what is there already.
+"""Which ids are allowed next, from the position alone: O(1) a step, without a scan of the tokens so far.
 
-Every completion that obeys a `GrammarState` to its end is read without loss by `SequenceLayout.parse_completion`,
-unless the model closed it with eos before its image.
+`SequenceLayout.parse_completion` reads every finished completion that obeys a `GrammarState` without loss, unless the
+model ended it with eos before its image.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from earl_cli.tokens.layout import Grid, Mode, SequenceLayout
 from earl_cli.tokens.vocabulary import Vocabulary
 
 Overlong: TypeAlias = Literal["force", "zero"]
-"""What becomes of text at its limit: the picture begins, or (zero, as published) the completion ends without one.
+"""What happens when text reaches its limit: "force" begins the image, "zero" (as published) ends the completion.
 
-A picture then has the default grid, too, which its opening spells; else the model may choose one.
+With "zero" every image also has the default grid; with "force" the model may choose the grid.
 """
 _HEADER_PREFIX = re.compile(r"[1-9][0-9]{0,3}(\*([1-9][0-9]{0,3})?)?")
 _MAX_HEADER = len("9999*9999")
@@ -25,7 +25,7 @@ _MAX_HEADER = len("9999*9999")
 
 @dataclass(frozen=True)
 class ImageGrammar:
-    """What may follow `img` in an image of ``height`` x ``width`` codes: rows closed by eol, then eof, eoi, eos."""
+    """The ids after `img` of an image of ``height`` x ``width`` codes: rows closed by eol, then eof, eoi, eos."""
 
     vocabulary: Vocabulary
     height: int
@@ -37,7 +37,7 @@ class ImageGrammar:
         return self.height * (self.width + 1) + 3
 
     def forced(self, offset: int) -> int | None:
-        """The only id allowed ``offset`` tokens after `img`, or None where any visual id is."""
+        """The only id allowed ``offset`` tokens after `img`, or None where any visual id is allowed."""
         row, column = divmod(offset, self.width + 1)
         if row < self.height:
             return self.vocabulary.eol if column == self.width else None
@@ -58,7 +58,7 @@ class AllowedIds:
 
 @dataclass(frozen=True)
 class GrammarRules:
-    """What stays the same during one completion; ``opening`` is boi, ``height*width`` and img of ``image``."""
+    """The constants of one completion; ``opening`` is boi, ``height*width`` and img of ``image``."""
 
     layout: SequenceLayout
     image: ImageGrammar
@@ -70,34 +70,34 @@ class GrammarRules:
 
 @dataclass(frozen=True, slots=True)
 class GrammarState:
-    """Where a completion stands; `advance` returns the next state and leaves this one as it is.
+    """The position in a completion; `advance` returns the next state and doesn't change this one.
 
-    In edit mode the rows of the picture come at once. In the other modes any id that is no code may come first:
+    In edit mode the completion begins with the rows of the image. In the other modes any id but a code may come first:
 
-    - eos ends the completion, without a picture; pad follows for ever.
+    - eos ends the completion without an image; only pad may follow.
     - boi opens the header: digits, ``*``, digits. img after a grid of at most ``max_grid_codes`` codes opens its rows.
-      As soon as the header can't be read any more, or is too large, the opening of the default grid is forced.
+      As soon as the header is invalid or too large, the opening of the default grid is forced.
     - img without boi, and the text's ``max_text_tokens``-th token, are followed by that same forced opening.
     - with `Overlong` zero that token is followed by eos, and boi by the rest of the forced opening.
 
-    So the last boi before the first code always stands before a readable header.
+    So the last boi before the first code is always followed by a valid header.
     """
 
     rules: GrammarRules
     image: ImageGrammar | None = None  # set once the rows have begun
     offset: int = 0  # tokens after img if the rows have begun, else tokens of text
     header: tuple[int, ...] | None = None  # ids after boi
-    opening_index: int | None = None  # how much of the forced opening is out
-    ended: bool = False  # eos came before any picture
+    opening_index: int | None = None  # how much of the forced opening has been written
+    ended: bool = False  # by eos, before any image
 
     @property
     def done(self) -> bool:
-        """Whether eos is out, so that only pad may follow."""
+        """Whether eos has been written, so that only pad may follow."""
         return self.ended or (self.image is not None and self.offset >= self.image.length)
 
     @property
     def max_remaining(self) -> int:
-        """An upper bound for the tokens still to come, eos included: what a key-value cache must have room for."""
+        """The most tokens that may still follow, with eos: the room that a key-value cache needs."""
         if self.done:
             return 0
         if self.image is not None:
@@ -112,7 +112,7 @@ class GrammarState:
 
     @property
     def expected_remaining(self) -> int:
-        """The tokens that are likely still to come: a picture of the default grid, without more text."""
+        """The expected number of further tokens: an image of the default grid, without more text."""
         return (
             self.max_remaining
             if self.image
@@ -141,7 +141,7 @@ class GrammarState:
         """The state after ``token``. Raises InputError for an id that `allowed` doesn't allow."""
         if token not in self.allowed():
             name = self.rules.layout.vocabulary.describe(token)
-            raise InputError(f"{name} can't come at this position", where="grammar")
+            raise InputError(f"{name} isn't allowed at this position", where="grammar")
         if self.ended:
             return self
         if self.image is not None:
@@ -185,7 +185,7 @@ class FreeState:
 
     @property
     def expected_remaining(self) -> int:
-        """The tokens that may still come."""
+        """The most tokens that may still follow."""
         return 0 if self.done else self.max_remaining
 
     def allowed(self) -> AllowedIds:
@@ -212,18 +212,16 @@ def start_state(
 ) -> GrammarState:
     """The state right after `SequenceLayout.prompt` of this mode and grid.
 
-    ``grid`` is the edited picture's in edit mode, and in the other modes the one to fall back on. ``max_text_tokens``
-    limits what comes before boi (0: the picture at once), ``max_grid_codes`` the picture that the model may ask for.
+    ``grid`` is the edited image's in edit mode, and the default grid in the other modes. ``max_text_tokens`` limits the
+    text before boi (0: the image comes at once), ``max_grid_codes`` the grid that the model may choose.
     Raises InputError without a grid or for an unknown mode.
     """
     if grid is None:
-        raise InputError(
-            "sampling needs a grid: the edited picture's, or the one to fall back on", where=f"mode {mode}"
-        )
+        raise InputError("sampling needs a grid: the edited image's, or the default grid", where=f"mode {mode}")
     image = ImageGrammar(layout.vocabulary, grid.height, grid.width)
     rules = GrammarRules(layout, image, tuple(layout.opening(grid).tolist()), max_text_tokens, max_grid_codes, overlong)
     if mode == "edit":
         return GrammarState(rules, image)
     if mode not in ("reasoning", "mixed"):
-        raise InputError(f"mode {mode!r} is none of edit, reasoning and mixed")
+        raise InputError(f"mode {mode!r} is not edit, reasoning or mixed")
     return GrammarState(rules) if max_text_tokens > 0 else _force(rules, 0)

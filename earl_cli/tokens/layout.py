@@ -1,7 +1,7 @@
 """The sequence layout: the one place where a sequence is assembled and parsed, for training, sampling and editing.
 
-What training shows after a prompt is exactly what sampling continues: ``prompt(...)`` is a strict prefix of
-``example(...).ids`` in every mode. Text before and after a boundary is tokenized apart, so no token spans one.
+Training and sampling see the same prompts: ``prompt(...)`` is a strict prefix of ``example(...).ids`` in every mode.
+Text before and after a boundary is tokenized separately, so no token spans one.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class ParsedCompletion:
-    """A completion taken apart.
+    """The parts of a completion.
 
-    ``codes`` int64[height, width] is there whenever every code of the picture is; ``finished`` says that eos follows it
-    as it should; ``problem`` is the first thing in which the completion differs from a flawless one, in words.
+    ``codes`` int64[height, width] are None if any code is missing; ``finished``: eos follows the image; ``problem`` is
+    the first error in the completion, in words.
     """
 
     codes: Ids | None
@@ -87,7 +87,7 @@ class ParsedCompletion:
 
 @dataclass(frozen=True, eq=False)
 class ParsedSequence:
-    """A whole training sequence taken apart; the fields after ``source`` are None where it stops before them."""
+    """The parts of a whole training sequence; the fields after ``source`` are None where it ends before them."""
 
     source: Ids | None
     instruction: str | None
@@ -100,7 +100,7 @@ class ParsedSequence:
 def thoughts_text(cot: Mapping[str, str], keys: Iterable[str]) -> str:
     """``"key: value"`` for each of ``keys`` that ``cot`` has, joined by spaces and cut to 1750 characters.
 
-    As published, white space around a value goes, and one that is empty leaves its ``key: ``.
+    As published, white space around a value is removed, and an empty value leaves ``key: ``.
     """
     return " ".join(f"{key}: {cot[key].strip()}" for key in keys if key in cot)[:THOUGHTS_LIMIT]
 
@@ -125,11 +125,11 @@ class SequenceLayout:
 
     @cached_property
     def thinking_prefix(self) -> Ids:
-        """What opens the thinking, as ids: the end of every reasoning prompt."""
+        """The ids that begin the reasoning: the end of every prompt in reasoning mode."""
         return np.array(self.text.encode(THINKING_PREFIX), dtype=np.int64)
 
     def opening(self, grid: Grid) -> Ids:
-        """boi, ``height*width`` and img: all of an image that comes before its codes."""
+        """boi, ``height*width`` and img: the ids of an image before its codes."""
         return np.array([self.vocabulary.boi, *self.text.encode(str(grid)), self.vocabulary.img], dtype=np.int64)
 
     def image(self, codes: ArrayLike) -> Ids:
@@ -146,23 +146,23 @@ class SequenceLayout:
         return ids
 
     def prompt(self, source: ArrayLike, instruction: str, mode: Mode = "edit", grid: Grid | None = None) -> Ids:
-        """What the model is given, int64[n]: bos, the source image, the instruction, and the mode's opening.
+        """The prompt int64[n]: bos, the source image, the instruction, and the mode's opening.
 
         edit: boi, ``height*width`` of ``grid`` (by default the source's) and img; the first sampled id is a code.
-        reasoning: the words that open the thinking. mixed: nothing; the model decides whether to think.
+        reasoning: the thinking prefix. mixed: nothing; the model decides whether to reason first.
         """
-        parts = [*self._question(np.asarray(source), instruction)]
+        parts = [*self._prompt_parts(np.asarray(source), instruction)]
         if mode == "edit":
             parts.append(self.opening(grid or grid_of(np.asarray(source))))
         elif mode == "reasoning":
             parts.append(self.thinking_prefix)
         elif mode != "mixed":
-            raise InputError(f"mode {mode!r} is none of edit, reasoning and mixed")
+            raise InputError(f"mode {mode!r} is not edit, reasoning or mixed")
         return np.concatenate(parts)
 
     def example(self, source: ArrayLike, instruction: str, target: ArrayLike, thoughts: str | None = None) -> Example:
         """A training sequence: the mixed prompt, the thinking if ``thoughts`` is given, the target image and eos."""
-        parts = [*self._question(np.asarray(source), instruction)]
+        parts = [*self._prompt_parts(np.asarray(source), instruction)]
         loss_from = sum(map(len, parts))
         if thoughts is not None:
             parts += self._thinking(thoughts)
@@ -174,9 +174,9 @@ class SequenceLayout:
         return sum(map(len, self._thinking(thoughts)))
 
     def parse_completion(self, ids: ArrayLike, mode: Mode = "edit", grid: Grid | None = None) -> ParsedCompletion:
-        """Take apart what followed a prompt of this mode; never raises for what a model may have sampled.
+        """Parse a completion of a prompt of this mode; no sampled ids raise an error, ``problem`` describes theirs.
 
-        ``grid`` is the prompt's in edit mode and must be given there; the other modes read it from the ids.
+        ``grid`` is the prompt's and required in edit mode; the other modes read it from the ids.
         """
         array = _sequence(ids)
         unknown = self._unknown(array)
@@ -188,14 +188,14 @@ class SequenceLayout:
             codes, finished, problem = self._read_rows(array, grid)
             return ParsedCompletion(codes, grid, None, finished, problem)
         if mode not in ("reasoning", "mixed"):
-            raise InputError(f"mode {mode!r} is none of edit, reasoning and mixed")
-        return self._read_answer(array, thinking=mode == "reasoning")
+            raise InputError(f"mode {mode!r} is not edit, reasoning or mixed")
+        return self._read_completion(array, thinking=mode == "reasoning")
 
     def parse(self, ids: ArrayLike, loss_from: int | None = None) -> ParsedSequence:
-        """Take a whole training sequence apart; never raises for damaged ids, ``problem`` says what is wrong.
+        """Parse a whole training sequence; damaged ids don't raise, ``problem`` says what is wrong with them.
 
-        ``loss_from`` of the `Example` makes the split between instruction and answer certain. Without it the answer
-        starts at the first thinking prefix, which is wrong only for an instruction that spells that prefix itself.
+        ``loss_from`` of the `Example` separates instruction and completion. Without it the completion starts at the
+        first thinking prefix, which is wrong only where the instruction itself contains that prefix.
         """
         array, vocabulary = _sequence(ids), self.vocabulary
         problem = self._unknown(array)
@@ -208,17 +208,17 @@ class SequenceLayout:
         source, start, problem = self._read_source(array)
         if source is None or problem:
             return ParsedSequence(source, None, None, None, False, f"source image: {problem}")
-        split = self._find_answer(array, start) if loss_from is None else loss_from
+        split = self._find_completion(array, start) if loss_from is None else loss_from
         section = array[start:split]
         instruction = self._decode(section)
         if split >= len(array):
             return ParsedSequence(source, instruction, None, None, False, "nothing after the instruction")
-        answer = self._read_answer(array[split:], thinking=False)
+        completion = self._read_completion(array[split:], thinking=False)
         stray = self._stray(section)
-        problem = f"instruction: {stray}" if stray else answer.problem
-        return ParsedSequence(source, instruction, answer.thoughts, answer.codes, answer.finished, problem)
+        problem = f"instruction: {stray}" if stray else completion.problem
+        return ParsedSequence(source, instruction, completion.thoughts, completion.codes, completion.finished, problem)
 
-    def _question(self, source: NDArray[np.generic], instruction: str) -> tuple[Ids, Ids, Ids]:
+    def _prompt_parts(self, source: NDArray[np.generic], instruction: str) -> tuple[Ids, Ids, Ids]:
         return np.array([self.vocabulary.bos]), self.image(source), self._text(instruction)
 
     def _thinking(self, thoughts: str) -> list[Ids]:
@@ -240,7 +240,7 @@ class SequenceLayout:
         stray = np.flatnonzero(ids >= self.vocabulary.text_size)
         return f"{self.vocabulary.describe(int(ids[stray[0]]))} stands inside the text" if len(stray) else None
 
-    def _find_answer(self, ids: Ids, start: int) -> int:
+    def _find_completion(self, ids: Ids, start: int) -> int:
         """Where the instruction that begins at ``start`` ends: at the thinking prefix, boi, eos or pad."""
         rest = ids[start:]
         ends = np.flatnonzero(np.isin(rest, (self.vocabulary.boi, self.vocabulary.eos, self.vocabulary.pad)))
@@ -253,7 +253,7 @@ class SequenceLayout:
         return start + end
 
     def _read_source(self, ids: Ids) -> tuple[Ids | None, int, str | None]:
-        """Codes of the image after bos, the index after its eoi, and what is wrong with it."""
+        """Codes of the image after bos, the index after its eoi, and its problem."""
         if len(ids) < 2 or ids[1] != self.vocabulary.boi:
             return None, 1, "boi doesn't follow bos"
         images = np.flatnonzero(ids == self.vocabulary.img)
@@ -270,7 +270,7 @@ class SequenceLayout:
     def _read_grid(self, ids: Ids) -> Grid | None:
         return None if len(ids) > 9 or self._stray(ids) else Grid.read(self._decode(ids))
 
-    def _read_answer(self, ids: Ids, *, thinking: bool) -> ParsedCompletion:
+    def _read_completion(self, ids: Ids, *, thinking: bool) -> ParsedCompletion:
         """Thoughts and image of a completion; the image opens at the last boi before the first visual id."""
         vocabulary = self.vocabulary
         visual = np.flatnonzero(ids >= vocabulary.visual_start)
@@ -280,8 +280,8 @@ class SequenceLayout:
         thoughts, problem = self._read_thoughts(text, thinking=thinking)
         if not len(opens):
             ended = np.flatnonzero(np.isin(head, (vocabulary.eos, vocabulary.pad)))
-            fault = "ends without a picture" if len(ended) else "stops before the picture begins"
-            fault = "the picture has no boi and no height*width header" if len(visual) else fault
+            fault = "ends without an image" if len(ended) else "stops before the image begins"
+            fault = "the image has no boi and no height*width header" if len(visual) else fault
             return ParsedCompletion(None, None, thoughts, False, fault)
         header = head[opens[-1] + 1 :]
         images = np.flatnonzero(header == vocabulary.img)
@@ -295,7 +295,7 @@ class SequenceLayout:
         )
 
     def _read_thoughts(self, ids: Ids, *, thinking: bool) -> tuple[str | None, str | None]:
-        """Text between the thinking marks and what is wrong; ``thinking`` says that the prompt held the first."""
+        """Text between the thinking marks, and its problem; with ``thinking`` the prompt holds the first mark."""
         problem = self._stray(ids)
         text = self._decode(ids)
         if not thinking:
@@ -303,7 +303,7 @@ class SequenceLayout:
                 return None, problem
             _, mark, after = text.partition(THINKING_START)
             if not mark:
-                return text, problem or f"text before the picture without {THINKING_START}"
+                return text, problem or f"text before the image without {THINKING_START}"
             text = after
         thoughts, mark, _ = text.rpartition(THINKING_END)
         if not mark:
@@ -311,7 +311,7 @@ class SequenceLayout:
         return thoughts.removeprefix(" "), problem
 
     def _read_rows(self, ids: Ids, grid: Grid) -> tuple[Ids | None, bool, str | None]:
-        """Codes after img, whether the sequence ends with eos as it should, and what is wrong."""
+        """Codes after img, whether eos follows them, and the problem."""
         codes, problem = self._read_codes(ids, grid)
         if codes is None:
             return None, False, problem
@@ -319,14 +319,14 @@ class SequenceLayout:
         tail = ids[grid.tokens - 2 :]
         for name, want, found in zip(("eof", "eoi", "eos"), closing, tail.tolist(), strict=False):
             if found != want:
-                return codes, False, f"{self.vocabulary.describe(found)} stands where {name} should close the picture"
+                return codes, False, f"{self.vocabulary.describe(found)} stands where {name} should close the image"
         if len(tail) < 3:
             return codes, False, f"stops before {('eof', 'eoi', 'eos')[len(tail)]}"
         after = np.flatnonzero(tail[3:] != pad)
         return codes, True, f"{self.vocabulary.describe(int(tail[3 + after[0]]))} follows eos" if len(after) else None
 
     def _read_codes(self, ids: Ids, grid: Grid) -> tuple[Ids | None, str | None]:
-        """Codes int64[height, width] of the rows that ``ids`` begins with, or what is wrong with the rows."""
+        """Codes int64[height, width] of the rows at the start of ``ids``, or the problem."""
         vocabulary, width = self.vocabulary, grid.width
         needed = grid.height * (width + 1)
         body = ids[:needed]
@@ -347,7 +347,7 @@ class SequenceLayout:
             length = width + (int(others[0]) if len(others) else len(ids) - stop)
             return None, f"row {row + 1} has {length} codes instead of {width}"
         if found == vocabulary.eof:
-            return None, f"the picture ends after {read} of {grid.codes} codes"
+            return None, f"the image ends after {read} of {grid.codes} codes"
         return None, f"{vocabulary.describe(found)} stands in row {row + 1} after {column} codes"
 
 
@@ -374,14 +374,14 @@ _BOX = re.compile(BOX)
 
 
 def rescale_boxes(text: str, before: GridSize, after: GridSize) -> str:
-    """``text`` with its boxes brought from a picture of ``before`` (width, height) to ``after``, rounded to pixels.
+    """``text`` with its boxes rescaled from an image of ``before`` (width, height) to ``after``, rounded to pixels.
 
-    Only four numbers in square brackets are a box; everything else stays as it is.
+    Only four numbers in square brackets are a box; everything else is unchanged.
     """
     scales = [after[0] / before[0], after[1] / before[1]] * 2
 
-    def moved(match: re.Match[str]) -> str:
+    def rescaled(match: re.Match[str]) -> str:
         corners = [round(float(number) * scale) for number, scale in zip(match.groups(), scales, strict=True)]
         return f"[{', '.join(map(str, corners))}]"
 
-    return _BOX.sub(moved, text)
+    return _BOX.sub(rescaled, text)

@@ -1,6 +1,6 @@
 """Text tokenizers: Emu3's own ranks file, a `tokenizer.json`, or a small byte-level BPE trained here.
 
-None of them ever reads a control token out of text: a spelling such as ``<|image start|>`` stays plain text.
+No tokenizer reads control tokens from text: a spelling such as ``<|image start|>`` is plain text.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ class JsonTokenizer:
 def load_text_tokenizer(folder: Path, expected: Vocabulary | None = None) -> TextTokenizer:
     """The text tokenizer of a model folder: `emu3.tiktoken` if there is one, else `tokenizer.json`.
 
-    With ``expected``, a ranks file must hold exactly ``expected.text_size`` tokens, so that half a download is noticed,
-    and a list of vision tokens beside it must have ``expected.codes`` of them.
-    Raises ModelError if there is neither file, or if it is damaged or of another kind.
+    With ``expected``, a ranks file must hold exactly ``expected.text_size`` tokens, which detects an incomplete
+    download, and a list of vision tokens in the same folder must have ``expected.codes`` of them. Raises ModelError if
+    neither file is there, or if it is damaged or of another kind.
     """
     ranks, described = folder / RANKS_FILE, folder / JSON_FILE
     if ranks.is_file():
@@ -192,8 +192,8 @@ def _check_vision_tokens(path: Path, expected: Vocabulary | None) -> None:
     wanted = ["<|image token|>", "<|image start|>", "<|image end|>"]
     wanted += [f"<|visual token {code:06d}|>" for code in range(expected.codes if expected else max(len(lines) - 3, 0))]
     if lines != wanted:
-        pairs = zip(lines, wanted, strict=False)
-        first = next((i for i, (line, want) in enumerate(pairs) if line != want), min(len(lines), len(wanted)))
+        aligned = zip(lines, wanted, strict=False)
+        first = next((i for i, (line, want) in enumerate(aligned) if line != want), min(len(lines), len(wanted)))
         found = lines[first] if first < len(lines) else "the end of the file"
         want = wanted[first] if first < len(wanted) else "the end of the file"
         raise ModelError(f"token {first + 1} is {found} where the model expects {want}", where=str(path))
@@ -208,10 +208,10 @@ def _load_json(path: Path) -> JsonTokenizer:
 
 
 def _json_tokenizer(content: str, *, where: str) -> JsonTokenizer:
-    """The tokenizer described by a `tokenizer.json`, freed of all that isn't text.
+    """The tokenizer of a `tokenizer.json`, without everything that isn't text.
 
     The published conversion of Emu3 lists control and visual tokens inside ``model.vocab``, and splits with GPT-2's
-    pattern where Emu3 was trained with Qwen's and with NFC; both are put right.
+    pattern where Emu3 was trained with Qwen's and with NFC; both are corrected.
     """
     import tokenizers
 
@@ -245,7 +245,7 @@ def _json_tokenizer(content: str, *, where: str) -> JsonTokenizer:
     )
     loaded = JsonTokenizer(tokenizer, max(model["vocab"].values()) + 1, fingerprint)
     if loaded.decode(loaded.encode(_PROBE)) != _PROBE:
-        raise ModelError("this tokenizer doesn't give text back as it was", where=where, hint=_JSON_HINT)
+        raise ModelError("this tokenizer doesn't decode to the encoded text", where=where, hint=_JSON_HINT)
     return loaded
 
 

@@ -1,6 +1,6 @@
 """Which id means what: text, control tokens and visual codes share one id space; a code plus an offset is its id.
 
-`EMU3` is the vocabulary of Emu3 and EARL; `small_vocabulary` makes the same thing at any size.
+`EMU3` is the vocabulary of Emu3 and EARL; `small_vocabulary` makes one of any size.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Vocabulary:
 
     @property
     def text_end(self) -> int:
-        """End (exclusive) of the ids that are no visual code: text, control and unused ids."""
+        """End (exclusive) of the ids that aren't visual codes: text, control and unused ids."""
         return self.visual_start
 
     @property
     def closing(self) -> tuple[int, int, int, int]:
-        """What follows the last row of the edited image: eof, eoi, eos, then pad for ever."""
+        """What follows the last row of the edited image: eof, eoi, eos, then only pad."""
         return (self.eof, self.eoi, self.eos, self.pad)
 
     def to_ids(self, codes: ArrayLike) -> NDArray[np.int64]:

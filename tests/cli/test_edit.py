@@ -217,7 +217,7 @@ def test_quiet_says_nothing(earl) -> None:
 def test_think_shows_the_reasoning_or_what_is_wrong_with_it(earl) -> None:
     photo(Path("a.png"))
     out, err = earl("a.png", "night", "--think", "--seed", "1", code=None)  # a random model may draw nothing at all
-    assert "reasoning:" in out if Path("a.edited.png").exists() else "drew no picture" in err
+    assert "reasoning:" in out if Path("a.edited.png").exists() else "generated no image" in err
 
 
 def test_names_and_words_can_not_write_to_the_terminal(earl) -> None:

@@ -394,7 +394,7 @@ def test_only_one_model_is_in_memory(say: Say, tiny_model_dir: Path, monkeypatch
         (["-b", "pairs", "-m", "copy", "-m", "again=copy", "--lpips"], 6, "torchvision"),
         (["-b", "pairs", "-o", "pairs/pairs.jsonl"], 8, "a file, not a folder"),
         (["-b", "pairs", "-m", "embedded", "--temperature", "-1"], 2, "temperature"),
-        (["-b", "pairs", "--engine-arg", "tensor_parallel_size"], 2, "no key=value"),
+        (["-b", "pairs", "--engine-arg", "tensor_parallel_size"], 2, "isn't KEY=VALUE"),
         (["score", "nowhere"], 3, "no such file or folder"),
         (["compare", "pairs", "pairs"], 3, "no results"),
         (["report", "pairs"], 3, "no results"),

@@ -197,7 +197,7 @@ def test_weights_that_are_no_use_keep_the_last_checkpoint(rl: Callable[..., Said
     assert kept == ["ckpt_000000", "ckpt_000001"]
     wild = {"num_iterations": 8, "learning_rate": 1e30, "checkpoint_every": 4}
     text = complaint(rl(**wild), 4)
-    assert "error: the model's scores are no numbers" in text
+    assert "error: the model's logits are not finite" in text
     assert [path.name for path in checkpoints(tmp_path / "out" / CHECKPOINTS)] == kept
     assert rl(num_iterations=3).code == 0
     assert load_model(str(tmp_path / "out"), device="cpu").language.lm_head.weight.isfinite().all()

@@ -102,7 +102,11 @@ def test_instructions_and_thoughts_come_in_several_shapes(tmp_path: Path) -> Non
         ({"original_image": np.array(5)}, "codes", "is of one codes"),
         ({"original_image": np.zeros((0, 4), int)}, "codes", r"is of 0\*4 codes"),
         ({"original_image": np.zeros((1, 10_000), np.uint8)}, "codes", r"1\*10000 codes, not 1 to 9999 a side"),
-        ({"original_image": torch.zeros(1, dtype=int).expand(9000, 9000)}, "pickle", r"9000\*9000 elements, and 1 are"),
+        (
+            {"original_image": torch.zeros(1, dtype=int).expand(9000, 9000)},
+            "pickle",
+            r"9000\*9000 elements, of which 1 are",
+        ),
         ({"original_image": np.zeros((2, 2))}, "codes", "is an array of 'f8', not of integers"),
         ({"original_image": np.array([["a"]])}, "codes", "is an array of 'U1', not of integers"),
         ({"original_image": np.array([[None]])}, "codes", "is an array of objects, not of integers"),
@@ -236,17 +240,17 @@ ENCODE = b"c_codecs\nencode\n"
 
 HOSTILE = {
     "values that double": (b"(" + MEMO_BOMB.replace(b")q\0", b"K\1q\0", 1) + b"t.", "more than 1,000,000 values"),
-    "a key that doubles": (b"}" + MEMO_BOMB.replace(b")q\0", b"K\1q\0", 1) + b"Ns.", "repeats itself|left over"),
-    "a key that is a tuple": (b"}K\1\x85Ns.", "a key that is no text but a tuple"),
+    "a key that doubles": (b"}" + MEMO_BOMB.replace(b")q\0", b"K\1q\0", 1) + b"Ns.", "expands to more|left over"),
+    "a key that is a tuple": (b"}K\1\x85Ns.", "a key of type tuple instead of a text"),
     "nested tuples": (b")" + b"\x85" * 300_000 + b".", "nested more than 100 deep"),
     "nested lists": (b"]" * 300_000 + b"a" * 299_999 + b".", "nested more than 100 deep"),
-    "nested from within": (b"]q\0" + b"]q\1h\0h\1a0h\1q\0" * 300 + b".", "within another one|nested|left over"),
-    "a list in itself": (b"]q\0h\0a.", "within another one|nested"),
+    "nested from within": (b"]q\0" + b"]q\1h\0h\1a0h\1q\0" * 300 + b".", "inside another one|nested|left over"),
+    "a list in itself": (b"]q\0h\0a.", "inside another one|nested"),
     "endless instructions": (b"N0" * 600_000 + b"N.", "more than 1,000,000 instructions"),
     "bytes in another encoding": (ENCODE + BIG_TEXT + UTF_16 + b"\x86R.", "encoded as 'utf-16', not as latin1"),
     "bytes made again and again": (
         ENCODE + b"q\0" + BIG_TEXT + b"q\1" + LATIN_1 + b"\x86q\2R" + b"0h\0h\2R" * 10_000 + b".",
-        "makes more of its texts",
+        "too many characters",
     ),
     "a long integer": (b"\x8b\xff\xff\xff\x7f" + b"a" * 100, "which torch.save never writes"),
     "an integer of 255 bytes": (b"\x8a\xff" + b"a" * 255 + b".", "an integer of 255 bytes"),
@@ -255,8 +259,8 @@ HOSTILE = {
     "a frame": (b"\x95" + b"\xff" * 8 + b"N.", "which torch.save never writes"),
     "an extension": (b"\x82\1.", "which torch.save never writes"),
     "an instance": (b"(ios\nsystem\n.", "which torch.save never writes"),
-    "a call of a text": (b"X\1\0\0\0a)R.", "calls what can't be called"),
-    "a state of a text": (b"X\1\0\0\0a}b.", "sets the state of what has none"),
+    "a call of a text": (b"X\1\0\0\0a)R.", "calls something that isn't a function"),
+    "a state of a text": (b"X\1\0\0\0a}b.", "sets the state of an object that has none"),
     "a memo that isn't there": (b"h\7.", "damaged"),
     "no stack": (b"\x85.", "damaged"),
     "nothing": (b"", "cut short"),
@@ -323,4 +327,4 @@ def test_tensors_that_declare_more_than_they_have_do_not_fill_a_shard(tmp_path: 
     assert len(content) < 10_000
     row = only(tmp_path, content)
     assert isinstance(row, Reject)
-    assert "9999*9999 elements, and 1 are stored of it" in row.reason
+    assert "9999*9999 elements, of which 1 are stored" in row.reason

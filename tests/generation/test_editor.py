@@ -174,7 +174,7 @@ def test_an_incomplete_variant_costs_the_others_nothing(editor: Editor, photo: P
     edits = broken.variants(photo, SNOW, 3, seed=1)
     assert [edited.error is None for edited in edits] == [True, False, True]
     assert pixels(edits[2]) == pixels(editor.edit(photo, SNOW, seed=3))
-    with pytest.raises(ModelError, match="drew no picture"):
+    with pytest.raises(ModelError, match="generated no image"):
         broken.edit(photo, SNOW, seed=2)
 
 
@@ -270,7 +270,7 @@ def test_threads_may_share_an_editor(editor: Editor) -> None:
         (lambda _: load_editor(mode="dream"), UsageError, "'dream' is no mode"),  # type: ignore[arg-type]
         (lambda _: load_editor(image_area=1), UsageError, "image_area: 1"),
         (lambda _: load_editor(sampling={"heat": 1}), UsageError, "'heat'"),
-        (lambda _: load_editor(device="tpu"), UsageError, "'tpu' is no device"),
+        (lambda _: load_editor(device="tpu"), UsageError, "'tpu' is not a device"),
         (lambda _: load_editor(engine_args={"a": 1}), UsageError, "only the engine vllm"),
         (lambda _: load_editor(Path("nowhere")), ModelError, "no such folder"),
     ],

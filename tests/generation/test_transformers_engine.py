@@ -284,7 +284,7 @@ def test_prompts_that_are_none_are_named(tiny: EarlModel, request_for: MakeReque
     engine = TransformersEngine(tiny.language, tiny.layout)
     with pytest.raises(InputError, match="request 2: the prompt holds ids outside"):
         engine.generate([request_for(), SamplingRequest((1, 10**6), "edit", Grid(1, 1), (0,))], GREEDY)
-    with pytest.raises(InputError, match="begins with bos and a picture"):
+    with pytest.raises(InputError, match="begins with bos and an image"):
         engine.generate([SamplingRequest((1, 2), "edit", None, (0,))], GREEDY)
     with pytest.raises(InputError, match="empty prompt"):
         engine.generate([SamplingRequest((), "edit", Grid(1, 1), (0,))], GREEDY)

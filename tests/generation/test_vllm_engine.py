@@ -270,7 +270,7 @@ def test_arguments_are_checked(embedded: EarlModel) -> None:
         "quantization": "fp8",
         "enforce_eager": True,
     }
-    with pytest.raises(UsageError, match="no key=value"):
+    with pytest.raises(UsageError, match="isn't KEY=VALUE"):
         parse_engine_arguments(["fast"])
     with pytest.raises(UsageError, match="logprobs_mode is set by earl itself"):
         parse_engine_arguments(["logprobs_mode=raw_logits"])
@@ -304,7 +304,7 @@ def test_two_processes_give_the_same_and_their_death_is_an_error(embedded: EarlM
         with pytest.raises(EngineError, match="a sampling step by the vLLM engine failed") as caught:
             engine.generate(prompts(embedded, 2, grid=Grid(12, 12)), SamplingParams(), kill)
         assert "the end of its log" in str(caught.value)
-        with pytest.raises(EngineError, match="which is dead"):
+        with pytest.raises(EngineError, match="the vLLM engine is dead"):
             engine.generate(prompts(embedded, 1), GREEDY)
     finally:
         engine.close()

@@ -33,7 +33,7 @@ def test_a_call_that_hangs_ends_in_an_error_that_names_it(tmp_path: Path) -> Non
     assert time.monotonic() - started < 3
     told = str(caught.value)
     assert "line 39" in told and "line 20\n" not in told and "x" * 300 not in told
-    with pytest.raises(EngineError, match="an update was asked of the engine, which is dead"):
+    with pytest.raises(EngineError, match="an update can't be done: the engine is dead"):
         caller.call("an update", 5, list)
     ended = threading.Event()
     caller.close(5, ended.set)
@@ -58,7 +58,7 @@ def test_a_process_that_has_ended_is_an_error_although_the_call_hangs() -> None:
     with pytest.raises(EngineError, match="a step by the engine failed: its process ended with -9"):
         caller.call("a step", 60, over.wait)
     assert time.monotonic() - started < 5
-    with pytest.raises(EngineError, match="which is dead"):
+    with pytest.raises(EngineError, match="the engine is dead"):
         caller.call("a step", 60, list)
     over.set()
 

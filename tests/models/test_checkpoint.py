@@ -113,7 +113,7 @@ def test_damaged_config_is_named(language: Path) -> None:
 def test_no_config_asks_for_millions_of_layers(language: Path, change: dict) -> None:
     config = json.loads((language / "config.json").read_text())
     (language / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(ModelError, match=r"it has 10*(,000)+ layers, and 1,000 are the most"):
+    with pytest.raises(ModelError, match=r"it has 10*(,000)+ layers, more than 1,000"):
         load_language(language)
 
 
@@ -121,7 +121,7 @@ def test_nor_for_thousands_of_blocks(tokenizer: Path) -> None:
     config = json.loads((tokenizer / "config.json").read_text())
     for change in ({"num_res_blocks": 2000}, {"channel_multiplier": [1] * 40, "num_res_blocks": 40}):
         (tokenizer / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(ModelError, match="layers, and 1,000 are the most"):
+        with pytest.raises(ModelError, match="layers, more than 1,000"):
             load_vision(tokenizer)
 
 
@@ -131,7 +131,7 @@ def test_nor_for_thousands_of_blocks(tokenizer: Path) -> None:
 def test_a_config_that_makes_no_model(language: Path, change: dict) -> None:
     config = json.loads((language / "config.json").read_text())
     (language / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(ModelError, match="this config makes no model"):
+    with pytest.raises(ModelError, match="no model can be built from this config"):
         load_language(language)
 
 
@@ -242,7 +242,7 @@ def test_a_bin_is_looked_through_before_torch_reads_it(language: Path) -> None:
         (rezip(good, lambda _content: b"\x80\x02" + doubling), "can't be read: "),
         (rezip(good, lambda _content: b"\x80\x02)" + b"\x85" * 300_000 + b"."), "nested more than 100 deep"),
         (rezip(good, lambda content: content, zipfile.ZIP_DEFLATED), "compressed, as torch.save never does"),
-        (saved({**state, "x": torch.zeros(1).expand(9000, 9000)}), r"9000*9000 elements, and 1 are stored of it"),
+        (saved({**state, "x": torch.zeros(1).expand(9000, 9000)}), r"9000*9000 elements, of which 1 are stored"),
         (saved({**state, "x": 7}), "no state dict of tensors"),
         (saved([1]), "no state dict of tensors"),
         (saved(state, _use_new_zipfile_serialization=False)[:-1000], "cut short"),

@@ -39,14 +39,14 @@ def test_too_large_a_model_is_refused_with_both_figures(free: None) -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "", "cuda:-1"])
 def test_unknown_devices_are_named(name: str) -> None:
-    with pytest.raises(UsageError, match="is no device"):
+    with pytest.raises(UsageError, match="is not a device"):
         device_plan(name)
 
 
 def test_unknown_types_and_attentions_are_named() -> None:
-    with pytest.raises(UsageError, match="'int3' is no number type"):
+    with pytest.raises(UsageError, match="'int3' is not a dtype"):
         device_plan("cpu", dtype="int3")
-    with pytest.raises(UsageError, match="is no attention implementation"):
+    with pytest.raises(UsageError, match="is not an attention implementation"):
         device_plan("cpu", attention="linear")
     with pytest.raises(DeviceError, match="flash attention needs a CUDA device"):
         device_plan("cpu", attention="flash_attention_2")

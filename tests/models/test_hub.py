@@ -169,7 +169,7 @@ def test_a_model_that_moves_on_is_fetched_again(
 def test_a_gated_model(hub: Hub, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(Repository("org/gated", {"main": tiny_model_dir}, gated=True))
     said = complaint("org/gated")
-    assert said.startswith("org/gated: the Hub asks for consent before it gives this model out (")
+    assert said.startswith("org/gated: this model on the Hub is gated (")
     assert LOG_IN in said
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
     assert complaint("org/gated") == said
@@ -210,7 +210,9 @@ def test_a_connection_that_breaks_off_is_taken_up_again(
 @pytest.mark.parametrize("file", ["model.safetensors", "earl.json", "vision/model.safetensors"])
 def test_a_connection_that_always_breaks_off(hub: Hub, tiny: Repository, tiny_model_dir: Path, file: str) -> None:
     hub.break_off("org/tiny", file)
-    with pytest.raises(ModelError, match=r"^org/tiny: the Hub didn't give this model out: .*without sending") as error:
+    with pytest.raises(
+        ModelError, match=r"^org/tiny: the download of this model from the Hub failed: .*without sending"
+    ) as error:
         load_model("org/tiny")
     assert "\n" not in str(error.value)
     assert "network" in str(error.value.hint)
@@ -225,14 +227,14 @@ def test_half_a_model_in_the_cache_is_no_model(hub: Hub, tiny: Repository) -> No
     complaint("org/tiny")
     hub.stop()
     said = complaint("org/tiny")
-    assert "the model isn't in the Hub's cache while the Hub can't be reached" in said
+    assert "the model isn't in the Hub's cache, and the Hub can't be reached" in said
     assert "check the network" in said
 
 
 def test_without_a_hub_and_without_a_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.stop()
     said = complaint("org/tiny")
-    assert "the model isn't in the Hub's cache while the Hub can't be reached" in said
+    assert "the model isn't in the Hub's cache, and the Hub can't be reached" in said
     assert "check the network" in said
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = complaint("org/tiny")
@@ -242,7 +244,7 @@ def test_without_a_hub_and_without_a_cache(hub: Hub, monkeypatch: pytest.MonkeyP
 
 def test_a_proxy_that_refuses(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
-    assert complaint("org/tiny").startswith("org/tiny: the Hub didn't give this model out: ")
+    assert complaint("org/tiny").startswith("org/tiny: the download of this model from the Hub failed: ")
     assert hub.requests[-1].method == "CONNECT"
 
 

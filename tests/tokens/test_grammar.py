@@ -209,9 +209,9 @@ def test_eos_before_the_picture_ends_without_one(layout: SequenceLayout, begun: 
 
 def test_an_id_that_is_not_allowed_is_refused_and_named(layout: SequenceLayout) -> None:
     vocabulary = layout.vocabulary
-    with pytest.raises(InputError, match="eos can't come at this position"):
+    with pytest.raises(InputError, match="eos isn't allowed at this position"):
         start_state(layout, "edit", Grid(2, 2)).advance(vocabulary.eos)
-    with pytest.raises(InputError, match="code 3 can't come"):
+    with pytest.raises(InputError, match="code 3 isn't allowed"):
         start_state(layout, "mixed", Grid(2, 2)).advance(vocabulary.visual_start + 3)
     with pytest.raises(InputError, match="unknown id -1"):
         start_state(layout, "mixed", Grid(2, 2)).advance(-1)
@@ -230,7 +230,7 @@ def test_a_state_stays_what_it_is(layout: SequenceLayout) -> None:
 
 def test_a_start_needs_a_mode_and_a_grid(layout: SequenceLayout) -> None:
     wrong: Literal["edit"] = "draw"  # type: ignore[assignment]
-    with pytest.raises(InputError, match="none of edit, reasoning and mixed"):
+    with pytest.raises(InputError, match="is not edit, reasoning or mixed"):
         start_state(layout, wrong, Grid(2, 2))
     for mode in ("edit", "reasoning", "mixed"):
         with pytest.raises(InputError, match="needs a grid"):

@@ -117,9 +117,9 @@ def test_what_is_no_table_of_codes_is_refused(layout: SequenceLayout, codes: Arr
 
 def test_unknown_modes_and_missing_grids_are_refused(layout: SequenceLayout) -> None:
     wrong: Literal["edit"] = "draw"  # type: ignore[assignment]
-    with pytest.raises(InputError, match="none of edit, reasoning and mixed"):
+    with pytest.raises(InputError, match="is not edit, reasoning or mixed"):
         layout.prompt(SOURCE, "x", wrong)
-    with pytest.raises(InputError, match="none of edit, reasoning and mixed"):
+    with pytest.raises(InputError, match="is not edit, reasoning or mixed"):
         layout.parse_completion([1], wrong)
     with pytest.raises(InputError, match="pass the grid of its prompt"):
         layout.parse_completion([1], "edit")

@@ -57,7 +57,7 @@ ROW: list[int | str] = [0, 1, 2, 3, "eol"]
         (["eol", *ROW], "row 1 has 0 codes instead of 4"),
         ([*ROW, 0, 1, 2, 3, 4, 5, "eol"], "row 2 has 6 codes instead of 4"),
         ([0, 1, 2, 3, 4], "row 1 has 5 codes instead of 4"),
-        ([*ROW, "eof", "eoi", "eos"], "the picture ends after 4 of 12 codes"),
+        ([*ROW, "eof", "eoi", "eos"], "the image ends after 4 of 12 codes"),
         ([*ROW, 0, 1, "boi"], "boi stands in row 2 after 2 codes"),
         ([*ROW, 0, 1, 2, 3, "img"], "img stands in row 2 after 4 codes"),
     ],
@@ -73,10 +73,10 @@ def test_damaged_rows_are_named(layout: SequenceLayout, ids: list[int | str], pr
         ([], "stops before eof"),
         (["eof"], "stops before eoi"),
         (["eof", "eoi"], "stops before eos"),
-        (["eos"], "eos stands where eof should close the picture"),
-        (["eof", "eos"], "eos stands where eoi should close the picture"),
-        (["eof", "eoi", 7], "code 7 stands where eos should close the picture"),
-        (["eof", "eoi", "pad"], "pad stands where eos should close the picture"),
+        (["eos"], "eos stands where eof should close the image"),
+        (["eof", "eos"], "eos stands where eoi should close the image"),
+        (["eof", "eoi", 7], "code 7 stands where eos should close the image"),
+        (["eof", "eoi", "pad"], "pad stands where eos should close the image"),
     ],
 )
 def test_a_picture_with_all_its_codes_is_kept_and_the_rest_named(
@@ -113,14 +113,14 @@ def rows(layout: SequenceLayout, codes: Codes = TARGET) -> list[int]:
 @pytest.mark.parametrize(
     ("parts", "thoughts", "problem"),
     [
-        ([], "", "stops before the picture begins"),
-        ([" let me"], "let me", "stops before the picture begins"),
-        ([f" a{THINKING_END}", ":eos"], "a", "ends without a picture"),
+        ([], "", "stops before the image begins"),
+        ([" let me"], "let me", "stops before the image begins"),
+        ([f" a{THINKING_END}", ":eos"], "a", "ends without an image"),
         ([f" a{THINKING_END}", ":boi", "3*"], "a", "the height*width header can't be read"),
         ([f" a{THINKING_END}", ":boi", "3*four", ":img"], "a", "the height*width header can't be read"),
         ([f" a{THINKING_END}", ":boi", "3*4", ":eol", ":img"], "a", "the height*width header can't be read"),
         ([f" a{THINKING_END}", ":boi", "3*44444444444", ":img"], "a", "the height*width header can't be read"),
-        ([f" a{THINKING_END}", 408], "a", "the picture has no boi and no height*width header"),
+        ([f" a{THINKING_END}", 408], "a", "the image has no boi and no height*width header"),
         ([f" a{THINKING_END}", ":boi", "3*4", ":img"], "a", "stops after 0 of 12 codes"),
     ],
 )
@@ -138,7 +138,7 @@ def test_an_answer_without_picture_says_why(
         (f" a{THINKING_END} and more", "reasoning", "a", None),
         (f"{THINKING_PREFIX} no end", "mixed", "no end", f"the thinking isn't closed by {THINKING_END}"),
         (f"Let's go {THINKING_START}a{THINKING_END}", "mixed", "a", None),
-        (" just words", "mixed", " just words", f"text before the picture without {THINKING_START}"),
+        (" just words", "mixed", " just words", f"text before the image without {THINKING_START}"),
     ],
 )
 def test_odd_thinking_is_named_and_the_picture_kept(
@@ -185,7 +185,7 @@ def test_a_sequence_that_begins_or_reads_wrong_is_named(layout: SequenceLayout) 
     assert "id -100 at position 0 is outside" in str(layout.parse_completion([-100], "mixed").problem)
     stray = np.insert(ids, example.loss_from, vocabulary.eol)
     assert layout.parse(stray).problem == "instruction: eol stands inside the text"
-    assert layout.parse(np.append(ids[: example.loss_from], vocabulary.eos)).problem == "ends without a picture"
+    assert layout.parse(np.append(ids[: example.loss_from], vocabulary.eos)).problem == "ends without an image"
 
 
 @given(thoughts=st.none() | texts, data=st.data())

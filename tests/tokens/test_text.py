@@ -225,8 +225,11 @@ def test_a_tokenizer_json_of_another_kind_is_named(tmp_path: Path, content: byte
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normalizer": {"type": "Lowercase"}}, "doesn't give text back"),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}}, "doesn't give text"),
+        ({"normalizer": {"type": "Lowercase"}}, "doesn't decode to the encoded text"),
+        (
+            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}},
+            "doesn't decode to the encoded text",
+        ),
         ({"pre_tokenizer": {"type": "NoSuchThing"}}, "can't be built"),
         ({"added_tokens": [{"id": 3}]}, "not the description"),
     ],

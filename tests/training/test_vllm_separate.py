@@ -151,7 +151,7 @@ def test_several_workers_get_the_weights(
         assert len(processes) > 2
         engine._process.kill()
         engine._process.wait()
-        with pytest.raises(EngineError, match="taking prompts by the vLLM engine failed: its process ended with -9"):
+        with pytest.raises(EngineError, match="sending requests by the vLLM engine failed: its process ended with -9"):
             engine.generate(asked, SamplingParams(0))
     finally:
         engine.close()
@@ -183,7 +183,7 @@ def test_a_process_that_is_killed_is_an_error_with_the_end_of_its_log(embedded: 
             engine.generate(prompts(embedded, 4, 12), SamplingParams(), kill)
         assert time.monotonic() - killed < 5
         assert "the end of its log:\n" in str(caught.value)
-        with pytest.raises(EngineError, match="an update of the weights was asked of the vLLM engine, which is dead"):
+        with pytest.raises(EngineError, match="an update of the weights can't be done: the vLLM engine is dead"):
             engine.update_weights(embedded.language.state_dict().items())
     finally:
         engine.close()

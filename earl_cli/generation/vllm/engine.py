@@ -1,7 +1,7 @@
-"""The engine that samples with vLLM: its batch is refilled as soon as a picture is done, its cache shares prompts.
+"""The engine vllm: continuous batching, and a key-value cache that shares prompts.
 
-vLLM computes the logits; what is drawn from them is decided by the same grammar, the same sampling and the same random
-numbers as in the transformers engine. Weights come from a model folder and can be replaced in place.
+vLLM computes the logits; tokens are sampled from them by the same grammar, sampling parameters and random numbers as in
+the transformers engine. Weights come from a model folder and can be replaced in place.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from earl_cli.tokens.layout import SequenceLayout
 
 LOGITS_PROCESSOR = "earl_cli.generation.vllm.logits_processor:SamplingProcessor"
 MAX_STREAMED = 32
-"""Up to as many completions are followed token by token; of more, those that are finished count."""
+"""Up to this number of completions progress is reported token by token; above it, by finished completions."""
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds that an answer of the engine may take, by what it is asked for."""
+    """Seconds that a call into the engine may take."""
 
     start: float = 1800
     step: float = 600
@@ -65,7 +65,7 @@ class Timeouts:
 
 @dataclass
 class _PartialCompletion:
-    """A completion under way, that of a request's seed: ``expected`` tokens are likely in all."""
+    """An unfinished completion of a request's seed, of ``expected`` tokens in all."""
 
     request: int
     index: int
@@ -77,13 +77,13 @@ class _PartialCompletion:
 
 
 class VllmEngine:
-    """Samples from the language model in a folder, in either published layout, with vLLM in this process.
+    """Samples from the language model in a folder, in either checkpoint format, with vLLM in this process.
 
     ``engine_args`` are vLLM's own, by name (tensor_parallel_size, quantization, gpu_memory_utilization, …). With
-    ``sleeping`` the engine can give its memory on a GPU away between two calls. ``transport`` is the backend of vLLM's
-    weight transfer by which another process may send weights. ``max_text_tokens`` and ``max_positions`` are as in the
+    ``sleeping`` the engine can release its GPU memory between two calls. ``transport`` is the backend of vLLM's weight
+    transfer by which another process may send weights. ``max_text_tokens`` and ``max_positions`` are as in the
     transformers engine. Raises MissingExtraError without vLLM, UsageError for an argument that vLLM doesn't have or
-    that isn't open to choice, ModelError for a vocabulary that isn't the layout's.
+    that EARL sets itself, ModelError for a vocabulary that isn't the layout's.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class VllmEngine:
         """For each request one completion for each seed, in order.
 
         ``on_progress`` counts the tokens of finished completions, and of all where there are few. Raises InputError for
-        a prompt that isn't one or is too long, EngineError if the engine dies or hangs.
+        a prompt that is invalid or too long, EngineError if the engine dies or hangs.
         """
         starts = [
             prepare_request(each, self.layout, self.limits, f"request {i + 1}") for i, each in enumerate(requests)
@@ -179,14 +179,14 @@ class VllmEngine:
         return [[done[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace the weights in place by ``weights``, all of the model's under its own names; caches start anew.
+        """Replace all weights in place by ``weights``, under the model's own names, and clear the caches.
 
-        An engine that sleeps is woken.
+        Wakes an engine that sleeps.
         """
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # what made these weights ran in another thread
+            torch.cuda.synchronize()  # these weights were computed in another thread
         if self._asleep:
-            self._call("waking for new weights", self.timeouts.other, lambda: self._llm.wake_up(tags=["weights"]))
+            self._call("taking memory for weights", self.timeouts.other, lambda: self._llm.wake_up(tags=["weights"]))
         arguments = {"weights_iterator": iter(weights)}
         self._call(
             "an update of the weights",
@@ -194,29 +194,29 @@ class VllmEngine:
             lambda: self._llm.collective_rpc("reload_weights", kwargs=arguments),
         )
         self.wake()
-        self._call("forgetting the cache", self.timeouts.other, self._llm.reset_prefix_cache)
+        self._call("clearing the cache", self.timeouts.other, self._llm.reset_prefix_cache)
 
     @property
     def workers(self) -> int:
-        """How many processes compute, this one included where it does."""
+        """How many worker processes compute, with this one where it is a worker."""
         return int(self._llm.llm_engine.vllm_config.parallel_config.world_size)
 
     def transfer(self, step: str, *given: Any) -> None:
-        """One step of vLLM's weight transfer, by its name in `vllm.LLM`; caches start anew after the last."""
+        """One step of vLLM's weight transfer, by its name in `vllm.LLM`; the last one clears the caches."""
         self._call(step.replace("_", " "), self.timeouts.update, lambda: getattr(self._llm, step)(*given))
         if step == "finish_weight_update":
-            self._call("forgetting the cache", self.timeouts.other, self._llm.reset_prefix_cache)
+            self._call("clearing the cache", self.timeouts.other, self._llm.reset_prefix_cache)
 
     def sleep(self) -> None:
-        """Give the memory of weights and cache on a GPU away; only `update_weights` brings the weights back."""
+        """Release the GPU memory of weights and cache; only `update_weights` loads weights again."""
         if self._sleeping and not self._asleep:
-            self._call("falling asleep", self.timeouts.other, lambda: self._llm.sleep(level=2))
+            self._call("releasing memory", self.timeouts.other, lambda: self._llm.sleep(level=2))
             self._asleep = True
 
     def wake(self) -> None:
-        """Take the memory for the cache again."""
+        """Allocate the cache again."""
         if self._asleep:
-            self._call("waking", self.timeouts.other, lambda: self._llm.wake_up(tags=["kv_cache"]))
+            self._call("taking memory for the cache", self.timeouts.other, lambda: self._llm.wake_up(tags=["kv_cache"]))
             self._asleep = False
 
     def close(self) -> None:
@@ -252,7 +252,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         parameters = SamplingParams(
-            temperature=0.0,  # the processor has drawn already
+            temperature=0.0,  # the logits processor has sampled
             max_tokens=min(start.state.max_remaining, self.limits.positions - len(request.prompt)),
             stop_token_ids=[self.layout.vocabulary.eos],
             ignore_eos=True,
@@ -264,7 +264,7 @@ class VllmEngine:
         )
         prompt = {"prompt_token_ids": list(request.prompt)}
         add = self._llm.llm_engine.add_request
-        self._call("taking a prompt", self.timeouts.other, lambda: add(name, prompt, parameters))
+        self._call("adding a request", self.timeouts.other, lambda: add(name, prompt, parameters))
 
     def _run(
         self,
@@ -294,16 +294,16 @@ class VllmEngine:
     def _step(self) -> Any:
         if not self._eager:
             return self._llm.llm_engine.step()
-        with torch.compiler.set_stance("force_eager"):  # else a helper of a few additions is compiled for 20 s
+        with torch.compiler.set_stance("force_eager"):  # else a small helper function is compiled for 20 s
             return self._llm.llm_engine.step()
 
     def _abort(self, left: Sequence[str]) -> None:
         if left and not self._thread.dead:
-            self._call("giving up", self.timeouts.other, lambda: self._llm.llm_engine.abort_request(list(left)))
+            self._call("aborting requests", self.timeouts.other, lambda: self._llm.llm_engine.abort_request(list(left)))
 
 
 def write_config(checkpoint: Checkpoint, folder: Path) -> None:
-    """A folder that vLLM reads: transformers' own config, and links to the weights, which aren't copied."""
+    """Write a folder that vLLM reads: a config in transformers' format, and links to the weights."""
     config = {**part_config(checkpoint), "model_type": names.NATIVE_LANGUAGE, "architectures": [names.LANGUAGE_CLASS]}
     write_json(folder / "config.json", config)
     if not checkpoint.combined:
@@ -314,7 +314,7 @@ def write_config(checkpoint: Checkpoint, folder: Path) -> None:
 def _default_arguments(device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         return {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "block_size": 32}
-    return {"gpu_memory_utilization": 0.8}  # the vision tokenizer needs some, too
+    return {"gpu_memory_utilization": 0.8}  # some for the vision tokenizer
 
 
 def _start_llm(arguments: Mapping[str, Any]) -> Any:
@@ -322,7 +322,7 @@ def _start_llm(arguments: Mapping[str, Any]) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, of what it uses itself
+            warnings.simplefilter("ignore", FutureWarning)  # about what vLLM uses itself
             from vllm import LLM
 
             register()
@@ -346,13 +346,13 @@ def _stored_weights(checkpoint: Checkpoint) -> Iterable[tuple[str, Tensor]]:
 def _completion(partial: _PartialCompletion) -> Completion:
     ids, logprobs = np.array(partial.ids, dtype=np.int64), np.array(partial.logprobs, dtype=np.float32)
     if not np.isfinite(logprobs).all():
-        raise ModelError("the model's scores are no numbers", hint="its weights are damaged, or were trained so")
+        raise ModelError("the model's logits are not finite", hint="its weights are damaged, or its training diverged")
     sampled, finished = _replay(partial.start.state, ids)
     return Completion(ids, logprobs, sampled, finished)
 
 
 def _replay(state: GrammarState | FreeState, ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], bool]:
-    """Where the grammar left a choice, bool[n], and whether the completion came to its end."""
+    """Where the grammar allowed several ids, bool[n], and whether the completion is finished."""
     sampled = np.ones(len(ids), dtype=np.bool_)
     for place, token in enumerate(ids.tolist()):
         sampled[place] = state.allowed().forced is None

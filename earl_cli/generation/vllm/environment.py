@@ -1,4 +1,4 @@
-"""What must be set before vLLM is imported: environment variables and its log; and the engine arguments."""
+"""Settings of vLLM: environment variables and its log, set before it is imported, and engine arguments."""
 
 from __future__ import annotations
 
@@ -35,20 +35,19 @@ def require_vllm() -> None:
 
 
 def check_device(device: torch.device) -> None:
-    """Raises UsageError for a device that vLLM wouldn't take: it begins with the first GPU that it sees."""
+    """Raises UsageError for a device that vLLM can't use: it always takes the first visible GPU."""
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"vLLM doesn't run on {device.type}", where="--device", hint="choose the engine transformers")
+        raise UsageError(f"vLLM doesn't run on {device.type}", where="--device", hint="use the engine transformers")
     if device.index and "LOCAL_RANK" not in os.environ:
         hint = f"CUDA_VISIBLE_DEVICES={device.index} and --device cuda, or the engine transformers"
-        raise UsageError("vLLM takes GPUs from the first on", where=f"--device {device}", hint=hint)
+        raise UsageError("vLLM uses GPUs from the first visible one on", where=f"--device {device}", hint=hint)
 
 
 def set_environment(device: torch.device, *, eager: bool) -> None:
-    """Sets vLLM's variables: the engine in this process, and what nobody else has said, such as that nothing is sent.
+    """Set vLLM's environment variables: the engine runs in this process, and usage statistics are off by default.
 
-    The processor is written for model runner V1. V2 runs on GPUs only, and its processors have another interface. An
-    ``eager`` engine's workers compile nothing: what they would is a few additions, and where torch lies in a folder
-    with a space in its name the compiler doesn't find it.
+    The logits processor is written for model runner V1; V2 runs on GPUs only and has another interface. The workers of
+    an ``eager`` engine compile nothing: it would save little, and the compiler fails where torch's path has a space.
     """
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
     settings = {
@@ -66,7 +65,7 @@ def set_environment(device: torch.device, *, eager: bool) -> None:
 
 @cache
 def log_file() -> Path | None:
-    """Where vLLM's processes write their log; None if the user has said where it goes."""
+    """The log file of vLLM's processes; None if the user has configured vLLM's logging."""
     if any(name in os.environ for name in LOG_VARIABLES):
         return None
     folder = Path(tempfile.mkdtemp(prefix="earl-vllm-log-"))
@@ -94,13 +93,13 @@ RESERVED_ARGUMENTS = (
 )
 
 
-def parse_engine_arguments(pairs: Sequence[str]) -> dict[str, Any]:
-    """Arguments by name from ``name=value``, values as in JSON or else text. Raises UsageError for anything else."""
+def parse_engine_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """Arguments by name from ``name=value``, the value as JSON or else as text. Raises UsageError for anything else."""
     found: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
+    for argument in arguments:
+        name, sign, value = argument.partition("=")
         if not sign or not name.strip():
-            raise UsageError(f"{pair!r} is no key=value", where="--engine-arg", hint="tensor_parallel_size=2")
+            raise UsageError(f"{argument!r} isn't KEY=VALUE", where="--engine-arg", hint="tensor_parallel_size=2")
         try:
             found[name.strip()] = loads(value)
         except ValueError:
@@ -109,7 +108,7 @@ def parse_engine_arguments(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def check_engine_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with names as vLLM's Python interface has them. Raises UsageError for one that isn't open to choice."""
+    """The same with names as in vLLM's Python API. Raises UsageError for an argument that EARL sets itself."""
     found = {name.replace("-", "_"): value for name, value in arguments.items()}
     for name in found:
         if name in RESERVED_ARGUMENTS:

@@ -1,7 +1,7 @@
-"""The process that `vllm_process` starts: an engine that answers one connection, and ends with it.
+"""The process that `ProcessEngine` starts: an engine that serves one connection, and exits when it is closed.
 
-``python -m earl_cli.generation.vllm.host 7`` talks over the inherited socket 7. The first call holds the engine's
-arguments; every other one names what is to be done.
+``python -m earl_cli.generation.vllm.host 7`` uses the inherited socket 7. The first message holds the engine's
+arguments; every other one is a call: its name and arguments.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from earl_cli.generation.engine import SamplingRequest
 from earl_cli.generation.vllm.engine import VllmEngine
 
 POLL_SECONDS, SHUTDOWN_SECONDS = 1.0, 10.0
-"""Seconds between two looks at whether the asking process is there, and to end in once it isn't."""
+"""Seconds between two checks that the parent process is alive, and until a forced exit once it isn't."""
 
 CallQueue = SimpleQueue[tuple[Any, ...] | None]
 
 
 def host(connection: Connection) -> None:
-    """Answer until nobody asks any more."""
+    """Run calls until the connection is closed."""
     calls: CallQueue = SimpleQueue()
     threading.Thread(target=_receive_calls, args=(connection, calls, os.getppid()), daemon=True).start()
     first = calls.get()
@@ -45,7 +45,7 @@ def host(connection: Connection) -> None:
             except EarlError as failure:
                 connection.send(("failed", failure))
     except ConnectionError:
-        pass  # who asked is no more
+        pass  # the parent process has exited
     finally:
         engine.close()
 
@@ -64,7 +64,7 @@ def _generate(
     sampling: SamplingParams,
     wanted: list[str],
 ) -> Any:
-    """The completions; what is ``wanted`` meanwhile is told by its name."""
+    """The completions; callbacks that are ``wanted`` are sent meanwhile, by name."""
 
     def sender(what: str) -> Any:
         return (lambda *news: connection.send((what, *news))) if what in wanted else None
@@ -73,7 +73,7 @@ def _generate(
 
 
 def _receive_calls(connection: Connection, calls: CallQueue, parent: int) -> None:
-    """Hand calls on until the asking process has hung up or is no more; then nothing may keep this one alive."""
+    """Queue calls until the parent closes the connection or exits; then force this process to exit in time."""
     try:
         while os.getppid() == parent:
             if connection.poll(POLL_SECONDS):
@@ -88,4 +88,4 @@ def _receive_calls(connection: Connection, calls: CallQueue, parent: int) -> Non
 if __name__ == "__main__":
     host(Connection(int(sys.argv[1])))
     sys.stdout.flush()
-    os._exit(0)  # all is closed; the interpreter would look for garbage for seconds
+    os._exit(0)  # everything is closed; a normal exit would collect garbage for seconds

@@ -1,7 +1,7 @@
-"""The engine vllm in a process of its own, with GPUs of its own, to which weights come by vLLM's weight transfer.
+"""The engine vllm in a separate process, on GPUs of its own; weights are sent by vLLM's weight transfer.
 
-Both ends talk over a pair of sockets that nobody else can open. No wait is for ever, a process that died is an error
-within a second, and the engine's process ends when this one does, however that ends.
+A pair of sockets connects the processes; no other process can open it. Every call has a timeout, a dead process is an
+error within a second, and the engine's process exits when this one exits, for whatever reason.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ LAUNCHER_VARIABLES = (
 class ProcessEngine:
     """`VllmEngine` in another process; ``options`` are the rest of its arguments.
 
-    It sees the ``gpus`` alone, by their numbers here. Raises what `VllmEngine` raises, and EngineError for a process
-    that ends by itself.
+    Only ``gpus`` are visible to it, numbered as in this process. Raises what `VllmEngine` raises, and EngineError if
+    the process exits by itself.
     """
 
     def __init__(
@@ -105,28 +105,28 @@ class ProcessEngine:
         on_progress: OnProgress | None = None,
         on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
-        """As `VllmEngine.generate`. Whoever interrupts it has to close the engine."""
+        """As `VllmEngine.generate`. After an exception from outside, such as Ctrl-C, the engine must be closed."""
         callbacks = {"progress": on_progress, "completion": on_completion}
-        wanted = [name for name, tell in callbacks.items() if tell is not None]
+        wanted = [name for name, callback in callbacks.items() if callback is not None]
         call = ("generate", list(requests), sampling, wanted)
         try:
-            self._call("taking prompts", self.timeouts.other, lambda: self._send_call(call))
-            while (answer := self._call("a sampling step", self.timeouts.step, self._receive))[0] != "done":
-                tell = callbacks[answer[0]]
-                assert tell is not None
-                tell(*answer[1:])
+            self._call("sending requests", self.timeouts.other, lambda: self._send_call(call))
+            while (reply := self._call("a sampling step", self.timeouts.step, self._receive))[0] != "done":
+                callback = callbacks[reply[0]]
+                assert callback is not None
+                callback(*reply[1:])
         except EarlError:
             raise
         except BaseException:
-            self._thread.dead = True  # the rest of the answer is still to come, and nobody waits for it
+            self._thread.dead = True  # the rest of the reply is never read
             raise
-        found: list[list[Completion]] = answer[1]
+        found: list[list[Completion]] = reply[1]
         return found
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace the weights by ``weights``, all of the model's under its own names; caches start anew."""
+        """Replace all weights by ``weights``, under the model's own names, and clear the caches."""
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # what made these weights ran in another thread
+            torch.cuda.synchronize()  # these weights were computed in another thread
         given = dict(weights)
         self._call("an update of the weights", self.timeouts.update, lambda: self._send_weights(given))
 
@@ -161,21 +161,21 @@ class ProcessEngine:
 
     def _receive(self) -> Any:
         try:
-            answer = self._connection.recv()
+            reply = self._connection.recv()
         except (EOFError, OSError) as lost:
             raise self._connection_lost() from lost
-        if answer[0] != "failed":
-            return answer
-        failure: EarlError = answer[1]
+        if reply[0] != "failed":
+            return reply
+        failure: EarlError = reply[1]
         if not isinstance(failure, EngineError):
             raise failure
-        self._failure = failure.what  # for whoever waits for a transfer that the engine has left
+        self._failure = failure.what  # for a transfer that is still waiting for the engine
         raise self._thread.error(failure.what)
 
     def _connection_lost(self) -> ConnectionError:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(self.timeouts.shutdown)
-        return ConnectionError(self._exit_reason() or "its process hung up")
+        return ConnectionError(self._exit_reason() or "its process closed the connection")
 
     def _send_weights(self, weights: Mapping[str, Tensor]) -> None:
         from earl_cli.generation.vllm.weight_transfer import StateDictSource, create_sender
@@ -190,7 +190,7 @@ class ProcessEngine:
 
 
 class _Client:
-    """What a sender asks of the engine, in vLLM's protocol."""
+    """The calls of a sender to the engine, in vLLM's protocol."""
 
     def __init__(self, ask: Any) -> None:
         self._request = ask

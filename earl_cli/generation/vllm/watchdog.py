@@ -1,4 +1,4 @@
-"""Calls into an engine that may hang or die: one thread makes them all, and nobody waits for it for ever."""
+"""Calls into an engine that may hang or die: one thread makes them all, and every call has a timeout."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from earl_cli.errors import EarlError, first_line
 
 LOG_LINES, LOG_WIDTH = 12, 200
 POLL_SECONDS = 0.5
-"""Seconds between two looks at whether the engine's process is still there."""
+"""Seconds between two checks that the engine's process is alive."""
 T = TypeVar("T")
 
 
 class EngineError(EarlError):
-    """An engine that died or gave no answer in time; the message ends with the last lines of its log."""
+    """An engine that died or exceeded a timeout; the message ends with the last lines of its log."""
 
 
 class EngineThread:
-    """The thread that an engine lives in; ``name`` and ``log`` are the engine's.
+    """The thread that makes all calls into an engine of that ``name`` and ``log``.
 
-    Of an engine in another process ``ended`` says how it has ended, None while it runs. Being no part of what Python
-    waits for at its end, the thread can't keep a program from ending either.
+    For an engine in another process, ``exit_reason`` gives how that process ended, None while it runs. The thread is a
+    daemon, so a hanging engine doesn't keep the program from exiting.
     """
 
     def __init__(self, name: str, log: Path | None, exit_reason: Callable[[], str | None] = lambda: None) -> None:
@@ -38,7 +38,7 @@ class EngineThread:
     def call(self, what: str, seconds: float, function: Callable[[], T]) -> T:
         """The function's result. Raises EngineError naming ``what`` if it fails or takes longer than ``seconds``."""
         if self.dead:
-            raise self.error(f"{what} was asked of {self.name}, which is dead")
+            raise self.error(f"{what} can't be done: {self.name} is dead")
         future: Future[T] = Future()
         self._calls.put((future, function))
         try:
@@ -46,7 +46,7 @@ class EngineThread:
             return future.result(0)
         except TimeoutError as failure:
             self.dead = True
-            done = future.done()  # then the function itself raised it
+            done = future.done()  # then the function itself raised TimeoutError
             self.hung = not done
             problem = f"failed: {failure}" if done else f"took longer than {seconds:g} s"
             raise self.error(f"{what} by {self.name} {problem}") from failure
@@ -57,7 +57,7 @@ class EngineThread:
             raise self.error(f"{what} by {self.name} failed: {first_line(failure)}") from failure
 
     def close(self, seconds: float, function: Callable[[], Any]) -> None:
-        """Let ``function`` end the engine, in its thread or, if that hangs, in another; what fails or hangs is left."""
+        """Call ``function`` to end the engine, in its thread or, if that hangs, in another; failures are ignored."""
         ended = threading.Event()
 
         def end() -> None:
@@ -87,12 +87,12 @@ class EngineThread:
             future, function = given
             try:
                 future.set_result(function())
-            except BaseException as failure:  # the caller's to judge
+            except BaseException as failure:  # raised again in `call`
                 future.set_exception(failure)
             del given, future, function
 
     def error(self, what: str) -> EngineError:
-        """``what``, with the end of the log."""
+        """An error with the end of the log."""
         last = log_tail(self.log)
         return EngineError(what, hint="\n".join(["the end of its log:", *last]) if last else None)
 

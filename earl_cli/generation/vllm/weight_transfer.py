@@ -1,7 +1,7 @@
-"""Weights from training to an engine in another process, by vLLM's own weight transfer.
+"""Weights from training to an engine in another process, by vLLM's weight transfer.
 
-Between GPUs its transport is NCCL. vLLM has none for processors: theirs is registered beside the others, under a name
-of its own. The trainer writes all weights into memory that both processes map, and the engine's workers load from it.
+Between GPUs the transport is NCCL. vLLM has none for CPUs, so this module has one, which is registered under a name of
+its own: the trainer writes all weights into memory that both processes map, and the engine's workers load them from it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOCALHOST = "127.0.0.1"
 
 
 class StateDictSource(WeightSource):
-    """What is to be sent, all from ``device`` and in ``dtype``: the weights of the next transfer, by name."""
+    """The weights of the next transfer by name, sent from ``device`` in ``dtype``."""
 
     def __init__(self, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
         self.weights, self.device, self.dtype = weights, device, dtype
@@ -46,9 +46,9 @@ class StateDictSource(WeightSource):
 def create_sender(
     backend: str, client: VLLMWeightSyncClient, source: StateDictSource, workers: int
 ) -> TrainerWeightTransferEngine:
-    """What sends ``source`` whenever it is told to; ``client`` asks the engine, which has so many ``workers``.
+    """A sender of ``source``; ``client`` calls the engine, which has ``workers`` processes.
 
-    With NCCL this process's current GPU is the first of the group, and the workers' are the rest.
+    With NCCL this process's current GPU is rank 0 of the group, and the workers' GPUs are the others.
     """
     if backend == MEMORY:
         return MemorySender.trainer_init(MemorySenderInit(rank=0), client=client, source=source)
@@ -65,7 +65,7 @@ def create_sender(
 
 @dataclass
 class MemoryInit(WeightTransferInitInfo):
-    """Where the memory is, and how many numbers of which type it holds."""
+    """Path of the shared memory, and number and dtype of its elements."""
 
     path: str
     size: int
@@ -74,14 +74,14 @@ class MemoryInit(WeightTransferInitInfo):
 
 @dataclass
 class MemoryUpdate(WeightTransferUpdateInfo):
-    """What lies in the memory, one after another."""
+    """Names and shapes of the weights in the memory, in order."""
 
     names: list[str]
     shapes: list[tuple[int, ...]]
 
 
 class MemoryReceiver(WeightTransferEngine[MemoryInit, MemoryUpdate]):
-    """In each of the engine's workers: loads what lies in the memory, as vLLM's own transports load."""
+    """In each of the engine's workers: loads weights from the memory, as vLLM's own transports do."""
 
     init_info_cls = MemoryInit
     update_info_cls = MemoryUpdate
@@ -95,7 +95,7 @@ class MemoryReceiver(WeightTransferEngine[MemoryInit, MemoryUpdate]):
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """As vLLM's, which waits for a GPU afterwards and fails where there is none."""
+        """As vLLM's, without the synchronisation of a GPU, which fails where there is none."""
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: MemoryUpdate) -> None:
@@ -113,13 +113,13 @@ class MemoryReceiver(WeightTransferEngine[MemoryInit, MemoryUpdate]):
 
 @dataclass
 class MemorySenderInit(TrainerInitInfo):
-    """Nothing has to be agreed on beforehand."""
+    """No settings."""
 
     backend: ClassVar[str] = MEMORY
 
 
 class MemorySender(TrainerWeightTransferEngine[MemorySenderInit]):
-    """In the trainer: writes the weights, and has them loaded. The memory has no name, and goes with its processes."""
+    """In the trainer: writes the weights into anonymous memory, and calls the engine to load them."""
 
     init_info_cls = MemorySenderInit
     memory: Tensor
@@ -130,8 +130,8 @@ class MemorySender(TrainerWeightTransferEngine[MemorySenderInit]):
     ) -> Self:
         assert source is not None
         sender = cls(client=client, source=source, is_sender=init_info.is_sender)
-        kinds = source.metadata()
-        dtype, size = kinds[0].dtype, sum(math.prod(kind.shape) for kind in kinds)
+        metadata = source.metadata()
+        dtype, size = metadata[0].dtype, sum(math.prod(each.shape) for each in metadata)
         file = os.memfd_create("earl-weights")
         try:
             os.ftruncate(file, size * dtype.itemsize)
@@ -144,8 +144,8 @@ class MemorySender(TrainerWeightTransferEngine[MemorySenderInit]):
 
     def send_weights(self) -> None:
         assert self.source is not None
-        kinds = self.source.metadata()
-        update = MemoryUpdate([kind.name for kind in kinds], [kind.shape for kind in kinds])
+        metadata = self.source.metadata()
+        update = MemoryUpdate([each.name for each in metadata], [each.shape for each in metadata])
         for (_, weight), place in zip(self.source, _split_memory(self.memory, update.shapes), strict=True):
             place.copy_(weight)
         self.client.start_weight_update()
