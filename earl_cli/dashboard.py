@@ -63,7 +63,7 @@ class MetricPanel:
 
     @property
     def title(self) -> str:
-        """What a person reads: the name, or the key as words."""
+        """The name, or the key with spaces."""
         return self.name or self.key.replace("_", " ")
 
 
@@ -328,7 +328,7 @@ def _live(screen: RichConsole, board: _Board) -> Iterator[None]:
 
     class Display(Live):
         def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-            """As in rich, which doesn't know that a terminal that becomes narrower wraps what is on it."""
+            """As in rich; also removes the rows that a terminal added by wrapping when it became narrower."""
             surplus = board.surplus(self.console.width)
             line = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
             start = [Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), *line * surplus)]

@@ -65,7 +65,7 @@ def boxes_and_points(text: str) -> list[Mark]:
     Round brackets are as good as square ones.
 
     Corners in the wrong order are put right, and what is left of or above the image is cut off. A box without an
-    area, and a place with nothing in the image, are no marks. The label is made of up to `LABEL_WORDS` words before
+    area, and a place outside of the image, are no marks. The label is made of up to `LABEL_WORDS` words before
     the place; without any it is that of the place before, as in a list of boxes.
     """
     marks: dict[tuple[float, ...], Mark] = {}
@@ -220,8 +220,8 @@ def _plot_tag(
     x1, y1, x2, y2 = area
     inside = [(x1, y1), (x2 - wide + 1, y2 - high + 1)] if x2 - x1 > 2 * wide and y2 - y1 > 2 * high else []
     beside = [(x1, y2 + 1), (x2 - wide + 1, y1 - high), (x2 + 1, y1), (x1 - wide, y1), (x2 - wide + 1, y2 + 1)]
-    wanted = [(x1, y1 - high), *inside, *beside, *((x1, y1 + step * high) for step in range(1, height // high + 1))]
-    places = [(x, y) for x, y in wanted if 0 <= x <= width - wide and 0 <= y <= height - high]
+    candidates = [(x1, y1 - high), *inside, *beside, *((x1, y1 + step * high) for step in range(1, height // high + 1))]
+    places = [(x, y) for x, y in candidates if 0 <= x <= width - wide and 0 <= y <= height - high]
     places = places or [(max(0, min(x1, width - wide)), max(0, min(y1, height - high)))]
     tags = [(x, y, x + wide - 1, y + high - 1) for x, y in places]
     tag = next((each for each in tags if not any(_overlap(each, other) for other in taken)), tags[0])
@@ -291,7 +291,7 @@ def _pad(font: Font) -> int:
 
 
 def _printable(text: str) -> str:
-    """The text in letters that the font has, as far as they can be told apart from their accents."""
+    """The text without accents and control characters, which the font lacks."""
     plain = text.translate(_PLAIN)
     letters = (each for each in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(each))
     return "".join(" " if unicodedata.category(each)[0] == "C" else each for each in letters)

@@ -11,7 +11,7 @@ from earl_cli.evaluation.results import EvalRun
 TIMES = frozenset({"seconds", "time", "times", "date", "started", "finished", "when", "took"})
 """Entries of these names are times; they never make two runs different."""
 FLOOR = "copy"
-"""The editor that gives every source back unchanged."""
+"""The editor that returns every source unchanged."""
 UNKNOWN, NONE = "unknown", "none"
 SETTINGS = {
     "judge.model": "the judge's model",
@@ -64,7 +64,7 @@ def flat(settings: Mapping[str, Any], without: frozenset[str] = frozenset()) -> 
 
 
 def comparability(runs: Sequence[EvalRun]) -> list[str]:
-    """A sentence for each reason why runs of one benchmark can't be compared; none if they can.
+    """A sentence for each reason not to compare runs of one benchmark.
 
     Compared are the benchmark's fingerprint, samples, instructions and seeds, and all that the scoring depends on.
     Runs of different benchmarks are never in one table, so they are not compared.
@@ -79,7 +79,7 @@ def comparability(runs: Sequence[EvalRun]) -> list[str]:
 
 
 def is_floor(run: EvalRun) -> bool:
-    """Whether this editor gives every source back unchanged, which is the same for every seed."""
+    """Whether this editor returns every source unchanged, whatever the seed."""
     editor = run.about.get("editor")
     return run.editor == FLOOR or (isinstance(editor, Mapping) and editor.get("kind") == FLOOR)
 

@@ -216,7 +216,7 @@ class _Finished:
         return {
             "name": self.name,
             "kind": "finished",
-            "pictures": len(self.files),
+            "pictures": len(self.files),  # part of the name of the results' folder
             "fingerprint": _fingerprint(self.files),
         }
 

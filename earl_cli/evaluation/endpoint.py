@@ -45,7 +45,7 @@ AUTO = "auto"
 EASY = EditTask("easy", Image.new("RGB", (256, 256), (128, 128, 128)), "make it a little brighter", 0)
 EASY_TRIES = 3
 LARGEST_IMAGE = 200_000_000
-"""Bytes of an answer, with its image in base64."""
+"""Bytes of a response, with its image in base64."""
 
 
 def open_endpoint(
@@ -207,7 +207,7 @@ class _Endpoint:
         return EditorOutput(None, problem=self._clean(problem))
 
     def _discreet(self, error: BaseException) -> BaseException:
-        """The error, if it is one of ours with the address and without the key."""
+        """The error; an EarlError gets the address and loses the key."""
         if isinstance(error, EarlError):
             error.what, error.where = self._clean(error.what), error.where or self._address
             error.__context__ = None  # whose message --debug would show

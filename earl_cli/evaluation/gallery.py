@@ -103,7 +103,7 @@ class GallerySample:
 
     @property
     def first(self) -> EditResult:
-        """The result that says what all edits share."""
+        """The result of the first edit, for what all edits share."""
         return self.edits[0].line.result
 
     @property

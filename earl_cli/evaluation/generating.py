@@ -82,7 +82,7 @@ def generate(
 ) -> None:
     """Make the remaining edits of this process's share, into ``folder`` (see `start_run`).
 
-    A row of the data that can't be used gets a line that says why, without images. Raises EarlError if the editor
+    A row of the data that can't be used gets a line with the reason and without images. Raises EarlError if the editor
     can't go on, and OSError if the disk can't; finished edits are kept.
     """
     (folder / LINES).mkdir(exist_ok=True)

@@ -48,7 +48,7 @@ PUBLISHED = ("vie_sc", "vie_pq", "vie_all", "edit_success", "overedit", "looks_n
 """The columns that the published scoring writes, in its order; its summaries spell them in capitals."""
 
 
-RUN, LINES, IMAGES = "run.json", "lines", "pictures"
+RUN, LINES, IMAGES = "run.json", "lines", "pictures"  # names on the disk
 IMAGE_FIELDS = ("original_image", "edited_image", "gt_edited_image", "overview", "grounding_image")
 SCORED, SCORING, SUMMARY = "scored.jsonl", "scoring.json", "summary.json"
 PUBLISHED_NAMES = {"task_type": "task", "vie_sc_description": "sc_explanation", "vie_pq_description": "pq_explanation"}
@@ -61,7 +61,7 @@ class EditResult:
 
     Images are paths relative to the results' folder. ``number`` is the sample's place in its benchmark, from 0,
     ``seed`` the run's; the two name a line. ``source`` is the part of the benchmark that the sample is from; samples
-    of one source picture have one ``picture``. ``seconds`` is the time that the edit took.
+    with the same source image have the same ``picture``. ``seconds`` is the time that the edit took.
     """
 
     number: int
@@ -135,7 +135,7 @@ def find_results(places: Sequence[Path]) -> list[Path]:
 
 
 def load_run(place: Path, *, scored: bool = True) -> EvalRun:
-    """The results in a folder of ours, or in a file of published JSON lines, with their scores if they have some.
+    """The results in a folder of ``earl eval``, or in a file of published JSON lines, with scores where there are any.
 
     Without ``scored`` a folder's scores are left out, and lines written since are included. Raises InputError that
     names the file and the line.

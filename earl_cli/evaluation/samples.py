@@ -130,7 +130,7 @@ def _key(option: re.Match[str]) -> str:
 
 
 def _columns(part: BenchmarkPart, source: Source) -> SampleColumns:
-    """All columns by name; of those that are left open the usual names, where the part says so."""
+    """All columns by name; with ``guess`` those that aren't named are found by their usual names."""
     usual: Mapping[str, tuple[Sequence[str], CellKind | None]] = {
         "image": (SOURCE_NAMES, "image"),
         "instruction": (INSTRUCTION_NAMES, "text"),

@@ -35,6 +35,7 @@ JUDGED = {
 """The metrics that are missing if the judge doesn't reply to this task."""
 NAMES = {"semantic_consistency": "vie_sc", "perceptual_quality": "vie_pq", "viescore": "vie_all"}
 NO_EDIT = "the edit has no image"
+# in scoring.json, where another text would mean another scoring
 SIZES = "one for all pictures of a sample: the source's, the area at most"
 
 

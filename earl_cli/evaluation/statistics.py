@@ -74,7 +74,8 @@ class Difference:
     """Editor B against editor A on the samples that both have, seeds of a sample averaged.
 
     ``low`` to ``high`` is the 95 % interval of ``difference`` = mean_b - mean_a; ``p`` is that of a two-sided sign-flip
-    test over source images; ``wins`` counts the samples where B is better, by the column's own direction.
+    test over source images, of which there are ``pictures``; ``wins`` counts the samples where B is better, by the
+    column's own direction.
     """
 
     mean_a: float

@@ -26,7 +26,7 @@ from earl_cli.evaluation.statistics import DIMENSIONS, Estimate, MetricGroup, cl
 ABSENT = "–"
 UNITS = {"psnr": "dB"}
 NOTE = "± is half of the mean's 95 % interval, from a bootstrap over source images."
-BOLD_NOTE = "Bold: the best mean; an editor that only gives the source back (floor) is never bold."
+BOLD_NOTE = "Bold: the best mean; an editor that returns the source unchanged (floor) is never bold."
 MISSING_NOTE = (
     "Missing values are in no mean; an invalid edit (one without an image) has the scores that the protocol gives it."
 )
@@ -36,8 +36,8 @@ MISSING_NOTE = (
 class TableRow:
     """One editor's metrics for some lines: all of them, or those that the group's key names.
 
-    ``floor`` marks the editor that gives the source back; ``best`` names the columns where no editor's mean is better;
-    ``samples`` are different ones, ``images`` their different source images.
+    ``floor`` marks the editor that returns the source unchanged; ``best`` names the columns where no mean is better;
+    ``samples`` counts distinct samples, ``images`` their distinct source images.
     """
 
     editor: str

@@ -41,7 +41,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff
 
 @dataclass(frozen=True, eq=False)
 class ImageFigure:
-    """An image, uint8[h, w, 3], uint8[h, w] or Pillow's, and the words under it."""
+    """An image, uint8[h, w, 3], uint8[h, w] or Pillow's, with its caption."""
 
     image: Pixels
     caption: str

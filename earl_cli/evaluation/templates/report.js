@@ -93,7 +93,7 @@
       range.value = String(Math.round((100 * (event.clientX - box.left)) / box.width));
       show();
     };
-    // A finger that goes up or down scrolls the page; one that goes sideways, or taps, is meant for the image.
+    // A vertical swipe scrolls the page; a horizontal one or a tap moves the slider.
     let from = null;
     let meant = false;
     frame.addEventListener("pointerdown", (event) => {
@@ -162,9 +162,9 @@
     for (const sample of samples) {
       const kept = keep(sample);
       count += kept;
-      const asked = sample.element === linked;
-      sample.element.hidden = !kept && !asked;
-      sample.element.classList.toggle("aside", !kept && asked);
+      const isLinked = sample.element === linked;
+      sample.element.hidden = !kept && !isLinked;
+      sample.element.classList.toggle("aside", !kept && isLinked);
       const here = sample.edits.some((edit) => `=${edit.editor}` === editor);
       sample.element.classList.toggle("one", here);
       for (const edit of sample.edits) edit.element.hidden = here && `=${edit.editor}` !== editor;
@@ -182,7 +182,7 @@
     byId("count").textContent = `${count} of ${samples.length} samples`;
   };
 
-  // Where a sample stands on the screen stays, whatever grows or goes above it.
+  // Keep the samples' position on the screen when content above them changes.
   const steadily = (change) => {
     const top = strip.getBoundingClientRect().bottom;
     const under = shown.find((each) => each.element.getBoundingClientRect().bottom > top + 1);
