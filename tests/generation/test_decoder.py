@@ -60,7 +60,7 @@ def test_hidden_states_are_the_models_own(changes: dict, cuts: list[int]) -> Non
             assert torch.allclose(hidden, expected, atol=1e-5)
 
 
-def test_lanes_of_different_lengths_and_growth() -> None:
+def test_sequences_of_different_lengths_and_growth() -> None:
     language = model()
     ids = torch.randint(3, 90, (3, 40)).tolist()
     given = done = [7, 2, 11]

@@ -1,4 +1,4 @@
-"""From picture to picture on a tiny model: grids, sizes, what a variant depends on, and sheets of several."""
+"""From image to image on a tiny model: grids, sizes, what a variant depends on, and sheets of several."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_edit_has_the_photos_size_and_its_grid_the_models_area(
     assert render_edit(model, photo, before, variant, "model").image.size == before.shape[1::-1]
 
 
-def test_a_picture_for_which_the_model_has_no_room_is_refused_before_it_is_encoded(
+def test_an_image_for_which_the_model_has_no_room_is_refused_before_it_is_encoded(
     model: EarlModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("earl_cli.models.vision.encode", lambda *_: pytest.fail("it took the memory"))
@@ -76,7 +76,7 @@ def test_a_picture_for_which_the_model_has_no_room_is_refused_before_it_is_encod
         encode_image(model, picture(60, 40), 2400 * 1600)
 
 
-def test_sizes_that_a_model_never_saw_are_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_sizes_that_a_model_never_saw_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     for area, said in [(None, False), (20_000, True)]:
         load_editor("embedded", device="cpu", engine="transformers", image_area=area)
         assert ("embedded was trained on 9 shapes of about 9216 pixels" in caplog.text) == said
@@ -149,7 +149,7 @@ def test_a_cut_out_stays_one_and_is_shown_on_white_in_a_sheet(model: EarlModel) 
     assert contact_sheet([edit]).getpixel((5, 5)) == (255, 255, 255)
 
 
-def test_no_picture_is_an_error_that_says_why(model: EarlModel) -> None:
+def test_no_image_is_an_error_that_says_why(model: EarlModel) -> None:
     photo = picture(50, 30)
     source = encode_image(model, photo)
     answer = ParsedCompletion(None, None, None, False, "stops after 3 of 16 codes")
@@ -166,7 +166,7 @@ def test_a_sheet_shows_every_tile_unchanged(count: int, width: int, height: int,
     assert all(counts[colour] == width * height for colour in colours)
 
 
-def test_a_sheet_of_huge_pictures_stays_openable() -> None:
+def test_a_sheet_of_huge_images_stays_openable() -> None:
     whole = contact_sheet([Image.new("RGB", (9000, 3000))] * 4, columns=4)
     assert max(whole.size) <= SHEET_SIDE
     assert whole.height > 500

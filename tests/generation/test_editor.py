@@ -178,7 +178,7 @@ def test_an_incomplete_variant_costs_the_others_nothing(editor: Editor, photo: P
         broken.edit(photo, SNOW, seed=2)
 
 
-def test_progress_is_told_and_nothing_is_printed(
+def test_progress_is_reported_and_nothing_is_printed(
     editor: Editor, photo: Path, tiny_model_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     told: list[tuple[int, int]] = []

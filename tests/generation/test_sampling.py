@@ -1,4 +1,4 @@
-"""Drawing one token: the right distribution, the right shortlist, and rows that know nothing of each other."""
+"""Sampling one token: the right distribution, the right shortlist, and rows that know nothing of each other."""
 
 from __future__ import annotations
 

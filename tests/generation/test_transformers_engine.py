@@ -70,7 +70,7 @@ def test_greedy_ids_are_those_of_transformers(tiny: EarlModel, request_for: Make
     assert len({tuple(group[0].ids) for group in found}) == 2
 
 
-def test_every_completion_is_a_picture(tiny: EarlModel, request_for: MakeRequest) -> None:
+def test_every_completion_is_an_image(tiny: EarlModel, request_for: MakeRequest) -> None:
     requests = [request_for(grid=grid, seeds=(1, 2, 3), source=i) for i, grid in enumerate([(4, 4), (3, 5), (1, 1)])]
     found = TransformersEngine(tiny.language, tiny.layout).generate(requests, SamplingParams())
     for request, group in zip(requests, found, strict=True):
@@ -104,7 +104,7 @@ def test_logprobs_are_those_of_a_full_forward_pass(
         assert (found[~chosen] == 0).all()
 
 
-def test_a_small_picture_is_given_out_while_a_large_one_is_drawn(tiny: EarlModel, request_for: MakeRequest) -> None:
+def test_a_small_image_is_given_out_while_a_large_one_is_sampled(tiny: EarlModel, request_for: MakeRequest) -> None:
     steps: list[int] = []
     given: dict[int, tuple[int, Completion]] = {}
 
@@ -141,7 +141,7 @@ def test_a_seed_means_the_same_in_any_company(tiny: EarlModel, request_for: Make
     assert not np.array_equal(together[0][0].ids, together[0][1].ids)
 
 
-def test_lanes_of_one_grid_agree_bit_for_bit(tiny: EarlModel, request_for: MakeRequest) -> None:
+def test_sequences_of_one_grid_agree_bit_for_bit(tiny: EarlModel, request_for: MakeRequest) -> None:
     engine = TransformersEngine(tiny.language, tiny.layout)
     requests = [request_for(seeds=(7, 8, 9), source=source) for source in (1, 2, 3)]
     together = engine.generate(requests, SamplingParams())
@@ -198,7 +198,7 @@ def test_a_prompt_runs_once_for_all_its_seeds(
 
 
 @pytest.mark.parametrize("mode", ["reasoning", "mixed"])
-def test_thinking_ends_in_a_picture(tiny: EarlModel, request_for: MakeRequest, mode: str) -> None:
+def test_thinking_ends_in_an_image(tiny: EarlModel, request_for: MakeRequest, mode: str) -> None:
     request = request_for(mode=mode, seeds=tuple(range(16)))
     engine = TransformersEngine(tiny.language, tiny.layout, max_text_tokens=40)
     completions = engine.generate([request], SamplingParams())[0]
@@ -213,7 +213,7 @@ def test_thinking_ends_in_a_picture(tiny: EarlModel, request_for: MakeRequest, m
             assert completion.ids[-1] == tiny.layout.vocabulary.eos
 
 
-def test_the_picture_can_come_at_once(tiny: EarlModel, request_for: MakeRequest) -> None:
+def test_the_image_can_come_at_once(tiny: EarlModel, request_for: MakeRequest) -> None:
     request = request_for(mode="mixed", seeds=(1, 2))
     for completion in TransformersEngine(tiny.language, tiny.layout, max_text_tokens=0).generate([request], GREEDY)[0]:
         parsed = tiny.layout.parse_completion(completion.ids, "mixed", request.grid)
@@ -295,7 +295,7 @@ def test_prompts_that_are_none_are_named(tiny: EarlModel, request_for: MakeReque
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gpu_draws_whole_pictures(tiny: EarlModel, request_for: MakeRequest, dtype: torch.dtype) -> None:
+def test_a_gpu_samples_whole_images(tiny: EarlModel, request_for: MakeRequest, dtype: torch.dtype) -> None:
     requests = [
         request_for(seeds=(1, 2), source=1),
         request_for(mode="reasoning", seeds=(3,)),

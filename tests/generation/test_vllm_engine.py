@@ -54,7 +54,7 @@ def an_engine(model: EarlModel, folder: Path | None = None, **options: object) -
 def prompts(
     model: EarlModel, count: int, mode: Mode = "edit", seeds: tuple[int, ...] = (1,), grid: Grid | None = None
 ) -> list[SamplingRequest]:
-    """Prompts with random pictures, of grids of 3 to 12 codes a side unless one is given."""
+    """Prompts with random images, of grids of 3 to 12 codes a side unless one is given."""
     numbers = np.random.default_rng(count)
     found = []
     for place in range(count):
@@ -110,7 +110,7 @@ def test_greedy_ids_of_60_prompts_are_those_of_transformers(embedded: EarlModel,
 
 
 @pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(1.3, 0), SamplingParams(0.7, 100, 0.8, 0.1)])
-def test_a_seed_means_the_same_picture_in_both_engines(
+def test_a_seed_means_the_same_image_in_both_engines(
     embedded: EarlModel, engine: VllmEngine, sampling: SamplingParams
 ) -> None:
     found = assert_same(embedded, engine, prompts(embedded, 8, seeds=(1, 2, 3)), sampling)
@@ -118,7 +118,7 @@ def test_a_seed_means_the_same_picture_in_both_engines(
 
 
 @pytest.mark.parametrize("mode", ["reasoning", "mixed"])
-def test_text_before_the_picture_is_the_same_too(embedded: EarlModel, engine: VllmEngine, mode: Mode) -> None:
+def test_text_before_the_image_is_the_same_too(embedded: EarlModel, engine: VllmEngine, mode: Mode) -> None:
     """Drawn by a model that writes anything, so that headers come right and wrong, and texts end and don't."""
     language = copy.deepcopy(embedded.language)
     torch.manual_seed(2)
@@ -163,7 +163,7 @@ def test_log_probabilities_are_those_that_training_sees(
 # -- batches -----------------------------------------------------------------------------------------------------------
 
 
-def test_progress_comes_by_tokens_and_in_large_batches_by_finished_pictures(
+def test_progress_comes_by_tokens_and_in_large_batches_by_finished_images(
     embedded: EarlModel, engine: VllmEngine
 ) -> None:
     for seeds, jumps in (((1, 2), 1), (tuple(range(40)), 18)):
@@ -175,7 +175,7 @@ def test_progress_comes_by_tokens_and_in_large_batches_by_finished_pictures(
         assert all(done % jumps == 0 and expected == 18 * len(seeds) for done, expected in told)
 
 
-def test_a_completion_is_given_out_while_others_are_drawn(embedded: EarlModel, engine: VllmEngine) -> None:
+def test_a_completion_is_given_out_while_others_are_sampled(embedded: EarlModel, engine: VllmEngine) -> None:
     small, large = (prompts(embedded, 1, seeds=(1, 2), grid=grid)[0] for grid in (Grid(2, 2), Grid(9, 9)))
     given: list[tuple[int, int, Completion]] = []
     told: list[int] = []
@@ -185,7 +185,7 @@ def test_a_completion_is_given_out_while_others_are_drawn(embedded: EarlModel, e
     assert told.count(2) > 50
 
 
-def test_bad_requests_are_refused_before_anything_is_drawn(embedded: EarlModel, engine: VllmEngine) -> None:
+def test_bad_requests_are_refused_before_anything_is_sampled(embedded: EarlModel, engine: VllmEngine) -> None:
     with pytest.raises(InputError, match="are more than the model's 2048 positions"):
         engine.generate([SamplingRequest((1, 2), "edit", Grid(60, 60), (0,))], GREEDY)
     with pytest.raises(InputError, match="outside the vocabulary"):
@@ -232,7 +232,7 @@ def test_weights_that_are_no_numbers_are_an_error(embedded: EarlModel, engine: V
 
 
 def test_the_original_layout_in_too_little_memory_gives_the_same(embedded: EarlModel, tmp_path: Path) -> None:
-    """Room for two pictures at a time: others are put aside half drawn, and begun again."""
+    """Room for two images at a time: others are put aside half sampled, and begun again."""
     save_language(embedded.language, tmp_path, "original")
     assert read_json(tmp_path / "config.json")["model_type"] == "Emu3"
     engine = an_engine(embedded, tmp_path, max_positions=640, engine_args={"num_gpu_blocks_override": 24})

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.vllm, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 
 
-def test_an_engine_that_slept_draws_with_the_weights_it_is_given() -> None:
+def test_an_engine_that_slept_samples_with_the_weights_it_is_given() -> None:
     model = load_model(None, device="cuda")
     codes = torch.arange(12 * 12).reshape(12, 12).numpy() % model.layout.vocabulary.codes
     prompt = model.layout.prompt(codes, "make it snowy", "edit", Grid(12, 12))

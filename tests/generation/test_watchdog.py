@@ -41,7 +41,7 @@ def test_a_call_that_hangs_ends_in_an_error_that_names_it(tmp_path: Path) -> Non
     over.set()
 
 
-def test_a_failure_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
+def test_a_failure_is_reported_with_the_end_of_the_log(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     log.write_text("ERROR the card fell off the bus\n")
     caller = EngineThread("the engine", log)

@@ -133,7 +133,7 @@ def test_wrong_codes_are_named(codes: torch.Tensor) -> None:
         vision.decode(small_model(), codes)
 
 
-def test_pictures_to_pixels_and_back_lose_nothing() -> None:
+def test_images_to_pixels_and_back_lose_nothing() -> None:
     levels = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), dtype=np.uint8)
     levels[0, 0, :2] = [[0, 0, 0], [255, 255, 255]]
     pixels = vision.pixels_of([Image.fromarray(array) for array in levels])
@@ -144,6 +144,6 @@ def test_pictures_to_pixels_and_back_lose_nothing() -> None:
     assert set(np.unique(beyond)) == {0, 255}
 
 
-def test_pictures_of_two_sizes_are_no_batch() -> None:
+def test_images_of_two_sizes_are_no_batch() -> None:
     with pytest.raises(InputError, match="one size"):
         vision.pixels_of([Image.new("RGB", (8, 8)), Image.new("RGB", (16, 8))])

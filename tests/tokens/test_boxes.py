@@ -1,4 +1,4 @@
-"""Boxes in a chain of thought follow their picture to its new size; nothing else in the text changes."""
+"""Boxes in a chain of thought follow their image to its new size; nothing else in the text changes."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_the_grammar_is_the_layout_of_an_image(layout: SequenceLayout, codes: Co
         assert forced == token if token < vocabulary.visual_start else forced is None
 
 
-def test_the_grammar_of_a_large_picture_depends_on_the_position_alone() -> None:
+def test_the_grammar_of_a_large_image_depends_on_the_position_alone() -> None:
     grammar = ImageGrammar(EMU3, 32, 32)
     assert [grammar.forced(o) for o in (0, 31, 33)] == [None, None, None]
     assert [grammar.forced(o) for o in (32, 65, 32 * 33 - 1)] == [EMU3.eol] * 3
@@ -172,7 +172,7 @@ def test_text_ends_at_its_limit(layout: SequenceLayout, limit: int) -> None:
 
 @pytest.mark.parametrize("limit", [1, 5])
 @pytest.mark.parametrize("mode", ["reasoning", "mixed"])
-def test_as_published_overlong_text_gets_no_picture(layout: SequenceLayout, mode: Mode, limit: int) -> None:
+def test_as_published_overlong_text_gets_no_image(layout: SequenceLayout, mode: Mode, limit: int) -> None:
     grid = Grid(2, 2)
     ids = body(start_state(layout, mode, grid, limit, overlong="zero"))
     assert len(ids) == limit + 1
@@ -183,7 +183,7 @@ def test_as_published_overlong_text_gets_no_picture(layout: SequenceLayout, mode
 
 
 @pytest.mark.parametrize("mode", ["reasoning", "mixed"])
-def test_as_published_a_picture_after_text_has_the_source_s_grid(layout: SequenceLayout, mode: Mode) -> None:
+def test_as_published_an_image_after_text_has_the_source_s_grid(layout: SequenceLayout, mode: Mode) -> None:
     grid = Grid(3, 4)
     state = start_state(layout, mode, grid, 5, overlong="zero")
     assert state.max_remaining >= 5 + len(layout.opening(grid)) + grid.tokens + 1
@@ -197,7 +197,7 @@ def test_as_published_a_picture_after_text_has_the_source_s_grid(layout: Sequenc
 
 
 @pytest.mark.parametrize("begun", [[], ["boi"]])
-def test_eos_before_the_picture_ends_without_one(layout: SequenceLayout, begun: list[str]) -> None:
+def test_eos_before_the_image_ends_without_one(layout: SequenceLayout, begun: list[str]) -> None:
     vocabulary = layout.vocabulary
     state = follow(start_state(layout, "mixed", Grid(2, 2)), [getattr(vocabulary, name) for name in begun])
     state = state.advance(vocabulary.eos)
@@ -237,7 +237,7 @@ def test_a_start_needs_a_mode_and_a_grid(layout: SequenceLayout) -> None:
             start_state(layout, mode, None)
 
 
-def test_a_step_costs_the_same_at_the_end_of_a_picture_as_at_its_start(layout: SequenceLayout) -> None:
+def test_a_step_costs_the_same_at_the_end_of_an_image_as_at_its_start(layout: SequenceLayout) -> None:
     state = start_state(layout, "edit", Grid(900, 900))
     late = GrammarState(state.rules, state.image, offset=900 * 901 - 2)
     token = layout.vocabulary.visual_start

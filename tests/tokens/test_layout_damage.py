@@ -34,7 +34,7 @@ SOURCE, TARGET = np.arange(6).reshape(2, 3), np.arange(12).reshape(3, 4)
 
 
 def edited(layout: SequenceLayout, ids: list[int | str]) -> ParsedCompletion:
-    """Parse an edit completion of a 3*4 picture; names stand for control ids, integers for codes."""
+    """Parse an edit completion of a 3*4 image; names stand for control ids, integers for codes."""
     vocabulary = layout.vocabulary
     resolved = [getattr(vocabulary, i) if isinstance(i, str) else vocabulary.visual_start + i for i in ids]
     return layout.parse_completion(np.array(resolved, dtype=np.int64), "edit", Grid(3, 4))
@@ -79,7 +79,7 @@ def test_damaged_rows_are_named(layout: SequenceLayout, ids: list[int | str], pr
         (["eof", "eoi", "pad"], "pad stands where eos should close the image"),
     ],
 )
-def test_a_picture_with_all_its_codes_is_kept_and_the_rest_named(
+def test_an_image_with_all_its_codes_is_kept_and_the_rest_named(
     layout: SequenceLayout, tail: list[int | str], problem: str
 ) -> None:
     found = edited(layout, [*ROW, *ROW, *ROW, *tail])
@@ -124,7 +124,7 @@ def rows(layout: SequenceLayout, codes: Codes = TARGET) -> list[int]:
         ([f" a{THINKING_END}", ":boi", "3*4", ":img"], "a", "stops after 0 of 12 codes"),
     ],
 )
-def test_an_answer_without_picture_says_why(
+def test_a_completion_without_image_says_why(
     layout: SequenceLayout, parts: list[str | int], thoughts: str, problem: str
 ) -> None:
     found = answer(layout, *parts)
@@ -141,7 +141,7 @@ def test_an_answer_without_picture_says_why(
         (" just words", "mixed", " just words", f"text before the image without {THINKING_START}"),
     ],
 )
-def test_odd_thinking_is_named_and_the_picture_kept(
+def test_odd_thinking_is_named_and_the_image_kept(
     layout: SequenceLayout, text: str, mode: Mode, thoughts: str, problem: str | None
 ) -> None:
     found = answer(layout, text, ":boi", "3*4", ":img", rows(layout), mode=mode)
@@ -150,7 +150,7 @@ def test_odd_thinking_is_named_and_the_picture_kept(
     assert (found.codes == TARGET).all()
 
 
-def test_the_picture_opens_at_the_last_boi_before_its_codes(layout: SequenceLayout) -> None:
+def test_the_image_opens_at_the_last_boi_before_its_codes(layout: SequenceLayout) -> None:
     found = answer(layout, f" a{THINKING_END}", ":boi", "0*0", ":img", ":boi", "3*4", ":img", rows(layout))
     assert found.codes is not None
     assert (found.codes == TARGET).all()
@@ -212,7 +212,7 @@ def test_no_ids_whatever_make_the_reader_fail(layout: SequenceLayout, ids: list[
 def test_a_changed_id_is_never_taken_for_a_flawless_sequence_with_other_codes(
     layout: SequenceLayout, source: Codes, target: Codes, thoughts: str | None, data: st.DataObject
 ) -> None:
-    """Whatever single control id is overwritten, either a problem is named or the pictures stay what they are."""
+    """Whatever single control id is overwritten, either a problem is named or the images stay what they are."""
     ids = layout.example(source, "make it snowy", target, thoughts).ids
     controls = np.flatnonzero((ids >= 400) & (ids < 408))
     place = data.draw(st.sampled_from(controls.tolist()))
