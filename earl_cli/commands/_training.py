@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from earl_cli.console import console
-from earl_cli.errors import EarlError, OutputError
+from earl_cli.errors import EarlError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from earl_cli.config.loader import Resolved
     from earl_cli.config.rl import RlConfig
     from earl_cli.config.sft import SftConfig
     from earl_cli.models.bundle import Base
-    from earl_cli.training.common.memory import Disk, Memory, SamplerMemory
-
-
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
-
-from earl_cli.errors import UsageError
-
-if TYPE_CHECKING:
     from earl_cli.training.common.curves import RunCurves
+    from earl_cli.training.common.memory import Disk, Memory, SamplerMemory
     from earl_cli.training.common.plots import PlotSheet
-
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="The model to start from: a folder, ORG/NAME[@REV] or embedded.")

@@ -93,7 +93,7 @@ def test_more_prompts_than_there_are(more: tuple[str, ...], rl: Callable[..., Sa
 
 
 def test_more_prompts_than_fit_into_the_context(rl: Callable[..., Said]) -> None:
-    """Every third picture has 3 x 4 codes, the others fewer."""
+    """Every third image has 3 x 4 codes, the others fewer."""
     said = rl(max_length=50)
     text = complaint(said, 2)
     assert "an iteration samples 3 prompts, but the data has only 2" in text, said.err
@@ -165,7 +165,7 @@ def test_a_reward_that_fails_is_one_message(
         (0.5, 0, "warning: all edits of a prompt always got the same reward"),
     ],
 )
-def test_a_run_that_learned_nothing_says_so_at_its_end(
+def test_a_run_that_learned_nothing_reports_it_at_its_end(
     score: float | None, code: int, said: str, rl: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -384,7 +384,7 @@ def test_validation_prompts_that_are_too_long_are_counted(rl: Callable[..., Said
 
 
 @pytest.mark.slow
-def test_episodes_galleries_log_and_model(
+def test_rollouts_galleries_log_and_model(
     rl: Callable[..., Said],
     tmp_path: Path,
     store: Path,
@@ -433,7 +433,7 @@ def test_episodes_galleries_log_and_model(
     rewards = [row["reward"] for row in pq.read_table(output / "episodes/step-000001.parquet").to_pylist()]
     assert log[1]["reward/mean"] == pytest.approx(sum(rewards) / len(rewards))
     assert load_model(str(output), device="cpu").image_area == 32 * 32
-    (output / "log.jsonl").write_bytes(OLD_LOG.read_bytes())  # as if version 0.1.0 had begun the run
+    (output / "log.jsonl").write_bytes(OLD_LOG.read_bytes())  # as if version 0.1.0 had started the run
     config = {  # as an older version showed it, whose names of keys were others
         **json.loads(OLD_CONFIG.read_text()),
         **{name: int(value) for name, value in SMALL.items() if isinstance(value, int)},

@@ -20,7 +20,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_drawn_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_plotted_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["rl", "plot", "run"]) == 0
     head, row, last = capsys.readouterr().out.splitlines()
     assert head.split("  ")[-1] == "best validation reward"
@@ -78,7 +78,7 @@ def test_a_log_of_version_0_1_0_is_plotted(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(("command", "other"), [("rl", "sft"), ("sft", "rl")])
-def test_a_run_of_the_other_command_is_said_to_be_one(
+def test_a_run_of_the_other_command_is_warned_about(
     command: str, other: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a_run(Path("of-sft"), 20)

@@ -98,14 +98,14 @@ def test_a_chain_of_thought_that_no_row_has(sft: Callable[..., Said], store: Pat
 
 
 def test_too_long_sequences_are_trained_on_and_counted(sft: Callable[..., Said]) -> None:
-    said = sft("--max-length", 52, "--json", max_steps=1)  # every third pair has 3 x 4 codes, the others fewer
+    said = sft("--max-length", 52, "--json", max_steps=1)  # every third example has 3 x 4 codes, the others fewer
     assert said.code == 0, said.err
     assert said.document["skipped"] == 0
     assert "warning: 4 examples have more than 52 tokens, up to 57, and are trained on as they are" in said.err
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
-def test_too_long_sequences_are_refused_if_one_says_so(
+def test_too_long_sequences_are_refused_with_too_long_stop(
     more: tuple[str, ...], sft: Callable[..., Said], store: Path, tmp_path: Path
 ) -> None:
     text = complaint(sft("--max-length", 52, *more, too_long="stop"), 3)
@@ -126,7 +126,7 @@ def test_beyond_the_model_s_positions_nothing_is_kept(
     assert "too_long=keep" not in text
 
 
-def test_too_long_sequences_are_left_out_if_one_says_so(sft: Callable[..., Said], store: Path) -> None:
+def test_too_long_sequences_are_left_out_with_too_long_skip(sft: Callable[..., Said], store: Path) -> None:
     said = sft("--max-length", 52, "--json", "--validation", store, too_long="skip", max_steps=1)
     assert said.code == 0, said.err
     assert said.document["skipped"] == 4
@@ -140,7 +140,7 @@ def test_if_all_are_too_long_none_is_left_out(sft: Callable[..., Said]) -> None:
 
 @pytest.mark.slow
 def test_if_all_of_a_sample_are_too_long_none_is_left_out(sft: Callable[..., Said]) -> None:
-    """Of the two pairs that a seed chooses, both are among the long ones now and then."""
+    """Of the two examples that a seed chooses, both are among the long ones now and then."""
     for seed in range(100):
         said = sft("--max-length", 47, "--coefficients", "0.17", too_long="skip", seed=seed, max_steps=1)
         if said.code:
@@ -222,11 +222,11 @@ def test_a_tracker_that_is_not_installed(sft: Callable[..., Said], tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-# -- a loss that is no number ----------------------------------------------------------------------------------------
+# -- a loss that is not finite ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_names_the_rows_and_keeps_the_last_good_checkpoint(
+def test_a_loss_that_is_not_finite_names_the_rows_and_keeps_the_last_good_checkpoint(
     sft: Callable[..., Said], tmp_path: Path
 ) -> None:
     fine = sft(checkpoint_every=2)
@@ -394,7 +394,7 @@ def test_the_plan_says_what_the_training_does(sft: Callable[..., Said], tmp_path
     both = ["--data", store, "--data", store, "--coefficients", "1,0.4", "--json"]
     planned = sft(*both, "--dry-run", **values).document
     trained = sft(*both, **values).document
-    assert planned["steps"] == trained["steps"] == 3  # an epoch of 16 pairs is two steps of eight
+    assert planned["steps"] == trained["steps"] == 3  # an epoch of 16 examples is two steps of eight
 
 
 def test_tensorboard_writes_into_the_folder_of_the_run(sft: Callable[..., Said], tmp_path: Path) -> None:
@@ -411,8 +411,8 @@ def test_tensorboard_writes_into_the_folder_of_the_run(sft: Callable[..., Said],
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_settings_of_today(sft: Callable[..., Said], tmp_path: Path) -> None:
-    """What the message about a loss that is no number advises must help."""
+def test_a_run_resumes_with_the_present_settings(sft: Callable[..., Said], tmp_path: Path) -> None:
+    """The advice of the message about a loss that is not finite must help."""
     assert sft(min_learning_rate=0).code == 0
     assert sft(max_steps=8, learning_rate=1e-4, min_learning_rate=0).code == 0
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
@@ -476,7 +476,7 @@ def test_checkpoints_are_models_of_which_the_best_is_named(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("values", [{}, {"lora_rank": 4}])
-def test_a_run_of_an_earlier_version_goes_on(
+def test_a_run_of_an_earlier_version_resumes(
     values: dict[str, object], sft: Callable[..., Said], tmp_path: Path
 ) -> None:
     """Its checkpoints are transformers' own: weights or adapters, without what makes a folder edit."""
@@ -500,7 +500,7 @@ def test_a_run_of_an_earlier_version_goes_on(
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
-def test_a_sharded_run_of_an_earlier_version_says_why_it_does_not_go_on(
+def test_a_sharded_run_of_an_earlier_version_is_refused_with_the_reason(
     sft: Callable[..., Said], tmp_path: Path
 ) -> None:
     """Its optimizer has one group of weights; today those of norms are another."""
@@ -514,7 +514,7 @@ def test_a_sharded_run_of_an_earlier_version_says_why_it_does_not_go_on(
 
 
 @pytest.mark.slow
-def test_other_data_than_at_the_beginning_are_said(sft: Callable[..., Said], store: Path, tmp_path: Path) -> None:
+def test_other_data_than_at_the_start_is_warned_about(sft: Callable[..., Said], store: Path, tmp_path: Path) -> None:
     assert sft().code == 0
     again = sft("--data", store, "--data", store, max_steps=5)
     assert again.code == 0, again.err

@@ -28,7 +28,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["one", "two"]
 
 
-def test_runs_are_drawn_and_listed(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_plotted_and_listed(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["sft", "plot", *runs]) == 0
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
@@ -77,7 +77,7 @@ def test_one_metric_alone(runs: list[str]) -> None:
     assert "Learning rate" not in text
 
 
-def test_a_picture_that_is_there_stays(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_image_is_kept(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("curves.png").write_text("mine")
     assert run(["sft", "plot", *runs]) == 8
     assert "--force overwrites it" in capsys.readouterr().err
@@ -100,7 +100,7 @@ def test_a_picture_that_is_there_stays(runs: list[str], capsys: pytest.CaptureFi
         ([], 2, "RUN"),
     ],
 )
-def test_what_can_not_be_drawn(
+def test_what_can_not_be_plotted(
     runs: list[str], capsys: pytest.CaptureFixture[str], args: list[str], code: int, said: str
 ) -> None:
     for name, content in (("empty", ""), ("damaged", '{"step": 1, "loss": 1}\n{"st\n{"step": 2, "loss": 1}\n')):
@@ -114,7 +114,7 @@ def test_what_can_not_be_drawn(
     assert not Path("curves.png").exists()
 
 
-def test_drawing_needs_no_torch(runs: list[str]) -> None:
+def test_plotting_needs_no_torch(runs: list[str]) -> None:
     script = "import sys, earl_cli.app as a; assert a.run(['sft', 'plot', 'one']) == 0; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "matplotlib.pyplot"} & set(done.stdout.splitlines()[-1].split())

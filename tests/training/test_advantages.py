@@ -1,4 +1,4 @@
-"""Which token is credited with what: the picture's advantage, or that of the place."""
+"""Per-token advantages: that of the edit, or that of a code's own place."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def group(layout: SequenceLayout) -> Rollout:
     return rollout(layout, [np.array([[1, 2], [3, 4]]), np.array([[5, 6], [7, 8]])])
 
 
-def test_without_it_every_token_has_its_pictures_advantage(layout: SequenceLayout, group: Rollout) -> None:
+def test_without_it_every_token_has_the_advantage_of_its_edit(layout: SequenceLayout, group: Rollout) -> None:
     found = token_advantages(layout, group, [Score(0.5), Score(0.1)], ADVANTAGES, 0.0)
     assert [set(each.tolist()) for each in found] == [{1.0}, {-1.0}]
     assert [len(each) for each in found] == [len(each.ids) for each in group.completions]
 
 
-def test_a_code_hears_of_its_own_place(layout: SequenceLayout, group: Rollout) -> None:
+def test_a_code_gets_the_advantage_of_its_own_place(layout: SequenceLayout, group: Rollout) -> None:
     scores = [Score(0.5, places=PLACES[0]), Score(0.1, places=PLACES[1])]
     found = token_advantages(layout, group, scores, ADVANTAGES, 0.75)
     visual = layout.vocabulary.is_visual(group.completions[0].ids)
@@ -64,10 +64,10 @@ def test_what_cannot_be_taken_apart_keeps_its_advantage(layout: SequenceLayout, 
     found = token_advantages(layout, group, scores, ADVANTAGES, 1.0)
     assert set(found[1].tolist()) == {-1.0}
     visual = layout.vocabulary.is_visual(group.completions[0].ids)
-    np.testing.assert_allclose(found[0][visual], 0, atol=1e-6)  # nobody to be compared with at its places
+    np.testing.assert_allclose(found[0][visual], 0, atol=1e-6)  # no other edit has scores at its places
 
 
-def test_a_group_without_a_picture_needs_no_places(layout: SequenceLayout) -> None:
+def test_a_group_without_a_valid_image_needs_no_places(layout: SequenceLayout) -> None:
     torn = rollout(layout, [np.array([[1, 2], [3, 4]])] * 2, finished=False)
     found = token_advantages(layout, torn, [Score(-1.0)] * 2, ADVANTAGES, 1.0)
     assert [set(each.tolist()) for each in found] == [{1.0}, {-1.0}]
@@ -78,7 +78,7 @@ def test_a_reward_of_one_number_is_refused(layout: SequenceLayout, group: Rollou
         token_advantages(layout, group, [Score(0.5), Score(0.1)], ADVANTAGES, 0.5)
 
 
-def test_a_picture_of_another_grid_than_the_rewards(layout: SequenceLayout, group: Rollout) -> None:
+def test_an_image_of_another_grid_than_the_rewards(layout: SequenceLayout, group: Rollout) -> None:
     large = [np.kron(places, np.ones((2, 3))) for places in PLACES]
     scores = [Score(0.5, places=places) for places in large]
     small = [Score(0.5, places=places) for places in PLACES]
@@ -104,9 +104,7 @@ def test_resized_takes_the_place_that_a_place_lies_in() -> None:
     assert resize_nearest(np.arange(4.0).reshape(1, 4), 1, 2).tolist() == [[0, 2]]
 
 
-def test_the_share_changes_nothing_where_places_say_what_the_picture_says(
-    layout: SequenceLayout, group: Rollout
-) -> None:
+def test_the_share_changes_nothing_where_places_and_image_agree(layout: SequenceLayout, group: Rollout) -> None:
     alike = [Score(value, places=np.full((2, 2), value)) for value in (0.5, 0.1)]
     for each, advantage in zip(token_advantages(layout, group, alike, ADVANTAGES, 0.5), ADVANTAGES, strict=True):
         np.testing.assert_allclose(each, advantage, rtol=1e-3)

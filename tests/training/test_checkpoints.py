@@ -1,4 +1,4 @@
-"""Only whole checkpoints are chosen, and old ones go only when they may."""
+"""Only complete checkpoints are resumed from, and old ones are removed as configured."""
 
 from __future__ import annotations
 

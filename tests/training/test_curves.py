@@ -1,4 +1,4 @@
-"""Logs of runs read back, resumed and torn ones too, smoothed."""
+"""Logs of runs read back, resumed and incomplete ones too, smoothed."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_what_is_no_run(tmp_path: Path) -> None:
             read_runs([tmp_path])
 
 
-def test_figures_that_are_no_numbers(tmp_path: Path) -> None:
+def test_metrics_that_are_not_finite(tmp_path: Path) -> None:
     rows = [{"step": 1, "loss": 1.0, "eval_loss": float("nan")}, {"step": 2, "loss": float("inf"), "eval_loss": 3.0}]
     (run,) = read_runs([write_log(tmp_path, rows)])
     assert (run.last("loss"), run.best("eval_loss", "lowest")) == (float("inf"), (2, 3.0))
@@ -133,7 +133,7 @@ def test_figures_that_are_no_numbers(tmp_path: Path) -> None:
     assert run.best("eval_loss", "lowest") is None
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_runs_of_one_name_get_distinct_names(tmp_path: Path) -> None:
     places = ["a/x/fit", "b/x/fit", "b/y/fit", "other"]
     paths = [write_log(tmp_path / place, [{"step": 1, "loss": 1.0}]) for place in places]
     assert [run.name for run in read_runs(paths)] == ["a/x/fit", "b/x/fit", "y/fit", "other"]

@@ -1,4 +1,4 @@
-"""One training in two processes: the model of one process, from torchrun or Slurm, and one voice."""
+"""One training in two processes: the model of one process, from torchrun or Slurm, and one message for each error."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_the_model_loads_here_and_in_transformers(sharding: str, together: dict[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "zero2"])
-def test_the_first_process_draws_and_no_bit_changes(
+def test_rank_zero_writes_galleries_and_the_weights_stay_the_same(
     sharding: str, setting: Setting, together: dict[str, tuple[Path, list[Run]]], tmp_path: Path
 ) -> None:
     data = setting.arguments[setting.arguments.index("--data") + 1]
@@ -201,7 +201,7 @@ def test_each_process_keeps_its_part_of_the_optimizer(
         ("zero3", {"sharding": "zero2"}, "sharding zero3, 2 processes"),
     ],
 )
-def test_a_run_that_was_begun_otherwise_is_one_message(
+def test_a_run_started_with_other_settings_is_one_message(
     begun: str, now: dict[str, object], words: str, setting: Setting, together: dict[str, tuple[Path, list[Run]]]
 ) -> None:
     """Without it, an optimizer's state would be forgotten silently, or DeepSpeed would fail in its own words."""
@@ -250,7 +250,7 @@ def test_torchrun_prints_one_document_and_makes_the_same_bits(
 
 
 @pytest.mark.slow
-def test_what_fails_in_every_process_is_said_once(setting: Setting, tmp_path: Path) -> None:
+def test_an_error_of_all_ranks_is_reported_once(setting: Setting, tmp_path: Path) -> None:
     process = torchrun(2, *setting.arguments, *options(processes=4, batch_size=2), "-o", tmp_path / "out", "--json")
     out, err = process.communicate(timeout=300)
     assert process.returncode != 0
@@ -318,7 +318,7 @@ def test_the_hint_keeps_the_examples_of_a_step(there: str, hint: str | None, bar
 
 
 @pytest.mark.parametrize(("there", "hint"), [("2", "--set processes=2 keeps the 6 prompts an iteration"), ("5", None)])
-def test_the_hint_for_reinforcement_learning_names_settings_that_it_has(
+def test_the_hint_for_reinforcement_learning_names_its_own_settings(
     there: str, hint: str | None, bare: pytest.MonkeyPatch
 ) -> None:
     bare.setenv("WORLD_SIZE", there)
@@ -374,7 +374,7 @@ def test_slurms_variables_are_torchruns(bare: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_slurm_itself_says_which_node_is_the_first(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_slurm_names_the_first_node(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
     scontrol = tmp_path / "scontrol"
     scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[07-09]" ] && printf "gpu07\\ngpu08\\ngpu09\\n"\n')
     scontrol.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Low-rank adapters (arXiv 2106.09685): they alone are trained, and a plain model that does the same is saved."""
+"""Low-rank adapters (arXiv 2106.09685): only they are trained, and a plain model with the same outputs is saved."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_only_the_adapters_are_trained(store: Path, tiny_model_dir: Path, tmp_pa
 def test_a_resumed_training_ends_in_the_same_bits(
     stop_at: int, precision: str, store: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """Also the adapters' dropout, which draws random numbers, goes on as if nothing had happened."""
+    """The dropout of adapters, which takes random numbers, is resumed exactly too."""
     how = {"checkpoint_every": 2, "precision": precision}
     whole, _, _ = train(tiny_model_dir, store, tmp_path / "whole", **how)
     with pytest.raises(StoppedError):
@@ -134,7 +134,7 @@ def test_merging_is_base_and_adapters(store: Path, tiny_model_dir: Path, tmp_pat
         torch.testing.assert_close(weight, apart[f"{layer}.base_layer.weight"] + 8 / 4 * up @ down)
 
 
-def test_drawing_leaves_every_bit_as_it_was(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_gallery_leaves_every_weight_as_it_was(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     adapted, base, _ = train(tiny_model_dir, store, tmp_path / "run")
     adapted.train()
     before, modes = weights(adapted), [module.training for module in adapted.modules()]
@@ -148,7 +148,7 @@ def test_drawing_leaves_every_bit_as_it_was(store: Path, tiny_model_dir: Path, t
         assert torch.equal(one, other), name
 
 
-def test_what_draws_is_the_adapted_model(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_gallery_shows_the_adapted_model(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     adapted, *_ = train(tiny_model_dir, store, tmp_path / "run")
     with merged_weights(copy.deepcopy(adapted)) as expected, merged_model(adapted) as language:
         assert not language.training
@@ -157,7 +157,7 @@ def test_what_draws_is_the_adapted_model(store: Path, tiny_model_dir: Path, tmp_
                 torch.testing.assert_close(weight, expected[name.replace(".base_layer", "")], rtol=0, atol=1e-6)
 
 
-def test_drawing_that_fails_leaves_every_bit_as_it_was(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_gallery_that_fails_leaves_every_weight_as_it_was(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     adapted, *_ = train(tiny_model_dir, store, tmp_path / "run")
     before = weights(adapted)
     with pytest.raises(KeyboardInterrupt), merged_model(adapted):

@@ -1,4 +1,4 @@
-"""What is drawn of the logs of runs, of supervised training and of reinforcement learning."""
+"""Plots of the logs of runs, of supervised training and of reinforcement learning."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_panels_are_those_that_some_run_has(tmp_path: Path) -> None:
     assert "mean_reward" in str(found.value.hint)
 
 
-def test_the_picture_has_a_size_that_can_be_sent(tmp_path: Path) -> None:
+def test_the_image_has_a_size_that_can_be_sent(tmp_path: Path) -> None:
     runs = read_runs([a_run(tmp_path / str(i), 1500, 2 + i / 5) for i in range(3)])
     sheet = choose_panels(SFT, runs, [])
     write_curves(tmp_path / "new" / "curves.PNG", runs, sheet)
@@ -56,7 +56,7 @@ def test_the_picture_has_a_size_that_can_be_sent(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_svg_says_what_it_shows_and_is_the_same_each_time(tmp_path: Path) -> None:
+def test_an_svg_names_its_metrics_and_is_reproducible(tmp_path: Path) -> None:
     runs = read_runs([a_run(tmp_path / name) for name in ("first", "se$c$ond", "_third<&>")])
     sheet = choose_panels(SFT, runs, [])
     write_curves(tmp_path / "one.svg", runs, sheet)
@@ -105,7 +105,7 @@ def test_a_gradient_that_exploded_gets_a_logarithmic_axis(tmp_path: Path) -> Non
         [{"step": 1, "loss": 1e300}, {"step": 2, "loss": -1e300}],
     ],
 )
-def test_any_log_can_be_drawn(tmp_path: Path, rows: list[dict[str, float]]) -> None:
+def test_any_log_can_be_plotted(tmp_path: Path, rows: list[dict[str, float]]) -> None:
     runs = read_runs([write_log(tmp_path / "日本" / ("long" * 50), rows)])
     write_curves(tmp_path / "curves.png", runs, choose_panels(SFT, runs, []))
     Image.open(tmp_path / "curves.png").load()
@@ -135,7 +135,7 @@ def test_any_metric_of_the_log_can_be_plotted(tmp_path: Path) -> None:
     assert choose_panels(RL, runs, ["reward/p10"]).panels[0].name == "reward p10"
 
 
-def test_the_band_lies_between_its_figures(tmp_path: Path) -> None:
+def test_the_band_lies_between_its_metrics(tmp_path: Path) -> None:
     rows = [{"step": step, "reward/mean": 5.0, "reward/p10": 2.0, "reward/p90": 7.5} for step in range(1, 101)]
     runs = read_runs([write_log(tmp_path / "a", rows), write_log(tmp_path / "b", [{"step": 1, "reward/mean": 1.0}])])
     (axes,) = render(runs, choose_panels(RL, runs, ["reward/mean"]), None).axes

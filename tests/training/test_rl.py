@@ -1,4 +1,4 @@
-"""Reinforcement learning of a tiny model for real: it learns what is rewarded, and survives what happens to it."""
+"""Reinforcement learning of a tiny model for real: it learns what is rewarded, and resumes exactly."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_what_is_rewarded_becomes_more(tiny_model_dir: Path, store: Path, tmp_pa
     assert load_model(str(tmp_path / "run"), device="cpu").layout.vocabulary.codes == 512
 
 
-def test_figures_of_an_iteration(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+def test_metrics_of_an_iteration(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
     config = settings(tiny_model_dir, store, tmp_path / "run", log_episodes_every_n_iterations=1, kl_coeff=0.1)
     callbacks, _ = train(config)
     first, last = callbacks.metrics[0], callbacks.metrics[-1]
@@ -189,7 +189,7 @@ WAYS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(
+def test_a_run_that_stops_anywhere_resumes_to_the_same_weights(
     way: str, tiny_model_dir: Path, store: Path, tmp_path: Path
 ) -> None:
     undisturbed, weights = train(settings(tiny_model_dir, store, tmp_path / "whole", **WAYS[way]))
@@ -205,7 +205,7 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(
     old = load_model(str(start.folder), device="cpu").language.state_dict()
     learned = any(metrics["reward/frac_zero_std"] < 1 for metrics in undisturbed.metrics)
     assert same(moved, old) != learned
-    assert learned == (way != "no grammar")  # without one, random weights draw no picture at all
+    assert learned == (way != "no grammar")  # without it, random weights give no valid image
 
 
 def test_recomputing_and_smaller_batches_change_nothing_but_rounding(
@@ -233,7 +233,7 @@ def test_the_switched_cycles_train_their_kind_of_token(tiny_model_dir: Path, sto
     assert ["grad_norm" in metrics for metrics in callbacks.metrics] == [False, True, False, True]
 
 
-def test_as_published_thinking_that_leaves_no_room_gives_no_picture(
+def test_as_published_thinking_that_leaves_no_room_gives_no_image(
     tiny_model_dir: Path, store: Path, tmp_path: Path
 ) -> None:
     more = {"assistant_prefill": "reasoning", "overlong": "zero", "log_episodes_every_n_iterations": 1}
@@ -246,7 +246,7 @@ def test_as_published_thinking_that_leaves_no_room_gives_no_picture(
             assert len(completion.ids) <= 64
             assert completion.ids[-1] == layout.vocabulary.eos
             if answer.codes is None:
-                assert score.value == -1.0  # what this test's reward gives to no picture
+                assert score.value == -1.0  # this test's reward of an invalid edit
                 continue
             drawn += 1
             assert rollout.request.grid is not None
@@ -342,13 +342,17 @@ def test_old_checkpoints_keep_their_model_alone(tiny_model_dir: Path, store: Pat
     assert load_model(str(folder / "ckpt_000001/hf_model"), device="cpu").image_area
 
 
-def test_a_run_goes_on_only_in_the_way_it_was_begun(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_only_with_the_settings_it_was_started_with(
+    tiny_model_dir: Path, store: Path, tmp_path: Path
+) -> None:
     train(settings(tiny_model_dir, store, tmp_path / "run", num_iterations=2))
     with pytest.raises(UsageError, match="this run was started with sharding none"):
         train(settings(tiny_model_dir, store, tmp_path / "run", lora_rank=4))
 
 
-def test_what_does_not_fit_is_said_before_anything_is_loaded(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_before_anything_is_loaded(
+    tiny_model_dir: Path, store: Path, tmp_path: Path
+) -> None:
     layout = open_base(str(tiny_model_dir)).layout
     with pytest.raises(UsageError, match="an image of this data takes"):
         load_data(settings(tiny_model_dir, store, tmp_path, max_response_tokens=5), layout, 128)

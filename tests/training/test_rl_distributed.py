@@ -1,4 +1,4 @@
-"""One run of reinforcement learning in two processes: the update and the figures of one process, and nobody waits."""
+"""One run of reinforcement learning in two processes: the update and the metrics of one process, without deadlocks."""
 
 from __future__ import annotations
 
@@ -130,18 +130,18 @@ def test_the_first_process_writes_the_episodes_of_all_and_the_second_is_quiet(
     one, other = (pq.read_table(folder / "episodes/step-000001.parquet").to_pylist() for folder in (alone, output))
     assert len(one) == 16
     for row, same in zip(one, other, strict=True):
-        assert same.pop("logprob") == pytest.approx(row.pop("logprob"), rel=1e-5)  # beside other completions
+        assert same.pop("logprob") == pytest.approx(row.pop("logprob"), rel=1e-5)  # in a batch with other completions
         assert same == row
     assert second.output == ""
     assert f"1 iterations; the model is in {output}" in first.output
 
 
-# -- nobody waits for ever -------------------------------------------------------------------------------------------
+# -- no deadlocks ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sharding", ["zero2", "zero3"])
 @pytest.mark.parametrize("recompute", ["false", "true"])
-def test_a_process_with_nothing_to_learn_keeps_the_others_company(
+def test_a_rank_with_nothing_to_learn_runs_along(
     sharding: str, recompute: str, setting: Setting, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     """Its batches count nothing: the update is that of the unsharded run, whose second process runs none."""
@@ -167,7 +167,7 @@ def test_completions_of_any_length_are_sampled_side_by_side(setting: Setting, tm
 
 @pytest.mark.parametrize("sharding", ["none", "zero3"])
 def test_a_validation_with_nothing_for_the_second_process(sharding: str, setting: Setting, tmp_path: Path) -> None:
-    """Nor is its reward asked about nothing."""
+    """And its reward isn't called without edits."""
     more = ("--reward", "rewards_of_ranks:alike", *options(validation_examples=1, sharding=sharding))
     setting.run(tmp_path / "out", 2, *more)
     lines = [line for line in logged(tmp_path / "out") if "validation/reward/mean" in line]
@@ -191,7 +191,7 @@ def test_prompts_that_two_processes_cannot_share_are_refused(setting: Setting, t
 
 
 @pytest.mark.parametrize("sharding", ["zero2", "zero3"])
-def test_sharded_state_goes_on_only_with_as_many_processes(
+def test_sharded_state_resumes_only_with_as_many_processes(
     sharding: str, setting: Setting, together: dict[str, tuple[Path, list[Run]]]
 ) -> None:
     output, _ = together[sharding]
@@ -201,7 +201,7 @@ def test_sharded_state_goes_on_only_with_as_many_processes(
     assert f"error: {output / CHECKPOINTS}/ckpt_000000: {begun}\n" in run.output
 
 
-def test_unsharded_state_goes_on_with_any_number(
+def test_unsharded_state_resumes_with_any_number_of_processes(
     setting: Setting, together: dict[str, tuple[Path, list[Run]]], alone: Path
 ) -> None:
     output, _ = together["none"]

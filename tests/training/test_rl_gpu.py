@@ -48,7 +48,7 @@ def test_adapters_train(tiny_model_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fused_attention_and_its_way_back(dtype: torch.dtype) -> None:
+def test_fused_attention_forward_and_backward(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, 65, 8, 64), (3, 65, 2, 64), (3, 65, 2, 64), (130, 2, 64), (130, 2, 64)]
     exact = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]

@@ -1,4 +1,4 @@
-"""What a model draws during training: a page to look at, which costs the training not a bit."""
+"""Galleries during training: a page of sampled edits, without any effect on the training."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from earl_cli.training.sft.run import write_gallery
 
 
 class Page(HTMLParser):
-    """The pictures of a page in their order, and everything it shows as text."""
+    """The images of a page in their order, and everything it shows as text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.pictures: list[Image.Image] = []
+        self.images: list[Image.Image] = []
         self.text = ""
         self.outside: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
@@ -35,7 +35,7 @@ class Page(HTMLParser):
         given = dict(attrs)
         place = given.get("src") or given.get("href") or "#"
         if tag == "img" and place.startswith("data:image/"):
-            self.pictures.append(Image.open(io.BytesIO(base64.b64decode(place.partition(",")[2]))))
+            self.images.append(Image.open(io.BytesIO(base64.b64decode(place.partition(",")[2]))))
         elif not place.startswith("#"):
             self.outside.append(place)
 
@@ -63,15 +63,15 @@ def pixels(model: EarlModel, codes: np.ndarray) -> np.ndarray:
     return np.asarray(image)
 
 
-def test_the_page_is_one_file_with_source_drawing_and_target_of_the_first_rows(
+def test_the_page_is_one_file_with_source_edit_and_target_of_the_first_rows(
     model: EarlModel, store: Path, tmp_path: Path
 ) -> None:
     rows = load_rows([store], model.layout)
     page = draw(model, ExampleData(rows, np.array([5, 1, 3])), 2, tmp_path / "validation" / "step-000007.html")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["step-000007.html"]
     assert page.outside == []
-    assert len(page.pictures) == 2 * 3
-    for (source, drawn, target), row in zip((page.pictures[:3], page.pictures[3:]), (5, 1), strict=True):
+    assert len(page.images) == 2 * 3
+    for (source, drawn, target), row in zip((page.images[:3], page.images[3:]), (5, 1), strict=True):
         assert np.array_equal(np.asarray(source), pixels(model, rows.source(row)))
         assert np.array_equal(np.asarray(target), pixels(model, rows.target(row)))
         assert drawn.size == target.size
@@ -81,7 +81,7 @@ def test_the_page_is_one_file_with_source_drawing_and_target_of_the_first_rows(
     assert "my <run>, step 7" in page.text
 
 
-def test_the_same_weights_draw_the_same_page(model: EarlModel, store: Path, tmp_path: Path) -> None:
+def test_the_same_weights_give_the_same_page(model: EarlModel, store: Path, tmp_path: Path) -> None:
     data = ExampleData(load_rows([store], model.layout), np.arange(2))
     draw(model, data, 2, tmp_path / "first.html")
     torch.rand(3)
@@ -89,19 +89,19 @@ def test_the_same_weights_draw_the_same_page(model: EarlModel, store: Path, tmp_
     assert (tmp_path / "first.html").read_bytes() == (tmp_path / "again.html").read_bytes()
 
 
-def test_more_pictures_than_rows_are_all_of_them(model: EarlModel, store: Path, tmp_path: Path) -> None:
+def test_more_examples_than_rows_are_all_of_them(model: EarlModel, store: Path, tmp_path: Path) -> None:
     data = ExampleData(load_rows([store], model.layout), np.arange(3))
-    assert len(draw(model, data, 100, tmp_path / "page.html").pictures) == 3 * 3
+    assert len(draw(model, data, 100, tmp_path / "page.html").images) == 3 * 3
 
 
-def test_a_model_that_thinks_is_asked_to(model: EarlModel, store: Path, tmp_path: Path) -> None:
+def test_a_model_that_thinks_samples_in_reasoning_mode(model: EarlModel, store: Path, tmp_path: Path) -> None:
     page = draw(model, ExampleData(load_rows([store], model.layout, ["plan"]), np.arange(1)), 1, tmp_path / "page.html")
-    assert len(page.pictures) in (2, 3)  # random weights may say something else than a plan
+    assert len(page.images) in (2, 3)  # random weights may give something else than a plan
     assert "thinking" in page.text or "problem" in page.text
 
 
 @pytest.mark.slow
-def test_drawing_in_between_changes_no_bit_of_the_training(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_galleries_change_no_weight_of_the_training(store: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     small = {"max_steps": 4, "batch_size": 2, "accumulation": 1, "warmup_steps": 1, "learning_rate": 3e-3}
     sets = options(**small, validate_every=1, log_every=1, precision="float32")
     command = ["sft", "--model", str(tiny_model_dir), "--data", str(store), "--device", "cpu", *sets]
@@ -117,5 +117,5 @@ def test_drawing_in_between_changes_no_bit_of_the_training(store: Path, tiny_mod
     assert drawn == measured == neither
     pages = sorted(path.name for path in (tmp_path / "drawn" / "validation").iterdir())
     assert pages == [f"step-{step:06}.html" for step in (1, 2, 3, 4)]
-    assert all(len(Page(tmp_path / "drawn" / "validation" / page).pictures) == 6 for page in pages)
+    assert all(len(Page(tmp_path / "drawn" / "validation" / page).images) == 6 for page in pages)
     assert not (tmp_path / "measured" / "validation").exists()

@@ -30,7 +30,7 @@ from earl_cli.training.sft.trainer import SftTrainer
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty pairs in which every edited code is the source's plus one."""
+    """Twenty examples in which every edited code is the source's plus one."""
     folder = tmp_path_factory.mktemp("sft") / "store"
     create_or_resume(folder, Manifest(512, "vq", 1024, "test", 20, 1, None, {}, "data"))
     rng = np.random.default_rng(0)
@@ -113,7 +113,7 @@ def test_thoughts_are_trained_when_their_keys_are_named(store: Path, tiny_model_
         load_rows([store], layout, ["boxes"])
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     store: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     settings = config(

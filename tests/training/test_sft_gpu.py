@@ -16,7 +16,7 @@ OTHER = {"checkpoint_every": 20, "log_every": 1, "precision": "bfloat16", "galle
 
 
 def losses(model: Path, folder: Path, **values: object) -> list[float]:
-    """Of every step of a small run, after which the model is loaded and edits a picture."""
+    """Of every step of a small run, after which the model is loaded and edits an image."""
     store = write_pairs(folder / "store", 20)
     run = folder / "run"
     command = [sys.executable, "-m", "earl_cli", "sft", "--model", model, "--data", store, "-o", run]

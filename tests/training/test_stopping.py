@@ -1,4 +1,4 @@
-"""Signals while weights are trained: the first is noted and answered, the second does what it does elsewhere."""
+"""Signals during a training: the first is recorded and answered, the second acts as usual."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_what_is_ignored_stays_ignored() -> None:
         assert asked.agreed_number() is None
 
 
-def test_what_nobody_waits_for_is_broken_off() -> None:
+def test_interruptible_work_is_interrupted() -> None:
     asked = StopSignal()
     begun = time.monotonic()
     with asked.handling("soon"):

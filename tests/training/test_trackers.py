@@ -1,4 +1,4 @@
-"""Trackers of a run that goes on: the same run there, not another one at every start.
+"""Trackers of a resumed run: the same run there, not a new one at every start.
 
 TensorBoard is the real one. trackio and wandb are stand-ins with the parameters of the real functions, which were tried
 side by side: trackio 0.43 resumes a run by its name, wandb 0.31 by its id.
@@ -51,7 +51,7 @@ class Service:
 @pytest.mark.parametrize(
     ("name", "known_by", "parameters"), [("wandb", "id", WANDB_INIT), ("trackio", "name", TRACKIO_INIT)]
 )
-def test_a_run_that_goes_on_is_the_same_run_and_another_folder_another(
+def test_a_resumed_run_is_the_same_run_and_another_folder_another(
     name: str, known_by: str, parameters: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = Service(name, known_by, parameters)

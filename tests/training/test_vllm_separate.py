@@ -1,4 +1,4 @@
-"""The engine vllm in a process of its own: the same draws, weights sent to it, its death, and a run that uses it."""
+"""The engine vllm in a process of its own: the same samples, weights sent to it, its end, and a run that uses it."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def assert_logprobs(
         assert np.abs(np.concatenate([each.logprobs[each.sampled] for each in group]) - trained).max() < 1e-3
 
 
-# -- the same as beside the training -----------------------------------------------------------------------------------
+# -- the same as with a colocated engine--------------------------------------------------------------------------------
 
 
-def test_it_draws_what_the_engine_in_this_process_draws_after_new_weights_too(
+def test_it_samples_as_the_engine_in_this_process_after_new_weights_too(
     embedded: EarlModel, changed: torch.nn.Module, separate: ProcessEngine
 ) -> None:
     colocated = VllmEngine(embedded.folder, embedded.layout, device=embedded.device, dtype=embedded.dtype)
@@ -118,7 +118,7 @@ def test_it_draws_what_the_engine_in_this_process_draws_after_new_weights_too(
     assert all(one != other for one, other in zip(seen[0], seen[1], strict=True))
 
 
-def test_progress_and_completions_are_told_and_bad_requests_refused(
+def test_progress_and_completions_are_reported_and_bad_requests_refused(
     embedded: EarlModel, separate: ProcessEngine
 ) -> None:
     told: list[tuple[int, int]] = []
@@ -200,7 +200,7 @@ def test_a_process_that_hangs_is_an_error_that_names_what_was_waited_for(embedde
     assert engine._process.returncode == -signal.SIGKILL
 
 
-def test_what_is_wrong_at_the_start_is_told_and_leaves_no_process(embedded: EarlModel) -> None:
+def test_a_failed_start_is_reported_and_leaves_no_process(embedded: EarlModel) -> None:
     before = set(psutil.Process().children())
     with pytest.raises(UsageError, match=r"takes no such argument.*speed"):
         a_process(embedded, engine_args={"speed": 3})
@@ -229,7 +229,7 @@ if __name__ == "__main__":
 """
 
 
-def test_it_ends_when_the_trainer_is_killed_while_it_draws() -> None:
+def test_it_ends_when_the_trainer_is_killed_while_it_samples() -> None:
     command = [sys.executable, "-c", ORPHAN]
     trainer = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **CPU}
@@ -316,7 +316,7 @@ def assert_same(found: Sequence[dict[str, float]], expected: Sequence[dict[str, 
         assert ours["sampler_mismatch"] < 1e-3
 
 
-def test_a_run_logs_what_one_with_the_engine_beside_it_logs_and_goes_on(
+def test_a_run_logs_the_same_as_with_a_colocated_engine_and_resumes(
     place: Path, expected: list[dict[str, float]]
 ) -> None:
     assert_same(train(place, "separate", **SEPARATE), expected[:2])
