@@ -1,7 +1,7 @@
-"""The sampling parameters: what every command, config, form, model folder and engine says about how to sample.
+"""The sampling parameters: how commands, configs, forms, model folders and engines say how to sample.
 
 A parameter is one field of `SamplingParams`. The options of the commands (`earl_cli.commands._options`), the fields of
-the HTTP form and the entries of earl.json are read off these fields. `earl_cli.generation.sampling` applies them.
+the HTTP form and the entries of earl.json are derived from these fields. `earl_cli.generation.sampling` applies them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SamplingParams:
     top_k: int = _parameter(
         2048,
         "Sample among the k likeliest tokens; 0 is no limit.",
-        "a whole number (0: no limit)",
+        "a whole number below 2147483648 (0: no limit)",
         lambda value: abs(value) < 2**31,
     )
     top_p: float = _parameter(
