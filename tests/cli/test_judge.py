@@ -149,7 +149,7 @@ def test_flags_beat_the_environment_and_empty_is_missing(
     ("args", "code", "said"),
     [
         (["--declaration", "viescor"], 2, "no declaration 'viescor'"),
-        (["--reward", "ground_score"], 1, "--target names the true edit"),
+        (["--reward", "ground_score"], 1, "--target names the target image"),
         (["--reward", "viescor"], 2, "no reward 'viescor'"),
         (["--model", "gpt"], 2, f"it serves {MODEL}"),
         (["--rubrics", "none.toml"], 2, "none.toml"),
