@@ -73,6 +73,7 @@ class JudgeServer:
     models: tuple[str, ...] = (MODEL,)
     key: str | None = None  # the only one that is accepted
     is_down: bool = False  # drops every connection
+    down_after: int | None = None  # so many prompts
     silent_after: int | None = None  # after so many replies, requests wait until this is another number
     refuses_text: str | None = None  # prompts with this text get status 400
     fails_on: str | None = None  # prompts with this text always get status 500
@@ -98,6 +99,7 @@ class JudgeServer:
 
     def stop(self) -> None:
         """Ends every connection and listens no more."""
+        self.silent_after = None
         self.server.stop()
 
     def may_answer(self) -> bool:
@@ -199,6 +201,7 @@ class _Handler(LocalHandler):
             fault = judge.faults.of(content, judge.attempts[content])
             judge.attempts[content] += 1
             judge.calls.append(Call(body, text, pictures, self.headers.get("Authorization", ""), fault))
+            judge.is_down = judge.is_down or judge.down_after == len(judge.calls)
         if body["model"] not in judge.models:
             return self.send_error_of(404, f"The model `{body['model']}` does not exist.")
         if not self.path.startswith(f"{judge.prefix}/chat"):

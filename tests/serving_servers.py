@@ -150,7 +150,7 @@ def pixels(file: bytes) -> np.ndarray:
         return np.asarray(picture.convert("RGB"))
 
 
-def eventually(is_so: Callable[[], object], seconds: float = 10) -> bool:
+def eventually(is_so: Callable[[], object], seconds: float = 60) -> bool:
     """Whether this comes true within so long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -1,8 +1,8 @@
 """What the embedded model does to photos of every sort and shape, at full size: each kind of edit does what it says and
 nothing else.
 
-The short part runs with every test run. ``EARL_ALL_KINDS=1`` runs all photos, kinds and seeds, and leaves a sheet for
-each kind in ``EARL_SHEETS`` to look at.
+The short part runs with `make test`, all photos, kinds and seeds with `make test-full`. A sheet for each kind to look
+at is left in the folder ``EARL_SHEETS``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from earl_cli.models.bundle import load_model
 pytestmark = pytest.mark.slow
 PHOTOS = Path(__file__).parents[2] / "docs" / "photos"
 SET = Path(str(files("earl_cli.evaluation") / "embedded_set"))
-ALL = bool(os.environ.get("EARL_ALL_KINDS"))
 Pixels = NDArray[np.float64]
 
 
@@ -113,11 +112,11 @@ SHORT = {  # with every run: what went wrong once
     "page": ("blur", "mirror"),
     "night": ("blur", "mirror", "fog"),
 }
-CASES = (
-    [(scene, kind, seed) for scene, kind, seed in product(SCENES, KINDS, range(3))]
-    if ALL
-    else [(scene, kind, 0) for scene, kinds in SHORT.items() for kind in kinds]
-)
+ALWAYS = {(scene, kind, 0) for scene, kinds in SHORT.items() for kind in kinds}
+CASES = [
+    pytest.param(case, marks=[] if case in ALWAYS else pytest.mark.full, id=" · ".join(map(str, case)))
+    for case in product(SCENES, KINDS, range(3))
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,22 +133,23 @@ def scene(name: str) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def cases() -> dict[tuple[str, str, int], Case]:
-    """Everything drawn in one batch, as ``earl edit`` does it with the model's own settings."""
+def cases(request: pytest.FixtureRequest) -> dict[tuple[str, str, int], Case]:
+    """All that were chosen, sampled in one batch, as ``earl edit`` does it with the model's own settings."""
+    chosen = [item.callspec.params["case"] for item in request.session.items if item.path == request.path]
     model = load_model()
     engine = TransformersEngine(model.language, model.layout)
-    jobs = [EditJob(scene(name), KINDS[kind], (seed,)) for name, kind, seed in CASES]
+    jobs = [EditJob(scene(name), KINDS[kind], (seed,)) for name, kind, seed in chosen]
     found: dict[tuple[str, str, int], Case] = {}
 
     def take(number: int, drafts: list[SampledEdit]) -> None:
         source, before = jobs[number].picture, decode_image(model, drafts[0].source)
         edited = render_edit(model, source, before, drafts[0], "source")
         drawn = render_edit(model, source, before, drafts[0], "model").image
-        found[CASES[number]] = Case(source, edited.image, drawn, edited.problem)
+        found[chosen[number]] = Case(source, edited.image, drawn, edited.problem)
 
     sample_edits(model, engine, jobs, EditSettings(model.sampling), on_sampled=take)
-    missed = [case for case in CASES if case[1] in CIRCLES and found[case].problem]
-    assert len(missed) <= 0.05 * sum(kind in CIRCLES for _, kind, _ in CASES), missed
+    missed = [case for case in chosen if case[1] in CIRCLES and found[case].problem]
+    assert len(missed) <= 0.05 * sum(kind in CIRCLES for _, kind, _ in chosen), missed
     if os.environ.get("EARL_SHEETS"):
         write_sheets(found, Path(os.environ["EARL_SHEETS"]))
     return found
@@ -218,7 +218,7 @@ def left_over(source: Pixels, edited: Pixels, side: int = 24) -> float:
     return float(rest.max())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: " · ".join(map(str, case)))
+@pytest.mark.parametrize("case", CASES)
 def test_the_edit_is_done_and_nothing_else(cases: dict, case: tuple[str, str, int]) -> None:
     name, kind, _ = case
     made = cases[case]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 import threading
@@ -98,7 +99,7 @@ def test_killed_and_started_again_no_answered_question_is_asked_twice(
     for answers in (10, 20, 40):
         judge.silent_after = answers
         runs = forked.ranks(sharing, *command)
-        while judge.answered < answers or not judge.at_once:
+        while judge.answered < answers or not judge.concurrency:
             assert runs[0].wait_for_end(0.001) is None, runs[0].output
         for each in runs:
             each.send(signal.SIGKILL)
@@ -121,31 +122,30 @@ def test_killed_and_started_again_no_answered_question_is_asked_twice(
     assert weights(output) == made
 
 
-def test_a_judge_that_goes_down_is_waited_for(
-    judge: JudgeServer,
-    arguments: tuple[str, ...],
-    healthy: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """In an iteration after which there is no checkpoint otherwise; the run says so, and saves what it has."""
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked again for long in this process."""
     monkeypatch.setattr(rl, "BACKOFF", (0.2, 0.2))
     monkeypatch.setattr(registry, "Judge", partial(Judge, backoff=Backoff(attempts=2, first_delay=0.01)))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_judge_that_goes_down_is_waited_for(
+    judge: JudgeServer, arguments: tuple[str, ...], healthy: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In an iteration after which there is no checkpoint otherwise; the run says so, and saves what it has."""
+    judge.down_after = EPISODES * 2 + 3
     output = tmp_path / "run"
     while_down: list[list[str]] = []
 
-    def goes_down() -> None:
+    def comes_back() -> None:
         end = time.monotonic() + 120
-        while len(judge.calls) < EPISODES * 2 + 3 and time.monotonic() < end:
-            time.sleep(0.001)
-        judge.is_down = True
         while not checkpoints(output / CHECKPOINTS) and time.monotonic() < end:
             time.sleep(0.01)
         while_down.append([path.name for path in checkpoints(output / CHECKPOINTS)])
         judge.is_down = False
 
-    beside = threading.Thread(target=goes_down)
+    beside = threading.Thread(target=comes_back)
     beside.start()
     code = earl([*arguments, "--api-base", judge.api_base, "-o", str(output)])
     beside.join()
@@ -155,3 +155,24 @@ def test_a_judge_that_goes_down_is_waited_for(
     assert said.count("the judge doesn't answer") == 1, said
     assert "everything is saved, and the run continues when the judge is back" in said
     assert while_down == [["ckpt_000000"]]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_judge_that_stays_down_ends_the_run_with_a_checkpoint_to_go_on_from(
+    judge: JudgeServer, arguments: tuple[str, ...], healthy: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge.down_after = EPISODES * 2 + 3
+    command = [
+        *arguments,
+        "--api-base",
+        judge.api_base,
+        "-o",
+        str(tmp_path / "run"),
+        *options(judge_outage_timeout=0.5),
+    ]
+    assert earl(command) == 1
+    assert re.search("^error: .*the judge doesn't answer", capsys.readouterr().err, re.MULTILINE)
+    assert [path.name for path in checkpoints(tmp_path / "run" / CHECKPOINTS)] == ["ckpt_000000"]
+    judge.is_down = False
+    assert earl(command) == 0, capsys.readouterr().err
+    assert weights(tmp_path / "run") == healthy

@@ -287,15 +287,45 @@ def test_one_rank_killed_and_the_other_goes_on(forks: Setting, tmp_path: Path) -
 def test_a_worker_process_killed(forks: Setting, tmp_path: Path) -> None:
     """As the system does it when memory runs out."""
     store = tmp_path / "store"
-    (run,) = forks.start_until("in a shard", store)
+    (run,) = forks.start(store)
+    wait_for(lambda: len(run.children()) == 2)
     worker_of(run).kill()
-    run.thaw()
+    assert_worker_is_missed(run)
+    forks.check(store)
+    forks.finish(store)
+
+
+@pytest.mark.full
+def test_a_worker_process_killed_while_it_reads(forks: Setting, tmp_path: Path) -> None:
+    run = start_on_a_long_portion(forks, tmp_path)
+    worker_of(run).kill()
+    assert_worker_is_missed(run)
+
+
+def assert_worker_is_missed(run: Run) -> None:
     assert run.wait() == 1, run.output
     assert "error: a process that reads images was killed" in run.output
     assert "Traceback" not in run.output
     ends_alone(run)
-    forks.check(store)
-    forks.finish(store)
+
+
+def worker_of(run: Run) -> psutil.Process:
+    """The process that reads its pictures; beside it one looks after semaphores."""
+    (worker,) = [child for child in map(psutil.Process, run.children()) if "spawn_main" in " ".join(child.cmdline())]
+    return worker
+
+
+def start_on_a_long_portion(forks: Setting, folder: Path) -> Run:
+    """Its worker process is in the first portion, which takes it a quarter of a minute."""
+    (folder / "pairs").mkdir()
+    Image.new("RGB", (4000, 4000)).save(folder / "pairs" / "large.png")
+    row = {"source": "large.png", "edited": "large.png", "instruction": "make it snowy"}
+    (folder / "pairs" / "pairs.jsonl").write_text(f"{json.dumps(row)}\n" * 64, encoding="utf-8")
+    run = forks.launch("tokenize", folder / "pairs", *forks.arguments[2:], "-o", folder / "store")
+    wait_for(lambda: len(run.children()) == 2)
+    worker = worker_of(run)
+    wait_for(lambda: worker.cpu_times().user > 3, 300)  # of which the start takes one
+    return run
 
 
 # -- interrupted ---------------------------------------------------------------------------------------------------
@@ -328,17 +358,10 @@ def test_ctrl_c_while_a_worker_process_starts(later: float, forks: Setting, tmp_
     forks.finish(tmp_path / "store")
 
 
+@pytest.mark.full
 def test_ctrl_c_does_not_wait_for_a_whole_portion(forks: Setting, tmp_path: Path) -> None:
-    """The first one takes a quarter of a minute."""
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    Image.new("RGB", (4000, 4000)).save(folder / "large.png")
-    row = {"source": "large.png", "edited": "large.png", "instruction": "make it snowy"}
-    (folder / "pairs.jsonl").write_text(f"{json.dumps(row)}\n" * 64, encoding="utf-8")
-    run = forks.launch("tokenize", folder, *forks.arguments[2:], "-o", tmp_path / "store")
-    wait_for(lambda: len(run.children()) == 2)
+    run = start_on_a_long_portion(forks, tmp_path)
     worker = worker_of(run)
-    wait_for(lambda: worker.cpu_times().user > 3, 300)  # of which the start takes one
     before = used = worker.cpu_times().user
     run.interrupt()
     while (code := run.wait_for_end(0.05)) is None:
@@ -346,12 +369,6 @@ def test_ctrl_c_does_not_wait_for_a_whole_portion(forks: Setting, tmp_path: Path
             used = worker.cpu_times().user
     assert used - before < 4
     assert_interrupted(run, code)
-
-
-def worker_of(run: Run) -> psutil.Process:
-    """The process that reads its pictures; beside it one looks after semaphores."""
-    (worker,) = [child for child in map(psutil.Process, run.children()) if "spawn_main" in " ".join(child.cmdline())]
-    return worker
 
 
 def assert_interrupted(run: Run, code: int) -> None:

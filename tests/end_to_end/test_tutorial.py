@@ -13,7 +13,7 @@ import pytest
 
 from earl_cli import app
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 ROOT = Path(app.__file__).parents[1]
 TEXT = (ROOT / "docs" / "TUTORIAL.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(sh|python|text)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)

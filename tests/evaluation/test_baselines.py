@@ -330,7 +330,7 @@ def test_without_diffusers_it_says_what_to_install(pix2pix: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["aurora", "omnigen"])
+@pytest.mark.parametrize("name", ["aurora", pytest.param("omnigen", marks=pytest.mark.full)])
 def test_nothing_heavy_before_the_first_edit_and_no_chatter_in_it(name: str, pix2pix: Path, omnigen: Path) -> None:
     code = f"""
 import sys

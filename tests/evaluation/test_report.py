@@ -266,8 +266,9 @@ def test_a_large_benchmark_is_shown_in_an_even_spread_that_the_page_tells(runs: 
 def test_results_without_scores_or_without_lines_have_a_page(tmp_path: Path) -> None:
     bare = ScoredResult(EditResult(0, 0, "x", "edit", "a.png", None))
     for lines in ((), (bare,)):
-        Read(report([EvalRun(tmp_path, "", "", {}, {}, lines)], "x"))
-    Read(report([], "x"))
+        read = Read(report([EvalRun(tmp_path, "editor", "", {}, {}, lines)], "x"))
+        assert len(read.all("article", "sample")) == len(lines)
+    assert Read(report([], "x")).all("article", "sample") == []
 
 
 def test_a_report_replaces_a_report_and_nothing_else(html: str, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def read(name: str, content: bytes, _folder: Path) -> str:
     text = content.decode("utf-8", "replace")
     is_unfinished_reasoning(text)
     reply = READERS[name.split(maxsplit=1)[0]](text)
-    assert all(0 <= number <= 10 for number in reply.numbers), reply
+    assert all(0 <= score <= 10 for score in reply.scores), reply
     return "read"
 
 

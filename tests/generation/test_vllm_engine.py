@@ -243,6 +243,7 @@ def test_the_original_layout_in_too_little_memory_gives_the_same(embedded: EarlM
         engine.close()
 
 
+@pytest.mark.full
 def test_the_language_half_of_a_combined_model_loads(embedded: EarlModel, tmp_path: Path) -> None:
     config = read_json(embedded.folder / "config.json")
     text = {key: value for key, value in config.items() if key != "architectures"}
@@ -289,6 +290,7 @@ def test_a_start_that_takes_too_long_is_an_error_that_says_so(embedded: EarlMode
         an_engine(embedded, timeouts=Timeouts(start=0.01))
 
 
+@pytest.mark.full
 def test_two_processes_give_the_same_and_their_death_is_an_error(embedded: EarlModel) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     engine = an_engine(embedded, engine_args={"tensor_parallel_size": 2}, timeouts=Timeouts(step=60))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -27,10 +26,8 @@ def test_a_call_that_hangs_ends_in_an_error_that_names_it(tmp_path: Path) -> Non
     log = tmp_path / "engine.log"
     log.write_text("".join(f"line {number}\n" for number in range(40)) + "x" * 999)
     caller, over = EngineThread("the engine", log), threading.Event()
-    started = time.monotonic()
     with pytest.raises(EngineError, match=r"a step by the engine took longer than 0\.2 s") as caught:
         caller.call("a step", 0.2, over.wait)
-    assert time.monotonic() - started < 3
     told = str(caught.value)
     assert "line 39" in told and "line 20\n" not in told and "x" * 300 not in told
     with pytest.raises(EngineError, match="an update can't be done: the engine is dead"):
@@ -54,10 +51,8 @@ def test_a_failure_is_reported_with_the_end_of_the_log(tmp_path: Path) -> None:
 def test_a_process_that_has_ended_is_an_error_although_the_call_hangs() -> None:
     over, reasons = threading.Event(), iter([None, "its process ended with -9"])
     caller = EngineThread("the engine", None, lambda: next(reasons))
-    started = time.monotonic()
     with pytest.raises(EngineError, match="a step by the engine failed: its process ended with -9"):
         caller.call("a step", 60, over.wait)
-    assert time.monotonic() - started < 5
     with pytest.raises(EngineError, match="the engine is dead"):
         caller.call("a step", 60, list)
     over.set()

@@ -53,7 +53,10 @@ def test_png_carries_any_text(text: str) -> None:
 
 
 def test_text_from_a_terminal_in_another_encoding_is_saved_too() -> None:
-    save_image(RGB, io.BytesIO(), texts={"instruction": "caf\udce9"})
+    stream = io.BytesIO()
+    save_image(RGB, stream, texts={"instruction": "caf\udce9"})
+    with Image.open(stream) as saved:
+        assert saved.text["instruction"] == "caf?"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.tiff", "a.xyz", "a"])

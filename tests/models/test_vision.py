@@ -77,6 +77,7 @@ def test_codes_and_pixels_are_transformers_own(changes: dict, size: tuple[int, i
     assert torch.equal(vision.decode(model, random_codes), expected)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_full_config_is_bit_identical() -> None:
     torch.manual_seed(0)

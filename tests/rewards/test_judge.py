@@ -156,25 +156,13 @@ def settle(judge: JudgeServer) -> None:
 
 def test_replies_before_a_failure_are_kept(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
     client = ask(tmp_path / "cache", concurrency=1, backoff=Backoff(attempts=2, first_delay=0.001))
-    judge.calls = _Stopping(judge, 4)
+    judge.down_after = 4
     with pytest.raises(JudgeDownError):
         client.ask_all(prompts(8))
-    judge.is_down = False
-    judge.calls = []
+    judge.is_down, judge.down_after = False, None
+    judge.reset()
     client.ask_all(prompts(8))
     assert len(judge.calls) == 8 - 4
-
-
-class _Stopping(list):  # type: ignore[type-arg]
-    """A log that takes the server down with its ``last`` entry."""
-
-    def __init__(self, judge: JudgeServer, last: int) -> None:
-        super().__init__()
-        self.judge, self.last = judge, last
-
-    def append(self, call: object) -> None:
-        super().append(call)
-        self.judge.is_down = len(self) >= self.last
 
 
 def test_a_prompt_that_alone_fails_affects_no_other(judge: JudgeServer, ask: Ask) -> None:
@@ -365,7 +353,7 @@ def test_without_prompts_nothing_is_sent(judge: JudgeServer, ask: Ask) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_interrupts_a_call(judge: JudgeServer) -> None:
-    judge.faults = Faults(1.0, ("slow",), slow=3.0)
+    judge.silent_after = 0
     script = f"""
 import signal, sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -382,10 +370,7 @@ except KeyboardInterrupt:
     while not judge.calls:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    start = time.monotonic()
-    out, error = process.communicate(timeout=20)
-    assert (out, error) == ("stopped\n", "")
-    assert time.monotonic() - start < 2.5
+    assert process.communicate(timeout=60) == ("stopped\n", "")
 
 
 @pytest.mark.slow

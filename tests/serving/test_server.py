@@ -387,7 +387,7 @@ def test_slow_readers_do_not_hold_others_up() -> None:
     image = saved(Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8)))
     body = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n'
     body += b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + image + b"\r\n--b--\r\n"
-    with running(limits=ServerLimits(rate=0, body_seconds=1)) as server, socket.socket() as connection:
+    with running(limits=ServerLimits(rate=0, body_seconds=3)) as server, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(server.place)
         connection.sendall(FORM + b"Content-Length: %d\r\n\r\n" % len(body) + body)

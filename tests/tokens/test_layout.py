@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pickle
-import time
 from itertools import chain
 from typing import Literal
 
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import ArrayLike, NDArray
+from steps import steps
 
 from earl_cli.errors import InputError, ModelError
 from earl_cli.tokens.layout import (
@@ -182,15 +182,13 @@ def test_a_layout_goes_to_worker_processes(layout: SequenceLayout) -> None:
     ).all()
 
 
-def test_an_example_of_a_training_pair_takes_well_under_a_millisecond(layout: SequenceLayout) -> None:
-    codes = np.random.default_rng(0).integers(0, 64, (32, 32))
+def test_no_python_runs_for_each_code_of_a_training_pair(layout: SequenceLayout) -> None:
+    def work(side: int) -> int:
+        codes = np.random.default_rng(0).integers(0, 64, (side, side))
+        return steps(lambda: layout.example(codes, "make it snowy, but leave the two dogs", codes, "plan: add snow"))
 
-    def seconds() -> float:
-        start = time.perf_counter()
-        layout.example(codes, "make it snowy, but leave the two dogs alone", codes, "plan: add snow to the roof")
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(50)) < 0.5e-3
+    work(11)  # what is made once
+    assert work(12) == work(90) < 1000
 
 
 # --- reading what is right ------------------------------------------------------------------------------------------

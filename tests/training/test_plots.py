@@ -107,7 +107,9 @@ def test_a_gradient_that_exploded_gets_a_logarithmic_axis(tmp_path: Path) -> Non
 )
 def test_any_log_can_be_plotted(tmp_path: Path, rows: list[dict[str, float]]) -> None:
     runs = read_runs([write_log(tmp_path / "日本" / ("long" * 50), rows)])
-    write_curves(tmp_path / "curves.png", runs, choose_panels(SFT, runs, []))
+    panels = choose_panels(SFT, runs, [])
+    assert len(render(runs, panels, None).axes) == len(rows[0]) - 1
+    write_curves(tmp_path / "curves.png", runs, panels)
     Image.open(tmp_path / "curves.png").load()
 
 

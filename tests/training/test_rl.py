@@ -299,16 +299,6 @@ def test_a_run_that_is_killed_while_a_validation_waits_validates_after_all(
     assert not is_logged(log, 1, "reward/mean")
 
 
-def test_a_judge_that_stays_down_ends_the_run_with_a_checkpoint_if_patience_has_an_end(
-    tiny_model_dir: Path, store: Path, tmp_path: Path
-) -> None:
-    def judge(edits: Sequence[Edit]) -> list[Score]:
-        raise JudgeDownError("the judge doesn't answer")
-
-    with pytest.raises(JudgeDownError):
-        train(settings(tiny_model_dir, store, tmp_path / "run", judge_outage_timeout=100.0), judge)
-
-
 def test_missing_rewards_leave_the_group(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:
     def judge(edits: Sequence[Edit]) -> list[Score]:
         return [Score(None, reason="unreadable") if i % 3 == 0 else score for i, score in enumerate(brightness(edits))]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +20,9 @@ from earl_cli.training.common.checkpoints import CHECKPOINTS
 
 pytestmark = pytest.mark.slow
 
-SHARDINGS = ("none", "zero2", "zero3")
+full = pytest.mark.full
+SHARDINGS = ("none", "zero2", pytest.param("zero3", marks=full))
+Together: TypeAlias = Callable[[str], tuple[Path, list[Run]]]
 TOLERANCE = 1e-6
 """Of a weight, which the update moves by up to 1e-3: the sums are the same, in another order."""
 MEASURED = ("time/", "memory")
@@ -76,12 +80,14 @@ def alone(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[Run]]]:
-    """What two processes make, in every way of sharding, and what they said."""
-    made = {}
-    for sharding in SHARDINGS:
+def together(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Together:
+    """What two processes make with a way of sharding, when it is first asked for, and what they said."""
+
+    @cache
+    def made(sharding: str) -> tuple[Path, list[Run]]:
         output = tmp_path_factory.mktemp("together") / "out"
-        made[sharding] = output, setting.run(output, 2, *REFERENCE, *options(sharding=sharding))
+        return output, setting.run(output, 2, *REFERENCE, *options(sharding=sharding))
+
     return made
 
 
@@ -99,9 +105,9 @@ def logged(output: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_two_processes_make_the_update_of_one(
-    sharding: str, alone: Path, together: dict[str, tuple[Path, list[Run]]], tiny_model_dir: Path
+    sharding: str, alone: Path, together: Together, tiny_model_dir: Path
 ) -> None:
-    start, expected, found = weights(tiny_model_dir), weights(alone), weights(together[sharding][0])
+    start, expected, found = weights(tiny_model_dir), weights(alone), weights(together(sharding)[0])
     assert found.keys() == expected.keys()
     moved = max(float((expected[name] - start[name]).abs().max()) for name in expected)
     assert moved > 1000 * TOLERANCE
@@ -110,23 +116,21 @@ def test_two_processes_make_the_update_of_one(
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
-def test_what_is_logged_is_what_one_process_logs(
-    sharding: str, alone: Path, together: dict[str, tuple[Path, list[Run]]]
-) -> None:
+def test_what_is_logged_is_what_one_process_logs(sharding: str, alone: Path, together: Together) -> None:
     """Of rewards, lengths, KL and gradient, and of a validation on three rows, which two can't share equally."""
     expected = logged(alone)
     assert len(expected) == 3
     assert {"reward/mean", "kl", "loss", "grad_norm", "entropy"} <= expected[1].keys()
-    for one, other in zip(expected, logged(together[sharding][0]), strict=True):
+    for one, other in zip(expected, logged(together(sharding)[0]), strict=True):
         assert one.keys() == other.keys()
         assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_the_first_process_writes_the_episodes_of_all_and_the_second_is_quiet(
-    sharding: str, alone: Path, together: dict[str, tuple[Path, list[Run]]]
+    sharding: str, alone: Path, together: Together
 ) -> None:
-    output, (first, second) = together[sharding]
+    output, (first, second) = together(sharding)
     one, other = (pq.read_table(folder / "episodes/step-000001.parquet").to_pylist() for folder in (alone, output))
     assert len(one) == 16
     for row, same in zip(one, other, strict=True):
@@ -139,8 +143,13 @@ def test_the_first_process_writes_the_episodes_of_all_and_the_second_is_quiet(
 # -- no deadlocks ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
-@pytest.mark.parametrize("recompute", ["false", "true"])
+@pytest.mark.parametrize(
+    ("sharding", "recompute"),
+    [
+        ("zero2", "false"),
+        *(pytest.param(*each, marks=full) for each in (("zero2", "true"), ("zero3", "false"), ("zero3", "true"))),
+    ],
+)
 def test_a_rank_with_nothing_to_learn_runs_along(
     sharding: str, recompute: str, setting: Setting, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
@@ -158,6 +167,7 @@ def test_a_rank_with_nothing_to_learn_runs_along(
     assert sharded[1] == pytest.approx(plain[1], rel=1e-4, abs=1e-6)
 
 
+@full
 def test_completions_of_any_length_are_sampled_side_by_side(setting: Setting, tmp_path: Path) -> None:
     """Under ZeRO-3 weights are gathered while processes sample: who thinks longer doesn't hold the other up."""
     thinking = options(assistant_prefill="reasoning", num_iterations=3, sharding="zero3", max_response_tokens=48)
@@ -165,7 +175,7 @@ def test_completions_of_any_length_are_sampled_side_by_side(setting: Setting, tm
     assert len(logged(tmp_path / "out")) == 3 + 2
 
 
-@pytest.mark.parametrize("sharding", ["none", "zero3"])
+@pytest.mark.parametrize("sharding", ["none", pytest.param("zero3", marks=full)])
 def test_a_validation_with_nothing_for_the_second_process(sharding: str, setting: Setting, tmp_path: Path) -> None:
     """And its reward isn't called without edits."""
     more = ("--reward", "rewards_of_ranks:alike", *options(validation_examples=1, sharding=sharding))
@@ -190,11 +200,9 @@ def test_prompts_that_two_processes_cannot_share_are_refused(setting: Setting, t
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
-def test_sharded_state_resumes_only_with_as_many_processes(
-    sharding: str, setting: Setting, together: dict[str, tuple[Path, list[Run]]]
-) -> None:
-    output, _ = together[sharding]
+@pytest.mark.parametrize("sharding", ["zero2", pytest.param("zero3", marks=full)])
+def test_sharded_state_resumes_only_with_as_many_processes(sharding: str, setting: Setting, together: Together) -> None:
+    output, _ = together(sharding)
     (run,) = setting.start.ranks(1, *setting.arguments, *REFERENCE, *options(sharding=sharding), "-o", output)
     assert run.wait() == 2, run.output
     begun = f"this run was started with sharding {sharding}, processes 2, lora_rank None"
@@ -202,9 +210,9 @@ def test_sharded_state_resumes_only_with_as_many_processes(
 
 
 def test_unsharded_state_resumes_with_any_number_of_processes(
-    setting: Setting, together: dict[str, tuple[Path, list[Run]]], alone: Path
+    setting: Setting, together: Together, alone: Path
 ) -> None:
-    output, _ = together["none"]
+    output, _ = together("none")
     (run,) = setting.run(output, 1, *REFERENCE, *options(num_iterations=2))
     assert "2 iterations, resumed from iteration 1" in run.output
     assert len(logged(output)) == 3 + 2

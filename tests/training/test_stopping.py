@@ -39,7 +39,7 @@ def test_the_first_is_noted_and_answered(number: int, capsys: pytest.CaptureFixt
         assert asked.agreed_number() is None
         send(number)
         assert asked.agreed_number() == number
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         said = ""
         while "stopping after this step, with a checkpoint to resume from" not in said and time.monotonic() < end:
             said += capsys.readouterr().err
@@ -78,12 +78,10 @@ def test_what_is_ignored_stays_ignored() -> None:
 
 def test_interruptible_work_is_interrupted() -> None:
     asked = StopSignal()
-    begun = time.monotonic()
     with asked.handling("soon"):
         assert asked.run_unless_stopped(lambda: 7) == 7
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         signal.signal(signal.SIGALRM, lambda *_: send(signal.SIGTERM))
-        assert asked.run_unless_stopped(lambda: time.sleep(60)) is None
+        assert asked.run_unless_stopped(lambda: time.sleep(60) or "slept") is None
         assert asked.agreed_number() == signal.SIGTERM
         assert asked.run_unless_stopped(lambda: 7) is None  # it came before
-    assert time.monotonic() - begun < 30

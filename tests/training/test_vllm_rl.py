@@ -29,7 +29,7 @@ def test_adapters_are_sampled_with(place: Path) -> None:
     assert first["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("shared", [1, 2])
+@pytest.mark.parametrize("shared", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_two_processes_with_an_engine_each_or_one_together_learn_as_with_transformers(
     place: Path, expected: list[dict[str, float]], shared: int
 ) -> None:

@@ -135,6 +135,7 @@ def test_progress_and_completions_are_reported_and_bad_requests_refused(
     assert len(separate.generate(prompts(embedded, 1), SamplingParams())[0]) == 2
 
 
+@pytest.mark.full
 def test_several_workers_get_the_weights(
     embedded: EarlModel, changed: torch.nn.Module, separate: ProcessEngine
 ) -> None:
@@ -168,20 +169,15 @@ def family(engine: ProcessEngine) -> list[psutil.Process]:
 
 def test_a_process_that_is_killed_is_an_error_with_the_end_of_its_log(embedded: EarlModel) -> None:
     engine = a_process(embedded)
-    killed = 0.0
 
     def kill(done: int, expected: int) -> None:
-        nonlocal killed
-        if not killed:
-            engine._process.kill()
-            killed = time.monotonic()
+        engine._process.kill()
 
     try:
         with pytest.raises(
             EngineError, match="a sampling step by the vLLM engine failed: its process ended with -9"
         ) as caught:
             engine.generate(prompts(embedded, 4, 12), SamplingParams(), kill)
-        assert time.monotonic() - killed < 5
         assert "the end of its log:\n" in str(caught.value)
         with pytest.raises(EngineError, match="an update of the weights can't be done: the vLLM engine is dead"):
             engine.update_weights(embedded.language.state_dict().items())
@@ -189,6 +185,7 @@ def test_a_process_that_is_killed_is_an_error_with_the_end_of_its_log(embedded: 
         engine.close()
 
 
+@pytest.mark.full
 def test_a_process_that_hangs_is_an_error_that_names_what_was_waited_for(embedded: EarlModel) -> None:
     engine = a_process(embedded, timeouts=Timeouts(step=3))
     engine._process.send_signal(signal.SIGSTOP)
@@ -229,6 +226,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.full
 def test_it_ends_when_the_trainer_is_killed_while_it_samples() -> None:
     command = [sys.executable, "-c", ORPHAN]
     trainer = subprocess.Popen(
@@ -323,10 +321,12 @@ def test_a_run_logs_the_same_as_with_a_colocated_engine_and_resumes(
     assert_same(train(place, "separate", **SEPARATE, num_iterations=3), expected)
 
 
+@pytest.mark.full
 def test_two_processes_have_one_engine(place: Path, expected: list[dict[str, float]]) -> None:
     assert_same(train(place, "two", 2, **SEPARATE), expected[:2])
 
 
+@pytest.mark.full
 def test_what_is_wrong_with_the_engine_ends_every_process(place: Path) -> None:
     done = run(place, "wrong", 2, **SEPARATE, engine_args=json.dumps({"speed": 3}))
     assert done.returncode != 0
