@@ -17,7 +17,7 @@ CONVERT = "save it as JPEG, PNG or TIFF"
 MAGICK = "convert it to PNG: magick {name} photo.png"
 STILL = "take a still image out of it: ffmpeg -i {name} -frames:v 1 photo.png"
 RASTER = "render it first, for instance with Inkscape: inkscape {name} -o image.png"
-PDF_PAGE = "draw a page as pixels first: pdftoppm -png -r 150 {name} page"
+PDF_PAGE = "render a page first: pdftoppm -png -r 150 {name} page"
 
 
 @dataclass(frozen=True)

@@ -212,9 +212,9 @@ def _ridge(terms: tuple[Term, ...], features: int, cast: bool) -> NDArray[np.flo
     colour = np.eye(3) - LIGHTNESS  # from (r, g, b) to its differences from the lightness
     start = 0
     for term in terms:
-        for alike in EQUAL_ON_GREYS[term.group]:
+        for equal in EQUAL_ON_GREYS[term.group]:
             sums = np.zeros(features)
-            sums[start + np.array(alike)] = 1
+            sums[start + np.array(equal)] = 1
             ridge += NO_CAST * np.kron(colour.T @ colour, np.outer(sums, sums))
         start += WIDTHS[term.group]
     return ridge
