@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edits import GLOBAL, Edit, Pixels, catalogue, luma, ways
+from edits import GLOBAL, Edit, Pixels, catalogue, luma
+
+from earl_cli.models.abilities import expand_pattern
 
 CATALOGUE = catalogue()
 
@@ -67,4 +69,9 @@ def test_only_flakes_and_drops_are_random() -> None:
 
 
 def test_patterns_expand_to_every_choice() -> None:
-    assert ways("{make|turn} it {|very }red") == ("make it red", "make it very red", "turn it red", "turn it very red")
+    assert expand_pattern("{make|turn} it {|very }red") == (
+        "make it red",
+        "make it very red",
+        "turn it red",
+        "turn it very red",
+    )
