@@ -390,7 +390,7 @@ def test_only_one_model_is_in_memory(say: Say, tiny_model_dir: Path, monkeypatch
         (["-b", "pairs", "--judge", "localhost"], 2, "no address"),
         (["-b", "pairs", "--ground-score"], 2, "needs a judge"),
         (["-b", "pairs", "--rubrics", "nowhere.toml"], 2, "nowhere.toml"),
-        (["-b", "pairs", "--shard", "3/2"], 2, "no part"),
+        (["-b", "pairs", "--shard", "3/2"], 2, "no share of the work"),
         (["-b", "pairs", "-m", "copy", "-m", "again=copy", "--lpips"], 6, "torchvision"),
         (["-b", "pairs", "-o", "pairs/pairs.jsonl"], 8, "a file, not a folder"),
         (["-b", "pairs", "-m", "embedded", "--temperature", "-1"], 2, "temperature"),
