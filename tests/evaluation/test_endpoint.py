@@ -108,7 +108,7 @@ def test_a_picture_elsewhere_is_not_fetched(gives: str, said: str, images: Image
 
 
 def test_no_more_at_once_than_allowed(images: ImagesServer, endpoint: Open) -> None:
-    images.faults = Faults(share=1, kinds=("slow",), at_most=1, slow=0.05)
+    images.faults = Faults(share=1, kinds=("slow",), max_failures=1, slow=0.05)
     endpoint(batch_size=3).edit(some_tasks(9))
     assert images.most_at_once == 3
 
@@ -165,7 +165,7 @@ def test_one_picture_that_breaks_the_server_costs_only_itself(images: ImagesServ
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_that_only_fails_is_down(kind: str, images: ImagesServer, endpoint: Open) -> None:
-    images.faults = Faults(share=1, kinds=(kind,), at_most=1000, slow=0.3)
+    images.faults = Faults(share=1, kinds=(kind,), max_failures=1000, slow=0.3)
     with pytest.raises(EarlError, match="the server makes no images") as caught:
         endpoint(timeout=0.1, backoff=Backoff(attempts=2, rate_limit_attempts=2, first_delay=0.001)).edit(some_tasks(2))
     assert caught.value.where == images.api_base
