@@ -149,14 +149,14 @@ class Console:
         label = one_line(label)
         if self.quiet:
             yield _NoProgress()
-        elif self.draws:
+        elif self.is_live:
             with self.display() as screen, _rich_progress(screen, label, total, unit) as task:
                 yield task
         else:
             yield _PlainProgress(label, total, unit)
 
     @property
-    def draws(self) -> bool:
+    def is_live(self) -> bool:
         """Whether progress is rendered: stderr is a terminal, and ``quiet`` is off."""
         return not self.quiet and _is_terminal(sys.stderr)
 

@@ -83,7 +83,7 @@ def dashboard(title: str, panels: Sequence[MetricPanel], *, unit: str = "steps")
 
     Off a terminal it is a line on stderr for each update with metrics, and nothing with ``quiet``.
     """
-    if not console.draws:
+    if not console.is_live:
         yield _Lines(title, panels, unit)
         return
     with console.display() as screen:

@@ -2,7 +2,7 @@
 1 − MSE(edit, target) / MSE(source, target), at the photo's own size, on photos it never saw.
 
 ``python embedded/evaluate.py WORK MODEL [PHOTOS]`` writes WORK/evaluation.json and a picture for each kind: rows of
-source, edit and true edit. Beside the share stands that of the target's own codes: the ceiling of the tokenizer.
+source, edit and target. Beside the share stands that of the target's own codes: the ceiling of the tokenizer.
 """
 
 from __future__ import annotations

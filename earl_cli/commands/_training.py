@@ -90,7 +90,7 @@ def show_disk(disk: Disk) -> dict[str, int]:
     return {"checkpoint": disk.checkpoint, "model": disk.model, "in_all": disk.total}
 
 
-# -- checks of the plan and of the run          ------------------------------------------------------------------------
+# -- checks of the plan and of the run ---------------------------------------------------------------------------------
 
 
 def check_before(command: str, config: SftConfig | RlConfig, output: Path) -> None:
@@ -150,6 +150,8 @@ def positions(base: Base) -> int:
     """How many positions the model has."""
     return int(base.config["max_position_embeddings"])
 
+
+# -- plots -------------------------------------------------------------------------------------------------------------
 
 Runs: TypeAlias = Annotated[
     list[Path], typer.Argument(metavar="RUN", help="Output folders of runs, or their log.jsonl files.")

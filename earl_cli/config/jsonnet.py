@@ -34,11 +34,11 @@ def variables() -> dict[str, str]:
 
 def evaluate(path: Path, seconds: int = SECONDS) -> Any:
     """The value of the file. Raises UsageError for missing variables, all of them at once, and ValueError."""
-    order = {"file": str(path), "variables": variables(), "seconds": seconds, "bytes": BYTES}
+    request = {"file": str(path), "variables": variables(), "seconds": seconds, "bytes": BYTES}
     command = [sys.executable, "-P", str(_HOST)]
     try:
         done = subprocess.run(
-            command, input=json.dumps(order).encode(), capture_output=True, timeout=3 * seconds, check=False
+            command, input=json.dumps(request).encode(), capture_output=True, timeout=3 * seconds, check=False
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"it takes more than {3 * seconds} s to evaluate") from None
@@ -47,9 +47,9 @@ def evaluate(path: Path, seconds: int = SECONDS) -> Any:
     if done.returncode == -signal.SIGSEGV:
         raise ValueError("it is nested too deeply, or calls itself without end")
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        memory = "memory" in said[0].lower()
-        raise ValueError(f"it takes more than {BYTES >> 30} GiB to evaluate" if memory else said[0][:300])
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        memory = "memory" in last[0].lower()
+        raise ValueError(f"it takes more than {BYTES >> 30} GiB to evaluate" if memory else last[0][:300])
     if len(done.stdout) > LARGEST:
         raise ValueError(f"what it evaluates to is larger than {LARGEST >> 20} MiB")
     answer = json.loads(done.stdout)

@@ -23,11 +23,11 @@ _PLACE = re.compile(r"\n\s+(\S.*?:\d+:\d+)")
 
 def main() -> None:
     """Evaluate the file that stdin names."""
-    order = json.load(sys.stdin)
-    for limit, amount in (("RLIMIT_AS", order["bytes"]), ("RLIMIT_CPU", order["seconds"]), ("RLIMIT_CORE", 0)):
+    request = json.load(sys.stdin)
+    for limit, amount in (("RLIMIT_AS", request["bytes"]), ("RLIMIT_CPU", request["seconds"]), ("RLIMIT_CORE", 0)):
         with suppress(ValueError, OSError):  # macOS has no limit of addresses
             resource.setrlimit(getattr(resource, limit), (amount, amount))
-    json.dump(evaluate(order["file"], order["variables"]), sys.stdout)
+    json.dump(evaluate(request["file"], request["variables"]), sys.stdout)
 
 
 def evaluate(file: str, variables: dict[str, str]) -> dict[str, Any]:

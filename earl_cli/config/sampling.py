@@ -12,6 +12,7 @@ from typing import Any
 
 from earl_cli.errors import UsageError
 
+SEEDS = 2**31  # a seed is from 0 to SEEDS - 1
 ALWAYS_WRITTEN = ("temperature", "top_k", "top_p")
 """Written even where they are the default; results folders are named by a digest of these three."""
 SHOWN = 40  # characters of a value that isn't allowed

@@ -43,6 +43,8 @@ MAX_NAMED = 5
 _HASH_START = 16
 _NO_HASHES = np.empty(0, f"S{_HASH_START}")
 _COUNTED = ("instruction", "source_height", "source_width", "target_height", "target_width", "thoughts", "source_hash")
+Mask: TypeAlias = NDArray[np.bool_]
+_REJECTS = re.compile(r"(shard-\d{6,})\.rejects\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -219,10 +221,6 @@ def _sizes(folder: Path) -> Iterator[int]:
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process may just have renamed it
             yield path.stat().st_size
-
-
-Mask: TypeAlias = NDArray[np.bool_]
-_REJECTS = re.compile(r"(shard-\d{6,})\.rejects\.jsonl")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,11 @@ from earl_cli.errors import InputError, UsageError
 from earl_cli.files import atomic_write, folder_lock, remove_partials
 
 MUST_AGREE = ("codes", "vision_fingerprint", "image_area")
-"""Fields of the manifest in which stores of differences data must agree."""
+"""Fields of the manifest in which stores of different data must agree."""
+ROWS_PER_BATCH = 256
+_THOUGHTS = SCHEMA.get_field_index("thoughts")
+PARQUET_SCHEMA = SCHEMA.set(_THOUGHTS, pa.field("thoughts", THOUGHTS_LIST))
+"""As a shard's, with the chain of thought as a list, because the datasets library has no maps."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +163,6 @@ def _write_moved(move: _ShardMove, output: Path) -> int:
 
 def _renumbered(table: pa.Table, offset: int) -> pa.Table:
     return table.set_column(SCHEMA.get_field_index("row"), SCHEMA.field("row"), pc.add(table["row"], offset))
-
-
-ROWS_PER_BATCH = 256
-_THOUGHTS = SCHEMA.get_field_index("thoughts")
-PARQUET_SCHEMA = SCHEMA.set(_THOUGHTS, pa.field("thoughts", THOUGHTS_LIST))
-"""As a shard's, with the chain of thought as a list, because the datasets library has no maps."""
 
 
 def export_parquet(store: Store, output: Path, on_rows: Callable[[int], None]) -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 ROWS_PER_SHARD = 512
 PIXELS_PER_BATCH = {"cpu": 4 * 96 * 96, "mps": 8 * 65536, "cuda": 32 * 65536}
 MIN_ROWS_FOR_RATE = 100
+_NOTHING = np.empty((0, 0, 3), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,6 @@ def _write_shards(
 
 def _batch_size(device: torch.device, area: int) -> int:
     return max(1, PIXELS_PER_BATCH[device.type] // area)
-
-
-_NOTHING = np.empty((0, 0, 3), dtype=np.uint8)
 
 
 class _Encoder:

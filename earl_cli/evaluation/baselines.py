@@ -29,6 +29,14 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     PIX2PIX: ("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
     OMNIGEN: ("transformer", "scheduler", "vae", "tokenizer"),
 }
+_INDEX = "model_index.json"
+_SETTINGS = ("*.json", "*.txt", "*.model")
+_WEIGHTS = ("model", "diffusion_pytorch_model")
+_SAFE = tuple(f"{stem}{end}" for stem in _WEIGHTS for end in (".safetensors", "-?????-of-?????.safetensors"))
+_OLD = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
+_TAG = r"<\|image_\d+\|>"
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+_EXTRAS = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 @dataclass(frozen=True)
@@ -205,16 +213,6 @@ class _Diffusers:
             raise ModelError(what, where=self.place, hint="copy or download it again") from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-
-_INDEX = "model_index.json"
-_SETTINGS = ("*.json", "*.txt", "*.model")
-_WEIGHTS = ("model", "diffusion_pytorch_model")
-_SAFE = tuple(f"{stem}{end}" for stem in _WEIGHTS for end in (".safetensors", "-?????-of-?????.safetensors"))
-_OLD = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
-_TAG = r"<\|image_\d+\|>"
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
-_EXTRAS = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 def _sized(image: Image.Image, baseline: Baseline) -> Image.Image:

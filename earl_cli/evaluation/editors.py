@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 OnFraction = Callable[[float], None]
 """Called with the share of the tasks that is done, 0 to 1."""
+BATCH_SIZE, VLLM_BATCH_SIZE = 8, 128
+FILES_BATCH_SIZE = 16
+HASHED_BYTES = 256_000_000
+EXTENSIONS = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".avif")
+"""Of several images with one name the first in this order is used."""
+_ODD = re.compile(r"[^\w.-]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +87,6 @@ class BenchmarkEditor(Protocol):
         Raises EarlError where every task would fail, for instance with a server that is down.
         """
         ...
-
-
-BATCH_SIZE, VLLM_BATCH_SIZE = 8, 128
 
 
 @dataclass(frozen=True)
@@ -169,14 +172,6 @@ class EarlEditor:
         loaded = self.load()
         self.on_load(f"{self.name}: {loaded.model.plan} · {loaded.engine_name}")
         return loaded
-
-
-FILES_BATCH_SIZE = 16
-HASHED_BYTES = 256_000_000
-EXTENSIONS = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".avif")
-"""Of several images with one name the first in this order is used."""
-
-_ODD = re.compile(r"[^\w.-]")
 
 
 def open_finished(folder: Path) -> BenchmarkEditor:

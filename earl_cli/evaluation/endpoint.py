@@ -162,7 +162,7 @@ class _Endpoint:
 
         async def post() -> str | bytes:
             answer = await client.images.edit(
-                image=("picture.png", png, "image/png"), prompt=task.instruction, model=self.name, **size, **seed
+                image=("image.png", png, "image/png"), prompt=task.instruction, model=self.name, **size, **seed
             )
             return _content(answer)
 

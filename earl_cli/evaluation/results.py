@@ -42,7 +42,7 @@ COLUMNS: Mapping[str, MetricColumn] = {
     "ssim": MetricColumn("SSIM", top=1, digits=3),
     "lpips": MetricColumn("LPIPS", higher_is_better=False, top=0, digits=3),
 }
-"""Judged metrics from 0 to 10 (``overedit``: 10 is none), then those that compare with the true edit."""
+"""Judged metrics from 0 to 10 (``overedit``: 10 is none), then those that compare with the target."""
 
 PUBLISHED = ("vie_sc", "vie_pq", "vie_all", "edit_success", "overedit", "looks_natural", "no_artifact")
 """The columns that the published scoring writes, in its order; its summaries spell them in capitals."""

@@ -40,7 +40,7 @@ CHOICE = 0
 
 @dataclass(frozen=True, eq=False)
 class BenchmarkSample:
-    """One edit of a benchmark: upright RGB images, ``target`` None where there is no true edit.
+    """One edit of a benchmark: upright RGB images, ``target`` None where the data have none.
 
     ``number`` counts all rows of the benchmark from 0; ``digest`` names the exact source image.
     """

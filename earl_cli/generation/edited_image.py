@@ -23,9 +23,9 @@ from earl_cli.models.bundle import EarlModel
 class EditedImage:
     """One edit of one image, complete or not.
 
-    ``source`` names the image: its path, else "image", or "image 3" for the third of several. ``instruction`` is what
-    was asked for, ``understood`` the trained wording that the model read in its place; None where the model lists no
-    such wording, and read the instruction itself. The same ``seed``, from 0 to 2**31 - 1, gives the same edit again.
+    ``source`` names the image: its path, else "image", or "image 3" for the third of several. ``instruction`` is the
+    one that was given, ``understood`` the trained wording that the model read in its place; None where the model lists
+    no such wording, and read the instruction itself. The same ``seed``, from 0 to 2**31 - 1, gives the same edit again.
     ``problem`` says what is known to be wrong with the image, ``thoughts`` is what the model reasoned before it, in the
     mode "reasoning", ``notes`` are remarks on the file and on the instruction. ``error`` says why there is no image.
     """

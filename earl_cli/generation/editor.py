@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 
-from earl_cli.config.sampling import SamplingParams
+from earl_cli.config.sampling import SEEDS, SamplingParams
 from earl_cli.console import log
 from earl_cli.errors import UsageError, explain
 from earl_cli.generation.edited_image import EditedImage, ImageRequest, edited_image
@@ -37,9 +37,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 Checked = TypeVar("Checked")
-SINGLE_THREAD_BYTES = 1_000_000_000  # bytes
+SINGLE_THREAD_BYTES = 1_000_000_000
 LEAST_AREA = 64
-SEEDS = 2**31
 
 EngineName = Literal["auto", "transformers", "vllm"]
 

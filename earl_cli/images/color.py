@@ -27,6 +27,10 @@ PRIMARIES = {  # by ITU-T H.273, table 2
 }
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 WHITE_NITS = 203  # diffuse white in an HDR image (ITU-R BT.2408)
+# By the colour space in an ICC profile's header (bytes 16 to 20): the modes whose pixels it describes.
+PROFILE_MODES = {b"CMYK": ("CMYK",), b"GRAY": ("L",), b"Lab ": ("LAB",)}
+MAX_PROFILE_BYTES = 1 << 20  # what other programs accept in a PNG
+OPAQUE_IF_ALL_HIDDEN = ("BMP", "DIB", "ICO")  # many programs leave their fourth byte 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +125,6 @@ def _matrix_to_xyz(xy: tuple[float, ...]) -> Values:
     matrix = np.stack(corners, axis=1)
     scaled: Values = matrix * np.linalg.solve(matrix, white)
     return scaled
-
-
-# By the colour space in an ICC profile's header (bytes 16 to 20): the modes whose pixels it describes.
-PROFILE_MODES = {b"CMYK": ("CMYK",), b"GRAY": ("L",), b"Lab ": ("LAB",)}
-MAX_PROFILE_BYTES = 1 << 20  # what other programs accept in a PNG
-OPAQUE_IF_ALL_HIDDEN = ("BMP", "DIB", "ICO")  # many programs leave their fourth byte 0
 
 
 def to_pixels(

@@ -122,7 +122,7 @@ def _text_kind(head: bytes) -> FileKind | None:
     if not text.startswith(b"<"):
         return None
     if re.search(rb"<svg[\s>]", text):
-        return FileKind("an SVG drawing", RASTER, False)
+        return FileKind("an SVG image", RASTER, False)
     if re.match(rb"<(!doctype html|html|head)", text):
         return FileKind("a web page", "a page was downloaded in place of the image", False)
     return None

@@ -37,6 +37,19 @@ STALE_PATTERN = re.compile(
     "|".join(re.escape(mark) for mark in (*STALE_SPACES, *(name.split("}")[1] for name in STALE_NAMES)))
 )
 BEGIN, END = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n', '\n<?xpacket end="w"?>'
+ORIENTATION = 0x0112
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
+EXIF_IFD = 0x8769
+STALE_EXIF = (40962, 40963)  # pixel width and height, which a rotation swaps
+# Tags of a TIFF file that describe its own storage; they mean nothing in another file.
+STORAGE_TAGS = frozenset(
+    {*range(254, 260), 262, 266, 273, 277, 278, 279, 284, *range(317, 326), 330, *range(337, 342), 347}
+    | {*range(512, 522), *range(529, 533), 700, 33723, 34377, 34675}
+)
+IPTC = 0x0404  # the number of the IPTC block among Photoshop's blocks
+MARKER_LIMIT = 65533
+XMP_LIMIT = MARKER_LIMIT - 29
+OTHER_TEXT_KEYS = ("XML:com.adobe.xmp", "Raw profile type")  # text chunks of a PNG that hold other metadata
 
 
 def clean_xmp(packet: object) -> tuple[bytes | None, tuple[str, ...]]:
@@ -70,21 +83,6 @@ def _without_stale(root: ElementTree.Element) -> str:
 
 def _is_stale(name: str) -> bool:
     return name in STALE_NAMES or name.removeprefix("{").startswith(STALE_SPACES)
-
-
-ORIENTATION = 0x0112
-X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
-EXIF_IFD = 0x8769
-STALE_EXIF = (40962, 40963)  # pixel width and height, which a rotation swaps
-# Tags of a TIFF file that describe its own storage; they mean nothing in another file.
-STORAGE_TAGS = frozenset(
-    {*range(254, 260), 262, 266, 273, 277, 278, 279, 284, *range(317, 326), 330, *range(337, 342), 347}
-    | {*range(512, 522), *range(529, 533), 700, 33723, 34377, 34675}
-)
-IPTC = 0x0404  # the number of the IPTC block among Photoshop's blocks
-MARKER_LIMIT = 65533
-XMP_LIMIT = MARKER_LIMIT - 29
-OTHER_TEXT_KEYS = ("XML:com.adobe.xmp", "Raw profile type")  # text chunks of a PNG that hold other metadata
 
 
 @dataclass(frozen=True)

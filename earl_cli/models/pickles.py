@@ -101,7 +101,7 @@ class OrderedRecord(dict[str, Any]):
 
 @dataclass(frozen=True)
 class _Global:
-    """A global that a pickle asked for, and the function that stands for it."""
+    """A global that a pickle names, and the function that stands for it."""
 
     name: str
     make: Constructor

@@ -39,6 +39,7 @@ _BITS = {
 _WHOLE_FILE_BYTES = 256_000_000
 _STEMS = (("model", "safetensors"), ("pytorch_model", "bin"))
 _REDOWNLOAD = "copy or download it again"
+_PATTERN, _INDEX = "model{suffix}.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -229,9 +230,6 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Writes an object, indented, aside and then under its name."""
     with atomic_write(file) as aside:
         aside.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-_PATTERN, _INDEX = "model{suffix}.safetensors", "model.safetensors.index.json"
 
 
 def _plain_name(file: object) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from earl_cli.rewards.reward import Edit, Pixels, Score
+from earl_cli.rewards.reward import NO_TARGET, Edit, Pixels, Score
 
 Plane: TypeAlias = NDArray[np.float64]
 
@@ -80,8 +80,8 @@ class Distance:
 def reference_reward(edits: Sequence[Edit], /) -> list[Score]:
     """1 − d(edited, target) / d(source, target) of each edit, in [−1, 1].
 
-    1 is the true edit, 0 the unchanged source, −1 an invalid or incomplete edit and anything at least twice as far from
-    the target as the source is. If the distance of source and target is below `MIN_DISTANCE`, that is used in its
+    1 is the target itself, 0 the unchanged source, −1 an invalid or incomplete edit and anything at least twice as far
+    from the target as the source is. If the distance of source and target is below `MIN_DISTANCE`, that is used in its
     place: then nothing should change, and visible changes cost. Images of another size are resized to the target's.
     Parts: ``removed``, the value before clipping, and the same for ``colour`` and ``structure`` alone. Without a target
     there is no value.
@@ -96,7 +96,7 @@ def reference_reward(edits: Sequence[Edit], /) -> list[Score]:
 
     def score(edit: Edit) -> Score:
         if edit.target is None:
-            return Score(None, reason="there is no true edit to compare with")
+            return Score(None, reason=NO_TARGET)
         if edit.edited is None:
             return Score(MIN_REWARD, reason="the edit is invalid or incomplete")
         target = features(edit.target, edit.target)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from earl_cli.errors import EarlError, UsageError
 
 Pixels: TypeAlias = NDArray[np.uint8]
+NO_TARGET = "there is no target image to compare with"
 SIGNATURE_HINT = (
     "it takes a list of earl_cli.Edit and returns a list of as many Score, float or None; "
     "@earl_cli.reward makes one of a function of a single Edit"
@@ -26,7 +27,7 @@ class Edit:
     """An edit to be scored.
 
     Images are sRGB uint8[h, w, 3], values 0 to 255, each of any size. ``edited`` is None where the model's completion
-    was invalid or incomplete. ``target`` is the true edit, None where the data have none. ``id`` is that of the
+    was invalid or incomplete. ``target`` is the target image, None where the data have none. ``id`` is that of the
     example, for messages.
     """
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from earl_cli.rewards.judge.client import Judge, Judgement, JudgePrompt
 from earl_cli.rewards.judge.declarations import Rubrics, format_rubric
-from earl_cli.rewards.reward import Edit, Reward, Score
+from earl_cli.rewards.reward import NO_TARGET, Edit, Reward, Score
 
 MIXED_REWARD = "sqrt(viescore_pqxground_score)"
 JUDGED_REWARDS: Mapping[str, tuple[str, ...]] = {  # the tasks of the judge that each reward combines
@@ -26,7 +26,6 @@ SUBSCORES = {
     "ground_score": (),
 }
 EXPLANATION_KEYS = {"semantic_consistency": "sc", "perceptual_quality": "pq", "ground_score": "ground_score"}
-NO_TARGET = "there is no true edit to compare with"
 PromptBuilder: TypeAlias = Callable[[Edit], JudgePrompt | None]
 
 

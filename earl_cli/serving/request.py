@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from earl_cli.config.sampling import PARAMETERS, kind_of, problem
+from earl_cli.config.sampling import PARAMETERS, SEEDS, kind_of, problem
 from earl_cli.models.abilities import MAX_INSTRUCTION
 from earl_cli.serving.errors import HttpError
 from earl_cli.serving.limits import ServerLimits
@@ -20,6 +20,15 @@ MAX_DIGITS = 32
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
 _DISPOSITION = re.compile(rb"^content-disposition:[ \t]*form-data[ \t]*(;.*)$", re.IGNORECASE | re.MULTILINE)
 _PARAMETER = re.compile(rb';[ \t]*([\w*-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))')
+OutputFormat = Literal["png", "jpeg", "webp"]
+FORMATS: tuple[OutputFormat, ...] = ("png", "jpeg", "webp")
+IMAGES = ("image", "image[]")
+IGNORED = frozenset(("user", "quality", "moderation", "input_fidelity", "output_compression", "partial_images"))
+KNOWN = (
+    *("prompt", "n", "model", "size", "response_format", "output_format", "background", "stream"),
+    *("seed", "progress", *(each.name for each in PARAMETERS)),
+)
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -88,18 +97,6 @@ def _field(head: bytes, content: bytes) -> Field:
 
 def _broken(why: str) -> HttpError:
     return HttpError(400, f"this form can't be read: {why}", code="broken_form")
-
-
-SEEDS = 2**31
-OutputFormat = Literal["png", "jpeg", "webp"]
-FORMATS: tuple[OutputFormat, ...] = ("png", "jpeg", "webp")
-IMAGES = ("image", "image[]")
-IGNORED = frozenset(("user", "quality", "moderation", "input_fidelity", "output_compression", "partial_images"))
-KNOWN = (
-    *("prompt", "n", "model", "size", "response_format", "output_format", "background", "stream"),
-    *("seed", "progress", *(each.name for each in PARAMETERS)),
-)
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,12 @@ THINKING_SUFFIX = THINKING_END
 THOUGHTS_LIMIT = 1750
 
 _GRID = re.compile(r"([1-9][0-9]{0,3})\*([1-9][0-9]{0,3})")
+GridSize = tuple[int, int]
+NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+"""A coordinate, its digits a group."""
+BOX = rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]"
+"""A box, its four coordinates groups."""
+_BOX = re.compile(BOX)
 
 
 @dataclass(frozen=True)
@@ -363,14 +369,6 @@ def _sequence(ids: ArrayLike) -> Ids:
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InputError(f"a sequence is a row of integer ids, got {array.dtype} of shape {array.shape}")
     return array.astype(np.int64)
-
-
-GridSize = tuple[int, int]
-NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-"""A coordinate, its digits a group."""
-BOX = rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]"
-"""A box, its four coordinates groups."""
-_BOX = re.compile(BOX)
 
 
 def rescale_boxes(text: str, before: GridSize, after: GridSize) -> str:

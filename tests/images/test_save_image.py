@@ -1,4 +1,4 @@
-"""A image is saved whole, with what came with it, or not at all."""
+"""An image is saved whole, with what came with it, or not at all."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_the_reward_is_clipped_at_the_lowest() -> None:
 def test_an_invalid_edit_scores_lowest_and_one_without_target_none() -> None:
     source = photo("cat")
     assert score(source, night(source), None) == Score(-1, reason="the edit is invalid or incomplete")
-    assert score(source, None, source) == Score(None, reason="there is no true edit to compare with")
+    assert score(source, None, source) == Score(None, reason="there is no target image to compare with")
     assert score(source, None, None).value is None
 
 

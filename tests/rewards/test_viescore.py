@@ -74,7 +74,7 @@ def test_without_a_target_there_is_no_ground_score(judge: JudgeServer, ask: Ask)
     edits = [replace(edit, target=None) for edit in some_edits(1)]
     (ground,) = judged_reward(ask(), load_rubrics(), "ground_score")(edits)
     assert (ground.value, judge.calls) == (None, [])
-    assert "no true edit" in ground.reason
+    assert "no target image" in ground.reason
     (mixed,) = judged_reward(ask(), load_rubrics(), MIXED_REWARD)(edits)
     assert mixed.value is None
     assert set(mixed.parts) == PQ
@@ -122,7 +122,7 @@ def test_missing_scores_have_reasons_by_name(judge: JudgeServer, ask: Ask) -> No
     assert score.missing.keys() == {"semantic_consistency", "ground_score"}
     assert "status 500" in score.missing["semantic_consistency"]
     assert score.missing["semantic_consistency"] in score.reason
-    assert score.missing["ground_score"] == "there is no true edit to compare with"
+    assert score.missing["ground_score"] == "there is no target image to compare with"
     assert score.explanations == {"pq": "It's there [mostly]."}
 
 

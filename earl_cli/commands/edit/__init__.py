@@ -16,10 +16,10 @@ from earl_cli.commands._options import OWN, EngineArgOption, EngineOption, sampl
 from earl_cli.commands.edit.files import find_sources, split_words
 from earl_cli.commands.edit.run import EditRequest, EditSummary, ResultKind, edit_all
 from earl_cli.commands.edit.targets import Targets
+from earl_cli.config.sampling import SEEDS
 from earl_cli.console import console, error_document, listed, one_line
 from earl_cli.errors import PartialFailureError, UsageError
 
-SEEDS = 2**31
 EXAMPLES_SHOWN = 8
 
 

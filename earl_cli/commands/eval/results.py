@@ -163,8 +163,8 @@ def _pairwise(first: EvalRun, second: EvalRun, judge: Any, rubrics: Path | None)
     rows += [["of these, decided by the order", str(result.inconsistent)], ["no reply", str(result.missing)]]
     console.table([f"{judge.model} prefers", "edits"], rows)
     p, rate = sign_test_p(result.a, result.b), first_position_rate(preferences)
-    said = "" if math.isnan(rate) else f"; the edit shown first won {rate:.0%} of the time"
-    console.say(f"p {p:.3f} (sign test){said}")
+    bias = "" if math.isnan(rate) else f"; the edit shown first won {rate:.0%} of the time"
+    console.say(f"p {p:.3f} (sign test){bias}")
     shown_first = None if math.isnan(rate) else rate
     about = {"judge": judge.model, "declaration": judge.declaration.describe()}
     return {**about, **asdict(result), "p": p, "first_rate": shown_first, "verdicts": verdicts}

@@ -33,13 +33,12 @@ import sys
 
 from earl_cli.errors import MissingExtraError
 
+SIDE = 64
+
 
 def judge(ctx: typer.Context) -> None:
     """Serve, try and check the judge model that scores edits."""
     print(ctx.get_help())
-
-
-SIDE = 64
 
 
 def judge_check(
@@ -120,7 +119,7 @@ def judge_score(
     from earl_cli.rewards.judge.declarations import load_declaration, load_rubrics
     from earl_cli.rewards.judge.server import open_judge
     from earl_cli.rewards.registry import load_reward
-    from earl_cli.rewards.reward import Edit
+    from earl_cli.rewards.reward import NO_TARGET, Edit
     from earl_cli.rewards.viescore import JUDGED_REWARDS
 
     declared = load_declaration(declaration)
@@ -140,7 +139,7 @@ def judge_score(
         "reason": score.reason,
     }
     if score.value is None:
-        hint = "--target names the target image" if target is None and "no true edit" in score.reason else None
+        hint = "--target names the target image" if target is None and NO_TARGET in score.reason else None
         error = EarlError(f"there is no score: {' '.join(score.reason.split())}", where=str(edited), hint=hint)
         console.fail(error, beside=document)
         raise typer.Exit(error.exit_code)

@@ -18,6 +18,19 @@ from earl_cli.errors import EarlError, InputError, UsageError
 
 CellKind = Literal["image", "text", "other", "unknown"]
 """What a column holds, by its type. Strings are unknown: they may be texts or paths of images."""
+LFS_POINTER = b"version https://git-lfs"
+"""The start of a file that Git LFS has not fetched."""
+LFS_MESSAGE, LFS_HINT = (
+    "this is only a pointer of Git LFS, whose file was not fetched",
+    "run git lfs pull in its repository",
+)
+ALL_SPLITS = "all"
+_SPLIT_ALIASES = (
+    ("train", "training"),
+    ("validation", "valid", "val", "dev"),
+    ("test", "testing", "eval", "evaluation"),
+)
+SPLITS = tuple(name for names in _SPLIT_ALIASES for name in names)
 
 
 @dataclass(frozen=True)
@@ -37,14 +50,6 @@ class BadRowError(EarlError):
     def __init__(self, kind: str, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(what, where=where, hint=hint)
         self.kind = kind
-
-
-LFS_POINTER = b"version https://git-lfs"
-"""The start of a file that Git LFS has not fetched."""
-LFS_MESSAGE, LFS_HINT = (
-    "this is only a pointer of Git LFS, whose file was not fetched",
-    "run git lfs pull in its repository",
-)
 
 
 class Source(Protocol):
@@ -125,15 +130,6 @@ def names_below_common_folder(files: Sequence[str]) -> list[str]:
     folders = zip(*(each[:-1] for each in parts), strict=False)
     common = len(list(takewhile(lambda level: len(set(level)) == 1, folders)))
     return ["/".join(each[common:]) for each in parts]
-
-
-ALL_SPLITS = "all"
-_SPLIT_ALIASES = (
-    ("train", "training"),
-    ("validation", "valid", "val", "dev"),
-    ("test", "testing", "eval", "evaluation"),
-)
-SPLITS = tuple(name for names in _SPLIT_ALIASES for name in names)
 
 
 def same_split(one: str, other: str) -> bool:

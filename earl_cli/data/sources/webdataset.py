@@ -32,6 +32,9 @@ from earl_cli.errors import InputError
 from earl_cli.files import loads
 
 MAX_HEADER_BYTES, MAX_MEMBER_BYTES = 2**20, 2**53
+MAX_BYTES = 256_000_000
+KEY = "__key__"
+TEXTS = ("txt", "text", "cls", "id")
 
 
 class TarDamageError(ValueError):
@@ -89,11 +92,6 @@ class _HeaderReader:
             raise ValueError(f"a header of {size:,} bytes")
         self.last = self._stream.read(size)
         return self.last
-
-
-MAX_BYTES = 256_000_000
-KEY = "__key__"
-TEXTS = ("txt", "text", "cls", "id")
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,15 @@ from earl_cli.errors import MissingExtraError, UsageError
 from earl_cli.files import loads
 
 LOG_VARIABLES = ("VLLM_LOGGING_CONFIG_PATH", "VLLM_CONFIGURE_LOGGING")
+RESERVED_ARGUMENTS = (
+    "model",
+    "logits_processors",
+    "logprobs_mode",
+    "additional_config",
+    "skip_tokenizer_init",
+    "tokenizer",
+    "weight_transfer_config",
+)
 
 
 def has_vllm() -> bool:
@@ -80,17 +89,6 @@ def log_file() -> Path | None:
     }
     (folder / "logging.json").write_text(json.dumps(config), encoding="utf-8")
     return log
-
-
-RESERVED_ARGUMENTS = (
-    "model",
-    "logits_processors",
-    "logprobs_mode",
-    "additional_config",
-    "skip_tokenizer_init",
-    "tokenizer",
-    "weight_transfer_config",
-)
 
 
 def parse_engine_arguments(arguments: Sequence[str]) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def _rename_damaged(path: Path) -> None:
     path.replace(damaged)
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    log.warning(f"{path} was damaged: it is now {damaged.name}, and the judge will be asked again for what was in it")
+    log.warning(f"{path} was damaged: it is now {damaged.name}, and what was in it will be requested again")
 
 
 def _open_lock(path: Path) -> AbstractContextManager[None]:

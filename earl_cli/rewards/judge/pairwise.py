@@ -1,4 +1,4 @@
-"""Which of two edits a judge prefers, asked in both orders, so that a position bias doesn't decide."""
+"""Which of two edits a judge prefers, in both orders, so that a position bias doesn't decide."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Preference:
 
     ``consistent`` is False where the two orders contradict each other. ``explanations`` are the judge's reasoning with
     a first and with b first. ``chose_first`` is whether it chose the edit in the first position, in these two orders:
-    None for a tie, or where one of the orders has no answer.
+    None for a tie, or where one of the orders has no verdict.
     """
 
     verdict: Verdict | None
@@ -58,7 +58,7 @@ class PreferenceCounts:
 def prefer(judge: Judge, rubrics: Rubrics, pairs: Sequence[EditPair]) -> list[Preference]:
     """One preference for each pair, in order.
 
-    An edit wins if it wins in both orders; any other two answers are a tie. The judge isn't asked where one edit is
+    An edit wins if it wins in both orders; any other two verdicts are a tie. No request is made where one edit is
     invalid (the other wins) or both are, or where both are the same image (ties). Raises as `Judge.ask_all`.
     """
     known = [_without_judge(pair) for pair in pairs]
@@ -83,7 +83,7 @@ def count_preferences(preferences: Sequence[Preference]) -> PreferenceCounts:
 def first_position_rate(preferences: Sequence[Preference]) -> float:
     """The share of choices of the first position: 0.5 without position bias, NaN without choices.
 
-    Only pairs with answers in both orders count.
+    Only pairs with verdicts in both orders count.
     """
     choices = [first for each in preferences for first in each.chose_first if first is not None]
     return sum(choices) / len(choices) if choices else math.nan

@@ -26,6 +26,8 @@ STATE = ("optimizer*", "scheduler.pt", "rng_state*.pth", "global_step*", "deepsp
 """The files of a checkpoint that only resuming needs."""
 Goal: TypeAlias = Literal["lowest", "highest"]
 _NAME = re.compile(r"(?:checkpoint-|ckpt_)(\d+)")
+ORIGIN = "begun.json"
+ANOTHER = "choose another --output"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -185,10 +187,6 @@ def _remove(checkpoint: Path) -> None:
     (checkpoint / MARK).unlink(missing_ok=True)
     (checkpoint / MODEL_ONLY).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
-
-
-ORIGIN = "begun.json"
-ANOTHER = "choose another --output"
 
 
 def run_origin(command: str, model: str | None, data: Sequence[Path]) -> dict[str, Any]:
