@@ -212,7 +212,7 @@ def test_the_published_settings_of_the_server(capsys: pytest.CaptureFixture[str]
     assert shlex.split(capsys.readouterr().out) == [
         *("vllm", "serve", "Qwen/Qwen2.5-VL-72B-Instruct", "--host", "127.0.0.1", "--port", "4877"),
         *("--dtype", "bfloat16", "--tensor-parallel-size", "4", "--max-model-len", "4096", "--max-num-seqs", "1024"),
-        *("--limit-mm-per-prompt", '{"image": 2}', "--seed", "3"),
+        *("--limit-mm-per-prompt", '{"image": 3}', "--seed", "3"),
     ]
     assert run(["judge", "serve", "--dry-run", "--json", "--port", "80"]) == 0
     assert "80" in json.loads(capsys.readouterr().out)["command"]

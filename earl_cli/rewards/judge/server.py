@@ -12,13 +12,18 @@ from earl_cli.rewards.judge.client import Judge
 from earl_cli.rewards.judge.declarations import Declaration
 
 PUBLISHED_MODEL = "Qwen/Qwen2.5-VL-72B-Instruct"
+IMAGES_PER_PROMPT = 3
 MAX_LISTED = 8  # models in an error message
 
 
 def server_command(
     program: str, model: str, host: str, port: int, tensor_parallel: int, extra: Sequence[str] = ()
 ) -> list[str]:
-    """The command line of vLLM's server with the published settings; the options in ``extra`` override them."""
+    """The command line of vLLM's server with the published settings; the options in ``extra`` override them.
+
+    One setting differs: a prompt may have three images in place of two, because pairwise comparison shows the source
+    and both edits.
+    """
     settings = {
         "--host": host,
         "--port": port,
@@ -26,7 +31,7 @@ def server_command(
         "--tensor-parallel-size": tensor_parallel,
         "--max-model-len": 4096,
         "--max-num-seqs": 1024,
-        "--limit-mm-per-prompt": json.dumps({"image": 2}),
+        "--limit-mm-per-prompt": json.dumps({"image": IMAGES_PER_PROMPT}),
     }
     return [program, "serve", model, *(str(part) for item in settings.items() for part in item), *extra]
 
