@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def config(ctx: typer.Context) -> None:
-    """Show what can be set in the configs of the trainings."""
+    """Show the config keys of the trainings."""
     print(ctx.get_help())
 
 

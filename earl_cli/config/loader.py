@@ -129,7 +129,8 @@ def _instead(key: str, kind: type[BaseModel], origins: Mapping[str, str]) -> str
         known = other.model_fields.keys() | aliases_of(other).keys()
         if other is not kind and len(together) > 1 and together <= known:
             return f"all keys there are of earl {command}"
-    near = nearest_key(kind, key)
+    elsewhere = (aliases_of(other).get(key) for other in training_configs().values())  # such as random_seed, for sft
+    near = next((name for name in elsewhere if name in kind.model_fields), None) or nearest_key(kind, key)
     return f"did you mean {near!r}?" if near else f"known are {', '.join(kind.model_fields)}"
 
 

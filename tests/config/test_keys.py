@@ -106,6 +106,8 @@ def test_a_config_that_an_older_version_showed_loads(command: str) -> None:
 def test_a_misspelled_alias_is_told_todays_name() -> None:
     with pytest.raises(UsageError, match="did you mean 'seed'"):
         load_config(RlConfig, None, ["random_sed=3"], NEEDED)
+    with pytest.raises(UsageError, match="did you mean 'seed'"):
+        load_config(SftConfig, None, ["random_seed=3"], NEEDED)
     with pytest.raises(UsageError, match="did you mean 'max_grad_norm'"):
         load_config(SftConfig, None, ["max-grad-norm=3"], NEEDED)
 
