@@ -1,4 +1,4 @@
-"""Both engines on the embedded model: pictures a second at 1, 8 and 32 prompts at once.
+"""Both engines on the embedded model: images a second at 1, 8 and 32 prompts at once.
 
 `python benchmarks/engines.py [--prompts 1 8 32] [--rounds 3] [--threads 1] [--json]`, in an environment with vLLM; on a
 GPU `--large` takes a model of 8 B's shape with random weights and 64 x 64 codes instead. `--smoke` takes the smallest
@@ -37,7 +37,7 @@ INSTRUCTION = "make it snowy"
 
 
 def requests(layout: SequenceLayout, count: int, grid: Grid) -> list[SamplingRequest]:
-    """Different pictures, one edit of each."""
+    """Different images, one edit of each."""
     numbers = np.random.default_rng(count)
     codes = numbers.integers(0, layout.vocabulary.codes, (count, grid.height, grid.width))
     prompts = [layout.prompt(each, INSTRUCTION, "edit", grid) for each in codes]
@@ -95,7 +95,7 @@ def large() -> tuple[SequenceLayout, Grid, dict[str, Engine]]:
 def measure(
     counts: list[int], rounds: int, *, shape: Callable[[], tuple[SequenceLayout, Grid, dict[str, Engine]]]
 ) -> Any:
-    """Pictures a second of each engine: the best of ``rounds``, the engines taking turns after a round to warm up."""
+    """Images a second of each engine: the best of ``rounds``, the engines taking turns after a round to warm up."""
     layout, grid, engines = shape()
     if layout.vocabulary != EMU3:  # in bfloat16 a rounding decides between ids that are as good as equal
         asked = requests(layout, min(counts), grid)

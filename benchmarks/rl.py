@@ -3,7 +3,7 @@
 ``python benchmarks/rl.py [--rounds 3] [--threads 2]`` prints the seconds of a step (the fastest of the rounds, taken
 in turn), its phases, and the ratio. A step is: sample 8 completions for each of 4 prompts of 174 tokens, score them by
 counting ids, log-probabilities of policy and reference, backward, AdamW. float32, no gradient checkpointing.
-Completions have 159 tokens, a picture of 12 x 12 codes with what closes it; TRL knows no grammar and samples as many.
+Completions have 159 tokens, an image of 12 x 12 codes with what closes it; TRL knows no grammar and samples as many.
 ``--smoke`` takes the smallest size. Both sides have to sample as much, and to change the same start.
 """
 
@@ -90,7 +90,7 @@ def model(size: Size) -> Emu3ForCausalLM:
 
 
 def layout_and_rows(size: Size) -> tuple[SequenceLayout, DatasetRows]:
-    """A vocabulary of that size, and random pictures with an instruction that makes prompts of that length."""
+    """A vocabulary of that size, and random images with an instruction that makes prompts of that length."""
     text = train_byte_bpe(["12*12"], size=257)
     layout = SequenceLayout(small_vocabulary(text.size, VOCABULARY - text.size - len(CONTROLS)), text)
     rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
 """A step of supervised training at Emu3's vocabulary: the plain Trainer on whole logits against ours.
 
-A small body under the published head of 184,622 rows, sequences of about 2,100 tokens: two 32 x 32 pictures and an
+A small body under the published head of 184,622 rows, sequences of about 2,100 tokens: two 32 x 32 images and an
 instruction, loss on the second. Each side trains in a process of its own, so that its peak memory is its own; both do
 the whole of a step, optimizer included. ``python benchmarks/sft.py [--hidden 256] [--steps 3] [--threads 2] [--json]``;
 ``--smoke`` takes the smallest size, all in this process.
@@ -37,7 +37,7 @@ SMOKE = {"hidden": 64, "layers": 1, "steps": 1, "grid": 2}
 
 
 class Pairs(Dataset[dict[str, Any]]):
-    """Random pairs of pictures, laid out as the published data."""
+    """Random pairs of images, laid out as the published data."""
 
     def __init__(self, count: int, grid: int) -> None:
         generator = np.random.default_rng(0)

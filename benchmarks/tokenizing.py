@@ -1,7 +1,7 @@
-"""Pairs of pictures to codes: our pass into a store against the published way, in pairs a second, end to end.
+"""Pairs of images to codes: our pass into a store against the published way, in pairs a second, end to end.
 
 Both sides read the same folder of JPEGs with the same random weights and as many threads of torch, each in a process of
-its own. The published way takes one picture after another: open, resize by area, transformers' own `Emu3VQVAE.encode`
+its own. The published way takes one image after another: open, resize by area, transformers' own `Emu3VQVAE.encode`
 (four frames of it), a .pth file for each pair, and a list of all of them. Their codes are compared. `--full` takes the
 published config of 270.7 M parameters, otherwise a quarter of its width; `--edits` is how many pairs share a source.
 Our pass is measured in one process with all threads, and as ranks of one thread each, as torchrun would start them.
@@ -57,7 +57,7 @@ TINY_AREA = 32 * 32
 SMOKE = {"pairs": 4, "area": 16 * 16, "rounds": 1}
 MOST_DIFFERENT = 0.01
 """The share of codes that may differ: where two are equally near to what was encoded."""
-REDUCTION = 8  # a side of a picture on disk, over that of the same picture for the model
+REDUCTION = 8  # a side of an image on disk, over that of the same image for the model
 PUBLISHED, EARL, RANKS = "published", "earl", "earl, a rank a thread"
 MEMORY_AT = (0.02, 0.1, 0.25, 0.5, 0.75, 1.0)
 
@@ -79,7 +79,7 @@ def grids(area: int) -> list[tuple[int, int]]:
 
 
 def write_pairs(folder: Path, pairs: int, edits: int, sizes: Sequence[tuple[int, int]]) -> None:
-    """Pictures of those sizes in turn and the list of pairs; ``edits`` pairs have one source."""
+    """Images of those sizes in turn and the list of pairs; ``edits`` pairs have one source."""
     generator = np.random.default_rng(0)
     folder.mkdir()
     rows = []
@@ -97,7 +97,7 @@ def write_pairs(folder: Path, pairs: int, edits: int, sizes: Sequence[tuple[int,
 
 
 def published_way(vision: Emu3VQVAE, folder: Path, output: Path, area: int) -> None:
-    """A file for each pair, one picture after the other."""
+    """A file for each pair, one image after the other."""
     import torch
 
     def codes(name: str) -> torch.Tensor:
@@ -247,7 +247,7 @@ def compare(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_parquet(path: Path, rows: int) -> None:
-    """A table with a small PNG in each of two columns, every one another picture, 100 rows a row group."""
+    """A table with a small PNG in each of two columns, every one another image, 100 rows a row group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

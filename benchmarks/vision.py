@@ -36,7 +36,7 @@ def best_seconds(sides: dict[str, Callable[[], object]], rounds: int) -> dict[st
 
 @torch.no_grad()
 def measure(model: Emu3VQVAE, size: int, rounds: int) -> dict[str, Any]:
-    """Seconds and ratios for one picture of ``size`` x ``size`` pixels."""
+    """Seconds and ratios for one image of ``size`` x ``size`` pixels."""
     pixels = torch.rand(1, 3, size, size) * 2 - 1
     codes = vision.encode(model, pixels)
     sizes = torch.tensor([[size, size]])

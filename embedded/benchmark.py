@@ -1,6 +1,6 @@
 """The benchmark that ships with the package: held-out photos, and for each of them several edits with the true result.
 
-``python embedded/benchmark.py WORK`` writes earl_cli/evaluation/embedded_set: pictures and pairs.jsonl. Every kind of
+``python embedded/benchmark.py WORK`` writes earl_cli/evaluation/embedded_set: images and pairs.jsonl. Every kind of
 edit comes equally often, shapes twice; which photo gets which is drawn from a fixed seed.
 """
 
@@ -30,7 +30,7 @@ SET = Path(__file__).parents[1] / "earl_cli" / "evaluation" / "embedded_set"
 
 
 def photo(path: Path) -> Image.Image:
-    """An RGB picture of about `AREA` pixels."""
+    """An RGB image of about `AREA` pixels."""
     image = Image.open(path).convert("RGB")
     scale = (AREA / (image.width * image.height)) ** 0.5
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)

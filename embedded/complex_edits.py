@@ -1,7 +1,7 @@
 """Edits that need more than one look at the instruction: counting, places, relations, two edits at once.
 
 All of them are made of the simple edits in edits.py, and as exactly defined as these: three dots lie in a row, four in
-the corners, so that there is one true picture for every request.
+the corners, so that there is one true image for every request.
 """
 
 from __future__ import annotations

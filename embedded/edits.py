@@ -1,6 +1,6 @@
-"""The edits that the embedded model learns: what each does to a picture, and how people ask for it.
+"""The edits that the embedded model learns: what each does to an image, and how people ask for it.
 
-An edit is a pure function of an RGB picture ``float32[H, W, 3]`` in 0..1 and a random generator; sizes are shares of the
+An edit is a pure function of an RGB image ``float32[H, W, 3]`` in 0..1 and a random generator; sizes are shares of the
 short side, so the same edit looks the same at 96 pixels and at full size. Only flakes and drops are random.
 """
 
@@ -217,7 +217,7 @@ def to_bytes(pixels: Pixels) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Edit:
-    """One thing to do to a picture: its kind (the row of the tables), the ways to ask for it, and the doing.
+    """One thing to do to an image: its kind (the row of the tables), the ways to ask for it, and the doing.
 
     ``but`` goes on after "the same photo but", ``plan`` says what is to be done where, as a model may think it first.
     """

@@ -1,7 +1,7 @@
-"""Held-out figures of an embedded model: for each kind of edit, the share of the error that it removes,
+"""Held-out metrics of an embedded model: for each kind of edit, the share of the error that it removes,
 1 − MSE(edit, target) / MSE(source, target), at the photo's own size, on photos it never saw.
 
-``python embedded/evaluate.py WORK MODEL [PHOTOS]`` writes WORK/evaluation.json and a picture for each kind: rows of
+``python embedded/evaluate.py WORK MODEL [PHOTOS]`` writes WORK/evaluation.json and an image for each kind: rows of
 source, edit and target. Beside the share stands that of the target's own codes: the ceiling of the tokenizer.
 """
 
@@ -31,7 +31,7 @@ from earl_cli.images.image_file import open_image
 from earl_cli.models.bundle import load_model
 
 RANDOM_KINDS = ("snow", "rain")  # compared after a blur that forgives the place of a flake
-LOCAL_KINDS = ("mirror", "circle", "square")  # the others change the whole picture in place
+LOCAL_KINDS = ("mirror", "circle", "square")  # the others change the whole image in place
 
 
 def removed(edited: Pixels, source: Pixels, target: Pixels, kind: str) -> float:

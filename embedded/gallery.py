@@ -1,4 +1,4 @@
-"""The pictures in docs/gallery, none of them picked: every ability of the embedded model on photos that it never saw.
+"""The images in docs/gallery, none of them picked: every ability of the embedded model on photos that it never saw.
 
 ``python embedded/gallery.py`` needs the packaged model and nothing else. It draws a sheet for each kind of edit, with
 the 8 photos of the embedded benchmark before and after, and one with all kinds for each photo in docs/photos; seed 0.
@@ -36,7 +36,7 @@ CAPTION = 20
 
 
 def captioned(images: Sequence[Image.Image], text: str, width: int) -> Image.Image:
-    """Pictures beside each other, each in a cell so wide and three quarters as high, under a line of text."""
+    """Images beside each other, each in a cell so wide and three quarters as high, under a line of text."""
     cell = (width, width * 3 // 4)
     tile = Image.new("RGB", (width * len(images), cell[1] + CAPTION), "white")
     for place, each in enumerate(images):

@@ -1,8 +1,8 @@
 """What reinforcement learning changed: the reference reward of two models on held-out pairs, sampled with equal seeds.
 
 ``python embedded/improvement.py STORE BEFORE AFTER [--samples 1] [--temperature 1.0 --top-k 0]`` prints the mean reward
-of each model and their difference, with 95 % intervals from 10,000 bootstrap draws of source pictures (pairs of one
-picture stay together), in all and for each kind of edit.
+of each model and their difference, with 95 % intervals from 10,000 bootstrap samples of source images (pairs of one
+image stay together), in all and for each kind of edit.
 """
 
 from __future__ import annotations

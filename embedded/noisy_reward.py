@@ -18,7 +18,7 @@ NOISE_AT_A_PLACE = 1.0
 
 
 def noisy_reward(edits: Sequence[Edit], /) -> list[Score]:
-    """The reference reward plus normal noise, on the whole and at every place; equal pictures have equal noise."""
+    """The reference reward plus normal noise, on the whole and at every place; equal images have equal noise."""
     return [noisy(score, generator(edit)) for edit, score in zip(edits, reference_reward(edits), strict=True)]
 
 

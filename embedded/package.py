@@ -1,4 +1,4 @@
-"""Put the trained model into the package: 16-bit weights, check-sums, and a model card with its held-out figures.
+"""Put the trained model into the package: 16-bit weights, check-sums, and a model card with its held-out metrics.
 
 ``python embedded/package.py WORK`` copies WORK/model to earl_cli/models/embedded; ``card`` as a second argument only
 writes the card anew, after WORK/evaluation.json has changed.

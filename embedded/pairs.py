@@ -1,6 +1,6 @@
 """Photo pairs for the embedded model: random crops and collages of photos, each with several edits.
 
-``python embedded/pairs.py WORK SET SOURCES EDITS`` writes WORK/pairs/SET: pictures and pairs.jsonl, the layout that
+``python embedded/pairs.py WORK SET SOURCES EDITS`` writes WORK/pairs/SET: images and pairs.jsonl, the layout that
 ``earl tokenize`` reads; `SETS` says which photos, edits and phrases a set is made of. The same arguments give the same
 files.
 """
@@ -98,7 +98,7 @@ def crop(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def scene(rng: np.random.Generator) -> Image.Image:
-    """A synthetic picture: a gradient between four random colours with a little texture."""
+    """A synthetic image: a gradient between four random colours with a little texture."""
     corners = Image.fromarray(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8))
     noise = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
     return Image.blend(

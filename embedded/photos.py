@@ -1,4 +1,4 @@
-"""The pictures that the embedded model is made from: free photos and cut-out objects out of public packages.
+"""The images that the embedded model is made from: free photos and cut-out objects out of public packages.
 
 ``python embedded/photos.py WORK`` leaves WORK/photos/{train,heldout}, WORK/objects and WORK/sources.json.
 Nothing is installed: packages are downloaded, unpacked and read.
@@ -29,7 +29,7 @@ DEBIAN = (
 WHEELS = ("scikit-image==0.26.0", "scikit-learn==1.9.1")
 HELD_OUT_NAMES = ("skimage/data/", "sklearn/datasets/")  # never trained on
 HELD_OUT_COUNT = 20  # and so many of the others
-# Pictures of the wheels that are photos in colour; the rest are test charts, scans and microscopy.
+# Images of the wheels that are photos in colour; the rest are test charts, scans and microscopy.
 WHEEL_PHOTOS = (
     "astronaut.png",
     "chelsea.png",
@@ -84,7 +84,7 @@ def embedded_pictures(blob: bytes) -> Iterator[bytes]:
 
 
 def candidates(folders: list[Path]) -> Iterator[tuple[str, Image.Image]]:
-    """Every picture of every package with a stable name."""
+    """Every image of every package with a stable name."""
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             if not path.is_file():
@@ -112,7 +112,7 @@ def difference_hash(image: Image.Image) -> np.ndarray:
 
 
 def is_photographic(image: Image.Image) -> bool:
-    """Pictures with texture and many colours; icons, charts and line drawings are left out."""
+    """Images with texture and many colours; icons, charts and line drawings are left out."""
     pixels = np.asarray(image.resize((96, 96), Image.Resampling.BOX), dtype=np.float32) / 255
     steps = np.abs(np.diff(pixels, axis=0)).mean() + np.abs(np.diff(pixels, axis=1)).mean()
     colours = len(np.unique((pixels * 15.99).astype(np.uint8).reshape(-1, 3) @ np.array([256, 16, 1])))

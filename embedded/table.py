@@ -38,7 +38,7 @@ Values = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Samples:
-    """The test set: by a sample's number its kind, and the picture that it shares with others."""
+    """The test set: by a sample's number its kind, and the image that it shares with others."""
 
     kinds: Mapping[int, str]
     pictures: Mapping[int, str]
@@ -97,7 +97,7 @@ def seeds_of(runs: Mapping[Trained, EvalRun], row: Row) -> set[int]:
 def values(runs: Mapping[Trained, EvalRun], row: Row, column: str, seeds: Collection[int]) -> dict[int, float]:
     """The column of each sample, averaged over these training seeds.
 
-    Where no picture came, the reference is the worst there is; other figures are of the drawn pictures alone.
+    Where no image came, the reference is the worst there is; other metrics are of the valid edits alone.
     """
     found: dict[int, list[float]] = {}
     for seed in seeds:
@@ -113,7 +113,7 @@ def mean(samples: Samples, of: Values, kinds: Sequence[str]) -> Estimate:
 
 
 def change(samples: Samples, runs: Mapping[Trained, EvalRun], claim: Finding, seeds: Collection[int]) -> Estimate:
-    """What ``better`` has more than ``worse``, of the same training seeds: edit by edit, whole pictures drawn."""
+    """What ``better`` has more than ``worse``, of the same training seeds: edit by edit, whole images resampled."""
     better, worse = (values(runs, row, "reference", seeds) for row in (claim.better, claim.worse))
     return mean(samples, {number: better[number] - worse[number] for number in better}, claim.kinds)
 
@@ -148,7 +148,7 @@ def ceiling(pairs: Path) -> dict[int, float]:
 
 
 def tables(samples: Samples, runs: Mapping[Trained, EvalRun], most: Values) -> str:
-    """The table, the same by kind of edit and with other figures, and the findings; ``most`` is each edit's ceiling."""
+    """The table, the same by kind of edit and with other metrics, and the findings; ``most`` is each edit's ceiling."""
     rows = list(dict.fromkeys((model.sft, model.rl) for model in models()))
     seeds = {row: seeds_of(runs, row) for row in rows}
     reference = {row: values(runs, row, "reference", seeds[row]) for row in rows}

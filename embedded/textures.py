@@ -1,6 +1,6 @@
 """Fine structure for the vision tokenizer to learn: flakes, streaks, grain, lines, letters, blocks, shapes.
 
-A texture is a pure function of an RGB picture ``float32[H, W, 3]`` in 0..1 and a random generator, as an edit is; sizes
+A texture is a pure function of an RGB image ``float32[H, W, 3]`` in 0..1 and a random generator, as an edit is; sizes
 are shares of the short side. No language model is trained on these.
 """
 
@@ -16,7 +16,7 @@ LETTERS = string.ascii_letters + string.digits + "  .,!?"
 
 
 def flakes(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Round flakes in two or three depths, small and sharp to large and soft, over a paler picture."""
+    """Round flakes in two or three depths, small and sharp to large and soft, over a paler image."""
     height, width = pixels.shape[:2]
     pale = 0.25 * rng.uniform() + 0.75 * saturate(pixels, rng.uniform(0.3, 1.0))
     for _ in range(rng.integers(1, 4)):
@@ -34,7 +34,7 @@ def flakes(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def streaks(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Slanted bright streaks of one angle over a darker picture."""
+    """Slanted bright streaks of one angle over a darker image."""
     height, width = pixels.shape[:2]
     wet = saturate(pixels, rng.uniform(0.4, 1.0)) * np.float32(rng.uniform(0.5, 1.0))
     slant, thick = rng.uniform(-0.6, 0.6), rng.uniform(0.003, 0.012)
@@ -55,7 +55,7 @@ def grain(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def letters(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Lines of text in one colour, on a page or over the picture."""
+    """Lines of text in one colour, on a page or over the image."""
     height = pixels.shape[0]
     page = rng.random() < 0.5
     ground = np.full_like(pixels, rng.uniform(0.85, 1.0)) if page else pixels
@@ -74,7 +74,7 @@ def letters(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def blocks(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """The picture in large pixels."""
+    """The image in large pixels."""
     image = Image.fromarray(to_bytes(pixels))
     side = max(2, round(rng.uniform(0.02, 0.09) * min(image.size)))
     small = image.resize((max(1, image.width // side), max(1, image.height // side)), Image.Resampling.BOX)
@@ -89,7 +89,7 @@ def steps(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def outlines(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Dark lines on white where the picture has edges, as a pencil would draw them."""
+    """Dark lines on white where the image has edges, as a pencil would draw them."""
     grey = luma(pixels)[..., 0]
     down, across = np.gradient(grey)
     edges = np.clip(np.hypot(down, across) * rng.uniform(4, 14), 0, 1)[..., None]

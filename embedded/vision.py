@@ -101,7 +101,7 @@ def batch_of(pool: dict[tuple[int, int], np.ndarray], step: int, weights: np.nda
 
 @torch.no_grad()
 def psnr(model: Emu3VQVAE, pool: dict[tuple[int, int], np.ndarray]) -> float:
-    """Mean PSNR in dB over pictures (the first 64 of each size), through the grid and back."""
+    """Mean PSNR in dB over images (the first 64 of each size), through the grid and back."""
     values = []
     for items in pool.values():
         pixels = torch.from_numpy(items[:64]).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Runs of ``earl rl`` on the embedded model, as a user starts them, with a reward that learns fast: bright pictures."""
+"""Runs of ``earl rl`` on the embedded model, as a user starts them, with a reward that learns fast: bright images."""
 
 from __future__ import annotations
 

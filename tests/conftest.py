@@ -54,7 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model folder: hidden 64, 2 layers, 512 codes, 8 pixels a code, 32 x 32 pixels. Don't write into it.
 
-    Its weights are random, so it draws noise, but every picture of codes that it draws is finished.
+    Its weights are random, so it draws noise, but every image of codes that it draws is finished.
     """
     import torch
     from transformers.models.emu3.configuration_emu3 import Emu3TextConfig, Emu3VQVAEConfig

@@ -1,4 +1,4 @@
-"""Small benchmarks and an editor for tests of evaluation: pictures of a few pixels, edits that can be foreseen."""
+"""Small benchmarks and an editor for tests of evaluation: images of a few pixels, edits that can be foreseen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TASKS = ("colour", "weather")
 
 
 def picture(seed: int, width: int = 24, height: int = 16) -> Image.Image:
-    """A smooth random picture."""
+    """A smooth random image."""
     coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -27,7 +27,7 @@ def inverted(image: Image.Image) -> Image.Image:
 
 
 def pairs(folder: Path, count: int = 6, *, targets: bool = True) -> Path:
-    """A local benchmark: two samples for each source picture, tasks in turn, the true edit is the inverted picture."""
+    """A local benchmark: two samples for each source image, tasks in turn, the target is the inverted image."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(count):
@@ -44,7 +44,7 @@ def pairs(folder: Path, count: int = 6, *, targets: bool = True) -> Path:
 
 @dataclass
 class Inverting:
-    """Inverts a picture, with a spot whose place is the seed's; ``stops_after`` so many edits it fails as a whole.
+    """Inverts an image, with a spot whose place is the seed's; ``stops_after`` so many edits it fails as a whole.
 
     It draws nothing where the instruction holds ``refuses``. ``tasks`` is what it was asked.
     """

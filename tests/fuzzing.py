@@ -139,7 +139,7 @@ def tamper(content: bytearray, choice: random.Random, *_: object) -> None:
 
 
 def renumber(content: bytearray, choice: random.Random, *_: object) -> None:
-    """A number in figures becomes another one, or something else."""
+    """A number in metrics becomes another one, or something else."""
     numbers = list(_NUMBER.finditer(content))
     if numbers:
         found = choice.choice(numbers)

@@ -1,4 +1,4 @@
-"""Picture files as bytes, also such as no library writes."""
+"""Image files as bytes, also such as no library writes."""
 
 from __future__ import annotations
 

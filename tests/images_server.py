@@ -1,6 +1,6 @@
 """An image model to test against: a web server on this machine that speaks the edit part of the OpenAI protocol.
 
-It draws by content (the negative of the picture, tinted by instruction and seed), so that a healthy and a faulty one
+It draws by content (the negative of the image, tinted by instruction and seed), so that a healthy and a faulty one
 draw the same, and it can misbehave in every way that real servers do.
 """
 
@@ -41,7 +41,7 @@ class Call:
 class ImagesServer:
     """The server, from `start` to `stop`; ``api_base`` is its address. Change how it behaves at any time.
 
-    ``gives`` says where a picture is: "b64_json", "data" (a URL of that kind), "path", "url", "redirect" or "elsewhere"
+    ``gives`` says where an image is: "b64_json", "data" (a URL of that kind), "path", "url", "redirect" or "elsewhere"
     (on another server).
     """
 

@@ -127,7 +127,7 @@ def picture(seed: int, side: int = 16) -> Pixels:
 
 
 def some_edits(count: int) -> list[Edit]:
-    """Edits of pictures of noise, all with a target."""
+    """Edits of images of noise, all with a target."""
     return [Edit(f"row-{n}", "make it snowy", picture(n), picture(n + 1000), picture(n + 2000)) for n in range(count)]
 
 

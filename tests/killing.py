@@ -30,12 +30,12 @@ from earl_cli.training.common.curves import LOG, read_run
 KILLS = int(os.environ.get("EARL_SOAK_KILLS", "8"))
 SEED = int(os.environ.get("EARL_SOAK_SEED", random.randrange(1 << 32)))
 MEASURED = re.compile(r"time/.*|memory|.*runtime|.*per_second|total_flos|train_loss")
-"""Figures of a log that are other ones each time, or of what was done since the last start."""
+"""Metrics of a log that are other ones each time, or of what was done since the last start."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a training made: its files but for checkpoints and log, the weights of checkpoints, the log's figures."""
+    """What a training made: its files but for checkpoints and log, the weights of checkpoints, the log's metrics."""
 
     files: Mapping[str, bytes]
     saved: Mapping[str, bytes]

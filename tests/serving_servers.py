@@ -98,7 +98,7 @@ def running(
 
 
 def inverting(orders: Sequence[QueuedEdit], on_progress: OnProgress) -> Iterator[list[Variant]]:
-    """Every variant is the negative of the picture."""
+    """Every variant is the negative of the image."""
     on_progress(1, 1)
     for order in orders:
         negative = Image.fromarray(255 - np.asarray(order.image.rgb))

@@ -72,7 +72,7 @@ def test_parameters_and_fields_of_the_public_names_are_these() -> None:
         assert inspect.getdoc(getattr(earl_cli.Editor, name))
 
 
-def test_a_name_that_is_none_is_said_to_be_none() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'load_editr'"):
         earl_cli.load_editr  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(ImportError, match="load_editr"):
@@ -91,7 +91,7 @@ def test_importing_loads_nothing_heavy_and_a_reward_needs_no_torch() -> None:
     assert not second & {"PIL", "torch", "typer", "pydantic"}
 
 
-def test_type_checkers_are_told_that_the_package_has_types() -> None:
+def test_the_package_is_marked_as_typed() -> None:
     assert (resources.files("earl_cli") / "py.typed").is_file()
 
 

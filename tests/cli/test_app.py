@@ -236,7 +236,7 @@ def test_brackets_of_help_are_rendered(monkeypatch: pytest.MonkeyPatch, capsys: 
         ("tokenize inspect pairs --html x.html --model pairs", 3, "pairs: not a token store"),
     ],
 )
-def test_a_file_of_another_kind_is_told_so(
+def test_a_file_of_another_kind_is_named(
     line: str,
     code: int,
     what: str,
@@ -317,7 +317,7 @@ def test_every_failure_becomes_one_message(failure: Exception, kind: type[EarlEr
 
 
 @pytest.mark.parametrize(("number", "room"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EROFS, False)])
-def test_only_where_room_is_missing_room_is_asked_for(number: int, room: bool) -> None:
+def test_only_a_full_disk_has_the_hint_to_make_room(number: int, room: bool) -> None:
     hint = str(explain(OSError(number, "", "out.png")).hint)
     assert ("make room" in hint, "another place" in hint) == (room, True)
 
@@ -400,7 +400,7 @@ def test_signals_end_with_their_codes(body: str, number: signal.Signals, code: i
     assert error == ("stopped\n" if number == signal.SIGINT else "")
 
 
-def test_a_disk_that_is_full_is_told_after_a_signal_too() -> None:
+def test_a_full_disk_is_reported_after_a_signal_too() -> None:
     done = subprocess.run(
         [sys.executable, "-c", COMMAND.format(body=CLEANS_UP)],
         capture_output=True,

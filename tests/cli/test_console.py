@@ -125,7 +125,7 @@ def test_progress_keeps_to_one_line_in_a_narrow_terminal(
         assert "\x1b[1A\x1b[2K\x1b[1A" not in drawn  # never more than one line to go up
 
 
-def test_a_terminal_gets_drawn_tables_and_bars(
+def test_a_terminal_gets_rendered_tables_and_bars(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "_is_terminal", lambda _: True)

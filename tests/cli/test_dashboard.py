@@ -220,7 +220,7 @@ def test_an_interrupt_leaves_the_board_and_a_cursor(monkeypatch: pytest.MonkeyPa
     assert lines[-1] == "stopped"
 
 
-def test_figures_that_are_no_numbers_are_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_that_are_no_numbers_are_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = [2.0, 1.5, math.nan, math.inf, 1.0]
     updates = [(i, 5, {"loss": loss, "memory": math.nan}) for i, loss in enumerate(losses)]
     lines = shown(monkeypatch, *updates, (5, 5, {"loss": math.nan}))
@@ -364,7 +364,7 @@ floats = st.floats(allow_nan=True, allow_infinity=True)
 
 
 @given(st.lists(st.none() | floats, max_size=50), st.integers(1, 3))
-def test_any_values_can_be_drawn(values: list[float | None], rows: int) -> None:
+def test_any_values_can_be_plotted(values: list[float | None], rows: int) -> None:
     drawn = bars(values, rows)
     assert [len(row) for row in drawn] == [len(values)] * rows
 

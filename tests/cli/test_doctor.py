@@ -58,7 +58,7 @@ def test_every_extra_has_its_use() -> None:
     assert set(doctor.USES) == set(declared["project"]["optional-dependencies"]) - {"dev"}
 
 
-def test_files_that_are_not_installed_are_told_so(
+def test_missing_files_of_the_installation_are_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def nothing(name: str) -> metadata.Distribution:

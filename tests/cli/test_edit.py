@@ -22,7 +22,7 @@ AREA = 32 * 32
 
 
 def photo(path: Path | io.BytesIO, size: tuple[int, int] = (60, 40), **options: object) -> Path | io.BytesIO:
-    """A smooth colourful picture; the format comes from the name."""
+    """A smooth colourful image; the format comes from the name."""
     rows, columns = np.mgrid[0 : size[1], 0 : size[0]]
     pixels = np.stack([columns * 255 // size[0], rows * 255 // size[1], (rows + columns) % 256], axis=-1)
     Image.fromarray(pixels.astype(np.uint8)).save(path, **options)
@@ -184,7 +184,7 @@ def test_one_failing_file_ends_with_its_own_code(earl) -> None:
     assert err.startswith("error: empty.png: ")
 
 
-def test_an_instruction_outside_the_models_range_is_said(earl) -> None:
+def test_an_instruction_outside_the_models_range_is_reported(earl) -> None:
     photo(Path("a.png"))
     out, err = earl("a.png", "add a dragon", "--json")
     abilities = json.loads(out)["abilities"]
@@ -196,7 +196,7 @@ def test_an_instruction_outside_the_models_range_is_said(earl) -> None:
     assert "warning" not in err
 
 
-def test_what_was_normalised_is_said_and_gives_the_same_edit(earl) -> None:
+def test_a_normalised_instruction_is_reported_and_gives_the_same_edit(earl) -> None:
     photo(Path("a.png"))
     earl("a.png", "make it snowy", "--seed", "3", "-o", "plain.png")
     out, err = earl("a.png", " MAKE\tit  Snowy, please! ", "--seed", "3", "-o", "loud.png", "--json")
@@ -252,7 +252,7 @@ def test_a_descriptor_is_read_and_its_edit_needs_a_name(earl) -> None:
     assert opened("out.png").size == (60, 40)
 
 
-def test_what_can_not_be_written_is_said_before_the_model_is_loaded(earl) -> None:
+def test_what_can_not_be_written_is_reported_before_the_model_is_loaded(earl) -> None:
     photo(Path("a.png"))
     photo(Path("n" * 250 + ".png"))
     photo(Path("m" * 240 + ".png"))
@@ -320,7 +320,7 @@ class Slow(io.FileIO):
 
 
 @pytest.mark.parametrize("options", [["-o", "-"], ["--json"]])
-def test_a_stdout_without_a_buffer_gets_everything_or_it_is_said(earl, monkeypatch, options: list[str]) -> None:
+def test_a_stdout_without_a_buffer_gets_everything_or_there_is_an_error(earl, monkeypatch, options: list[str]) -> None:
     photo(Path("a.png"), size=(120, 80))
     for most, code in [(1 << 20, 0), (1200, 8)]:
         raw = Slow("out", "w")
@@ -374,7 +374,7 @@ def piped(run, monkeypatch: pytest.MonkeyPatch) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "written"), [("PNG", "PNG"), ("JPEG", "JPEG"), ("WEBP", "WEBP"), ("BMP", "PNG")])
-def test_a_picture_through_a_pipe(earl, stdin, monkeypatch: pytest.MonkeyPatch, kind: str, written: str) -> None:
+def test_an_image_through_a_pipe(earl, stdin, monkeypatch: pytest.MonkeyPatch, kind: str, written: str) -> None:
     data = io.BytesIO()
     photo(data, format=kind)
     stdin(data.getvalue())
@@ -396,7 +396,7 @@ def test_stdin_to_a_file_and_a_file_to_stdout(earl, stdin, monkeypatch: pytest.M
     assert not Path("a.edited.png").exists()
 
 
-def test_json_and_a_picture_do_not_share_stdout(earl) -> None:
+def test_json_and_an_image_do_not_share_stdout(earl) -> None:
     photo(Path("a.png"))
     out, _ = earl("a.png", "night", "-o", "-", "--json", code=2)
     assert "stdout" in json.loads(out)["error"]["what"]
@@ -444,7 +444,7 @@ def test_a_damaged_model_is_named(earl, tiny_model_dir: Path, tmp_path: Path) ->
     assert "model" in err
 
 
-# -- odd pictures -----------------------------------------------------------------------------------------------------
+# -- odd images --------------------------------------------------------------------------------------------------------
 
 
 def test_one_pixel(earl) -> None:
@@ -497,7 +497,7 @@ def test_alpha_profile_and_exif_are_kept(earl) -> None:
     assert np.asarray(opened("cut.edited.png"))[..., 3].min() < 128
 
 
-def test_what_is_lost_is_said_once_for_all_variants(earl) -> None:
+def test_what_is_lost_is_reported_once_for_all_variants(earl) -> None:
     """A PNG under a JPEG's name: its transparency has no place there, nor has its text."""
     cut_out = Image.new("RGBA", (60, 40), (200, 30, 30, 255))
     cut_out.putalpha(Image.linear_gradient("L").resize((60, 40)))
@@ -522,7 +522,7 @@ def test_a_private_photo_stays_private(earl) -> None:
     assert Path("a.edited.png").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_foreign_picture_is_named_alone_and_in_a_folder(earl) -> None:
+def test_an_unsupported_image_is_named_alone_and_in_a_folder(earl) -> None:
     Path("in").mkdir()
     Path("in/a.psd").write_bytes(b"8BPS" + bytes(80))
     _, err = earl("in/a.psd", "night", code=3)

@@ -1,4 +1,4 @@
-"""Words of an ``earl edit`` line: which are pictures, and which is the instruction."""
+"""Words of an ``earl edit`` line: which are images, and which is the instruction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from earl_cli.errors import InputError, UsageError
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a few files that look like pictures by their names."""
+    """A working directory with a few files that look like images by their names."""
     monkeypatch.chdir(tmp_path)
     for name in [
         "a.png",
@@ -89,7 +89,7 @@ def test_a_very_long_instruction_is_refused() -> None:
 @pytest.mark.parametrize(
     "word", ["https://example.org/a.jpg", "HTTP://x/y", "ftp://x/a.png", "data:image/png;base64,i"]
 )
-def test_a_url_is_said_to_be_one(folder: Path, word: str) -> None:
+def test_a_url_is_named_as_one(folder: Path, word: str) -> None:
     with pytest.raises(UsageError, match="a URL, not a file"):
         split_words(["a.png", word, "night"])
     Path("data:image").touch()
@@ -170,7 +170,7 @@ def test_a_pipe_lies_in_no_folder(folder: Path) -> None:
     assert (pipe.is_stream, file.is_stream) == (True, False)
 
 
-def test_pictures_of_unreadable_kinds_are_not_skipped_and_other_media_are_said(
+def test_images_of_unreadable_kinds_are_not_skipped_and_other_media_are_reported(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     media = bytes((0, 0, 0, 24)) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(80)
@@ -187,7 +187,7 @@ def test_pictures_of_unreadable_kinds_are_not_skipped_and_other_media_are_said(
     assert names("sub/*.HEIC") == ["sub/IMG_1.HEIC"]
 
 
-def test_what_gives_no_picture_is_named_and_the_rest_goes_on(folder: Path) -> None:
+def test_what_gives_no_image_is_named_and_the_rest_goes_on(folder: Path) -> None:
     found = find_sources(["empty", "a.png", "*.gif"])
     assert [source.name for source in found.sources] == ["a.png"]
     assert [(each.name, type(each.error)) for each in found.failed] == [("empty", InputError), ("*.gif", InputError)]

@@ -1,4 +1,4 @@
-"""``earl edit`` of several pictures: some are saved while others are sampled, and nothing else is different."""
+"""``earl edit`` of several images: some are saved while others are sampled, and nothing else is different."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Watched:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of ten pictures of noise."""
+    """A folder of ten images of noise."""
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     for number in range(10):
@@ -95,7 +95,7 @@ def appears(path: Path) -> bool:
     return path.exists()
 
 
-def test_a_picture_is_saved_before_the_next_one_is_drawn(edit: Any, engine: Any) -> None:
+def test_an_image_is_saved_before_the_next_one_is_sampled(edit: Any, engine: Any) -> None:
     seen: list[bool] = []
 
     def one_by_one(requests: Sequence[SamplingRequest], deliver: Deliver) -> None:
@@ -108,7 +108,7 @@ def test_a_picture_is_saved_before_the_next_one_is_drawn(edit: Any, engine: Any)
     assert seen == [True] * 10
 
 
-def test_a_picture_waits_for_all_of_its_variants(edit: Any, engine: Any) -> None:
+def test_an_image_is_saved_after_all_of_its_variants_are_sampled(edit: Any, engine: Any) -> None:
     last = False
 
     def seed_by_seed(requests: Sequence[SamplingRequest], deliver: Deliver) -> None:
@@ -129,7 +129,7 @@ def test_a_picture_waits_for_all_of_its_variants(edit: Any, engine: Any) -> None
         assert len(edit("-n", "3")["results"]) == 30
 
 
-def test_order_and_bytes_are_those_of_one_picture_at_a_time(edit: Any, engine: Any) -> None:
+def test_order_and_bytes_are_those_of_one_image_at_a_time(edit: Any, engine: Any) -> None:
     options = ("-n", "2", "--grid", "--compare")
     alone = [edit(*options, what=[f"in/{number}.png"], output="alone/")["results"] for number in range(10)]
 
@@ -188,7 +188,7 @@ def test_a_grid_that_can_not_be_written_is_named_and_costs_nothing_else(
     assert sorted(written("out")) == ["0.edited-2.png", "0.edited.compare.png", "0.edited.png"]
 
 
-def test_a_name_that_was_asked_for_and_is_gone_fails_aloud_but_loses_no_edit(edit: Any, engine: Any) -> None:
+def test_a_chosen_name_that_is_taken_is_an_error_and_loses_no_edit(edit: Any, engine: Any) -> None:
     def interfere(requests: Sequence[SamplingRequest], deliver: Deliver) -> None:
         Path("late.png").write_bytes(b"theirs")
         deliver(0, 0)
@@ -200,7 +200,7 @@ def test_a_name_that_was_asked_for_and_is_gone_fails_aloud_but_loses_no_edit(edi
     assert [(failed["where"], "late-2.png" in failed["what"]) for failed in document["failed"]] == [("late.png", True)]
 
 
-def test_a_prompt_that_fails_is_found_and_nothing_is_drawn_twice(edit: Any, engine: Any) -> None:
+def test_a_prompt_that_fails_is_found_and_nothing_is_sampled_twice(edit: Any, engine: Any) -> None:
     prompts: list[tuple[int, ...]] = []
     delivered: list[tuple[int, ...]] = []
 

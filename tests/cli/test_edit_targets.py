@@ -19,7 +19,7 @@ PHOTO = InputFile(Path("a.png"))
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a few files that look like pictures by their names."""
+    """A working directory with a few files that look like images by their names."""
     monkeypatch.chdir(tmp_path)
     for name in ["a.png", "b.jpg", "notes.txt", "a.edited.png", "a.edited-2.png"]:
         Path(name).write_bytes(b"x")
@@ -94,7 +94,7 @@ def test_names_that_can_not_be_written_are_refused_before_any_work(
         Targets(output, False, False)
 
 
-def test_stdout_takes_one_picture(folder: Path) -> None:
+def test_stdout_takes_one_image(folder: Path) -> None:
     stdin, file = InputFile(None), PHOTO
     assert Targets(None, False, False).to_stdout([stdin], 1)
     assert Targets("-", False, False).to_stdout([file], 1)
@@ -122,7 +122,7 @@ def test_runs_at_the_same_time_never_choose_the_same_name(folder: Path) -> None:
     assert all(path.exists() for path in paths)
 
 
-def test_a_name_that_somebody_chose_is_taken_by_the_first(folder: Path) -> None:
+def test_a_chosen_name_goes_to_the_first_result(folder: Path) -> None:
     first, second = Targets("new.png", False, False), Targets("new.png", False, False)
     assert first.path(PHOTO, "PNG") == Path("new.png")
     with pytest.raises(OutputError, match="exists already"):
@@ -226,7 +226,7 @@ def without_rights(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             folder.chmod(0o755)
 
 
-def test_where_nothing_may_be_written_that_is_said(without_rights: Path) -> None:
+def test_a_folder_without_rights_is_named(without_rights: Path) -> None:
     for output in ["new.png", "locked/new.png"]:
         with pytest.raises(OutputError, match="Permission denied"):
             Targets(output, False, False).path(PHOTO, "PNG")

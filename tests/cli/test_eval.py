@@ -74,7 +74,7 @@ def test_a_model_and_the_floor_on_ones_own_pairs(say: Say, tiny_model_dir: Path)
     assert about["benchmark"]["samples"] == 6
 
 
-def test_what_is_special_about_the_pictures_is_said_once_for_all_editors(say: Say, tiny_model_dir: Path) -> None:
+def test_notes_on_the_images_are_shown_once_for_all_editors(say: Say, tiny_model_dir: Path) -> None:
     first = Image.open("pairs/1.png")
     first.save("pairs/1.png", save_all=True, append_images=[first.rotate(180)])
     said = say("eval", "-b", "pairs", "-m", f"tiny={tiny_model_dir}")
@@ -83,7 +83,7 @@ def test_what_is_special_about_the_pictures_is_said_once_for_all_editors(say: Sa
     assert "pairs: 2 samples: several frames: only the first is used" in said.err
 
 
-def test_the_same_call_again_draws_nothing_and_says_the_same(say: Say, tiny_model_dir: Path) -> None:
+def test_the_same_call_again_generates_nothing_and_prints_the_same(say: Say, tiny_model_dir: Path) -> None:
     first = evaluated(say, "-m", str(tiny_model_dir))
     lines = [path.read_bytes() for path in sorted(Path("results").rglob("*.jsonl"))]
     assert evaluated(say, "-m", str(tiny_model_dir)) == first
@@ -121,7 +121,7 @@ def test_shards_add_up_and_the_last_one_scores(say: Say, tiny_model_dir: Path) -
     assert [each["figures"] for each in second["results"]] == [each["figures"] for each in whole["results"]]
 
 
-def test_two_processes_dont_draw_the_same(say: Say) -> None:
+def test_two_processes_dont_generate_the_same(say: Say) -> None:
     found = evaluated(say, "-m", "copy", "-o", "results")
     with folder_lock(Path(found["results"][0]["folder"]), "earl eval"):
         again = say("eval", "-b", "pairs", "-m", "copy", "-o", "results")
@@ -150,7 +150,7 @@ def test_a_judge_gives_viescore_and_its_answers_are_kept(say: Say, judge: JudgeS
     assert set(run_.lines[0].explanations) == {"sc", "pq"}
 
 
-def test_scoring_again_by_another_judge_draws_nothing(say: Say, judge: JudgeServer, tiny_model_dir: Path) -> None:
+def test_scoring_again_by_another_judge_generates_nothing(say: Say, judge: JudgeServer, tiny_model_dir: Path) -> None:
     judge.models = (MODEL, "gpt-4o-mini")
     document = evaluated(say, "-m", str(tiny_model_dir), "--judge", judge.api_base)
     pictures = {path: path.stat().st_mtime_ns for path in Path("results").rglob("*.png")}
@@ -160,7 +160,7 @@ def test_scoring_again_by_another_judge_draws_nothing(say: Say, judge: JudgeServ
     assert load_run(Path(document["results"][0]["folder"])).scoring["judge"]["model"] == "gpt-4o-mini"
 
 
-def test_a_judge_that_goes_down_costs_nothing_that_was_drawn(
+def test_a_judge_that_goes_down_costs_no_generated_edit(
     say: Say, judge: JudgeServer, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = generating.generate
@@ -203,7 +203,7 @@ def test_a_judge_that_scores_nothing_is_an_error_after_the_report(say: Say, judg
     assert say("eval", "score", "results", "--judge", judge.api_base).code == 0
 
 
-def test_an_editor_that_draws_nothing_is_named_at_the_end(say: Say, tmp_path: Path) -> None:
+def test_an_editor_without_a_valid_edit_is_named_at_the_end(say: Say, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     said = say("eval", "-b", "pairs", "-m", "results:theirs")
     assert said.code == 0
@@ -224,7 +224,7 @@ def test_no_row_that_can_be_used_is_an_error(say: Say) -> None:
     assert "no row of pairs can be used" in said.err
 
 
-def test_without_true_edits_and_judge_that_is_said(say: Say) -> None:
+def test_without_targets_and_judge_that_is_reported(say: Say) -> None:
     pairs(Path("blind"), 2, targets=False)
     said = say("eval", "-b", "blind", "-m", "copy")
     assert said.code == 0
@@ -259,7 +259,7 @@ columns = { image = "source", instruction = "instruction", target = "edited", ta
     assert len(load_run(run_.folder).lines) == 4
 
 
-def test_missing_keys_are_named_at_once_before_anything_is_drawn(
+def test_missing_keys_are_named_before_anything_is_generated(
     say: Say, judge: JudgeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", " ")
@@ -269,7 +269,7 @@ def test_missing_keys_are_named_at_once_before_anything_is_drawn(
     assert not Path("results").exists()
 
 
-def test_finished_pictures_of_somebody_else(say: Say, tmp_path: Path) -> None:
+def test_finished_images_of_another_program(say: Say, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     for number in range(5):
         inverted(picture(number // 2)).save(tmp_path / "theirs" / f"s{number}.png")
@@ -301,11 +301,11 @@ def test_compare_says_by_how_much(say: Say, tiny_model_dir: Path) -> None:
     assert psnr["wins"] + psnr["ties"] + psnr["losses"] == 6
     assert said.document["warnings"] == []
     assert "B better" in said.err
-    assert psnr["low"] is None  # three pictures are too few for an interval
+    assert psnr["low"] is None  # three images are too few for an interval
     assert "nan" not in (said.out + said.err).lower()
 
 
-def test_compare_pairwise_asks_in_both_orders(say: Say, judge: JudgeServer, tiny_model_dir: Path) -> None:
+def test_compare_pairwise_shows_both_orders(say: Say, judge: JudgeServer, tiny_model_dir: Path) -> None:
     tiny, floor = evaluated(say, "-m", f"tiny={tiny_model_dir}")["results"]
     said = say("eval", "compare", tiny["folder"], floor["folder"], "--pairwise", "--judge", judge.api_base, "--json")
     assert said.code == 0, said.err
@@ -417,7 +417,7 @@ def test_the_same_editor_twice_is_refused(say: Say, tiny_model_dir: Path) -> Non
     assert "twice" in complaint(said, 2)
 
 
-def test_rows_that_cant_be_used_are_said_and_counted(say: Say, tiny_model_dir: Path) -> None:
+def test_rows_that_cant_be_used_are_reported_and_counted(say: Say, tiny_model_dir: Path) -> None:
     Path("pairs/0.png").write_bytes(b"no picture")
     said = say("eval", "-b", "pairs", "-m", str(tiny_model_dir), "--json")
     assert said.code == 0

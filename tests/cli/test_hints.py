@@ -167,7 +167,7 @@ def test_every_key_in_a_message_exists() -> None:
     assert wrong == []
 
 
-def test_a_value_given_by_an_option_is_said_to_come_from_it() -> None:
+def test_a_value_given_by_an_option_is_attributed_to_it() -> None:
     assert set(OPTIONS) <= set(RlConfig.model_fields)
     assert set(OPTIONS.values()) <= options("rl")
     for command, config in (("sft", SftConfig), ("rl", RlConfig)):

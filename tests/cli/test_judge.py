@@ -82,12 +82,12 @@ def test_the_document(
     assert "roof is darker" in document["reason"]
 
 
-def test_large_pictures_are_made_smaller(judge: JudgeServer, photos: list[str]) -> None:
+def test_large_images_are_downscaled(judge: JudgeServer, photos: list[str]) -> None:
     assert run(["judge", "score", *photos, "--api-base", judge.api_base, "--image-area", "400"]) == 0
     assert judge.calls[0].pictures[0].startswith("20 x 20 ")
 
 
-def test_a_reward_that_asks_nobody(photos: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reward_without_a_judge(photos: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("own_scores.py").write_text(
         "def difference(edits): return [float(abs(e.source - e.edited).mean()) for e in edits]"
     )
@@ -95,7 +95,7 @@ def test_a_reward_that_asks_nobody(photos: list[str], capsys: pytest.CaptureFixt
     assert "own_scores:difference" in capsys.readouterr().out
 
 
-def test_how_it_is_asked_can_be_declared(judge: JudgeServer, photos: list[str]) -> None:
+def test_the_request_format_can_be_declared(judge: JudgeServer, photos: list[str]) -> None:
     assert run(["judge", "score", *photos, "--api-base", judge.api_base, "--declaration", "viescore-published"]) == 0
     assert {len(call.body["messages"]) for call in judge.calls} == {2}
     assert run(["judge", "check", "--api-base", judge.api_base, "--declaration", "viescore-published"]) == 0

@@ -121,7 +121,7 @@ def test_json_is_one_document_and_sigterm_ends_it(start: Start, tiny_model_dir: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_while_it_draws(start: Start, number: signal.Signals, code: int) -> None:
+def test_stopped_while_it_samples(start: Start, number: signal.Signals, code: int) -> None:
     process, about = start("--rate", "0", "--max-variants", "1000")
 
     def ask(stream: str) -> httpx.Response:

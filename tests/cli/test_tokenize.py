@@ -61,7 +61,7 @@ def test_folders_of_splits(earl: Earl, tmp_path: Path) -> None:
     assert open_store(tmp_path / "store").table()["instruction"].to_pylist() == ["train"] * 2
 
 
-def test_a_presets_columns_are_told_from_those_that_are_there(earl: Earl, tmp_path: Path) -> None:
+def test_a_presets_columns_are_compared_with_those_that_are_there(earl: Earl, tmp_path: Path) -> None:
     data = tables(tmp_path / "data", before=png("red"), words="grey")
     _, err = earl(str(data), "--preset", "human-edit", code=3)
     assert "no column 'INPUT_IMG'; no column 'OUTPUT_IMG'; no column 'EDITING_INSTRUCTION'" in err

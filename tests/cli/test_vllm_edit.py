@@ -1,4 +1,4 @@
-"""``--engine vllm`` as a user runs it: the same picture by edit and serve, arguments that reach the engine or don't."""
+"""``--engine vllm`` as a user runs it: the same image by edit and serve, arguments that reach the engine or don't."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def edit(output: Path, *more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_both_engines_draw_the_same_picture(tmp_path: Path) -> None:
+def test_both_engines_sample_the_same_image(tmp_path: Path) -> None:
     pictures = []
     for engine, more in (("transformers", []), ("vllm", ["--engine-arg", "kv-cache-memory-bytes=200000000"])):
         done = edit(tmp_path / f"{engine}.png", "--engine", engine, *more)
@@ -51,7 +51,7 @@ def test_an_argument_that_vllm_does_not_have_is_one_message(tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_a_server_draws_what_the_command_draws(tmp_path: Path) -> None:
+def test_a_server_samples_what_the_command_samples(tmp_path: Path) -> None:
     done = edit(tmp_path / "edited.png", "--engine", "transformers")
     assert done.returncode == 0, done.stderr
     command = [

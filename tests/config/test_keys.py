@@ -103,7 +103,7 @@ def test_a_config_that_an_older_version_showed_loads(command: str) -> None:
     assert len(present) == len(old) > 40
 
 
-def test_a_misspelled_alias_is_told_todays_name() -> None:
+def test_a_misspelled_alias_leads_to_todays_name() -> None:
     with pytest.raises(UsageError, match="did you mean 'seed'"):
         load_config(RlConfig, None, ["random_sed=3"], NEEDED)
     with pytest.raises(UsageError, match="did you mean 'seed'"):

@@ -259,7 +259,7 @@ def test_a_folder_of_a_recipes_name_hides_no_recipe(tmp_path: Path, monkeypatch:
     assert load_config(SftConfig, "embedded/sft", given=NEEDED).max_steps == 2400
 
 
-def test_a_config_for_another_command_is_told_so() -> None:
+def test_a_config_for_another_command_is_refused() -> None:
     with pytest.raises(UsageError, match="all keys there are of earl rl"):
         load_config(SftConfig, "embedded/rl", given=NEEDED)
 

@@ -28,7 +28,7 @@ def picture(seed: int, size: tuple[int, int]) -> bytes:
 
 
 def rows_with_pictures(count: int = ROWS) -> list[dict[str, Any]]:
-    """Rows as they should be read: pictures as bytes; some sources occur twice."""
+    """Rows as they should be read: images as bytes; some sources occur twice."""
     rows = []
     for index in range(count):
         size = (40, 30) if index % 2 else (25, 50)

@@ -1,4 +1,4 @@
-"""Pictures in every form in which data sets hold them; URLs only where they were asked for."""
+"""Images in every form in which data sets hold them; URLs only where they were asked for."""
 
 from __future__ import annotations
 

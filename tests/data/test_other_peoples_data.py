@@ -95,7 +95,7 @@ ALL = {**LISTS, **ARROW, "tars": tars}
 
 
 def both_sides(kind: str, folder: Path) -> tuple[Any, Any]:
-    """The two pictures as this kind of data has them."""
+    """The two images as this kind of data has them."""
     (folder / "a.png").write_bytes(BEFORE)
     (folder / "b.png").write_bytes(AFTER)
     return ("a.png", "b.png") if kind in LISTS else (BEFORE, AFTER)

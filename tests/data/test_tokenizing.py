@@ -1,4 +1,4 @@
-"""From pictures to a store: right codes, bad rows left out by name, and the same store after an interruption."""
+"""From images to a store: right codes, bad rows left out by name, and the same store after an interruption."""
 
 from __future__ import annotations
 

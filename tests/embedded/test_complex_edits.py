@@ -38,7 +38,7 @@ def test_every_kind_keeps_the_size_and_changes_something(kind: str, size: tuple[
 
 
 @pytest.mark.parametrize(("number", "count"), [("two", 2), ("three", 3), ("four", 4)])
-def test_as_many_dots_as_asked_for(number: str, count: int) -> None:
+def test_as_many_dots_as_the_instruction_says(number: str, count: int) -> None:
     red = coloured(done(f"add {number} red dots"), "red")
     seen, found = np.zeros_like(red), 0
     for place in zip(*np.nonzero(red), strict=True):  # count connected parts
@@ -56,7 +56,7 @@ def test_as_many_dots_as_asked_for(number: str, count: int) -> None:
 @pytest.mark.parametrize(("half", "part"), [
     ("left", np.s_[:, :58]), ("right", np.s_[:, 62:]), ("top", np.s_[:48]), ("bottom", np.s_[52:]),
 ])  # fmt: skip
-def test_half_a_picture_is_edited(half: str, part: tuple[slice, ...]) -> None:
+def test_half_an_image_is_edited(half: str, part: tuple[slice, ...]) -> None:
     edited = done(f"make the {half} half blue")
     whole = tint("blue")(GREY, np.random.default_rng(0))
     np.testing.assert_allclose(edited[part], whole[part], atol=1e-6)
@@ -81,7 +81,7 @@ def test_two_edits_are_both_done() -> None:
     np.testing.assert_allclose(np.ptp(edited[:10], axis=2), 0, atol=1e-6)
 
 
-def test_an_instruction_asks_for_one_edit_only() -> None:
+def test_an_instruction_names_one_edit_only() -> None:
     meant: dict[str, str] = {}
     for edit in (*catalogue(), *EVERY):
         for phrase in (*edit.phrases, *edit.unseen):
@@ -101,12 +101,12 @@ def test_nothing_that_is_tested_is_trained() -> None:
     assert SETS["test"].heldout
 
 
-def test_the_test_set_has_every_column_once_a_picture() -> None:
+def test_the_test_set_has_every_column_once_an_image() -> None:
     drawn = draw_edits(SETS["test"], 6, np.random.default_rng(0))
     assert sorted(map(column, drawn)) == sorted((*COMPLEX, "global", "object"))
 
 
-def test_weights_decide_how_often_a_kind_is_drawn() -> None:
+def test_weights_decide_how_often_a_kind_is_sampled() -> None:
     chosen = Set(catalogue, {"mirror": 1e9})
     drawn = [draw_edits(chosen, 1, np.random.default_rng(seed))[0].kind for seed in range(20)]
     assert set(drawn) == {"mirror"}

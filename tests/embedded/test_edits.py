@@ -52,7 +52,7 @@ def test_edits_do_what_they_say() -> None:
     assert warm[0] - warm[2] > 0.1 + cool[0] - cool[2]
 
 
-def test_a_shape_is_where_and_what_it_was_asked_to_be() -> None:
+def test_a_shape_is_where_and_what_its_instruction_says() -> None:
     edit = next(e for e in CATALOGUE if e.kind == "circle" and "add a red circle in the top left" in e.phrases)
     edited = edit.apply(picture(100, 200), np.random.default_rng(0))
     np.testing.assert_allclose(edited[22, 44], (0.86, 0.12, 0.12), atol=1e-5)

@@ -160,7 +160,7 @@ def test_the_makefile_runs_it() -> None:
 
 
 def evaluated(editor: str, gains: Mapping[str, float], pictures: int = 12) -> EvalRun:
-    """A run with an edit of each kind of every picture; pictures differ, and ``gains`` come on top by kind."""
+    """A run with an edit of each kind of every image; images differ, and ``gains`` come on top by kind."""
     lines = []
     for number in range(pictures * len(table.KINDS)):
         kind = table.KINDS[number % len(table.KINDS)]
@@ -186,7 +186,7 @@ def gains_of(model: Trained) -> dict[str, float]:
     return gains
 
 
-def test_the_findings_follow_from_the_figures() -> None:
+def test_the_findings_follow_from_the_metrics() -> None:
     runs = {model: evaluated(model.name, gains_of(model)) for model in models()}
     samples = samples_of(runs)
     text = table.tables(samples, runs, dict.fromkeys(samples.kinds, 0.9))
@@ -242,8 +242,8 @@ def test_the_ceiling_is_what_codes_can_show(tmp_path: Path) -> None:
     assert small < 0.3
 
 
-def test_where_no_picture_came_only_the_reference_counts() -> None:
-    """As scoring leaves it: the worst reward, and no distance of a picture that isn't there."""
+def test_of_an_invalid_edit_only_the_reference_counts() -> None:
+    """As scoring leaves it: the worst reward, and no distance of an image that isn't there."""
     runs = {model: evaluated(model.name, {}) for model in models()}
     thinking = Trained("think", "", 1)
     first, *others = runs[thinking].lines
@@ -278,7 +278,7 @@ def test_a_model_without_all_of_its_scores_is_named(monkeypatch: pytest.MonkeyPa
         table.read(tmp_path)
 
 
-def test_what_is_not_evaluated_yet_is_said(tmp_path: Path) -> None:
+def test_what_is_not_evaluated_yet_is_reported(tmp_path: Path) -> None:
     from earl_cli.evaluation.results import write_object
 
     folder = reproduce.root_of(tmp_path) / "results/test/x"

@@ -1,4 +1,4 @@
-"""What the vision tokenizer is shown to learn fine structure: pure functions of a picture and a random generator."""
+"""What the vision tokenizer is shown to learn fine structure: pure functions of an image and a random generator."""
 
 from __future__ import annotations
 

@@ -84,7 +84,9 @@ def test_edits_keep_the_photos_detail(edited: dict[str, NDArray[np.float64]]) ->
     assert np.corrcoef(source, grey)[0, 1] > 0.8
 
 
-def test_what_it_can_not_do_is_said_beside_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_instruction_outside_its_range_is_reported_beside_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out.png"
     assert app.run(["edit", str(PHOTOS / "cat.jpg"), "replace the cat by a dragon", "-o", str(output), "--json"]) == 0
     captured = capsys.readouterr()

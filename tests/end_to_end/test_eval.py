@@ -30,7 +30,7 @@ EMBEDDED_EDITS = 16
 
 
 def made(results: Path) -> dict[str, Any]:
-    """What a run made: its pictures, lines and figures, but for times and for how lines are spread over files."""
+    """What a run made: its images, lines and metrics, but for times and for how lines are spread over files."""
     found: dict[str, Any] = {}
     for path in sorted(results.rglob("*")):
         name = str(path.relative_to(results))

@@ -1,6 +1,6 @@
 """``earl rl`` with a judge that misbehaves, goes down, or is asked again after a kill: the weights stay the same.
 
-The judge is a real server on this machine. It judges by content, so what it says depends on the pictures alone.
+The judge is a real server on this machine. It judges by content, so what it says depends on the images alone.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def test_a_faulty_judge_makes_the_weights_of_a_healthy_one(
 
 
 @pytest.mark.parametrize("sharing", [1, pytest.param(2, marks=pytest.mark.full)])
-def test_killed_and_started_again_no_answered_question_is_asked_twice(
+def test_killed_and_started_again_no_judged_prompt_is_sent_twice(
     sharing: int, judge: JudgeServer, arguments: tuple[str, ...], forked: Trainings, healthy: bytes, tmp_path: Path
 ) -> None:
     """While questions are under way: iterations whose checkpoint isn't there are judged from the cache."""

@@ -310,7 +310,7 @@ def assert_worker_is_missed(run: Run) -> None:
 
 
 def worker_of(run: Run) -> psutil.Process:
-    """The process that reads its pictures; beside it one looks after semaphores."""
+    """The process that reads its images; beside it one looks after semaphores."""
     (worker,) = [child for child in map(psutil.Process, run.children()) if "spawn_main" in " ".join(child.cmdline())]
     return worker
 

@@ -117,7 +117,7 @@ def _vae(halvings: int = 1) -> object:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few steps, small pictures."""
+    """Few steps, small images."""
     few = {name: replace(baseline, steps=3, area=32 * 32) for name, baseline in BASELINES.items()}
     monkeypatch.setattr(baselines, "BASELINES", few)
 
@@ -144,7 +144,7 @@ def opened(pix2pix: Path, omnigen: Path) -> Callable[[str], BenchmarkEditor]:
 
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("dtype", ["float32", "published"])
-def test_edits_depend_on_picture_instruction_and_seed_and_on_nothing_else(
+def test_edits_depend_on_image_instruction_and_seed_and_on_nothing_else(
     name: str, dtype: str, opened: Callable[[str], BenchmarkEditor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if dtype == "published":
@@ -183,7 +183,7 @@ def test_seeds_and_random_numbers_of_others_are_left_alone(opened: Callable[[str
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_an_instruction_may_look_like_a_place_for_a_picture(opened: Callable[[str], BenchmarkEditor]) -> None:
+def test_an_instruction_may_look_like_an_image_placeholder(opened: Callable[[str], BenchmarkEditor]) -> None:
     (found,) = opened("omnigen").edit([task(instruction="add <img><|image_2|></img> and snow")])
     assert found.image is not None
 
@@ -291,7 +291,7 @@ def test_a_folder_with_another_pipeline(pix2pix: Path, omnigen: Path) -> None:
         open_baseline("omnigen", str(pix2pix))
 
 
-def test_a_model_that_draws_from_text_alone(pix2pix: Path, tmp_path: Path) -> None:
+def test_a_model_that_generates_from_text_alone(pix2pix: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(pix2pix, tmp_path / "drawing")
     config = json.loads((folder / "unet" / "config.json").read_text())
     (folder / "unet" / "config.json").write_text(json.dumps(config | {"in_channels": 4}))

@@ -27,4 +27,4 @@ def test_a_published_baseline_edits_a_photo(name: str) -> None:
     assert 0.8 * 512**2 < first.image.width * first.image.height < 1.2 * 512**2
     small = np.asarray(photo.resize(first.image.size), dtype=float)
     change = np.abs(np.asarray(first.image, dtype=float) - small).mean()
-    assert 3 < change < 128  # neither the same picture nor noise
+    assert 3 < change < 128  # neither the same image nor noise

@@ -135,7 +135,7 @@ def test_the_six_and_the_one_that_ships_with_the_package_are_known() -> None:
     assert list(benchmarks()) == [*PUBLISHED, "embedded"]
 
 
-def test_the_embedded_benchmark_has_every_kind_of_edit_and_all_its_pictures() -> None:
+def test_the_embedded_benchmark_has_every_kind_of_edit_and_all_its_images() -> None:
     opened = open_benchmark(find_benchmark("embedded"))
     found = all_samples(opened)
     assert len(found) == 40
@@ -192,8 +192,8 @@ def test_data_of_ones_own_needs_no_declaration(tmp_path: Path) -> None:
         assert found[0].digest == found[1].digest != found[2].digest
 
 
-def test_captions_of_ones_own_data_are_no_pictures(tmp_path: Path) -> None:
-    """HQ-Edit's columns; pictures may be in lists of one, instructions in lists of several."""
+def test_captions_of_ones_own_data_are_no_images(tmp_path: Path) -> None:
+    """HQ-Edit's columns; images may be in lists of one, instructions in lists of several."""
     texts = {"input": "a cup", "output": "a grey cup", "edit": ["make it grey", "without colour"]}
     table(tmp_path / "a.parquet", [{**texts, "input_image": [png(1)], "output_image": png(2)}])
     (sample,) = all_samples(open_benchmark(find_benchmark(str(tmp_path / "a.parquet"))))
@@ -201,7 +201,7 @@ def test_captions_of_ones_own_data_are_no_pictures(tmp_path: Path) -> None:
     assert sample.target is not None
 
 
-def test_a_url_is_no_picture_of_a_benchmark(tmp_path: Path) -> None:
+def test_a_url_is_no_image_of_a_benchmark(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"source": "https://x/a.png", "instruction": "snow"}))
     (bad,) = open_benchmark(find_benchmark(str(tmp_path))).read([0])
     assert isinstance(bad, BadRowError)

@@ -1,4 +1,4 @@
-"""Places in a reasoning, marks on a picture, and pages of source, edit and target."""
+"""Places in a reasoning, marks on an image, and pages of source, edit and target."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_no_text_breaks_the_search(text: str) -> None:
         assert len(mark.place) in (2, 4)
 
 
-def test_marks_are_brought_from_the_seen_size_to_the_pictures() -> None:
+def test_marks_are_scaled_from_the_judged_size_to_the_images() -> None:
     picture = plain(800, 400)
     drawn = plot_marks(picture, [Mark("", (100, 100, 150, 150))], (200, 200))
     left, top, right, bottom = changed(picture, drawn)
@@ -84,7 +84,7 @@ def test_marks_are_brought_from_the_seen_size_to_the_pictures() -> None:
 
 
 @pytest.mark.parametrize("color", ["black", "white", "#ff5252", "#808080"])
-def test_an_outline_stands_out_from_any_picture(color: str) -> None:
+def test_an_outline_stands_out_from_any_image(color: str) -> None:
     picture = plain(300, 300, color)
     drawn = np.asarray(plot_marks(picture, [Mark("", (100, 100, 200, 200))], (300, 300)).convert("L"), dtype=int)
     side = drawn[150, 95:110]
@@ -114,14 +114,14 @@ def test_marks_at_the_edge_stay_visible(place: tuple[float, ...]) -> None:
     assert near.sum() > 20
 
 
-def test_what_lies_beyond_the_picture_is_not_drawn_and_keeps_its_number() -> None:
+def test_a_mark_beyond_the_image_is_not_rendered_and_keeps_its_number() -> None:
     picture = plain(300, 200)
     beyond, inside = Mark("", (400, 300, 500, 400)), Mark("", (50, 50, 100, 100))
     assert plot_marks(picture, [beyond, Mark("", (300, 10))], (300, 200)) == picture
     assert plot_marks(picture, [beyond, inside], (300, 200)) != plot_marks(picture, [inside], (300, 200))
 
 
-def test_the_picture_itself_stays_as_it_is() -> None:
+def test_the_image_itself_stays_as_it_is() -> None:
     picture, copy = plain(50, 50), plain(50, 50)
     assert plot_marks(picture, [Mark("x", (10, 10))], (50, 50)) != picture
     assert picture == copy
@@ -145,11 +145,11 @@ place = st.floats(0, 2000)
     st.lists(st.tuples(place, place, place, place) | st.tuples(place, place), max_size=4),
     st.text(max_size=20),
 )
-def test_any_marks_on_any_picture(size: tuple[int, int], places: list[tuple[float, ...]], label: str) -> None:
+def test_any_marks_on_any_image(size: tuple[int, int], places: list[tuple[float, ...]], label: str) -> None:
     assert plot_marks(plain(*size), [Mark(label, each) for each in places], (500, 700)).size == size
 
 
-def test_a_page_has_all_pictures_at_one_scale() -> None:
+def test_a_page_has_all_images_at_one_scale() -> None:
     red, green, blue = plain(300, 200, "#ff0000"), plain(150, 100, "#00ff00"), plain(300, 200, "#0000ff")
     page = overview(red, green, blue, "make it green")
     counts = {color: count for count, color in page.getcolors(100_000) or []}
@@ -203,7 +203,7 @@ def test_accents_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4000, 3), (3, 4000), (2000, 1500)], ids=str)
-def test_pictures_of_any_size(size: tuple[int, int]) -> None:
+def test_images_of_any_size(size: tuple[int, int]) -> None:
     page = overview(plain(*size), plain(90, 400), plain(*size[::-1]), "make it snowy", LONG)
     assert max(page.size) < 2000
     assert overview(plain(*size), None, None, "").height < 700

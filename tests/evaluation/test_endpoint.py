@@ -74,12 +74,12 @@ def test_what_the_server_gets(images: ImagesServer, endpoint: Open, monkeypatch:
         assert (sent.format, sent.mode, sent.tobytes()) == ("PNG", "RGB", task.image.tobytes())
 
 
-def test_the_size_is_the_servers_choice_unless_said(images: ImagesServer, endpoint: Open) -> None:
+def test_the_size_is_the_servers_choice_unless_given(images: ImagesServer, endpoint: Open) -> None:
     endpoint().edit(some_tasks(1))
     assert "size" not in images.calls[0].form
 
 
-def test_a_third_of_faults_changes_no_picture(images: ImagesServer, endpoint: Open) -> None:
+def test_a_third_of_faults_changes_no_image(images: ImagesServer, endpoint: Open) -> None:
     images.faults = Faults(share=0.4, kinds=KINDS, slow=0.3)
     tasks, shares = some_tasks(24), list[float]()
     drawn = endpoint(timeout=0.2).edit(tasks, shares.append)
@@ -89,7 +89,7 @@ def test_a_third_of_faults_changes_no_picture(images: ImagesServer, endpoint: Op
 
 
 @pytest.mark.parametrize("gives", ["b64_json", "data", "path", "url"])
-def test_wherever_the_picture_is_on_the_server(gives: str, images: ImagesServer, endpoint: Open) -> None:
+def test_wherever_the_image_is_on_the_server(gives: str, images: ImagesServer, endpoint: Open) -> None:
     images.gives = gives
     tasks = some_tasks(3)
     assert pixels(endpoint().edit(tasks)) == expected(tasks)
@@ -98,7 +98,7 @@ def test_wherever_the_picture_is_on_the_server(gives: str, images: ImagesServer,
 @pytest.mark.parametrize(
     ("gives", "said"), [("elsewhere", "on another server, 127.0.0.2"), ("redirect", "redirects to http://127.0.0.2:")]
 )
-def test_a_picture_elsewhere_is_not_fetched(gives: str, said: str, images: ImagesServer, endpoint: Open) -> None:
+def test_an_image_elsewhere_is_not_fetched(gives: str, said: str, images: ImagesServer, endpoint: Open) -> None:
     editor = endpoint()
     editor.edit(some_tasks(1))
     images.gives = gives
@@ -125,7 +125,7 @@ def test_it_works_within_a_loop(endpoint: Open) -> None:
 
 @pytest.mark.parametrize("status", [400, 403, 413, 422])
 @pytest.mark.parametrize("first", [True, False])
-def test_one_picture_that_is_refused_costs_only_itself(
+def test_one_image_that_is_refused_fails_alone(
     status: int, first: bool, images: ImagesServer, endpoint: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -154,7 +154,7 @@ def test_a_server_that_refuses_everything_is_no_editor(
     assert KEY not in str(caught.value)
 
 
-def test_one_picture_that_breaks_the_server_costs_only_itself(images: ImagesServer, endpoint: Open) -> None:
+def test_one_image_that_breaks_the_server_fails_alone(images: ImagesServer, endpoint: Open) -> None:
     images.refuses = {"break": 500}
     bad, *good = [*some_tasks(1, "break it"), *some_tasks(2)]
     broken, *drawn = endpoint().edit([bad, *good])
@@ -177,7 +177,7 @@ def test_a_server_that_is_gone(images: ImagesServer, endpoint: Open) -> None:
         endpoint().edit(some_tasks(2))
 
 
-def test_a_server_that_comes_back_while_it_is_tried_draws_everything(images: ImagesServer, endpoint: Open) -> None:
+def test_a_server_that_comes_back_during_retries_makes_every_edit(images: ImagesServer, endpoint: Open) -> None:
     images.is_down = True
     waits: list[float] = []
 
@@ -206,7 +206,7 @@ def test_a_model_that_is_not_there(images: ImagesServer, endpoint: Open) -> None
         endpoint(model="dall-e").edit(some_tasks(1))
 
 
-def test_a_server_without_seeds_is_asked_without(images: ImagesServer, endpoint: Open) -> None:
+def test_a_server_without_seeds_gets_none(images: ImagesServer, endpoint: Open) -> None:
     images.takes_seed = False
     with pytest.raises(UsageError, match=r"takes no seed .*Unknown parameter.*--no-endpoint-seed"):
         endpoint().edit(some_tasks(2))
@@ -233,9 +233,7 @@ def bomb() -> bytes:
     ],
     ids=["html", "cut", "bomb"],
 )
-def test_an_answer_that_is_no_picture_is_a_problem(
-    file: bytes, said: str, images: ImagesServer, endpoint: Open
-) -> None:
+def test_a_response_that_is_no_image_is_a_problem(file: bytes, said: str, images: ImagesServer, endpoint: Open) -> None:
     images.draws = {"odd": file}
     odd, *drawn = endpoint().edit([*some_tasks(1, "odd"), *some_tasks(2)])
     assert odd.image is None

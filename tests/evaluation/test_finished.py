@@ -1,4 +1,4 @@
-"""Pictures that were made elsewhere, found by the names of samples; and the source as its own edit."""
+"""Images that were made elsewhere, found by the names of samples; and the source as its own edit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def colours(found: list[EditorOutput]) -> list[tuple[int, ...]]:
     return [tuple(np.asarray(each.image)[0, 0]) for each in found if each.image is not None]
 
 
-def test_a_picture_goes_by_the_name_of_its_sample(tmp_path: Path) -> None:
+def test_an_image_is_found_by_the_id_of_its_sample(tmp_path: Path) -> None:
     colour("red").save(tmp_path / "17.png")
     colour("blue", (30, 20)).save(tmp_path / "18.webp", lossless=True)
     colour("lime").save(tmp_path / "task_obj.add-3.BMP")
@@ -42,7 +42,7 @@ def test_a_picture_goes_by_the_name_of_its_sample(tmp_path: Path) -> None:
     assert [each.image.size for each in found if each.image] == [(8, 8), (30, 20), (8, 8)]
 
 
-def test_a_picture_for_this_seed_comes_before_one_for_all(tmp_path: Path) -> None:
+def test_an_image_for_this_seed_comes_before_one_for_all(tmp_path: Path) -> None:
     colour("red").save(tmp_path / "17.png")
     colour("blue").save(tmp_path / "17.5.png")
     assert colours(drawn(tmp_path, task("17", 5), task("17", 6))) == [(0, 0, 255), (255, 0, 0)]
@@ -101,7 +101,7 @@ def test_no_folder_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [editors.HASHED_BYTES, 0], ids=["contents", "times"])
-def test_the_fingerprint_is_that_of_the_pictures(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_is_that_of_the_images(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(editors, "HASHED_BYTES", limit)
     monkeypatch.chdir(tmp_path)
     colour("red").save("1.bmp")

@@ -44,7 +44,7 @@ def content(run: EvalRun) -> list[tuple[object, ...]]:
     return found
 
 
-def test_a_line_names_pictures_that_are_there(tmp_path: Path, opened: OpenedBenchmark) -> None:
+def test_a_line_names_images_that_are_there(tmp_path: Path, opened: OpenedBenchmark) -> None:
     editor = Inverting(reasoning="a roof [2, 2, 8, 6]")
     run = drawn(tmp_path / "r" / "b" / "e", opened, editor)
     assert [line.result.number for line in run.lines] == list(range(6))
@@ -61,7 +61,7 @@ def test_a_line_names_pictures_that_are_there(tmp_path: Path, opened: OpenedBenc
     assert shown["overview"].width > 3 * 16
 
 
-def test_samples_of_one_picture_share_its_file_and_its_cluster(tmp_path: Path, opened: OpenedBenchmark) -> None:
+def test_samples_of_one_image_share_its_file_and_its_cluster(tmp_path: Path, opened: OpenedBenchmark) -> None:
     run = drawn(tmp_path / "r" / "b" / "e", opened, Inverting())
     assert len({line.result.picture for line in run.lines}) == 3
     other = drawn(tmp_path / "r" / "b" / "f", opened, Inverting("other"))
@@ -75,7 +75,7 @@ def test_the_seed_of_an_edit_is_its_own(tmp_path: Path, opened: OpenedBenchmark)
     assert all(0 <= task.seed < 2**31 for task in editor.tasks)
 
 
-def test_what_has_a_line_isnt_drawn_again(tmp_path: Path, opened: OpenedBenchmark) -> None:
+def test_what_has_a_line_isnt_generated_again(tmp_path: Path, opened: OpenedBenchmark) -> None:
     drawn(tmp_path / "r", opened, Inverting(), Selection(limit=2))
     again = Inverting()
     drawn(tmp_path / "r", opened, again, Selection(seeds=(0, 1)))
@@ -121,7 +121,7 @@ def test_keys_of_all_shares_are_all_keys(opened: OpenedBenchmark) -> None:
     assert sorted(key for part in parts for key in part) == sorted(keys(opened, wanted))
 
 
-def test_an_edit_that_isnt_drawn_is_noted_with_its_reason(tmp_path: Path, opened: OpenedBenchmark) -> None:
+def test_an_invalid_edit_is_noted_with_its_reason(tmp_path: Path, opened: OpenedBenchmark) -> None:
     run = drawn(tmp_path / "r", opened, Inverting(refuses="invert 4"))
     assert run.lines[4].result.edited_image is None
     assert run.lines[4].result.problem == "it didn't want to"

@@ -1,4 +1,4 @@
-"""The figures against a known true edit: by hand, by an own SSIM, and at sizes that windows don't fit into."""
+"""The metrics against a known target: by hand, by an own SSIM, and at sizes that windows don't fit into."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_names_are_columns_and_versions_are_known() -> None:
     assert ("torchvision" in versions()) == HAS_TORCHVISION
 
 
-def test_flat_pictures_by_hand() -> None:
+def test_flat_images_by_hand() -> None:
     found = measure(flat(51), flat(102))
     assert list(found) == list(DEFAULT)
     assert found["l1"] == pytest.approx(0.2)
@@ -65,7 +65,7 @@ def test_flat_pictures_by_hand() -> None:
     assert found["ssim"] == pytest.approx((2 * 0.2 * 0.4 + 1e-4) / (0.2**2 + 0.4**2 + 1e-4), abs=1e-3)
 
 
-def test_only_what_is_asked_for_in_its_order() -> None:
+def test_only_the_named_metrics_in_their_order() -> None:
     assert list(measure(flat(1), flat(2), ("ssim", "l1"))) == ["ssim", "l1"]
     assert measure(flat(1), flat(2), ()) == {}
 
@@ -88,19 +88,19 @@ def test_ssim_is_what_its_paper_says(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (5, 5), (7, 300), (300, 2)], ids=str)
-def test_any_size_has_all_figures(size: tuple[int, int]) -> None:
+def test_any_size_has_all_metrics(size: tuple[int, int]) -> None:
     edited, target = noise(5, *size), noise(6, *size)
     assert all(math.isfinite(value) for value in measure(edited, target).values())
     assert measure(target, target) == SAME
 
 
-def test_grey_pictures_have_the_figures_of_one_colour() -> None:
+def test_grey_images_have_the_metrics_of_one_colour() -> None:
     edited, target = (np.repeat(noise(seed, 15, 15)[..., :1], 3, axis=2) for seed in (7, 8))
     found = measure(edited, target)
     assert found["ssim"] == pytest.approx(ssim_by_definition(edited[..., 0] / 255, target[..., 0] / 255), abs=1e-5)
 
 
-def test_equal_pictures_are_the_best_there_is_and_near_ones_no_better() -> None:
+def test_equal_images_are_the_best_there_is_and_near_ones_no_better() -> None:
     target = noise(9, 1000, 1000)
     near = target.copy()
     near[0, 0, 0] ^= 1
@@ -118,7 +118,7 @@ def test_an_edit_of_another_size_is_brought_to_the_targets() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 100))
-def test_figures_are_symmetric_and_stay_in_their_range(height: int, width: int, seed: int) -> None:
+def test_metrics_are_symmetric_and_stay_in_their_range(height: int, width: int, seed: int) -> None:
     a, b = noise(seed, height, width), noise(seed + 1, height, width)
     there, back = measure(a, b), measure(b, a)
     assert there == pytest.approx(back, abs=1e-5)
@@ -141,7 +141,7 @@ def test_lpips_without_torchvision_is_one_clear_error() -> None:
         assert caught.value.hint == "pip install torchvision"
 
 
-def test_lpips_of_real_pictures() -> None:
+def test_lpips_of_real_images() -> None:
     pytest.importorskip("torchvision")
     try:
         far = measure(noise(1, 64, 48), flat(128, 64, 48), ("lpips",))["lpips"]

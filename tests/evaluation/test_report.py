@@ -105,7 +105,7 @@ def run(
 
 
 def odd(n: int, line: dict[str, Any]) -> None:
-    """What goes wrong: not drawn, missing, a picture that is gone, an instruction that attacks."""
+    """What goes wrong: not drawn, missing, an image that is gone, an instruction that attacks."""
     if n == 1:
         line |= {"edited_image": None, "problem": "the sequence ended early", "scores": {"vie_all": 0.0}}
     if n == 2:
@@ -218,7 +218,7 @@ def test_a_text_from_outside_is_shown_and_is_never_a_tag(said: str) -> None:
         assert shown == given_ or (shown == "\ufffd" and not given_.isprintable())
 
 
-def test_a_picture_that_stands_in_several_places_is_embedded_once(html: str) -> None:
+def test_an_image_that_is_in_several_places_is_embedded_once(html: str) -> None:
     read = Read(html)
     uris = [str(found["src"]) for found in read.all("img")] + [str(found["href"]) for found in read.all("image")]
     assert len(uris) == len(set(uris))
@@ -227,7 +227,7 @@ def test_a_picture_that_stands_in_several_places_is_embedded_once(html: str) -> 
     assert all(uses.count(name) > 1 for name in uses)
 
 
-def test_pictures_are_made_small_and_upright(tmp_path: Path) -> None:
+def test_images_are_made_small_and_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # on its side
     Image.effect_noise((1200, 600), 90).convert("RGB").save(tmp_path / "big.jpg", exif=exif)
@@ -318,7 +318,7 @@ def test_tables_are_sorted_by_click_and_by_keyboard(page: Page) -> None:
 
 
 @pytest.mark.slow
-def test_one_chart_is_shown_of_the_chosen_benchmark_and_figure(page: Page) -> None:
+def test_one_chart_is_shown_of_the_chosen_benchmark_and_metric(page: Page) -> None:
     charts = page.locator(".chart:visible")
     assert charts.count() == 1
     page.select_option("#chart-benchmark", "more pairs")
@@ -489,7 +489,7 @@ def colors(png: bytes) -> int:
 
 
 @pytest.mark.slow
-def test_without_scripts_tables_and_pictures_are_there(browser: Browser, file: Path) -> None:
+def test_without_scripts_tables_and_images_are_there(browser: Browser, file: Path) -> None:
     with opened(browser, address(file), script=False) as page:
         assert page.locator("table.sortable").first.is_visible()
         assert page.locator(".chart:visible").count() == 2

@@ -159,7 +159,7 @@ def test_results_are_found_at_any_depth(tmp_path: Path) -> None:
         find_results([tmp_path / "nowhere"])
 
 
-def test_published_results_become_a_folder_of_ours_with_the_same_pictures(tmp_path: Path) -> None:
+def test_published_results_become_a_folder_of_ours_with_the_same_images(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "theirs" / "model.jsonl", PUBLISHED)
     (tmp_path / "theirs" / "images").mkdir()
     picture(0).save(tmp_path / "theirs" / "images" / "0_edited.png")

@@ -1,4 +1,4 @@
-"""The second stage: figures of finished edits by a real local judge and by the true edit, and what is missing."""
+"""The second stage: metrics of finished edits by a real local judge and by the target, and what is missing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def scoring(judge: JudgeServer | None = None, folder: Path | None = None, **more
     return Scoring(client, load_rubrics(), OFFLINE, **more)  # type: ignore[arg-type]
 
 
-def test_without_a_judge_figures_come_from_true_edits(tmp_path: Path) -> None:
+def test_without_a_judge_metrics_come_from_targets(tmp_path: Path) -> None:
     for line in score(results(tmp_path), scoring()):
         assert set(line.scores) == {*OFFLINE, "reference"}
         assert line.scores["l1"] < 0.02
@@ -51,11 +51,11 @@ def test_without_a_judge_figures_come_from_true_edits(tmp_path: Path) -> None:
         assert line.missing == {}
 
 
-def test_without_true_edits_and_judge_there_are_no_figures(tmp_path: Path) -> None:
+def test_without_targets_and_judge_there_are_no_metrics(tmp_path: Path) -> None:
     assert all(line.scores == line.missing == {} for line in score(results(tmp_path, targets=False), scoring()))
 
 
-def test_the_judges_figures_have_the_published_names(tmp_path: Path, judge: JudgeServer) -> None:
+def test_the_judges_metrics_have_the_published_names(tmp_path: Path, judge: JudgeServer) -> None:
     lines = score(results(tmp_path), scoring(judge))
     for line in lines:
         assert set(PUBLISHED) <= set(line.scores)
@@ -66,16 +66,14 @@ def test_the_judges_figures_have_the_published_names(tmp_path: Path, judge: Judg
     assert "ground_score" not in lines[0].scores
 
 
-def test_the_ground_score_is_asked_where_there_is_a_true_edit(tmp_path: Path, judge: JudgeServer) -> None:
+def test_the_ground_score_is_requested_where_there_is_a_target(tmp_path: Path, judge: JudgeServer) -> None:
     with_target = score(results(tmp_path / "with"), scoring(judge, ground_score=True))
     without = score(results(tmp_path / "without", targets=False), scoring(judge, ground_score=True))
     assert all("ground_score" in line.scores for line in with_target)
     assert not any("ground_score" in {*line.scores, *line.missing} for line in without)
 
 
-def test_an_edit_that_wasnt_drawn_is_a_zero_for_the_judge_and_missing_elsewhere(
-    tmp_path: Path, judge: JudgeServer
-) -> None:
+def test_an_invalid_edit_is_a_zero_for_the_judge_and_missing_elsewhere(tmp_path: Path, judge: JudgeServer) -> None:
     line = score(results(tmp_path, Inverting(refuses="invert 2")), scoring(judge))[2]
     assert {line.scores[name] for name in PUBLISHED} == {0.0}
     assert line.missing == dict.fromkeys(OFFLINE, NO_EDIT)
@@ -97,14 +95,14 @@ def test_what_the_judge_doesnt_say_is_missing_and_counted_never_zero(tmp_path: P
     assert summary["VIE_ALL"]["std"] == pytest.approx(np.std(others))
 
 
-def test_a_faulty_judge_gives_the_figures_of_a_healthy_one(tmp_path: Path, judge: JudgeServer) -> None:
+def test_a_faulty_judge_gives_the_metrics_of_a_healthy_one(tmp_path: Path, judge: JudgeServer) -> None:
     run = results(tmp_path)
     healthy = score(run, scoring(judge))
     judge.faults = Faults(share=0.4, slow=0.05)
     assert score(run, scoring(judge)) == healthy
 
 
-def test_a_judge_that_is_down_ends_it_and_what_it_said_isnt_asked_again(tmp_path: Path, judge: JudgeServer) -> None:
+def test_a_judge_that_is_down_ends_it_and_its_replies_arent_requested_again(tmp_path: Path, judge: JudgeServer) -> None:
     run = results(tmp_path)
     first = replace(run, lines=run.lines[:4])
     score(first, scoring(judge, tmp_path))
@@ -118,7 +116,7 @@ def test_a_judge_that_is_down_ends_it_and_what_it_said_isnt_asked_again(tmp_path
     assert all(set(PUBLISHED) <= set(line.scores) for line in lines)
 
 
-def test_pictures_that_are_gone_are_missing_figures_with_the_reason(tmp_path: Path, judge: JudgeServer) -> None:
+def test_images_that_are_gone_are_missing_metrics_with_the_reason(tmp_path: Path, judge: JudgeServer) -> None:
     run = results(tmp_path)
     edited = run.lines[1].result.edited_image
     assert edited is not None
@@ -141,7 +139,7 @@ def test_pictures_that_are_gone_are_missing_figures_with_the_reason(tmp_path: Pa
         (96, (10, 10), (10, 10)),
     ],
 )
-def test_the_judge_sees_every_editors_pictures_at_one_size(
+def test_the_judge_sees_every_editors_images_at_one_size(
     area: int | None, drawn: tuple[int, int], seen: tuple[int, int], tmp_path: Path, judge: JudgeServer
 ) -> None:
     run = results(tmp_path, count=2)
@@ -171,7 +169,7 @@ def test_pairs_are_of_the_same_sample_and_seed(tmp_path: Path) -> None:
     assert [pair.id for pair in pairs_of(a, b, shared_keys(a, b), None)] == ["s2", "s3", "s4", "s5"]
 
 
-def test_a_summary_is_json_with_all_that_figures_depend_on(tmp_path: Path, judge: JudgeServer) -> None:
+def test_a_summary_is_json_with_all_that_metrics_depend_on(tmp_path: Path, judge: JudgeServer) -> None:
     run = results(tmp_path, count=10)
     how = scoring(judge)
     document = json.loads(

@@ -17,7 +17,7 @@ from earl_cli.evaluation.statistics import _tail, columns_of, compare, estimate,
 
 
 def run_of(values: list[float | None], column: str = "vie_all", *, seeds: int = 1, **more: list[str]) -> EvalRun:
-    """A run with these values, two samples a picture; with several seeds a sample has that many values in a row."""
+    """A run with these values, two samples an image; with several seeds a sample has that many values in a row."""
     from pathlib import Path
 
     lines = []
@@ -46,7 +46,7 @@ def test_an_interval_is_as_wide_as_the_formula_says() -> None:
     assert found.high - found.low == pytest.approx(2 * half, rel=0.05)
 
 
-def test_samples_of_one_picture_count_as_one() -> None:
+def test_samples_of_one_image_count_as_one() -> None:
     values = np.repeat(np.random.default_rng(2).normal(5, 2, 40), 10)
     together = estimate(values, [str(number // 10) for number in range(400)])
     apart = estimate(values, [str(number) for number in range(400)])
@@ -55,7 +55,7 @@ def test_samples_of_one_picture_count_as_one() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pictures", [6, 8, 25])
-def test_an_interval_holds_the_truth_about_as_often_as_it_says(pictures: int) -> None:
+def test_an_interval_holds_the_true_mean_as_often_as_it_claims(pictures: int) -> None:
     rng = np.random.default_rng(3)
     names = [str(number) for number in range(pictures)]
     hits = 0
@@ -71,7 +71,7 @@ def test_few_clusters_get_students_width(clusters: int, quantile: float) -> None
     assert _tail(clusters) == pytest.approx(expected, rel=0.005)
 
 
-def test_a_figure_that_a_sample_cant_have_isnt_missing() -> None:
+def test_a_metric_that_a_sample_cant_have_isnt_missing() -> None:
     run = run_of([1.0, None, 3.0])
     without_target = replace(run.lines[0], scores={}, missing={})
     (group,) = summarize(replace(run, lines=(without_target, *run.lines[1:])))
@@ -87,7 +87,7 @@ def test_nothing_to_count_is_no_number(values: list[float | None]) -> None:
 
 
 @pytest.mark.parametrize(("pictures", "has_interval"), [(1, False), (4, False), (5, True)])
-def test_few_pictures_have_a_mean_and_no_interval(pictures: int, has_interval: bool) -> None:
+def test_few_images_have_a_mean_and_no_interval(pictures: int, has_interval: bool) -> None:
     found = estimate([float(number) for number in range(30)], [str(number % pictures) for number in range(30)])
     assert found.mean == 14.5
     assert math.isnan(found.low) == math.isnan(found.high) == (not has_interval)
@@ -159,7 +159,7 @@ def test_p_is_the_share_of_signs_that_give_as_much(changes: list[float]) -> None
     assert found == pytest.approx(expected)
 
 
-def test_p_of_many_pictures_is_near_the_exact_one_and_never_zero() -> None:
+def test_p_of_many_images_is_near_the_exact_one_and_never_zero() -> None:
     change = np.random.default_rng(5).normal(0.25, 1, 60)
     found = sign_flip_p(change, [str(number) for number in range(60)])
     z = abs(change.sum()) / math.sqrt((change**2).sum())

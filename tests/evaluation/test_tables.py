@@ -36,7 +36,7 @@ def run(
     sources: Sequence[str] = ("photos",),
     lines: Sequence[ScoredResult] | None = None,
 ) -> EvalRun:
-    """Line n has ``scores[n]``, and a source picture of its own."""
+    """Line n has ``scores[n]``, and a source image of its own."""
     made = [
         ScoredResult(
             EditResult(
@@ -89,7 +89,7 @@ def test_the_best_mean_is_bold_by_the_direction_of_its_column_and_never_the_floo
     assert "**" not in markdown([runs[0], runs[3]])
 
 
-def test_what_is_missing_or_was_not_drawn_is_counted_only_if_there_is_any() -> None:
+def test_missing_and_invalid_edits_are_counted_only_if_there_are_any() -> None:
     result = EditResult(0, 0, "e", "edit", "a.png", None, problem="cut off")
     lines = [
         ScoredResult(result, {"vie_all": 0.0, "vie_sc": 0.0}),
@@ -173,7 +173,7 @@ def test_runs_of_one_kind_can_be_compared() -> None:
         ({"scoring": {"published": "x.jsonl"}}, "it isn't known how b was scored."),
     ],
 )
-def test_each_reason_not_to_compare_is_said_once(other: dict[str, Any], said: str) -> None:
+def test_each_reason_not_to_compare_is_shown_once(other: dict[str, Any], said: str) -> None:
     runs = [run("a", vie(1, 2)), run("b", vie(1, 2), **other)]
     (reason,) = comparability(runs)
     assert said in reason

@@ -1,4 +1,4 @@
-"""Pictures: what `earl edit`, `earl serve` and data sets open."""
+"""Images: what `earl edit`, `earl serve` and data sets open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets that the package `datasets` saved: one of their files, up to the pictures at the model's size."""
+"""Data sets that the package `datasets` saved: one of their files, up to the images at the model's size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists, tables and Parquet as `earl tokenize` reads them, up to the pictures at the model's size and the rejects."""
+"""Lists, tables and Parquet as `earl tokenize` reads them, up to the images at the model's size and the rejects."""
 
 from __future__ import annotations
 

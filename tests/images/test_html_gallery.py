@@ -1,4 +1,4 @@
-"""A page is one file that shows its pictures without a network, and never takes a text for anything else."""
+"""A page is one file that shows its images without a network, and never takes a text for anything else."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def picture_in(uri: str | None) -> Image.Image:
     return image
 
 
-def test_pictures_captions_and_texts_are_there_in_order() -> None:
+def test_images_captions_and_texts_are_there_in_order() -> None:
     entries = [
         Entry(
             f"edit {i}",
@@ -125,7 +125,7 @@ def test_what_no_page_may_hold_is_replaced(tmp_path: Path, text: str) -> None:
     assert text not in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
-def test_small_pictures_are_exact_and_large_ones_small() -> None:
+def test_small_images_are_exact_and_large_ones_small() -> None:
     small, large = noise(SMALL_SIDE, SMALL_SIDE, 3), np.full((SMALL_SIDE, SMALL_SIDE + 1, 3), 200, np.uint8)
     assert picture_in(data_uri(small)).format == "PNG"
     assert np.array_equal(np.asarray(picture_in(data_uri(small))), small)
@@ -135,7 +135,7 @@ def test_small_pictures_are_exact_and_large_ones_small() -> None:
     assert large.shape[0] * large.shape[1] > PNG_PIXELS
 
 
-def test_only_small_pictures_are_enlarged_with_sharp_pixels() -> None:
+def test_only_small_images_are_enlarged_with_sharp_pixels() -> None:
     figures = [ImageFigure(Image.new("RGB", size), str(size)) for size in [(96, 64), (256, 256), (257, 8), (900, 600)]]
     read = Read(page("x", [], [Entry("x", figures)]))
     assert ["small" in str(image.get("class")) for image in read.all("img")] == [True, True, False, False]
@@ -144,7 +144,7 @@ def test_only_small_pictures_are_enlarged_with_sharp_pixels() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
 @pytest.mark.parametrize("side", [8, 300])
-def test_every_kind_of_picture_is_shown(mode: str, side: int) -> None:
+def test_every_kind_of_image_is_shown(mode: str, side: int) -> None:
     shown = picture_in(data_uri(Image.new(mode, (side, side))))
     assert shown.size == (side, side)
     assert shown.mode in ("L", "RGB", "RGBA")

@@ -29,7 +29,7 @@ def test_what_fits_only_in_16_bits_runs_in_16_bits(free: None) -> None:
     assert (chosen.dtype, chosen.needed) == (torch.bfloat16, 9_000_000_000)
 
 
-def test_too_large_a_model_is_refused_with_both_figures(free: None) -> None:
+def test_too_large_a_model_is_refused_with_both_sizes(free: None) -> None:
     with pytest.raises(DeviceError, match=r"needs 17\.0 GB in bfloat16, 10\.0 GB are free") as error:
         device_plan("cpu", 34_000_000_000)
     assert error.value.hint

@@ -81,7 +81,7 @@ def blurred(image: Image.Image, radius: float = 2) -> Image.Image:
 
 
 def squeezed(image: Image.Image) -> Image.Image:
-    """Through JPEG at a low quality: about as wrong as a picture that goes through codes."""
+    """Through JPEG at a low quality: about as wrong as an image that goes through codes."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=30)
     return Image.open(file).convert("RGB")

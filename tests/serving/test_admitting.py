@@ -61,7 +61,7 @@ def test_the_page_itself_can(server: Running) -> None:
     )
 
 
-def test_a_key_is_asked_for() -> None:
+def test_a_key_is_required() -> None:
     with running(key=SECRET, limits=ServerLimits(rate=1)) as server:
         for _ in range(3):  # a wrong key uses up nothing
             with pytest.raises(openai.AuthenticationError) as caught:
@@ -143,7 +143,9 @@ def test_clients_of_a_trusted_proxy_are_counted_apart() -> None:
             assert server.post(headers={"X-Forwarded-For": forwarded}).status_code == status
 
 
-def test_a_client_that_makes_itself_a_proxy_is_not_believed_and_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_client_that_claims_to_be_a_proxy_is_not_trusted_and_there_is_a_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with running(limits=ServerLimits(rate=1)) as server:
         answers = [server.post(headers={"X-Forwarded-For": f"192.0.2.{n}"}).status_code for n in range(3)]
     assert answers == [200, 429, 429]

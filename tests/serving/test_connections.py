@@ -42,7 +42,7 @@ def test_the_address_with_most_idle_connections_makes_room() -> None:
             there.close()
 
 
-def test_health_answers_while_one_address_asks_for_all_it_can_get() -> None:
+def test_health_answers_while_one_address_has_all_requests_it_may_have() -> None:
     gate = Gate()
     with running(gate, ServerLimits(rate=0, requests=4, share=3, connections=6)) as server:
         slow = [socket.create_connection(server.place) for _ in range(8)]
@@ -60,7 +60,7 @@ def test_health_answers_while_one_address_asks_for_all_it_can_get() -> None:
         assert eventually(lambda: server.post().status_code == 200)
 
 
-def test_no_connection_is_there_for_whoever_comes_while_all_are_answered() -> None:
+def test_a_new_connection_is_refused_while_all_others_are_busy() -> None:
     gate = Gate()
     with running(gate, ServerLimits(rate=0, connections=1)) as server:
         thread = threading.Thread(target=server.post)

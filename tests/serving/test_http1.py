@@ -130,7 +130,7 @@ def test_chunks_have_the_same_limits_as_other_bodies() -> None:
         assert server.post().status_code == 200
 
 
-def test_a_client_that_asks_first_sends_nothing_in_vain(server: Running) -> None:
+def test_a_client_that_expects_100_continue_sends_nothing_in_vain(server: Running) -> None:
     ask = FORM + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n"
     with socket.create_connection(server.place, timeout=10) as connection:
         connection.sendall(ask % 2**33)

@@ -1,4 +1,4 @@
-"""What a large picture took is there again for others once its edit is."""
+"""What a large image took is there again for others once its edit is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and other C libraries keep less")
-def test_a_large_picture_leaves_nothing_behind() -> None:
+def test_a_large_image_leaves_no_memory_behind() -> None:
     large = saved(Image.new("RGB", (6000, 4000), "teal"), "JPEG")  # 96 MB in Pillow, before and after
     with running(limits=ServerLimits(rate=0)) as server:
         server.post()

@@ -71,7 +71,7 @@ def test_what_the_server_says_of_the_model(server: Running, tiny_model_dir: Path
     assert "guess" in server.post(prompt="give it a moustache").json()["notes"][0]
 
 
-def test_an_instruction_written_otherwise_is_the_trained_one_and_that_is_said(server: Running) -> None:
+def test_an_instruction_written_otherwise_is_the_trained_one_with_a_note(server: Running) -> None:
     loud = server.post(prompt=" MAKE  IT SNOWY, please! ", seed=5)
     assert (pixels(files_of(loud)[0]) == pixels(files_of(server.post(seed=5))[0])).all()
     assert loud.json()["notes"] == ["understood as: make it snowy"]
@@ -79,7 +79,7 @@ def test_an_instruction_written_otherwise_is_the_trained_one_and_that_is_said(se
         assert picture.info["understood as"] == "make it snowy"
 
 
-def test_transparency_is_kept_where_the_format_has_it_and_said_where_not(server: Running) -> None:
+def test_transparency_is_kept_where_the_format_has_it_and_noted_where_not(server: Running) -> None:
     cut_out = Image.new("RGBA", (60, 40), (200, 30, 30, 0))
     cut_out.paste((200, 30, 30, 255), (10, 10, 50, 30))
     stream = io.BytesIO()

@@ -167,7 +167,7 @@ def test_mistakes_are_explained(browser: Browser, gate: Gate) -> None:
         expect(error).to_be_hidden()
 
 
-def test_a_key_is_asked_for_on_the_page(browser: Browser) -> None:
+def test_the_page_asks_for_a_key(browser: Browser) -> None:
     with running(key="open sesame") as server, opened(browser, server.address) as page:
         drop(page)
         page.fill("#key", "schön")

@@ -88,7 +88,7 @@ def test_the_page_and_its_edits(proxied: Proxied, tmp_path: Path, host: dict[str
         assert edit(http, page, large).status_code == 200
 
 
-def test_events_come_while_the_edit_is_drawn(proxied: Proxied, tmp_path: Path) -> None:
+def test_events_come_while_the_edit_is_sampled(proxied: Proxied, tmp_path: Path) -> None:
     gate = Gate()
     form = {"prompt": "x", "stream": "true", "progress": "true"}
     with proxied(work=gate) as page, client(tmp_path) as http:

@@ -51,7 +51,7 @@ def ended(line: EditQueue, ticket: Ticket) -> QueueStatus:
     return line.watch(ticket, None, 0)
 
 
-def test_what_waits_together_is_drawn_together_in_order(line: EditQueue, gate: Gate) -> None:
+def test_queued_edits_are_sampled_together_in_order(line: EditQueue, gate: Gate) -> None:
     tickets = [first(line, gate), *(line.submit(order(name)) for name in ("a", "b", "c"))]
     assert [ticket.status.ahead for ticket in tickets[1:]] == [1, 2, 3]
     gate.open.set()
@@ -60,7 +60,7 @@ def test_what_waits_together_is_drawn_together_in_order(line: EditQueue, gate: G
     assert line.finished == 4
 
 
-def test_nobody_holds_an_order_that_is_over(line: EditQueue, gate: Gate) -> None:
+def test_a_finished_edit_is_not_kept_in_memory(line: EditQueue, gate: Gate) -> None:
     gate.open.set()
     ticket = line.submit(order("large"))
     assert ended(line, ticket).phase == "drawn"
@@ -99,7 +99,7 @@ def test_a_full_line_says_when_to_come_again(line: EditQueue, gate: Gate) -> Non
         assert caught.value.retry_after
 
 
-def test_large_pictures_fill_the_line_sooner(line: EditQueue, gate: Gate) -> None:
+def test_large_images_fill_the_queue_sooner(line: EditQueue, gate: Gate) -> None:
     first(line, gate)
     line.submit(order("a", size=(95, 95)))
     line.submit(order("b", size=(95, 95)))
@@ -117,7 +117,7 @@ def test_who_leaves_gives_up_the_place(line: EditQueue, gate: Gate) -> None:
     assert gate.batches == [["first"], ["b"]]
 
 
-def test_a_batch_for_which_nobody_waits_is_given_up(line: EditQueue, gate: Gate) -> None:
+def test_a_batch_without_clients_is_cancelled(line: EditQueue, gate: Gate) -> None:
     line.cancel(first(line, gate))
     ticket = line.submit(order("next"))
     assert gate.reached.acquire(timeout=10)  # though the gate is still closed
@@ -134,7 +134,7 @@ def test_progress_is_seen(line: EditQueue, gate: Gate) -> None:
     assert line.watch(ticket, seen, 10) is not seen
 
 
-def test_one_failure_costs_nobody_else(line: EditQueue, gate: Gate) -> None:
+def test_one_failure_leaves_the_other_edits_alone(line: EditQueue, gate: Gate) -> None:
     gate.breaks = lambda each: InputError("broken") if each.instruction == "bad" else None
     first(line, gate)
     bad, good = line.submit(order("bad")), line.submit(order("good"))
@@ -166,7 +166,7 @@ def test_an_engine_that_died_is_a_state_at_once(line: EditQueue, gate: Gate) -> 
     assert "log" not in refusal(failure).message
 
 
-def test_when_the_thread_ends_everybody_is_told(line: EditQueue, gate: Gate) -> None:
+def test_when_the_thread_ends_all_edits_fail(line: EditQueue, gate: Gate) -> None:
     gate.breaks = lambda _: SystemExit()
     tickets = [first(line, gate), line.submit(order("a", temperature=0.5))]
     gate.open.set()
@@ -180,7 +180,7 @@ def test_when_the_thread_ends_everybody_is_told(line: EditQueue, gate: Gate) -> 
             refused()
 
 
-def test_closing_ends_what_is_drawn_and_what_waits(gate: Gate) -> None:
+def test_closing_ends_running_and_queued_edits(gate: Gate) -> None:
     line = EditQueue(gate, LIMITS).start()
     tickets = [first(line, gate), line.submit(order("a"))]
     line.close()

@@ -83,7 +83,7 @@ def test_the_real_client_understands_refusals(server: Running) -> None:
         client.images.edit(image=image, prompt="x", mask=image)
 
 
-def test_the_async_client_gets_its_own_pictures_eight_at_once(server: Running) -> None:
+def test_the_async_client_gets_its_own_images_eight_at_once(server: Running) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda n: server.post(image=png(n), seed=n), range(8)))
     for n, answer in enumerate(answers):
@@ -121,7 +121,7 @@ def test_a_field_that_can_not_be_used_is_named(server: Running, fields: dict[str
     assert error["type"] == "invalid_request_error"
 
 
-def test_a_form_without_a_picture(server: Running) -> None:
+def test_a_form_without_an_image(server: Running) -> None:
     answer = httpx.post(f"{server.address}v1/images/edits", data={"prompt": "x"}, files={"user": b"me"})
     assert error_of(answer, 400)["param"] == "image"
 
@@ -186,7 +186,7 @@ def test_a_failure_in_a_stream_is_its_last_event(gate: Gate) -> None:
         list(server.client().images.edit(image=png(1), prompt="x", stream=True))
 
 
-# -- odd pictures --------------------------------------------------------------------------------------------------
+# -- odd images --------------------------------------------------------------------------------------------------------
 
 
 def sixteen_bits() -> bytes:
@@ -209,7 +209,7 @@ def animated() -> bytes:
         (animated(), (8, 8)),
     ],
 )
-def test_odd_pictures_are_edited(server: Running, image: bytes, size: tuple[int, int]) -> None:
+def test_odd_images_are_edited(server: Running, image: bytes, size: tuple[int, int]) -> None:
     answer = server.post(image=image)
     assert answer.status_code == 200, answer.text
     with Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))) as picture:
@@ -226,7 +226,7 @@ def test_odd_pictures_are_edited(server: Running, image: bytes, size: tuple[int,
         (b"/etc/passwd", "isn't an image"),
     ],
 )
-def test_what_is_no_picture_is_refused(server: Running, image: bytes, said: str) -> None:
+def test_what_is_no_image_is_refused(server: Running, image: bytes, said: str) -> None:
     error = error_of(server.post(image=image), 400)
     assert any(each in str(error["message"]) for each in said.split("|")), error
     assert error["param"] == "image"
@@ -245,7 +245,7 @@ def test_a_name_that_looks_like_a_path_opens_nothing(server: Running, tmp_path: 
         assert "no address and no path" in str(error_of(answer, 400)["message"])
 
 
-def test_too_many_variants_of_a_large_picture(server: Running) -> None:
+def test_too_many_variants_of_a_large_image(server: Running) -> None:
     image = saved(Image.new("RGB", (300, 300)))
     assert server.post(image=image, n=2).status_code == 200
     assert error_of(server.post(image=image, n=4), 400)["param"] == "n"
@@ -360,7 +360,7 @@ def test_the_end_of_the_thread_is_503_and_in_health(gate: Gate) -> None:
         (ModelError("the model drew no picture: 3 rows"), 500, "no picture"),
     ],
 )
-def test_failures_are_told_without_their_insides(gate: Gate, failure: Exception, status: int, said: str) -> None:
+def test_failures_are_reported_without_internals(gate: Gate, failure: Exception, status: int, said: str) -> None:
     gate.breaks = lambda _: failure
     gate.open.set()
     with running(gate) as server:
@@ -369,12 +369,12 @@ def test_failures_are_told_without_their_insides(gate: Gate, failure: Exception,
         assert "/home" not in message
 
 
-def test_patience_has_an_end(gate: Gate) -> None:
+def test_an_edit_has_a_timeout(gate: Gate) -> None:
     with running(gate, replace(ServerLimits(rate=0), timeout=0.3)) as server:
         assert error_of(server.post(), 504)["code"] == "timeout"
 
 
-def test_stopping_answers_whoever_waits(gate: Gate) -> None:
+def test_stopping_answers_all_queued_requests(gate: Gate) -> None:
     with ThreadPoolExecutor(2) as pool:
         with running(gate) as server:
             waiting = [pool.submit(server.post, temperature=n) for n in (1, 2)]

@@ -90,7 +90,7 @@ def test_hosts(text: str, found: tuple[str, int | None] | None) -> None:
         ("192.0.2.9", "192.0.2.1", "192.0.2.9"),
     ],
 )
-def test_who_asks_through_a_proxy(peer: str, forwarded: str | None, client: str) -> None:
+def test_the_client_behind_a_proxy(peer: str, forwarded: str | None, client: str) -> None:
     site = Site(is_local=False, proxies=trusted_proxies(["::ffff:127.0.0.1", "10.0.0.0/8"]))
     assert site.client(peer, forwarded) == client
     assert Site(is_local=False).client("127.0.0.1", forwarded) == "127.0.0.1"

@@ -94,7 +94,7 @@ def test_what_is_spared_stays_when_it_is_no_longer_the_best(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-20", "checkpoint-30"]
 
 
-def test_somebody_s_own_file_of_that_name_is_left_alone(tmp_path: Path) -> None:
+def test_a_users_own_file_of_that_name_is_left_alone(tmp_path: Path) -> None:
     validated(tmp_path / CHECKPOINTS, 1, 1.0)
     (tmp_path / BEST).write_text("mine")
     assert link_best(tmp_path, "lowest") is not None

@@ -127,7 +127,7 @@ def test_what_is_logged_is_what_one_process_logs(sharding: str, alone: Path, tog
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
-def test_the_first_process_writes_the_episodes_of_all_and_the_second_is_quiet(
+def test_rank_0_writes_the_rollouts_of_all_and_the_others_are_quiet(
     sharding: str, alone: Path, together: Together
 ) -> None:
     output, (first, second) = together(sharding)
