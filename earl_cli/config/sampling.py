@@ -74,11 +74,10 @@ class SamplingParams:
 
     def to_dict(self) -> dict[str, float]:
         """By name, ready for JSON; parameters that were added later are in it only where they aren't the default."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {
-            each.name: values[each.name]
+            each.name: value
             for each in fields(self)
-            if each.name in ALWAYS_WRITTEN or values[each.name] != each.default
+            if (value := getattr(self, each.name)) != each.default or each.name in ALWAYS_WRITTEN
         }
 
     @classmethod
