@@ -52,7 +52,7 @@ def page() -> str:
 def _commands() -> Iterator[str]:
     program: Any = typer.main.get_command(app.build_app())
     yield "## Commands\n"
-    yield "These options work before and after the name of any command.\n"
+    yield "Options of the program; `--json`, `--quiet` and `--debug` also work after the name of a command.\n"
     yield _table(("option", "what"), ((_names(each), each.help) for each in program.params))
     for name in app.COMMANDS:
         command = app.command_of(name)
@@ -63,7 +63,7 @@ def _commands() -> Iterator[str]:
         if arguments:
             yield _table(("argument", "what"), ((f"`{each.metavar}`", each.help) for each in arguments))
         if options:
-            rows = ((_names(each), _values(each), _default(each), each.help) for each in options)
+            rows = ((_names(each), _values(each), _default(each), _help(each)) for each in options)
             yield _table(("option", "values", "default", "what"), rows)
         if aliases := app.OPTION_ALIASES.get(name):
             spelled = ", ".join(f"`{old}` ({new})" for old, new in aliases.items())
@@ -71,9 +71,7 @@ def _commands() -> Iterator[str]:
 
 
 def _names(option: Any) -> str:
-    return " / ".join(
-        [", ".join(f"`{each}`" for each in option.opts), *(f"`{each}`" for each in option.secondary_opts)]
-    )
+    return ", ".join(f"`{each}`" for each in (*option.opts, *option.secondary_opts))
 
 
 def _values(option: Any) -> str:
@@ -95,6 +93,11 @@ def _default(option: Any) -> str:
     if option.is_flag:
         return "on" if option.default else "off"
     return "" if option.default is None or option.default == () else f"`{option.default}`"
+
+
+def _help(option: Any) -> str:
+    variable = f" Or by the environment variable `{option.envvar}`." if option.envvar else ""
+    return f"{option.help}{variable}"
 
 
 def _configs() -> Iterator[str]:

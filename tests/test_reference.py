@@ -26,7 +26,7 @@ def test_the_page_has_every_option_key_and_field() -> None:
         section = text.split(f"### earl {name}\n")[1].split("\n### ")[0]
         for param in app.command_of(name).params:
             if param.param_type_name == "option":
-                assert all(f"`{option}`" in section for option in param.opts)
+                assert all(f"`{option}`" in section for option in (*param.opts, *param.secondary_opts))
     for command, kind in training_configs().items():
         section = text.split(f"### Keys of earl {command}\n")[1].split("\n### ")[0]
         for key in keys_of(kind):

@@ -198,11 +198,8 @@ def _bare_type(annotation: Any, origin: Any, inner: tuple[Any, ...]) -> str:
     if origin in (Union, UnionType):
         return " or ".join(map(type_in_words, inner))
     if origin is tuple:
-        return (
-            f"list of {type_in_words(inner[0])}"
-            if inner[-1] is Ellipsis
-            else f"{len(inner)} × {type_in_words(inner[0])}"
-        )
+        number = "list of" if inner[-1] is Ellipsis else f"{len(inner)} ×"
+        return f"{number} {type_in_words(inner[0])}"
     if origin is dict:
         return "object" if inner[1] is Any else f"object of {type_in_words(inner[1])}"
     if issubclass(annotation, Enum):

@@ -118,17 +118,17 @@ def _entry(example: TokenizedExample, vision: VisionModel) -> Entry:
     from earl_cli.images.html_gallery import Entry, ImageFigure
     from earl_cli.models.vision import decode, images_of
 
-    figures = []
+    images = []
     for name, codes in (("source", example.source), ("target", example.target)):
         pixels = decode(vision.model, torch.from_numpy(codes.astype(np.int64))[None])
-        figures.append(ImageFigure(images_of(pixels)[0], f"{name}, {codes.shape[0]} × {codes.shape[1]}"))
+        images.append(ImageFigure(images_of(pixels)[0], f"{name}, {codes.shape[0]} × {codes.shape[1]}"))
     texts = [
         *example.thoughts.items(),
         ("id", example.id),
         ("row", str(example.row)),
         ("source file", example.source_hash[:16]),
     ]
-    return Entry(example.instruction, figures, [(name, text) for name, text in texts if text])
+    return Entry(example.instruction, images, [(name, text) for name, text in texts if text])
 
 
 def _show(found: Summary) -> None:
