@@ -142,7 +142,7 @@ def cases(request: pytest.FixtureRequest) -> dict[tuple[str, str, int], Case]:
     found: dict[tuple[str, str, int], Case] = {}
 
     def take(number: int, drafts: list[SampledEdit]) -> None:
-        source, before = jobs[number].picture, decode_image(model, drafts[0].source)
+        source, before = jobs[number].image, decode_image(model, drafts[0].source)
         edited = render_edit(model, source, before, drafts[0], "source")
         drawn = render_edit(model, source, before, drafts[0], "model").image
         found[chosen[number]] = Case(source, edited.image, drawn, edited.problem)
