@@ -32,9 +32,13 @@ def variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(EXTERNAL)}
 
 
-def evaluate(path: Path, seconds: int = SECONDS) -> Any:
-    """The value of the file. Raises UsageError for missing variables, all of them at once, and ValueError."""
-    request = {"file": str(path), "variables": variables(), "seconds": seconds, "bytes": BYTES}
+def evaluate(path: Path, aliases: Mapping[str, str], seconds: int = SECONDS) -> Any:
+    """The value of the file. Keys of a recipe of the package that it imports can be overridden by their ``aliases``.
+
+    Raises UsageError for missing variables, all of them at once, and ValueError.
+    """
+    limits = {"seconds": seconds, "bytes": BYTES}
+    request = {"file": str(path), "variables": variables(), "aliases": dict(aliases), **limits}
     command = [sys.executable, "-P", str(_HOST)]
     try:
         done = subprocess.run(

@@ -61,7 +61,7 @@ def resolve(
     ``options`` names the option of each key in ``given`` that isn't called as its key is. Raises UsageError for a file
     that can't be read, an unknown key (with the nearest known one), a key by two of its names, and a wrong value.
     """
-    values = _present_names(kind, read_config(name), str(name)) if name else {}
+    values = _present_names(kind, read_config(name, aliases_of(kind)), str(name)) if name else {}
     origins = dict.fromkeys(values, str(name))
     flags = {key: value for key, value in (given or {}).items() if value is not None}
     values |= flags
@@ -84,10 +84,11 @@ def resolve(
         raise UsageError(what, where=origins.get(key.split(".")[0], name), hint=hint if key else None) from None
 
 
-def read_config(name: str) -> dict[str, Any]:
+def read_config(name: str, aliases: Mapping[str, str]) -> dict[str, Any]:
     """The values in a config file, or in the recipe of that name that ships with the package.
 
-    A file is Jsonnet where its extension says so, else JSON, YAML or TOML (`formats.parse`).
+    A file is Jsonnet where its extension says so, else JSON, YAML or TOML (`formats.parse`). A Jsonnet file that
+    imports a recipe may override its keys by their ``aliases``.
     """
     path, known = Path(name), recipes()
     if name in known and not path.is_file():
@@ -98,7 +99,7 @@ def read_config(name: str) -> dict[str, Any]:
         raise UsageError("no such config file or recipe", where=name, hint=hint)
     text = read_text(path)
     try:
-        values = _values(text, path) if text.strip() else None
+        values = _values(text, path, aliases) if text.strip() else None
     except ValueError as error:
         raise UsageError(f"the config can't be read: {error}", where=str(path)) from None
     if not isinstance(values, dict):
@@ -152,9 +153,9 @@ def _option(key: str, options: Mapping[str, str] | None) -> str:
     return (options or {}).get(key, f"--{key.replace('_', '-')}")
 
 
-def _values(text: str, path: Path) -> Any:
+def _values(text: str, path: Path, aliases: Mapping[str, str]) -> Any:
     if path.suffix.lower() in {".jsonnet", ".libsonnet"}:
-        return evaluate(path)
+        return evaluate(path, aliases)
     values, kind = parse(text, path)
     if isinstance(values, dict) and path.suffix and path.suffix.lower() not in SUFFIXES[kind]:
         console.note(f"{path} is read as {kind}, by its content")

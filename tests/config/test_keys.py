@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from earl_cli.config import loader
+from earl_cli.config.jsonnet import evaluate
 from earl_cli.config.keys import aliases_of, keys_of
-from earl_cli.config.loader import load_config, resolve, training_configs
+from earl_cli.config.loader import load_config, read_config, resolve, training_configs
 from earl_cli.config.rl import RlConfig
 from earl_cli.config.sft import SftConfig
 from earl_cli.errors import UsageError
@@ -101,6 +103,28 @@ def test_a_config_that_an_older_version_showed_loads(command: str) -> None:
     shown = config.model_dump(mode="json")
     assert {name: shown[name] for name in present} == present
     assert len(present) == len(old) > 40
+
+
+@pytest.mark.parametrize(("kind", "recipe"), [(SftConfig, "sft/lora"), (RlConfig, "rl/sft_s__rl_sc")])
+def test_a_jsonnet_file_overrides_a_recipe_by_its_aliases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseModel], recipe: str
+) -> None:
+    for name in ("DATA_DIR", "BASE_EXP_DIR", "REWARD_FUNCTION_API_BASE", "RUN_NAME"):
+        monkeypatch.setenv(f"APP__{name}", "x")
+    file = Path(loader.__file__).parents[1] / "recipes" / f"{recipe}.jsonnet"
+    changes = [{old: value} for old, (_, value) in ALIASES[kind].items()]
+    path = tmp_path / "run.jsonnet"
+    path.write_text(f"local r = import '{file}'; [r] + [r + change for change in {json.dumps(changes)}]")
+    own, *changed = evaluate(path, aliases_of(kind))
+    assert own == read_config(recipe, {})
+    checked = 0
+    for values, (new, value) in zip(changed, ALIASES[kind].values(), strict=True):
+        if new in own:
+            assert values == own | {new: value} != own
+            checked += 1
+    assert checked > 7
+    path.write_text(f"(import '{file}') + {{ clip: super.clip * 2 }}")
+    assert load_config(kind, str(path), given=NEEDED).max_grad_norm == 2 * own["max_grad_norm"]  # type: ignore[attr-defined]
 
 
 def test_a_misspelled_alias_leads_to_todays_name() -> None:

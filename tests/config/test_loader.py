@@ -205,7 +205,7 @@ def test_jsonnet_that_never_ends_is_stopped(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonnet"
     path.write_text("std.foldl(function(a, b) a + b, std.range(1, 1000000000), 0)")
     with pytest.raises(ValueError, match=r"more than \d s to evaluate"):
-        evaluate(path, seconds=1)
+        evaluate(path, {}, seconds=1)
 
 
 @pytest.mark.parametrize(
