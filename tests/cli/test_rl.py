@@ -212,7 +212,7 @@ def test_a_plan_trains_nothing(rl: Callable[..., Said], tmp_path: Path, store: P
     assert said.code == 0, said.err
     plan = said.document
     assert [each["rows_in_the_mixture"] for each in plan["data"]] == [6, 3]
-    assert (plan["prompts"], plan["skipped"], plan["validation_examples"], plan["iterations"]) == (9, 0, 4, 2)
+    assert (plan["prompts"], plan["skipped"], plan["validation_rows"], plan["iterations"]) == (9, 0, 4, 2)
     assert plan["mode"] == "edit"
     assert plan["origins"]["coefficients"] == "--coefficients"
     assert plan["origins"]["num_iterations"] == "--set"

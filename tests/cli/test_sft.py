@@ -383,6 +383,7 @@ def test_a_plan_trains_nothing(sft: Callable[..., Said], tmp_path: Path, store: 
     plan = said.document
     assert plan["steps"] == 4
     assert [each["rows_an_epoch"] for each in plan["data"]] == [12, 6]
+    assert (plan["validation_rows"], plan["thinking_rows"], plan["over_max_length"]) == (0, 0, 0)
     assert plan["origins"]["coefficients"] == "--coefficients"
     assert plan["origins"]["epochs"] == "--set"
     assert plan["memory"]["device"] > plan["memory"]["weights"] > 0

@@ -127,7 +127,7 @@ def show_plan(resolved: Resolved[RlConfig]) -> None:
         "data": sets,
         "skipped": data.skipped,
         "prompts": len(data.prompts),
-        "validation_examples": len(data.validation_prompts),
+        "validation_rows": len(data.validation_prompts),
         "iterations": config.num_iterations,
         "memory": parts,
         "disk": disk,

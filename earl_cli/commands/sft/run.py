@@ -96,7 +96,7 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
         "skipped": data.skipped,
         "over_max_length": data.lengths.over,
         "thinking_rows": rows.thinking,
-        "validation_examples": len(data.validation) if data.validation else 0,
+        "validation_rows": len(data.validation) if data.validation else 0,
         "tokens_an_epoch": int(lengths.sum()),
         "steps": steps,
         "epochs": epochs,
