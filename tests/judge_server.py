@@ -115,11 +115,6 @@ class JudgeServer:
             self.attempts.clear()
             self.max_concurrency = 0
 
-    def down_for(self, seconds: float) -> None:
-        """Down from now on, and up again after so long."""
-        self.is_down = True
-        threading.Timer(seconds, setattr, (self, "is_down", False)).start()
-
 
 def picture(seed: int, side: int = 16) -> Pixels:
     """Noise, uint8[side, side, 3]."""

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from published_data import LIST, fields, numbers, pack, publish, saved
+from stores import contents
 
 from earl_cli.data.published import store as module
 from earl_cli.data.published.files import is_published
@@ -28,10 +29,6 @@ from earl_cli.errors import ModelError, UsageError
 def bring(place: Path, output: Path, rows_per_shard: int = 2, **options: Any) -> Store:
     settings: dict[str, Any] = {"codes": 32768, "image_area": 65536, "vision_fingerprint": "published", "dataset": "x"}
     return import_published(open_published(place), output, rows_per_shard=rows_per_shard, **settings | options)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_codebook_of_more_than_16_bits_is_refused(tmp_path: Path) -> None:

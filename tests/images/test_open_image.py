@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_files import file_of, png_of
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
@@ -20,12 +21,6 @@ from earl_cli.images.image_file import ImageFile, open_image
 
 RAMP = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
 COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
-
-
-def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def pixels(opened: ImageFile) -> NDArray[np.int64]:
@@ -121,17 +116,7 @@ def test_sixteen_bits_become_eight(kind: str, dtype: type) -> None:
 
 def test_sixteen_bit_color_png() -> None:
     rows = b"".join(b"\0" + struct.pack(">6H", *(value * 257 for value in (255, 0, 128, 1, 2, 3))) for _ in range(2))
-    assert pixels(open_image(png(2, 2, 16, 2, rows)))[0].tolist() == [[255, 0, 128], [1, 2, 3]]
-
-
-def png(width: int, height: int, depth: int, color: int, rows: bytes) -> bytes:
-    import zlib
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert pixels(open_image(png_of(2, 2, 16, 2, rows)))[0].tolist() == [[255, 0, 128], [1, 2, 3]]
 
 
 @pytest.mark.parametrize("scale", [1.0, 255.0, 65535.0])
@@ -234,7 +219,7 @@ def test_damage_gives_an_image_or_one_clear_error(kind: str, data: st.DataObject
 
 
 def test_an_image_that_is_too_large_is_refused_before_decoding() -> None:
-    bomb = png(60_000, 60_000, 8, 2, b"")
+    bomb = png_of(60_000, 60_000, 8, 2, b"")
     with pytest.raises(InputError, match=r"3,600,000,000 pixels \(60000 x 60000\).*limit of 200,000,000"):
         open_image(bomb)
     small = file_of(Image.fromarray(COLORS))
