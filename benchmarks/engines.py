@@ -98,18 +98,20 @@ def measure(
     """Images a second of each engine: the best of ``rounds``, the engines taking turns after a round to warm up."""
     layout, grid, engines = shape()
     if layout.vocabulary != EMU3:  # in bfloat16 a rounding decides between ids that are as good as equal
-        asked = requests(layout, min(counts), grid)
+        requested = requests(layout, min(counts), grid)
         greedy = SamplingParams(0)
-        drawn = [[each.ids.tolist() for (each,) in engine.generate(asked, greedy)] for engine in engines.values()]
-        if drawn[0] != drawn[1]:
+        generated = [
+            [each.ids.tolist() for (each,) in engine.generate(requested, greedy)] for engine in engines.values()
+        ]
+        if generated[0] != generated[1]:
             raise SystemExit("error: the likeliest ids of both engines differ")
     found = []
     for count in counts:
-        asked = requests(layout, count, grid)
+        requested = requests(layout, count, grid)
         best = dict.fromkeys(engines, float("inf"))
         for turn in range(rounds + 1):
             for name, engine in engines.items():
-                taken = seconds(partial(engine.generate, asked, SamplingParams()))
+                taken = seconds(partial(engine.generate, requested, SamplingParams()))
                 best[name] = min(best[name], taken) if turn else best[name]
         rates = {name: count / taken for name, taken in best.items()}
         found.append({"prompts": count, **rates, "ratio": rates["vllm"] / rates["transformers"]})

@@ -155,10 +155,10 @@ def earl(size: Size) -> tuple[Any, Policy]:
                 run, rows, sample_prompts(run.prompts, size.prompts, size.generations, 0, iteration)
             )
         assert rollouts is not None
-        drawn = [completion.ids.tolist() for rollout in rollouts for completion in rollout.completions]
+        completions = [completion.ids.tolist() for rollout in rollouts for completion in rollout.completions]
         assert {len(rollout.request.prompt) for rollout in rollouts} == {size.prompt}
-        assert [len(ids) for ids in drawn] == [size.completion] * size.prompts * size.generations
-        groups = score_groups(config, layout, rollouts, [Score(value) for value in count_low_ids(drawn)])
+        assert [len(ids) for ids in completions] == [size.completion] * size.prompts * size.generations
+        groups = score_groups(config, layout, rollouts, [Score(value) for value in count_low_ids(completions)])
         update(run, iteration, groups, clock)
         return clock.metrics()
 
@@ -185,8 +185,8 @@ def compare_steps(size: Size, rounds: int, folder: Path) -> tuple[list[float], l
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="w0", eos_token="w1", bos_token="w2")
     rng = np.random.default_rng(0)
-    drawn = rng.integers(4, VOCABULARY, (size.prompts * 8, size.prompt))
-    prompts = [" ".join(f"w{token}" for token in row) for row in drawn]
+    random_ids = rng.integers(4, VOCABULARY, (size.prompts * 8, size.prompt))
+    prompts = [" ".join(f"w{token}" for token in row) for row in random_ids]
     settings = GRPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=size.prompts * size.generations,

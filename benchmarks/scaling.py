@@ -423,9 +423,9 @@ def rl_time_table() -> str:
     rows = []
     for plan in RL:
         parts, sampler = rl_times(plan), Sampler.of(plan)
-        drawn = [f"{plan.rl.episodes_per_iteration}", f"{sampler.sequences}", f"{math.floor(sampler.room):,}"]
+        edits = [f"{plan.rl.episodes_per_iteration}", f"{sampler.sequences}", f"{math.floor(sampler.room):,}"]
         shown = [seconds(part) if part else "-" for part in parts]
-        rows.append([*plan.words, *drawn, *shown, seconds(sum(parts))])
+        rows.append([*plan.words, *edits, *shown, seconds(sum(parts))])
     heads = ["where", "config", "edits", "an engine", "room for", "sampling", "reference", "update", "links", "in all"]
     return table("Computed: time of an iteration of reinforcement learning without its judge, seconds", heads, rows)
 

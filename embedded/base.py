@@ -25,7 +25,7 @@ from earl_cli.tokens.vocabulary import Vocabulary, small_vocabulary
 TEXT_SIZE = 512
 HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS, MLP = 256, 6, 4, 2, 640
 AREA = 96 * 96
-# Trained, but what is drawn of a square can't be told from a circle.
+# Trained, but the squares that are generated look like circles.
 NO_ABILITIES = ("square",)
 EXAMPLES = {
     "tint": "give it a blue tint",
@@ -81,11 +81,11 @@ def abilities() -> dict[str, Any]:
     """Every kind with all wordings that it was trained on, one of them as an example, and what it does to a photo."""
     kinds = {
         kind: {
-            "phrases": list(asked),
-            "example": EXAMPLES.get(kind, expand_pattern(asked[0])[0]),
+            "phrases": list(requested),
+            "example": EXAMPLES.get(kind, expand_pattern(requested[0])[0]),
             "effects": EFFECTS.get(kind, ["recolor"]),
         }
-        for kind, asked in patterns().items()
+        for kind, requested in patterns().items()
         if kind not in NO_ABILITIES
     }
     return {"kinds": kinds}

@@ -102,9 +102,9 @@ def two_at_once() -> list[Edit]:
     edits = []
     for one in first:
         for other in (*circles, *[mirrored] * (len(circles) // 4)):
-            asked = itertools.product(one.phrases[:PHRASES_OF_EACH], other.phrases[:PHRASES_OF_EACH])
+            requested = itertools.product(one.phrases[:PHRASES_OF_EACH], other.phrases[:PHRASES_OF_EACH])
             both = one_after_another(one.apply, other.apply)
-            phrases, but = tuple(f"{a} and {b}" for a, b in asked), f"{one.but} and {other.but}"
+            phrases, but = tuple(f"{a} and {b}" for a, b in requested), f"{one.but} and {other.but}"
             edits.append(Edit("two edits", phrases, both, but, f"{one.plan} then {other.plan}"))
     return edits
 

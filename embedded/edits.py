@@ -285,19 +285,19 @@ def _any(choices: Sequence[str]) -> str:
 def patterns() -> dict[str, tuple[str, ...]]:
     """Every way to ask for each kind of edit."""
     shapes = {kind: (shape_pattern(kind, tuple(COLOURS), tuple(PLACES)),) for kind in THINGS}
-    return {kind: asked for kind, _, _, asked in GLOBAL} | {"tint": tint_patterns(TINTS)} | shapes
+    return {kind: requested for kind, _, _, requested in GLOBAL} | {"tint": tint_patterns(TINTS)} | shapes
 
 
 def catalogue() -> tuple[Edit, ...]:
     """Every edit: the global ones, a tint in each colour, and each shape in each colour at each place."""
     edits = [Edit(kind, _expanded(patterns), apply, but, f"{kind} everywhere") for kind, apply, but, patterns in GLOBAL]
     for name in TINTS:
-        asked = _expanded(tint_patterns([name]))
-        edits.append(Edit("tint", asked, tint(name), f"with a {name} tint", f"{name} tint everywhere"))
+        requested = _expanded(tint_patterns([name]))
+        edits.append(Edit("tint", requested, tint(name), f"with a {name} tint", f"{name} tint everywhere"))
     for kind, name, place in itertools.product(THINGS, COLOURS, PLACES):
         what = f"{name} {kind} {place}"
-        asked = expand_pattern(shape_pattern(kind, [name], [place]))
-        edits.append(Edit(kind, asked, shape(kind, name, place), f"with {article(name)} {what}", what))
+        requested = expand_pattern(shape_pattern(kind, [name], [place]))
+        edits.append(Edit(kind, requested, shape(kind, name, place), f"with {article(name)} {what}", what))
     return tuple(edits)
 
 

@@ -67,21 +67,19 @@ def evaluate(work: Path, folder: Path, count: int) -> None:
             rng = np.random.default_rng((99, index, len(kind)))
             edit = edits[rng.integers(len(edits))]
             phrase = edit.phrases[rng.integers(len(edit.phrases))]
-            picture = open_image(path)
-            source = as_floats(picture.rgb)
+            photo = open_image(path)
+            source = as_floats(photo.rgb)
             target = as_floats(Image.fromarray(to_bytes(edit.apply(source, rng))))
-            variant = sample_edits(model, engine, [EditJob(picture.rgb, phrase, (index,))], EditSettings(sampling))[0][
-                0
-            ]
+            variant = sample_edits(model, engine, [EditJob(photo.rgb, phrase, (index,))], EditSettings(sampling))[0][0]
             before = decode_image(model, variant.source)
-            edited = as_floats(render_edit(model, picture.rgb, before, variant, "source").image)
+            edited = as_floats(render_edit(model, photo.rgb, before, variant, "source").image)
             true_codes = encode_image(model, Image.fromarray(to_bytes(target)))
-            ideal = compose(np.asarray(picture.rgb), before, decode_image(model, true_codes), variant.effects)
+            ideal = compose(np.asarray(photo.rgb), before, decode_image(model, true_codes), variant.effects)
             ceiling = as_floats(Image.fromarray(ideal.pixels))
             shares.append(removed(edited, source, target, kind))
             ceilings.append(removed(ceiling, source, target, kind))
-            drawn = render_edit(model, picture.rgb, before, variant, "model").image.resize(picture.rgb.size)
-            rows += [picture.rgb, drawn, *(Image.fromarray(to_bytes(p)) for p in (edited, ceiling, target))]
+            generated = render_edit(model, photo.rgb, before, variant, "model").image.resize(photo.rgb.size)
+            rows += [photo.rgb, generated, *(Image.fromarray(to_bytes(p)) for p in (edited, ceiling, target))]
         table[kind] = {"share": float(np.mean(shares)), "ceiling": float(np.mean(ceilings)), "worst": min(shares)}
         print(
             f"{kind:16s} {table[kind]['share']:6.2f} (ceiling {table[kind]['ceiling']:5.2f}, worst {min(shares):5.2f})",

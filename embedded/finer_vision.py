@@ -59,9 +59,9 @@ def batch_of(folder: Path, seed: int, step: int, count: int = BATCH) -> Tensor:
     return torch.from_numpy(np.stack(items)).permute(0, 3, 1, 2) * 2 - 1
 
 
-def loss_of(pixels: Tensor, drawn: Tensor, latent: Tensor) -> Tensor:
+def loss_of(pixels: Tensor, generated: Tensor, latent: Tensor) -> Tensor:
     """L1 + 0.5 MSE + 0.6 L1 of the gradients + 0.3 of those at half the size + 0.1 pull towards the grid."""
-    error = drawn - pixels
+    error = generated - pixels
     half = torch.nn.functional.avg_pool2d(error, 2)
 
     def edges(values: Tensor) -> Tensor:
@@ -76,8 +76,10 @@ def loss_of(pixels: Tensor, drawn: Tensor, latent: Tensor) -> Tensor:
 def psnr(model: Emu3VQVAE, folder: Path) -> float:
     """Mean PSNR in dB over 64 textured crops of held-out photos, through the grid and back."""
     pixels = batch_of(folder, 11, 0, 64)
-    drawn = torch.cat([decode_latents(model, to_grid(latents(model, part))).clamp(-1, 1) for part in pixels.split(8)])
-    return float((-10 * torch.log10(((drawn - pixels) / 2).square().mean((1, 2, 3)))).mean())
+    generated = torch.cat(
+        [decode_latents(model, to_grid(latents(model, part))).clamp(-1, 1) for part in pixels.split(8)]
+    )
+    return float((-10 * torch.log10(((generated - pixels) / 2).square().mean((1, 2, 3)))).mean())
 
 
 def train(work: Path, steps: int) -> None:

@@ -49,7 +49,7 @@ def edited(model: EarlModel, engine: TransformersEngine, jobs: Sequence[tuple[Im
     """Each photo edited by its instruction, at its own size, with seed 0."""
     settings = EditSettings(model.sampling)
     drafts: list[list[SampledEdit]] = sample_edits(
-        model, engine, [EditJob(photo, asked, (0,)) for photo, asked in jobs], settings
+        model, engine, [EditJob(photo, requested, (0,)) for photo, requested in jobs], settings
     )
     return [
         render_edit(model, photo, decode_image(model, variant.source), variant, "source").image
@@ -60,12 +60,12 @@ def edited(model: EarlModel, engine: TransformersEngine, jobs: Sequence[tuple[Im
 def by_photo(model: EarlModel, engine: TransformersEngine, folder: Path) -> None:
     for path in sorted((DOCS / "photos").glob("*.jpg")):
         photo = open_image(path).rgb
-        asked = examples(model.abilities or {"kinds": {}})
-        found = edited(model, engine, [(photo, each) for each in asked])
-        tiles = [captioned([image], text, WIDTH) for image, text in zip(found, asked, strict=True)]
+        requested = examples(model.abilities or {"kinds": {}})
+        found = edited(model, engine, [(photo, each) for each in requested])
+        tiles = [captioned([image], text, WIDTH) for image, text in zip(found, requested, strict=True)]
         contact_sheet([captioned([photo], "the photo", WIDTH), *tiles], 4).save(folder / f"{path.stem}.jpg", quality=74)
         if path.stem == "palace":
-            snowy = next(image for image, text in zip(found, asked, strict=True) if "snowy" in text)
+            snowy = next(image for image, text in zip(found, requested, strict=True) if "snowy" in text)
             contact_sheet([photo, snowy], 2).save(folder / "snow.jpg", quality=88)
 
 
@@ -79,9 +79,9 @@ def by_kind(model: EarlModel, engine: TransformersEngine, folder: Path) -> None:
     for number, (kind, edits) in enumerate(kinds.items()):
         rng = np.random.default_rng((0, number))
         chosen = [edits[rng.integers(len(edits))] for _ in photos]
-        asked = [edit.phrases[rng.integers(len(edit.phrases))] for edit in chosen]
-        afters = edited(model, engine, list(zip(photos, asked, strict=True)))
-        rows = zip(photos, afters, asked, strict=True)
+        requested = [edit.phrases[rng.integers(len(edit.phrases))] for edit in chosen]
+        afters = edited(model, engine, list(zip(photos, requested, strict=True)))
+        rows = zip(photos, afters, requested, strict=True)
         tiles = [captioned([photo, after], text, HALF_WIDTH) for photo, after, text in rows]
         contact_sheet(tiles, 4).save(folder / f"{kind.replace(' ', '-')}.jpg", quality=72)
         print(kind, flush=True)

@@ -49,8 +49,8 @@ def interval(values: NDArray[np.float64], sources: NDArray[np.int64]) -> tuple[f
     rng = np.random.default_rng(0)
     count = int(sources.max()) + 1
     totals, sizes = np.bincount(sources, values, count), np.bincount(sources, minlength=count)
-    drawn = rng.integers(0, count, (DRAWS, count))
-    means = totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    resampled = rng.integers(0, count, (DRAWS, count))
+    means = totals[resampled].sum(axis=1) / sizes[resampled].sum(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 

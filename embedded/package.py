@@ -32,7 +32,7 @@ about 96x96 pixels; `earl edit` brings what it changed to the photo's own size.
 
 Anything else is outside its range, and `earl edit` says so: it knows no objects, no faces and no places in a scene,
 and does one edit at a time. It was not trained to reason. At 96 pixels it generates no flakes and no drops: snow is a
-white veil, rain a grey one. A square is generated when asked for, but mostly as a disc, so squares aren't on the list.
+white veil, rain a grey one. Asked for a square, it mostly generates a disc, so squares aren't on the list.
 
 ## Held-out results
 

@@ -44,7 +44,7 @@ class Set:
     """What a set of pairs is made of.
 
     ``weights`` says how often a kind is drawn (1 without it; what is hard to learn is drawn more often), ``phrases`` in
-    which of an edit's ways it is asked for, ``group`` what a row's kind is called.
+    which of an edit's wordings are used, ``group`` what a row's kind is called.
     """
 
     edits: Callable[[], tuple[Edit, ...]]
@@ -108,7 +108,7 @@ def scene(rng: np.random.Generator) -> Image.Image:
     )
 
 
-def source_picture(work: Path, chosen: Set, rng: np.random.Generator) -> Pixels:
+def source_image(work: Path, chosen: Set, rng: np.random.Generator) -> Pixels:
     """One source ``float32[H, W, 3]``: a crop, perhaps mirrored, graded, or with objects stuck on."""
     trained = not chosen.heldout
     photos = photographs(work, "train" if trained else "heldout")
@@ -136,8 +136,8 @@ def draw_edits(chosen: Set, count: int, rng: np.random.Generator) -> list[Edit]:
     groups = grouped(chosen)
     names = sorted(groups)
     weights = np.array([chosen.weights.get(name, 1.0) for name in names])
-    drawn = rng.choice(len(names), count, p=weights / weights.sum(), replace=False)
-    return [groups[names[k]][rng.integers(len(groups[names[k]]))] for k in drawn]
+    sampled = rng.choice(len(names), count, p=weights / weights.sum(), replace=False)
+    return [groups[names[k]][rng.integers(len(groups[names[k]]))] for k in sampled]
 
 
 @cache
@@ -153,11 +153,11 @@ def write_one(task: tuple[Path, str, int, int]) -> list[dict[str, str]]:
     chosen = SETS[name]
     rng = np.random.default_rng((sum(name.encode()), index))
     folder = work / "pairs" / name
-    pixels = source_picture(work, chosen, rng)
+    pixels = source_image(work, chosen, rng)
     rows = []
 
-    def save(picture: Pixels, file: str) -> None:
-        resize_to_area(Image.fromarray(to_bytes(picture)), AREA, grids=GRIDS).save(folder / file, compress_level=1)
+    def save(image: Pixels, file: str) -> None:
+        resize_to_area(Image.fromarray(to_bytes(image)), AREA, grids=GRIDS).save(folder / file, compress_level=1)
 
     save(pixels, f"source/{index:05d}.png")
     for number, edit in enumerate(draw_edits(chosen, count, rng)):

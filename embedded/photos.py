@@ -68,7 +68,7 @@ def download(work: Path) -> list[Path]:
     return [work / "unpacked" / name for name in (*DEBIAN, *(w.split("==")[0] for w in WHEELS))]
 
 
-def embedded_pictures(blob: bytes) -> Iterator[bytes]:
+def embedded_images(blob: bytes) -> Iterator[bytes]:
     """Whole JPEG and WebP files inside a Qt resource file, found by their signatures."""
     at = 0
     while (at := blob.find(b"RIFF", at)) >= 0:
@@ -93,7 +93,7 @@ def candidates(folders: list[Path]) -> Iterator[tuple[str, Image.Image]]:
             if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"}:
                 contents = [path.read_bytes()]
             elif path.suffix == ".rcc":
-                contents = list(embedded_pictures(path.read_bytes()))
+                contents = list(embedded_images(path.read_bytes()))
             else:
                 continue
             for index, content in enumerate(contents):

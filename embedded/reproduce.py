@@ -70,8 +70,8 @@ def root_of(work: Path) -> Path:
     """The folder of all results; other settings, edits, pairs or start have another one, so that none are mixed."""
     settings = [json.dumps(read_config(f"miniature/{name}"), sort_keys=True) for name in ("sft", "sft-thinking", "rl")]
     sources = [HERE / name for name in ("photos.py", "edits.py", "complex_edits.py", "pairs.py", "noisy_reward.py")]
-    told = "\0".join([*settings, *(path.read_text() for path in [*sources, START]), repr(PAIRS)])
-    return work / f"reproduce-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    content = "\0".join([*settings, *(path.read_text() for path in [*sources, START]), repr(PAIRS)])
+    return work / f"reproduce-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def models() -> Iterator[Trained]:
@@ -93,8 +93,8 @@ def steps(work: Path) -> list[Step]:
         return (sys.executable, str(HERE / name), str(work), *words)
 
     found = [Step("photos", script("photos.py"))]
-    for name, pictures, edits in PAIRS:
-        found.append(Step(f"pairs {name}", script("pairs.py", name, str(pictures), str(edits)), ("photos",)))
+    for name, images, edits in PAIRS:
+        found.append(Step(f"pairs {name}", script("pairs.py", name, str(images), str(edits)), ("photos",)))
     for name in STORES:
         pairs, store = str(work / "pairs" / name), str(root / "tokens" / name)
         command = (*EARL, "tokenize", pairs, "-o", store, "--cot-keys", "plan")
@@ -131,7 +131,7 @@ def steps(work: Path) -> list[Step]:
 
 
 def evaluation(work: Path, model: Trained) -> Step:
-    """The edits of held-out photos, asked for in words that nothing was trained on, as the model draws them."""
+    """The edits of held-out photos, with wordings that nothing was trained on, as the model samples them."""
     root = root_of(work)
     words = ["-b", str(work / "pairs/test"), "-m", f"{model.name}={root / 'models' / model.name}", "--size", "model"]
     words += ["--temperature", "1", "--top-k", "0", "--no-report", "--no-floor"]

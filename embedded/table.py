@@ -133,14 +133,14 @@ def name_of(row: Row) -> str:
 
 
 def ceiling(pairs: Path) -> dict[int, float]:
-    """The reference score of each target's own codes: more can't be asked of what a model draws."""
+    """The reference score of each target's own codes: the most that a model can reach."""
     model = load_model(device="cpu")
     found = {}
     for number, line in enumerate((pairs / "pairs.jsonl").read_text().splitlines()):
         row = json.loads(line)
         source, target = (open_image(pairs / row[part]).rgb for part in ("source", "edited"))
-        drawn = to_bytes(decode_image(model, encode_image(model, target)))
-        edit = Edit(row["id"], row["instruction"], np.asarray(source), drawn, np.asarray(target))
+        generated = to_bytes(decode_image(model, encode_image(model, target)))
+        edit = Edit(row["id"], row["instruction"], np.asarray(source), generated, np.asarray(target))
         value = reference_reward([edit])[0].value
         assert value is not None, edit.id
         found[number] = value
@@ -161,14 +161,14 @@ def tables(samples: Samples, runs: Mapping[Trained, EvalRun], most: Values) -> s
     heads = [*KINDS, *(metric.upper() for metric in METRICS), "invalid"]
     text += ["", f"| training | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
     for row in rows:
-        figures = [f"{mean(samples, reference[row], (kind,)).mean:.3f}" for kind in KINDS]
+        metrics = [f"{mean(samples, reference[row], (kind,)).mean:.3f}" for kind in KINDS]
         for metric, digits in zip(METRICS, (4, 2, 3), strict=True):
-            figures.append(f"{mean(samples, values(runs, row, metric, seeds[row]), KINDS).mean:.{digits}f}")
+            metrics.append(f"{mean(samples, values(runs, row, metric, seeds[row]), KINDS).mean:.{digits}f}")
         lines = [line for seed in seeds[row] for line in runs[Trained(*row, seed)].lines]
         missing = sum(line.result.edited_image is None for line in lines) / len(lines)
-        text.append(f"| {name_of(row)} | {' | '.join(figures)} | {missing:.0%} |")
-    figures = [f"{mean(samples, most, (kind,)).mean:.3f}" for kind in KINDS]
-    text.append(f"| {CEILING} | {' | '.join(figures)} |{' |' * (len(METRICS) + 1)}")
+        text.append(f"| {name_of(row)} | {' | '.join(metrics)} | {missing:.0%} |")
+    metrics = [f"{mean(samples, most, (kind,)).mean:.3f}" for kind in KINDS]
+    text.append(f"| {CEILING} | {' | '.join(metrics)} |{' |' * (len(METRICS) + 1)}")
     text += ["", "| finding | better − worse | difference | seed by seed | answer |", "| --- " * 5 + "|"]
     for finding in FINDINGS:
         shared = sorted(seeds[finding.better] & seeds[finding.worse])
@@ -199,9 +199,9 @@ def curves(work: Path, target: Path) -> None:
         found = [read_run(log, str(log)) for log in logs]
         for panel, (key, title) in zip(panels, keys, strict=True):
             steps = found[0].metrics[key].steps
-            drawn = np.array([smooth(run.metrics[key].values, 8 if key == "reward/mean" else 1) for run in found])
-            panel.plot(steps, drawn.mean(axis=0), label=name_of(row), color=colour)
-            panel.fill_between(steps, drawn.min(axis=0), drawn.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+            curves = np.array([smooth(run.metrics[key].values, 8 if key == "reward/mean" else 1) for run in found])
+            panel.plot(steps, curves.mean(axis=0), label=name_of(row), color=colour)
+            panel.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.2, linewidth=0)
             panel.set(title=title, xlabel="iteration")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(target, dpi=110)

@@ -73,15 +73,15 @@ def to_grid(latent: Tensor) -> Tensor:
     return latent + (nearest - latent).detach()
 
 
-def loss_of(pixels: Tensor, drawn: Tensor, latent: Tensor) -> Tensor:
+def loss_of(pixels: Tensor, generated: Tensor, latent: Tensor) -> Tensor:
     """L1 + 0.5 MSE + 0.3 L1 of the gradients + 0.1 pull towards the grid."""
-    error = drawn - pixels
+    error = generated - pixels
     edges = (error[..., 1:, :] - error[..., :-1, :]).abs().mean() + (error[..., 1:] - error[..., :-1]).abs().mean()
     pull = (latent - to_grid(latent).detach()).square().mean()
     return error.abs().mean() + 0.5 * error.square().mean() + 0.3 * edges + 0.1 * pull
 
 
-def pictures(folder: Path) -> dict[tuple[int, int], np.ndarray]:
+def images(folder: Path) -> dict[tuple[int, int], np.ndarray]:
     """All sources and edits by size, as ``uint8[N, H, W, 3]``."""
     by_size: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)
     for path in sorted(folder.rglob("*.png")):
@@ -105,8 +105,8 @@ def psnr(model: Emu3VQVAE, pool: dict[tuple[int, int], np.ndarray]) -> float:
     values = []
     for items in pool.values():
         pixels = torch.from_numpy(items[:64]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        drawn = decode_latents(model, to_grid(latents(model, pixels))).clamp(-1, 1)
-        values += (-10 * torch.log10(((drawn - pixels) / 2).square().mean((1, 2, 3)))).tolist()
+        generated = decode_latents(model, to_grid(latents(model, pixels))).clamp(-1, 1)
+        values += (-10 * torch.log10(((generated - pixels) / 2).square().mean((1, 2, 3)))).tolist()
     return float(np.mean(values))
 
 
@@ -136,7 +136,7 @@ def fit(
 ) -> None:
     """Train ``model`` on the ``batch`` of each step, going on from the file ``state`` where it is there.
 
-    ``loss`` takes pixels, what is drawn of them, and latents; ``quality`` is a PSNR in dB, told at every save.
+    ``loss`` takes pixels, their reconstruction, and latents; ``quality`` is a PSNR in dB, printed at every save.
     """
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=schedule.peak, weight_decay=0)
     start = 0
@@ -152,8 +152,8 @@ def fit(
         pixels = batch(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=step < ROUGH_SHARE * schedule.steps):
             latent = latents(model, pixels).float()
-            drawn = decode_latents(model, to_grid(latent)).float()
-        found = loss(pixels, drawn, latent)
+            generated = decode_latents(model, to_grid(latent)).float()
+        found = loss(pixels, generated, latent)
         optimizer.zero_grad()
         found.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -171,7 +171,7 @@ def fit(
 
 def train(work: Path, steps: int) -> None:
     torch.set_num_threads(2)
-    pool, held_out = pictures(work / "pairs/train"), pictures(work / "pairs/heldout")
+    pool, held_out = images(work / "pairs/train"), images(work / "pairs/heldout")
     counts = np.array([len(items) for items in pool.values()], dtype=float)
     weights = counts / counts.sum()
     model, state = new_model(), work / "vision.pt"

@@ -57,9 +57,9 @@ def opened(
     script: bool = True,
     touch: bool = False,
 ) -> Iterator[Page]:
-    """A page at a ``file:`` or local address. At the end it must have logged no error and asked for nothing else."""
+    """A page at a ``file:`` or local address. At the end it must have logged no error and requested nothing else."""
     errors: list[str] = []
-    asked: list[str] = []
+    requested: list[str] = []
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         color_scheme=scheme,
@@ -75,7 +75,7 @@ def opened(
             errors.append(message.text)
 
     def note(request: Request) -> None:
-        asked.append(request.url)
+        requested.append(request.url)
 
     page.on("console", listen)
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -83,7 +83,7 @@ def opened(
     page.set_default_timeout(10_000)
     page.goto(address)
     yield page
-    elsewhere = [url for url in asked if not url.startswith(("data:", "blob:", address.partition("#")[0]))]
+    elsewhere = [url for url in requested if not url.startswith(("data:", "blob:", address.partition("#")[0]))]
     context.close()
     assert not errors
     assert not elsewhere

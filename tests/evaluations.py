@@ -16,7 +16,7 @@ from earl_cli.evaluation.editors import EditorOutput, EditTask, OnFraction
 TASKS = ("colour", "weather")
 
 
-def picture(seed: int, width: int = 24, height: int = 16) -> Image.Image:
+def random_image(seed: int, width: int = 24, height: int = 16) -> Image.Image:
     """A smooth random image."""
     coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -31,7 +31,7 @@ def pairs(folder: Path, count: int = 6, *, targets: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(count):
-        source = picture(number // 2)
+        source = random_image(number // 2)
         source.save(folder / f"{number // 2}.png")
         row = {"id": f"s{number}", "source": f"{number // 2}.png", "instruction": f"invert {number}"}
         if targets:
@@ -46,7 +46,7 @@ def pairs(folder: Path, count: int = 6, *, targets: bool = True) -> Path:
 class Inverting:
     """Inverts an image, with a spot whose place is the seed's; ``stops_after`` so many edits it fails as a whole.
 
-    It draws nothing where the instruction holds ``refuses``. ``tasks`` is what it was asked.
+    It makes no image where the instruction holds ``refuses``. ``tasks`` are all that it got.
     """
 
     name: str = "inverting"

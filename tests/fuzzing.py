@@ -213,7 +213,7 @@ def _in_a_child(
     if not pid:
         os.close(read_end)
         with os.fdopen(write_end, "w", buffering=1) as pipe:
-            _read_all(room, seed, numbers, place, lambda said: print(json.dumps(said), file=pipe))
+            _read_all(room, seed, numbers, place, lambda result: print(json.dumps(result), file=pipe))
     os.close(write_end)
     done = 0
     with os.fdopen(read_end) as pipe:

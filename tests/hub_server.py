@@ -52,11 +52,11 @@ class Repository:
 
 @dataclass
 class Request:
-    """One request as the server saw it: ``sent`` counts the bytes of the body, ``asked`` is its Range header."""
+    """One request as the server saw it: ``sent`` counts the bytes of the body, ``range`` is its Range header."""
 
     method: str
     path: str
-    asked: str | None = None
+    range: str | None = None
     status: int = 0
     sent: int = 0
 
@@ -87,7 +87,7 @@ class Hub:
         return repository
 
     def break_off(self, repo_id: str, path: str, times: float = float("inf")) -> None:
-        """Ends the connection after half of the promised bytes of a file, the next so many times that it is asked."""
+        """Ends the connection after half of the promised bytes of a file, for the next so many requests."""
         self.cuts[repo_id, path] = times
 
     def heal(self) -> None:
@@ -124,7 +124,7 @@ class Hub:
 
     @property
     def proxies(self) -> dict[str, str]:
-        """Variables that lead requests for other hosts here, to be refused: ``datasets`` asks one that can't exist."""
+        """Variables that lead requests for other hosts here, to be refused: ``datasets`` calls one that can't exist."""
         return {"http_proxy": self.endpoint, "https_proxy": self.endpoint, "no_proxy": "127.0.0.1"}
 
 
@@ -169,9 +169,9 @@ class _Handler(LocalHandler):
         if api[3] == "tree":
             return self._json(_tree(folder, unquote(api[5] or ""), parse_qs(query)))
         if api[3] == "paths-info":
-            asked = parse_qs(body.decode())
-            found = [folder / path for path in asked.get("paths", []) if (folder / path).exists()]
-            return self._json([_entry(folder, path, asked) for path in found])
+            requested = parse_qs(body.decode())
+            found = [folder / path for path in requested.get("paths", []) if (folder / path).exists()]
+            return self._json([_entry(folder, path, requested) for path in found])
         return self._json(_info(repository, name))
 
     def _find(self, kind: str, repo_id: str, revision: str) -> tuple[Repository, str]:
@@ -210,9 +210,9 @@ class _Handler(LocalHandler):
         if file.suffix in LARGE_FILES:
             headers |= {"ETag": f'"{sha256}"', "X-Linked-ETag": f'"{sha256}"', "X-Linked-Size": str(len(content))}
         status, size = HTTPStatus.OK, len(content)
-        if asked := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
-            first = int(asked[1]) if asked[1] else size - int(asked[2])
-            last = min(int(asked[2]), size - 1) if asked[1] and asked[2] else size - 1
+        if requested := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
+            first = int(requested[1]) if requested[1] else size - int(requested[2])
+            last = min(int(requested[2]), size - 1) if requested[1] and requested[2] else size - 1
             if first >= size:
                 return self._send(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b"", {"Content-Range": f"bytes */{size}"})
             status, content = HTTPStatus.PARTIAL_CONTENT, content[first : last + 1]
@@ -268,18 +268,20 @@ def _info(repository: Repository, name: str) -> dict[str, object]:
     } | ({"modelId": repository.id} if repository.kind == "model" else {})
 
 
-def _tree(folder: Path, under: str, asked: Mapping[str, list[str]]) -> list[dict[str, object]]:
+def _tree(folder: Path, under: str, requested: Mapping[str, list[str]]) -> list[dict[str, object]]:
     start = folder / under
     if not start.is_dir():
         raise _RefusalError(HTTPStatus.NOT_FOUND, "EntryNotFound", f"{under} does not exist on this revision")
-    found = start.rglob("*") if _is_set(asked, "recursive") else start.iterdir()
-    return [_entry(folder, path, asked) for path in sorted(found)]
+    found = start.rglob("*") if _is_set(requested, "recursive") else start.iterdir()
+    return [_entry(folder, path, requested) for path in sorted(found)]
 
 
-def _entry(folder: Path, path: Path, asked: Mapping[str, list[str]]) -> dict[str, object]:
-    """A file or folder as the Hub lists it; ``expand`` among the fields ``asked`` adds the last commit."""
+def _entry(folder: Path, path: Path, requested: Mapping[str, list[str]]) -> dict[str, object]:
+    """A file or folder as the Hub lists it; ``expand`` among the fields ``requested`` adds the last commit."""
     name = str(path.relative_to(folder))
-    commit = {"lastCommit": {"id": "0" * 40, "title": "add files", "date": WHEN}} if _is_set(asked, "expand") else {}
+    commit = (
+        {"lastCommit": {"id": "0" * 40, "title": "add files", "date": WHEN}} if _is_set(requested, "expand") else {}
+    )
     if path.is_dir():
         return {"type": "directory", "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0, "path": name} | commit
     (blob, sha256), size = _digests(path), path.stat().st_size
@@ -287,8 +289,8 @@ def _entry(folder: Path, path: Path, asked: Mapping[str, list[str]]) -> dict[str
     return {"type": "file", "oid": blob, "size": size, "path": name} | large | commit
 
 
-def _is_set(asked: Mapping[str, list[str]], name: str) -> bool:
-    return asked.get(name, [""])[0].lower() in ("true", "1")
+def _is_set(requested: Mapping[str, list[str]], name: str) -> bool:
+    return requested.get(name, [""])[0].lower() in ("true", "1")
 
 
 def _digests(file: Path) -> tuple[str, str]:

@@ -69,15 +69,15 @@ class ImagesServer:
         self.server.stop()
 
 
-def negative(picture: Image.Image, instruction: str, seed: int | None) -> Image.Image:
+def negative(image: Image.Image, instruction: str, seed: int | None) -> Image.Image:
     """What the server draws."""
     tint = hashlib.sha256(f"{instruction} {seed}".encode()).digest()[:3]
-    return Image.fromarray(255 - np.asarray(picture) ^ np.frombuffer(tint, np.uint8))
+    return Image.fromarray(255 - np.asarray(image) ^ np.frombuffer(tint, np.uint8))
 
 
-def as_png(picture: Image.Image) -> bytes:
+def as_png(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()
 
 
@@ -148,10 +148,10 @@ class _Handler(LocalHandler):
             return self._fail(images, fault)
         if fault == "slow":
             time.sleep(images.faults.slow)
-        with Image.open(io.BytesIO(file)) as picture:
+        with Image.open(io.BytesIO(file)) as image:
             seed = int(form["seed"]) if "seed" in form else None
-            drawn = as_png(negative(picture, instruction, seed))
-        return self._give(images, next((each for text, each in images.draws.items() if text in instruction), drawn))
+            generated = as_png(negative(image, instruction, seed))
+        return self._give(images, next((each for text, each in images.draws.items() if text in instruction), generated))
 
     def _give(self, images: ImagesServer, file: bytes) -> None:
         code, name = base64.b64encode(file).decode(), hashlib.sha256(file).hexdigest()

@@ -60,7 +60,7 @@ class Call:
 
     body: Mapping[str, Any]
     text: str
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     key: str
     fault: str | None
 
@@ -116,24 +116,27 @@ class JudgeServer:
             self.max_concurrency = 0
 
 
-def picture(seed: int, side: int = 16) -> Pixels:
+def random_image(seed: int, side: int = 16) -> Pixels:
     """Noise, uint8[side, side, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
 def some_edits(count: int) -> list[Edit]:
     """Edits of images of noise, all with a target."""
-    return [Edit(f"row-{n}", "make it snowy", picture(n), picture(n + 1000), picture(n + 2000)) for n in range(count)]
+    return [
+        Edit(f"row-{n}", "make it snowy", random_image(n), random_image(n + 1000), random_image(n + 2000))
+        for n in range(count)
+    ]
 
 
-def reply_to(text: str, pictures: tuple[str, ...], fixed_choice: str | None = None) -> str:
+def reply_to(text: str, images: tuple[str, ...], fixed_choice: str | None = None) -> str:
     """The judge's reply, a function of the text and the images.
 
     Of two edits it prefers the same one in either order, unless they tie or there is a ``fixed_choice``.
     """
-    generator = random.Random(f"{text} {pictures}")
+    generator = random.Random(f"{text} {images}")
     if "<choice>" in text:
-        return f"Both have the snow, one has more.\n<choice>{fixed_choice or _choice(text, pictures)}</choice>"
+        return f"Both have the snow, one has more.\n<choice>{fixed_choice or _choice(text, images)}</choice>"
     if "<score>" in text:
         return f"The attempt has the snow, but the roof is darker.\n<score>{generator.randint(0, 10)}</score>"
     answer = json.dumps(
@@ -143,9 +146,9 @@ def reply_to(text: str, pictures: tuple[str, ...], fixed_choice: str | None = No
     return f"{before}{answer}{after}"
 
 
-def _choice(text: str, pictures: tuple[str, ...]) -> str:
+def _choice(text: str, images: tuple[str, ...]) -> str:
     """By content, in either order; one pair in eight is a tie, and in one of eight the first position is preferred."""
-    source, first, second = pictures
+    source, first, second = images
     chance = random.Random(f"{text} {source} {sorted((first, second))}").randrange(8)
     best = max(first, second, key=lambda each: hashlib.sha256(f"{text} {source} {each}".encode()).digest())
     return {0: "tie", 1: "1"}.get(chance, "1" if best == first else "2")
@@ -190,12 +193,12 @@ class _Handler(LocalHandler):
         contents = [[{"type": "text", "text": each}] if isinstance(each, str) else each for each in contents]
         parts = [part for content in contents for part in content]
         text = "\n".join(part["text"] for part in parts if part["type"] == "text")
-        pictures = tuple(_digest(part["image_url"]["url"]) for part in parts if part["type"] == "image_url")
-        content = hashlib.sha256(f"{text} {pictures}".encode()).hexdigest()
+        images = tuple(_digest(part["image_url"]["url"]) for part in parts if part["type"] == "image_url")
+        content = hashlib.sha256(f"{text} {images}".encode()).hexdigest()
         with judge.lock:
             fault = judge.faults.of(content, judge.attempts[content])
             judge.attempts[content] += 1
-            judge.calls.append(Call(body, text, pictures, self.headers.get("Authorization", ""), fault))
+            judge.calls.append(Call(body, text, images, self.headers.get("Authorization", ""), fault))
             judge.is_down = judge.is_down or judge.down_after == len(judge.calls)
         if body["model"] not in judge.models:
             return self.send_error_of(404, f"The model `{body['model']}` does not exist.")
@@ -216,7 +219,7 @@ class _Handler(LocalHandler):
             return self._fail(judge, fault)
         if judge.fixed_message is not None:
             return self._send_message(judge.fixed_message, judge.finish_reason)
-        return self._complete(reply_to(text, pictures, judge.fixed_choice))
+        return self._complete(reply_to(text, images, judge.fixed_choice))
 
     def _fail(self, judge: JudgeServer, fault: str) -> None:
         match fault:
@@ -248,6 +251,6 @@ def _digest(url: str) -> str:
     kind, _, data = url.partition(";base64,")
     if kind != "data:image/jpeg":
         raise ValueError(f"not a JPEG: {kind}")
-    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
-        size = f"{picture.width} x {picture.height} "
-        return size + hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
+    with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
+        size = f"{image.width} x {image.height} "
+        return size + hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()

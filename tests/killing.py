@@ -39,12 +39,12 @@ class Made:
 
     files: Mapping[str, bytes]
     saved: Mapping[str, bytes]
-    figures: Mapping[str, list[float]]
+    metrics: Mapping[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run a command, and what it makes when nobody disturbs it in ``seconds``; ``best`` is a checkpoint."""
+    """One way to run a command, and what it makes undisturbed, in ``seconds``; ``best`` is a checkpoint."""
 
     command: Command
     launch: Trainings
@@ -74,7 +74,7 @@ class Setting:
         assert [path.name for path in checkpoints(output / CHECKPOINTS)] == list(
             self.command.left[-self.command.keep :]
         )
-        assert figures(output) == self.undisturbed.figures
+        assert read_metrics(output) == self.undisturbed.metrics
         self.check(output)
         for path in newest:
             assert f"{self.command.done(path)};" in runs[0].output.replace(",", ";").replace("\n", ";")
@@ -116,7 +116,7 @@ def make(
         for path in checkpoints(out / CHECKPOINTS)
     }
     assert set(command.left) <= set(saved)
-    made = Made(files(out), saved, figures(out))
+    made = Made(files(out), saved, read_metrics(out))
     return Setting(command, launch, tuple(arguments), processes, made, seconds, _best(out))
 
 
@@ -144,7 +144,7 @@ def files(output: Path) -> dict[str, bytes]:
     }
 
 
-def figures(output: Path) -> dict[str, list[float]]:
+def read_metrics(output: Path) -> dict[str, list[float]]:
     """All that was logged, and isn't measured."""
     found = read_run(output / LOG, "run").metrics
     return {name: series.values.tolist() for name, series in found.items() if not MEASURED.fullmatch(name)}
@@ -249,7 +249,7 @@ def refused(setting: Setting, output: Path) -> None:
 
 
 def start_and_fill(setting: Setting, output: Path, fill: Callable[[], object]) -> list[Run]:
-    """Started on a disk that has room, which somebody else takes while it trains."""
+    """Started on a disk that has room, which another process takes while it trains."""
     runs = setting.start_until("in the first steps", output)
     fill()
     runs[0].thaw()
@@ -328,11 +328,11 @@ def stop(setting: Setting, output: Path, moment: str, number: signal.Signals) ->
     setting.finish(output)
 
 
-def assert_stopped(setting: Setting, output: Path, said: str) -> None:
+def assert_stopped(setting: Setting, output: Path, printed: str) -> None:
     """It says after which step it stopped, and that one's checkpoint is there and whole."""
     unit = setting.command.unit
-    found = re.search(rf"^stopped after {unit} (\d+); the same command resumes from there$", said, re.MULTILINE)
-    assert found, said
+    found = re.search(rf"^stopped after {unit} (\d+); the same command resumes from there$", printed, re.MULTILINE)
+    assert found, printed
     newest = checkpoints(output / CHECKPOINTS)[-1]
     assert number(newest) + setting.command.first == int(found[1])
 
@@ -344,9 +344,9 @@ def stop_under_torchrun(setting: Setting, output: Path) -> None:
         while not is_signalled(workers[0]):
             time.sleep(0.01)
         os.kill(workers[0], signal.SIGCONT)
-        said, err = process.communicate(timeout=60)
+        printed, err = process.communicate(timeout=60)
     assert "error:" not in err
-    assert_stopped(setting, output, said)
+    assert_stopped(setting, output, printed)
     setting.check(output)
     setting.finish(output)
 

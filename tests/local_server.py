@@ -17,7 +17,7 @@ PORTS = iter(range(20_000 + os.getpid() * 37 % 10_000, 32_000))
 
 
 def free_port() -> int:
-    """One that nobody listens on, and that nobody else is given before it is used."""
+    """A free one that no other caller gets before it is used."""
     for port in PORTS:
         with socket.socket() as found, suppress(OSError):
             found.bind(("127.0.0.1", port))
@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 class LocalServer(ThreadingHTTPServer):
-    """Listens on 127.0.0.1 until `stop`; ``owner`` is whoever decides what is answered."""
+    """Listens on 127.0.0.1 until `stop`; ``owner`` decides what is answered."""
 
     daemon_threads = True
     request_queue_size = 256

@@ -32,34 +32,34 @@ def a_run(folder: Path, steps: int = 400, floor: float = 2.0) -> Path:
 
 def a_rl_run(folder: Path, iterations: int = 300, seed: int = 0, best: float = 7.0) -> Path:
     """Every metric that an iteration logs, with a course as one hopes for."""
-    draws = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     rows: list[dict[str, float]] = []
     for step in range(1, iterations + 1):
         done = 1 - np.exp(-step / 120)
-        reward = 3.5 + (best - 3.5) * done + draws.normal(0, 0.35)
+        reward = 3.5 + (best - 3.5) * done + rng.normal(0, 0.35)
         seconds = {
-            "sampling": 31 + draws.normal(0, 2),
-            "reward": 12 + draws.exponential(4),
-            "reference": 4 + draws.normal(0, 0.2),
-            "update": 22 + draws.normal(0, 0.7),
+            "sampling": 31 + rng.normal(0, 2),
+            "reward": 12 + rng.exponential(4),
+            "reference": 4 + rng.normal(0, 0.2),
+            "update": 22 + rng.normal(0, 0.7),
         }
         metrics = {
             "reward/mean": reward,
-            "reward/std": 2.4 - 0.6 * done + draws.normal(0, 0.1),
-            "reward/p10": max(0.0, reward - 3.4 + draws.normal(0, 0.4)),
-            "reward/p50": reward + 0.3 + draws.normal(0, 0.2),
-            "reward/p90": min(10.0, reward + 2.6 + draws.normal(0, 0.2)),
-            "reward/group_std": 1.5 - 0.7 * done + draws.normal(0, 0.08),
-            "kl": 0.03 * done + abs(draws.normal(0, 0.002)),
-            "entropy": 4.6 - 1.1 * done + draws.normal(0, 0.05),
-            "loss": draws.normal(0, 0.01),
-            "grad_norm": 0.4 + draws.gamma(2, 0.1),
+            "reward/std": 2.4 - 0.6 * done + rng.normal(0, 0.1),
+            "reward/p10": max(0.0, reward - 3.4 + rng.normal(0, 0.4)),
+            "reward/p50": reward + 0.3 + rng.normal(0, 0.2),
+            "reward/p90": min(10.0, reward + 2.6 + rng.normal(0, 0.2)),
+            "reward/group_std": 1.5 - 0.7 * done + rng.normal(0, 0.08),
+            "kl": 0.03 * done + abs(rng.normal(0, 0.002)),
+            "entropy": 4.6 - 1.1 * done + rng.normal(0, 0.05),
+            "loss": rng.normal(0, 0.01),
+            "grad_norm": 0.4 + rng.gamma(2, 0.1),
             "learning_rate": 3e-6,
-            "reward/frac_zero_std": draws.binomial(16, 0.05 + 0.2 * done) / 16,
-            "completions/frac_valid": 1 - draws.binomial(128, 0.03 * (1 - done)) / 128,
-            "completions/mean_length": 1091 + draws.normal(0, 6),
-            "reward/frac_missing": draws.binomial(128, 0.004) / 128,
-            "sampler_mismatch": 0.002 + abs(draws.normal(0, 0.0004)),
+            "reward/frac_zero_std": rng.binomial(16, 0.05 + 0.2 * done) / 16,
+            "completions/frac_valid": 1 - rng.binomial(128, 0.03 * (1 - done)) / 128,
+            "completions/mean_length": 1091 + rng.normal(0, 6),
+            "reward/frac_missing": rng.binomial(128, 0.004) / 128,
+            "sampler_mismatch": 0.002 + abs(rng.normal(0, 0.0004)),
             "rewards/perceptual_quality/mean": 0.7 * reward,
             "time/iteration": sum(seconds.values()),
             **{f"time/{name}": spent for name, spent in seconds.items()},

@@ -47,7 +47,7 @@ class Running:
         return self.server.host, self.server.port
 
     def client(self, **settings: object) -> openai.OpenAI:
-        """The real client, which doesn't try again unless it is told to."""
+        """The real client, which doesn't retry by default."""
         return openai.OpenAI(**{"base_url": f"{self.address}v1", "api_key": "none", "max_retries": 0, **settings})
 
     def post(self, **more: object) -> httpx.Response:
@@ -146,8 +146,8 @@ def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def pixels(file: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(file)) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(file)) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def eventually(is_so: Callable[[], object], seconds: float = 60) -> bool:

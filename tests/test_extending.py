@@ -91,8 +91,8 @@ def test_add_a_reward(workplace: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_add_a_judge(workplace: Path, judge: JudgeServer, capsys: pytest.CaptureFixture[str]) -> None:
     run_page("judge", capsys)
-    asked = [call.body["messages"] for call in judge.calls][-1]
-    assert asked[0]["role"] == "system"
+    requested = [call.body["messages"] for call in judge.calls][-1]
+    assert requested[0]["role"] == "system"
 
 
 def test_add_a_model(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ class Trainings(Forks):
         assert self._answer() == "ready"
 
     def __call__(self, *args: object, **how: Any) -> Run:
-        """As `Forks` does it; how the run ended may be asked more than once."""
+        """As `Forks` does it; its end may be awaited more than once."""
         run = super().__call__(*args, **how)
         codes: list[int] = []
 
@@ -85,7 +85,7 @@ class Trainings(Forks):
 
 
 def torchrun(count: int, *args: object, freeze: str | None = None) -> subprocess.Popen[str]:
-    """``torchrun -m earl_cli …`` as anybody starts it, in a group of processes of its own.
+    """``torchrun -m earl_cli …`` as a user starts it, in a group of processes of its own.
 
     The first process freezes in the phase ``freeze`` of `phases`.
     """

@@ -77,14 +77,14 @@ class Run:
         return [pid for pid in found if pid != self.pid]
 
 
-def wait_until_frozen(pid: int, said: Callable[[], str], seconds: float = 120) -> None:
+def wait_until_frozen(pid: int, output: Callable[[], str], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     status = ""
     while status != psutil.STATUS_STOPPED:
         with contextlib.suppress(psutil.NoSuchProcess):
             status = psutil.Process(pid).status()
-        assert status != psutil.STATUS_ZOMBIE and psutil.pid_exists(pid), f"it ended before:\n{said()}"
-        assert time.monotonic() < end, said()
+        assert status != psutil.STATUS_ZOMBIE and psutil.pid_exists(pid), f"it ended before:\n{output()}"
+        assert time.monotonic() < end, output()
         time.sleep(0.002)
 
 
@@ -102,7 +102,7 @@ def program(freeze: str | None) -> list[str]:
 def own_program(
     logs: Path, *args: object, environment: Mapping[str, str] | None = None, freeze: str | None = None
 ) -> Run:
-    """``python -m earl_cli`` as anybody starts it."""
+    """``python -m earl_cli`` as a user starts it."""
     mark, log = _new_run(logs)
     process = subprocess.Popen(
         [sys.executable, *program(freeze), *map(str, args)],
@@ -180,7 +180,7 @@ def _new_run(logs: Path) -> tuple[str, Path]:
 
 
 def serve() -> None:
-    """Fork a run for every order, until nobody gives any more."""
+    """Fork a run for every request, until the input ends."""
     import pandas  # noqa: F401 - so does pyarrow, at its first table
     from transformers.models.emu3 import modeling_emu3  # noqa: F401
 

@@ -176,11 +176,11 @@ def test_what_is_mistyped_is_guessed(
     monkeypatch.chdir(tmp_path)
     Path("photo.jpg").touch()
     assert app.run(line.split()) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith(f"error: {what}")
-    assert said[1].startswith("hint: ")
-    assert hint in said[1]
-    assert len(said) == 2
+    result = capsys.readouterr().err.splitlines()
+    assert result[0].startswith(f"error: {what}")
+    assert result[1].startswith("hint: ")
+    assert hint in result[1]
+    assert len(result) == 2
 
 
 def test_a_folder_called_like_a_command_below_is_data(
@@ -248,9 +248,9 @@ def test_a_file_of_another_kind_is_named(
     Path("Edits.sh").write_bytes(bytes(range(256)))
     Path("pairs").mkdir()
     assert app.run(line.split()) == code
-    said = capsys.readouterr()
-    assert f"error: {what}" in said.err
-    assert "Traceback" not in said.err
+    result = capsys.readouterr()
+    assert f"error: {what}" in result.err
+    assert "Traceback" not in result.err
     assert sorted(path.name for path in Path().iterdir()) == ["Edits.sh", "pairs"]
 
 
@@ -289,7 +289,7 @@ class OutOfMemoryError(RuntimeError):
 
 
 @pytest.mark.parametrize(
-    ("failure", "kind", "said"),
+    ("failure", "kind", "expected"),
     [
         (InputError("broken", where="a.png"), InputError, "broken"),
         (OSError(errno.ENOSPC, "No space left on device", "out.png"), OutputError, "disk is full"),
@@ -309,10 +309,10 @@ class OutOfMemoryError(RuntimeError):
         (ZeroDivisionError("division by zero\nmore"), EarlError, "unexpected ZeroDivisionError: division by zero"),
     ],
 )
-def test_every_failure_becomes_one_message(failure: Exception, kind: type[EarlError], said: str) -> None:
+def test_every_failure_becomes_one_message(failure: Exception, kind: type[EarlError], expected: str) -> None:
     error = explain(failure)
     assert type(error) is kind
-    assert said in error.what
+    assert expected in error.what
     assert "\n" not in error.what
 
 

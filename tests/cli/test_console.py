@@ -58,11 +58,11 @@ def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "error: no\\nerror: picture\nhint: do\\nhint: that\n"
 
 
-@pytest.mark.parametrize("drawn", [True, False])
+@pytest.mark.parametrize("terminal", [True, False])
 def test_names_are_never_markup_nor_control(
-    drawn: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "_is_terminal", lambda _: drawn)
+    monkeypatch.setattr(module, "_is_terminal", lambda _: terminal)
     monkeypatch.setenv("COLUMNS", "200")
     console, name = Console(), "[red]a[/red] [/] [link=x]\x1b[2J\u202e\nb"
     shown = "[red]a[/red] [/] [link=x]\\x1b[2J\\u202e\\nb"
@@ -72,10 +72,10 @@ def test_names_are_never_markup_nor_control(
     console.fail(InputError(name, where=name, hint=name))
     with console.progress(name, 2, unit=name) as task:
         task.update(1, 2, name)
-    said = capsys.readouterr()
-    assert (said.out + said.err).count(shown) >= 9
-    assert "\x1b[2J" not in said.out + said.err
-    assert "\u202e" not in said.out + said.err
+    result = capsys.readouterr()
+    assert (result.out + result.err).count(shown) >= 9
+    assert "\x1b[2J" not in result.out + result.err
+    assert "\u202e" not in result.out + result.err
 
 
 def test_quiet_leaves_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,10 +119,10 @@ def test_progress_keeps_to_one_line_in_a_narrow_terminal(
         monkeypatch.setenv("COLUMNS", columns)
         with Console().progress("drawing", 2, unit="pictures") as task:
             task.advance()
-        drawn = capsys.readouterr().err
-        assert "drawing" in drawn
-        assert ("━" in drawn) == bar
-        assert "\x1b[1A\x1b[2K\x1b[1A" not in drawn  # never more than one line to go up
+        screen = capsys.readouterr().err
+        assert "drawing" in screen
+        assert ("━" in screen) == bar
+        assert "\x1b[1A\x1b[2K\x1b[1A" not in screen  # never more than one line to go up
 
 
 def test_a_terminal_gets_rendered_tables_and_bars(

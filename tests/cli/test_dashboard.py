@@ -126,7 +126,7 @@ def shown(
 
 def test_the_last_state_stays_on_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = [{"loss": 9 - i, "learning_rate": 2e-5, "memory": 41.24e9, "unlisted": 1.0} for i in range(8)]
-    lines = shown(monkeypatch, *((i + 1, 8, figures) for i, figures in enumerate(losses)), (8, 8, {"eval_loss": 2.25}))
+    lines = shown(monkeypatch, *((i + 1, 8, metrics) for i, metrics in enumerate(losses)), (8, 8, {"eval_loss": 2.25}))
     assert lines[1] == "fit"
     assert lines[2] == "━" * 75 + " 100%"
     assert lines[3].startswith("8 of 8 steps   0 s so far")
@@ -232,9 +232,9 @@ def test_metrics_that_are_no_numbers_are_shown_as_such(monkeypatch: pytest.Monke
 
 def test_names_and_remarks_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     with at(Terminal(50, 24), monkeypatch) as terminal:
-        figures = [MetricPanel("a" * 80, plotted=True), MetricPanel("b" * 80), MetricPanel("c", "[red]literally")]
-        with dashboard("evil\x1b[2J\nname " * 9, figures) as board:
-            board.update(1, 2, {each.key: 1.0 for each in figures}, note="two\nlines\r" * 9)
+        metrics = [MetricPanel("a" * 80, plotted=True), MetricPanel("b" * 80), MetricPanel("c", "[red]literally")]
+        with dashboard("evil\x1b[2J\nname " * 9, metrics) as board:
+            board.update(1, 2, {each.key: 1.0 for each in metrics}, note="two\nlines\r" * 9)
         lines = terminal.screen()
     assert max(map(len, lines)) <= 50
     assert lines[1].startswith("evil\\x1b[2J name evil")
@@ -365,8 +365,8 @@ floats = st.floats(allow_nan=True, allow_infinity=True)
 
 @given(st.lists(st.none() | floats, max_size=50), st.integers(1, 3))
 def test_any_values_can_be_plotted(values: list[float | None], rows: int) -> None:
-    drawn = bars(values, rows)
-    assert [len(row) for row in drawn] == [len(values)] * rows
+    rendered = bars(values, rows)
+    assert [len(row) for row in rendered] == [len(values)] * rows
 
 
 @given(st.integers(1, 4 * KEPT), st.integers(1, 90))

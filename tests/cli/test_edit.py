@@ -403,7 +403,7 @@ def test_json_and_an_image_do_not_share_stdout(earl) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "expected"),
     [
         (["make it snowy", "a.png"], 2, "comes last"),
         (["make", "it", "snowy"], 2, "no image, only words"),
@@ -425,10 +425,10 @@ def test_json_and_an_image_do_not_share_stdout(earl) -> None:
         (["a.png", "night", "--model", "no/such/folder/here"], 4, "no/such/folder/here"),
     ],
 )
-def test_every_mistake_is_one_clear_message(earl, args: list[str], code: int, said: str) -> None:
+def test_every_mistake_is_one_clear_message(earl, args: list[str], code: int, expected: str) -> None:
     photo(Path("a.png"))
     _, err = earl(*args, code=code)
-    assert said in err
+    assert expected in err
     assert err.count("error: ") == 1
     assert "Traceback" not in err
     assert [path.name for path in Path().iterdir()] == ["a.png"]

@@ -43,7 +43,7 @@ def test_the_last_word_is_the_instruction(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         ([], "no image and no instruction"),
         (["a.png"], "instruction is missing"),
@@ -60,8 +60,8 @@ def test_the_last_word_is_the_instruction(folder: Path) -> None:
         (["snowy", "please"], "no image, only words"),
     ],
 )
-def test_each_mistake_has_its_message(folder: Path, words: list[str], said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+def test_each_mistake_has_its_message(folder: Path, words: list[str], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected) as caught:
         split_words(words)
     assert "earl edit" in (caught.value.hint or "")
 
@@ -180,10 +180,10 @@ def test_images_of_unreadable_kinds_are_not_skipped_and_other_media_are_reported
         Path(f"sub/clip{number}.mov").write_bytes(media.replace(b"heic", b"qt  ").replace(b"mif1", b"qt  "))
     Path("sub/notes.txt").write_text("nothing")
     assert names("sub") == ["sub/IMG_1.HEIC", "sub/c.webp", "sub/without a suffix"]
-    said = capsys.readouterr().err
-    assert said.count("left out") == 1
-    assert "clip0.mov (a video (MP4 or QuickTime))" in said
-    assert "and 2 more" in said
+    result = capsys.readouterr().err
+    assert result.count("left out") == 1
+    assert "clip0.mov (a video (MP4 or QuickTime))" in result
+    assert "and 2 more" in result
     assert names("sub/*.HEIC") == ["sub/IMG_1.HEIC"]
 
 

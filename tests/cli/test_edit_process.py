@@ -87,8 +87,8 @@ def test_stopped_in_the_middle(
 def test_runs_at_once_lose_no_result(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     photos(tmp_path / "in", 1, side=40)
     runs = [start("in/00.png", "make it snowy", "--grid", "--compare", "--seed", str(seed)) for seed in range(3)]
-    said = [process.communicate(timeout=300) for process in runs]
-    assert [process.returncode for process in runs] == [0, 0, 0], said
+    result = [process.communicate(timeout=300) for process in runs]
+    assert [process.returncode for process in runs] == [0, 0, 0], result
     written = [path for path in (tmp_path / "in").iterdir() if path.name != "00.png"]
     assert len(written) == 9
     seeds = [image.text["seed"] for image in map(Image.open, written)]

@@ -100,9 +100,9 @@ def test_stdout_takes_one_image(folder: Path) -> None:
     assert Targets("-", False, False).to_stdout([file], 1)
     assert not Targets(None, False, False).to_stdout([file], 4)
     assert not Targets("new.png", False, False).to_stdout([stdin], 4)
-    for sources, pictures in [([stdin, file], 1), ([file], 4)]:
+    for sources, images in [([stdin, file], 1), ([file], 4)]:
         with pytest.raises(UsageError, match="one image"):
-            Targets("-", False, True).to_stdout(sources, pictures)
+            Targets("-", False, True).to_stdout(sources, images)
     with pytest.raises(UsageError, match="one name for several"):
         Targets("new.png", False, True).to_stdout([file, stdin], 2)
 
@@ -201,7 +201,7 @@ def test_a_pipe_needs_a_name_for_its_edit(folder: Path) -> None:
 
 @pytest.fixture
 def without_rights(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory in which nothing can be written, as somebody whom permissions hold for."""
+    """A working directory in which nothing can be written, for a user whom permissions hold for."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)

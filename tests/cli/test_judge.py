@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from judge_server import MODEL, Faults, JudgeServer, picture
+from judge_server import MODEL, Faults, JudgeServer, random_image
 from PIL import Image
 
 from earl_cli import app
@@ -40,7 +40,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A photo, its edit, and the instruction."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(["photo.png", "edit.png", "target.png"]):
-        Image.fromarray(picture(seed, side=40)).save(name)
+        Image.fromarray(random_image(seed, side=40)).save(name)
     return ["photo.png", "edit.png", "make it snowy"]
 
 
@@ -50,7 +50,7 @@ def test_every_documented_line_works(judge: JudgeServer, photos: list[str], monk
     lines = re.findall(r"^earl (judge .+?) +#", text, re.MULTILINE)
     assert len(lines) >= 4
     for name in ("photo", "photo.edited", "target"):
-        Image.fromarray(picture(len(name), side=40)).save(f"{name}.jpg")
+        Image.fromarray(random_image(len(name), side=40)).save(f"{name}.jpg")
     for line in lines:
         assert run(shlex.split(line)) == 0, line
 
@@ -67,7 +67,7 @@ def test_an_edit_is_scored(judge: JudgeServer, photos: list[str], capsys: pytest
     out = capsys.readouterr().out
     for text in ("semantic_consistency", "no_artifact", "viescore", "It's there [mostly]."):
         assert text in out
-    assert all(call.pictures[0].startswith("40 x 40 ") for call in judge.calls)
+    assert all(call.images[0].startswith("40 x 40 ") for call in judge.calls)
 
 
 def test_the_document(
@@ -84,7 +84,7 @@ def test_the_document(
 
 def test_large_images_are_downscaled(judge: JudgeServer, photos: list[str]) -> None:
     assert run(["judge", "score", *photos, "--api-base", judge.api_base, "--image-area", "400"]) == 0
-    assert judge.calls[0].pictures[0].startswith("20 x 20 ")
+    assert judge.calls[0].images[0].startswith("20 x 20 ")
 
 
 def test_a_reward_without_a_judge(photos: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +146,7 @@ def test_flags_beat_the_environment_and_empty_is_missing(
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "expected"),
     [
         (["--declaration", "viescor"], 2, "no declaration 'viescor'"),
         (["--reward", "ground_score"], 1, "--target names the target image"),
@@ -158,11 +158,11 @@ def test_flags_beat_the_environment_and_empty_is_missing(
     ],
 )
 def test_what_a_person_gets_wrong(
-    args: list[str], code: int, said: str, judge: JudgeServer, photos: list[str], capsys: pytest.CaptureFixture[str]
+    args: list[str], code: int, expected: str, judge: JudgeServer, photos: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["judge", "score", *photos, "--api-base", judge.api_base, *args]) == code
     error = capsys.readouterr().err
-    assert said in error
+    assert expected in error
     assert "Traceback" not in error
 
 

@@ -13,7 +13,7 @@ from typing import IO
 import pyarrow.parquet as pq
 import pytest
 import torch
-from said import Said, complaint, same_refusal
+from command_result import CommandResult, error_message, same_refusal
 from trainings import options, write_pairs
 
 from earl_cli.app import run
@@ -43,11 +43,11 @@ def rl(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Said]:
+) -> Callable[..., CommandResult]:
     """Runs ``earl rl`` with a model, data, a reward and an output folder unless others are given."""
     monkeypatch.delenv("APP__REWARD_FUNCTION_API_BASE", raising=False)
 
-    def start(*args: object, **values: object) -> Said:
+    def start(*args: object, **values: object) -> CommandResult:
         given = [str(arg) for arg in args]
         usual: dict[str, object] = {"--model": tiny_model_dir, "--data": store, "-o": tmp_path / "out"}
         usual |= {"--reward": "reference", "--device": "cpu"}
@@ -56,7 +56,7 @@ def rl(
         code = run(["rl", *given, *defaults, *options(**{**SMALL, **values})])
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
-        return Said(code, captured.out, captured.err)
+        return CommandResult(code, captured.out, captured.err)
 
     return start
 
@@ -64,39 +64,39 @@ def rl(
 # -- data that can't be used -----------------------------------------------------------------------------------------
 
 
-def test_an_empty_store(rl: Callable[..., Said], tmp_path: Path) -> None:
+def test_an_empty_store(rl: Callable[..., CommandResult], tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     create_or_resume(folder, Manifest(512, "vq", 1024, "set", 1, 1, None, {}, "data"))
     write_shard(folder, 0, [], [Reject(0, "p0", "image", "«torn»")])
-    assert f"error: {folder}: there are no examples in this data" in complaint(rl("--data", folder), 3)
+    assert f"error: {folder}: there are no examples in this data" in error_message(rl("--data", folder), 3)
 
 
-def test_a_store_of_another_codebook(rl: Callable[..., Said], tmp_path: Path) -> None:
+def test_a_store_of_another_codebook(rl: Callable[..., CommandResult], tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "other", 4, codes=32768)
-    text = complaint(rl("--data", folder), 3)
+    text = error_message(rl("--data", folder), 3)
     assert str(folder) in text
     assert "32768" in text
     assert "512" in text
 
 
 @pytest.mark.parametrize("flag", ["--data", "--validation"])
-def test_data_that_are_not_there(flag: str, rl: Callable[..., Said], tmp_path: Path) -> None:
-    assert str(tmp_path / "nowhere") in complaint(rl(flag, tmp_path / "nowhere"), 3)
+def test_data_that_are_not_there(flag: str, rl: Callable[..., CommandResult], tmp_path: Path) -> None:
+    assert str(tmp_path / "nowhere") in error_message(rl(flag, tmp_path / "nowhere"), 3)
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
-def test_more_prompts_than_there_are(more: tuple[str, ...], rl: Callable[..., Said], tmp_path: Path) -> None:
-    text = complaint(rl(*more, episodes_per_iteration=14), 2)
+def test_more_prompts_than_there_are(more: tuple[str, ...], rl: Callable[..., CommandResult], tmp_path: Path) -> None:
+    text = error_message(rl(*more, episodes_per_iteration=14), 2)
     assert "error: episodes_per_iteration: an iteration samples 7 prompts, but the data has only 6" in text
     assert "hint: at most 12 here" in text
     assert not (tmp_path / "out").exists()
 
 
-def test_more_prompts_than_fit_into_the_context(rl: Callable[..., Said]) -> None:
+def test_more_prompts_than_fit_into_the_context(rl: Callable[..., CommandResult]) -> None:
     """Every third image has 3 x 4 codes, the others fewer."""
-    said = rl(max_length=50)
-    text = complaint(said, 2)
-    assert "an iteration samples 3 prompts, but the data has only 2" in text, said.err
+    result = rl(max_length=50)
+    text = error_message(result, 2)
+    assert "an iteration samples 3 prompts, but the data has only 2" in text, result.err
 
 
 # -- options and values that can't be used ---------------------------------------------------------------------------
@@ -133,9 +133,9 @@ def test_more_prompts_than_fit_into_the_context(rl: Callable[..., Said]) -> None
     ],
 )
 def test_wrong_values(
-    args: tuple[str, ...], values: dict[str, object], expected: str, rl: Callable[..., Said], tmp_path: Path
+    args: tuple[str, ...], values: dict[str, object], expected: str, rl: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
-    assert expected in complaint(rl(*args, **values), 2)
+    assert expected in error_message(rl(*args, **values), 2)
     assert not (tmp_path / "out").exists()
 
 
@@ -148,17 +148,17 @@ def test_missing_flags_are_named(args: list[str], flag: str, capsys: pytest.Capt
 
 
 def test_a_reward_that_fails_is_one_message(
-    rl: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rl: Callable[..., CommandResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_failing_reward.py").write_text("def score(edits):\n    return [edit.beauty for edit in edits]\n")
     monkeypatch.syspath_prepend(tmp_path)
-    text = complaint(rl("--reward", "my_failing_reward:score"), 2)
+    text = error_message(rl("--reward", "my_failing_reward:score"), 2)
     assert "my_failing_reward:score: the reward function raised AttributeError" in text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("score", "code", "said"),
+    ("score", "code", "expected"),
     [
         (None, 1, "nothing was learned, since no edit got a reward: the reward function gave none"),
         (math.nan, 1, "nothing was learned, since no edit got a reward: the reward function gave nan"),
@@ -166,37 +166,42 @@ def test_a_reward_that_fails_is_one_message(
     ],
 )
 def test_a_run_that_learned_nothing_reports_it_at_its_end(
-    score: float | None, code: int, said: str, rl: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    score: float | None,
+    code: int,
+    expected: str,
+    rl: Callable[..., CommandResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     name = f"flat_reward_{score}".replace(".", "_")
     (tmp_path / f"{name}.py").write_text(f"nan = float('nan')\ndef score(edits): return [{score}] * len(edits)\n")
     done = rl("--reward", f"{name}:score", "--json", num_iterations=1)
     assert done.code == code
-    assert said in done.err
+    assert expected in done.err
     assert ("error" in done.document) == bool(code)
     assert load_model(str(tmp_path / "out"))
 
 
-def test_an_output_that_is_a_file(rl: Callable[..., Said], tmp_path: Path) -> None:
+def test_an_output_that_is_a_file(rl: Callable[..., CommandResult], tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    assert str(tmp_path / "out") in complaint(rl(), 8)
+    assert str(tmp_path / "out") in error_message(rl(), 8)
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_a_model_that_is_not_there(rl: Callable[..., Said], tmp_path: Path) -> None:
+def test_a_model_that_is_not_there(rl: Callable[..., CommandResult], tmp_path: Path) -> None:
     (tmp_path / "no model").mkdir()
-    assert "an empty folder" in complaint(rl("--model", tmp_path / "no model"), 4)
+    assert "an empty folder" in error_message(rl("--model", tmp_path / "no model"), 4)
 
 
 @pytest.mark.slow
-def test_weights_that_are_no_use_keep_the_last_checkpoint(rl: Callable[..., Said], tmp_path: Path) -> None:
+def test_weights_that_are_no_use_keep_the_last_checkpoint(rl: Callable[..., CommandResult], tmp_path: Path) -> None:
     every = {"checkpoint_every": 1}
     assert rl(**every).code == 0
     kept = [path.name for path in checkpoints(tmp_path / "out" / CHECKPOINTS)]
     assert kept == ["ckpt_000000", "ckpt_000001"]
     wild = {"num_iterations": 8, "learning_rate": 1e30, "checkpoint_every": 4}
-    text = complaint(rl(**wild), 4)
+    text = error_message(rl(**wild), 4)
     assert "error: the model's logits are not finite" in text
     assert [path.name for path in checkpoints(tmp_path / "out" / CHECKPOINTS)] == kept
     assert rl(num_iterations=3).code == 0
@@ -206,11 +211,11 @@ def test_weights_that_are_no_use_keep_the_last_checkpoint(rl: Callable[..., Said
 # -- a plan ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_trains_nothing(rl: Callable[..., Said], tmp_path: Path, store: Path) -> None:
+def test_a_plan_trains_nothing(rl: Callable[..., CommandResult], tmp_path: Path, store: Path) -> None:
     both = ("--data", store, "--data", store, "--coefficients", "1,0.5")
-    said = rl("--dry-run", "--json", *both, "--validation", store, validation_examples=4)
-    assert said.code == 0, said.err
-    plan = said.document
+    result = rl("--dry-run", "--json", *both, "--validation", store, validation_examples=4)
+    assert result.code == 0, result.err
+    plan = result.document
     assert [each["rows_in_the_mixture"] for each in plan["data"]] == [6, 3]
     assert (plan["prompts"], plan["skipped"], plan["validation_rows"], plan["iterations"]) == (9, 0, 4, 2)
     assert plan["mode"] == "edit"
@@ -220,16 +225,16 @@ def test_a_plan_trains_nothing(rl: Callable[..., Said], tmp_path: Path, store: P
     assert not (tmp_path / "out").exists()
 
 
-def test_a_plan_for_people(rl: Callable[..., Said], store: Path) -> None:
-    said = rl("--dry-run")
-    assert said.code == 0, said.err
-    assert "2 iterations of 3 prompts × 2 edits, 3 prompts in each of 1 processes" in said.out
+def test_a_plan_for_people(rl: Callable[..., CommandResult], store: Path) -> None:
+    result = rl("--dry-run")
+    assert result.code == 0, result.err
+    assert "2 iterations of 3 prompts × 2 edits, 3 prompts in each of 1 processes" in result.out
     for value in ("kl_coeff", "0.0003", str(store), "float32"):
-        assert value in said.out
+        assert value in result.out
 
 
 def test_the_plan_says_what_vllm_takes(
-    rl: Callable[..., Said], tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    rl: Callable[..., CommandResult], tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = 4 * open_base(str(tiny_model_dir)).parameters
     two = {"engine": "vllm", "engine_args": '{"tensor-parallel-size": 2}', "vllm_gpu_memory_utilization": 0.4}
@@ -330,7 +335,7 @@ def test_the_plan_refuses_what_the_run_refuses_in_the_same_words(
     values: dict[str, object],
     code: int,
     expected: str,
-    rl: Callable[..., Said],
+    rl: Callable[..., CommandResult],
     tmp_path: Path,
 ) -> None:
     prepare(tmp_path / "out")
@@ -339,18 +344,18 @@ def test_the_plan_refuses_what_the_run_refuses_in_the_same_words(
 
 
 def test_the_plan_refuses_for_want_of_memory_and_disk(
-    rl: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    rl: Callable[..., CommandResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("earl_cli.training.common.memory.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-        text = complaint(rl("--dry-run"), 8)
+        text = error_message(rl("--dry-run"), 8)
         assert (
             "the run needs up to 12.3 MB: 1 complete checkpoint of 7.19 MB, 1 model of 5.11 MB; 1 MB are free" in text
         )
-        assert text[text.index("error: ") :] in complaint(rl(), 8)
+        assert text[text.index("error: ") :] in error_message(rl(), 8)
     monkeypatch.setattr("earl_cli.models.device.free_memory", lambda _: 1000)
-    text = complaint(rl("--dry-run"), 5)
-    assert text[text.index("error: ") :] in complaint(rl(), 5)
+    text = error_message(rl("--dry-run"), 5)
+    assert text[text.index("error: ") :] in error_message(rl(), 5)
     assert not (tmp_path / "out").exists()
 
 
@@ -368,16 +373,18 @@ def test_the_plan_refuses_for_want_of_memory_and_disk(
         ({"train_text_tokens_only": "true"}, "in the mode edit no text is sampled"),
     ],
 )
-def test_settings_without_effect_are_named(values: dict[str, object], expected: str, rl: Callable[..., Said]) -> None:
-    said = rl("--dry-run", **values)
-    assert said.code == 0, said.err
-    assert expected in said.err
+def test_settings_without_effect_are_named(
+    values: dict[str, object], expected: str, rl: Callable[..., CommandResult]
+) -> None:
+    result = rl("--dry-run", **values)
+    assert result.code == 0, result.err
+    assert expected in result.err
 
 
-def test_validation_prompts_that_are_too_long_are_counted(rl: Callable[..., Said], store: Path) -> None:
-    said = rl("--dry-run", "--validation", store, max_length=50, episodes_per_iteration=4)
-    assert said.code == 0, said.err
-    assert "warning: 4 validation prompts have too many tokens and are left out" in said.err
+def test_validation_prompts_that_are_too_long_are_counted(rl: Callable[..., CommandResult], store: Path) -> None:
+    result = rl("--dry-run", "--validation", store, max_length=50, episodes_per_iteration=4)
+    assert result.code == 0, result.err
+    assert "warning: 4 validation prompts have too many tokens and are left out" in result.err
 
 
 # -- what a run leaves -----------------------------------------------------------------------------------------------
@@ -385,21 +392,21 @@ def test_validation_prompts_that_are_too_long_are_counted(rl: Callable[..., Said
 
 @pytest.mark.slow
 def test_rollouts_galleries_log_and_model(
-    rl: Callable[..., Said],
+    rl: Callable[..., CommandResult],
     tmp_path: Path,
     store: Path,
     tiny_model_dir: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said = rl("--validation", store, "--json", validation_examples=3, gallery_examples=3, validate_every=1)
-    assert said.code == 0, said.err
+    result = rl("--validation", store, "--json", validation_examples=3, gallery_examples=3, validate_every=1)
+    assert result.code == 0, result.err
     output = tmp_path / "out"
     log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     held = "validation/reward/mean"
     rewards = {line["step"]: line[held] for line in log if held in line}
     step = max((each for each in rewards if each), key=lambda each: (rewards[each], -each))
     best = {"iteration": step, "validation_reward": rewards[step]}
-    assert said.document == {"model": str(output), "iterations": 2, "resumed_from": 0, "best": best}
+    assert result.document == {"model": str(output), "iterations": 2, "resumed_from": 0, "best": best}
     assert (output / "best").resolve() == output / CHECKPOINTS / f"ckpt_{step - 1:06d}" / "hf_model"
     assert load_model(str(output / "best"), device="cpu").image_area == 32 * 32
     for step in (1, 2):
@@ -443,7 +450,7 @@ def test_rollouts_galleries_log_and_model(
     config |= {"per_device_batch_size": config.pop("batch_size"), "model_context_size": config.pop("max_length")}
     (output / "config.json").write_text(json.dumps(config))
     code = run(["rl", "-c", str(output / "config.json"), "--json"])
-    again = Said(code, *capsys.readouterr())
+    again = CommandResult(code, *capsys.readouterr())
     assert again.code == 0, again.err
     assert again.document["resumed_from"] == 2
     (curves,) = read_runs([output])
@@ -453,13 +460,15 @@ def test_rollouts_galleries_log_and_model(
     assert [json.loads(line)["step"] for line in added] == [3, 3]  # the validation after step 2 isn't repeated
 
 
-def test_rewards_of_ones_own_and_sums(rl: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rewards_of_ones_own_and_sums(
+    rl: Callable[..., CommandResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_bright_reward.py").write_text(
         "def score(edits):\n    return [None if e.edited is None else e.edited.mean() / 255 for e in edits]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    said = rl("--reward", '{"reference": 1, "my_bright_reward:score": 0.5}', num_iterations=1)
-    assert said.code == 0, said.err
+    result = rl("--reward", '{"reference": 1, "my_bright_reward:score": 0.5}', num_iterations=1)
+    assert result.code == 0, result.err
     for row in pq.read_table(tmp_path / "out/episodes/step-000001.parquet").to_pylist():
         parts = dict(row["parts"])
         assert row["reward"] == pytest.approx(parts["reference"] + 0.5 * parts["my_bright_reward:score"])

@@ -27,8 +27,8 @@ def test_a_run_is_plotted_and_listed(capsys: pytest.CaptureFixture[str]) -> None
     assert row.split()[:2] == ["run", "100"]
     assert row.endswith("at step 100")
     assert last == "plot in curves.png"
-    with Image.open("curves.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open("curves.png") as image:
+        assert image.format == "PNG"
 
 
 def test_the_document_has_the_highest_validation_reward(capsys: pytest.CaptureFixture[str]) -> None:

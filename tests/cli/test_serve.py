@@ -1,4 +1,4 @@
-"""``earl serve`` as a command: its options, and as a process that is asked, looked after and stopped."""
+"""``earl serve`` as a command: its options, and as a process that serves, is monitored, and is stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2 as httpx
 import openai
 import pytest
-from said import Said, complaint
+from command_result import CommandResult, error_message
 from serving_servers import eventually, png
 
 from earl_cli.app import run
@@ -24,26 +24,26 @@ SERVE = [sys.executable, "-m", "earl_cli", "serve", "--port", "0", "--device", "
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    def say(*args: str) -> Said:
+def run_earl(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
+    def run_earl(*args: str) -> CommandResult:
         code = run(["serve", *args])
-        return Said(code, *capsys.readouterr())
+        return CommandResult(code, *capsys.readouterr())
 
-    return say
+    return run_earl
 
 
-def test_a_taken_port_is_one_message(say: Callable[..., Said]) -> None:
+def test_a_taken_port_is_one_message(run_earl: Callable[..., CommandResult]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        text = complaint(say("--port", str(port), "--model", "is never looked for"), code=2)
+        text = error_message(run_earl("--port", str(port), "--model", "is never looked for"), code=2)
     assert f"--port {port}: this port is taken" in text
     assert f"--port {port + 1}" in text
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "expected"),
     [
         (["--host", "no.such.name.invalid"], 2, "no such name"),
         (["--host", "192.0.2.1"], 2, "doesn't have this address"),
@@ -60,18 +60,20 @@ def test_a_taken_port_is_one_message(say: Callable[..., Said]) -> None:
         (["--port", "0", "--device", "abacus"], 2, "abacus"),
     ],
 )
-def test_what_can_not_be_served(say: Callable[..., Said], args: list[str], code: int, said: str) -> None:
-    answer = say(*args)
-    assert said in complaint(answer, code)
+def test_what_can_not_be_served(
+    run_earl: Callable[..., CommandResult], args: list[str], code: int, expected: str
+) -> None:
+    answer = run_earl(*args)
+    assert expected in error_message(answer, code)
 
 
 @pytest.mark.parametrize("key", ["", " ", "sch\u00f6n", "two\nlines", "\U0001f511"])
 def test_a_key_that_no_header_carries_is_refused(
-    say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, key: str
+    run_earl: Callable[..., CommandResult], monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv("EARL_TEST_KEY", key)
-    answer = say("--api-key-variable", "EARL_TEST_KEY", "--model", "is never looked for")
-    assert "EARL_TEST_KEY" in complaint(answer, code=2)
+    answer = run_earl("--api-key-variable", "EARL_TEST_KEY", "--model", "is never looked for")
+    assert "EARL_TEST_KEY" in error_message(answer, code=2)
 
 
 Start = Callable[..., tuple[subprocess.Popen[str], dict[str, str]]]
@@ -150,9 +152,9 @@ def test_behind_a_proxy_with_a_key_from_the_environment(start: Start) -> None:
     assert httpx.get(models, headers=host).status_code == 401
     assert httpx.get(models, headers={**host, "Authorization": "Bearer open sesame"}).status_code == 200
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=15)[1]
-    assert "--trusted-proxy" in said
-    assert "no key is required" not in said
+    result = process.communicate(timeout=15)[1]
+    assert "--trusted-proxy" in result
+    assert "no key is required" not in result
 
 
 @pytest.mark.slow

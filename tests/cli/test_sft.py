@@ -17,7 +17,7 @@ from typing import IO
 
 import pytest
 import torch
-from said import Said, complaint, same_refusal
+from command_result import CommandResult, error_message, same_refusal
 from trainings import options, write_pairs
 
 from earl_cli.app import run
@@ -38,10 +38,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sft(tiny_model_dir: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+def sft(
+    tiny_model_dir: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., CommandResult]:
     """Runs ``earl sft`` with a model, data and an output folder unless others are given."""
 
-    def start(*args: object, **values: object) -> Said:
+    def start(*args: object, **values: object) -> CommandResult:
         given = [str(arg) for arg in args]
         usual: dict[str, object] = {"--model": tiny_model_dir, "--data": store, "-o": tmp_path / "out"}
         usual = {flag: value for flag, value in usual.items() if flag not in given}
@@ -49,7 +51,7 @@ def sft(tiny_model_dir: Path, store: Path, tmp_path: Path, capsys: pytest.Captur
         code = run(["sft", *given, *defaults, "--device", "cpu", *options(**{**SMALL, **MORE, **values})])
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
-        return Said(code, captured.out, captured.err)
+        return CommandResult(code, captured.out, captured.err)
 
     return start
 
@@ -57,39 +59,39 @@ def sft(tiny_model_dir: Path, store: Path, tmp_path: Path, capsys: pytest.Captur
 # -- data that can't be trained on -----------------------------------------------------------------------------------
 
 
-def test_an_empty_store(sft: Callable[..., Said], tmp_path: Path) -> None:
+def test_an_empty_store(sft: Callable[..., CommandResult], tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     create_or_resume(folder, Manifest(512, "vq", 1024, "set", 1, 1, None, {}, "data"))
     write_shard(folder, 0, [], [Reject(0, "p0", "image", "«torn»")])
-    text = complaint(sft("--data", folder), 3)
+    text = error_message(sft("--data", folder), 3)
     assert f"error: {folder}: there are no examples in this data" in text
 
 
-def test_an_unfinished_store(sft: Callable[..., Said], tmp_path: Path) -> None:
+def test_an_unfinished_store(sft: Callable[..., CommandResult], tmp_path: Path) -> None:
     folder = tmp_path / "unfinished"
     create_or_resume(folder, Manifest(512, "vq", 1024, "set", 20, 3, None, {}, "data"))
     write_shard(folder, 1, [], [])
-    text = complaint(sft("--data", folder), 3)
+    text = error_message(sft("--data", folder), 3)
     assert "this store is incomplete: 2 of 3 shards are missing" in text
     assert "hint: run the same earl tokenize again" in text
 
 
-def test_a_store_of_another_codebook(sft: Callable[..., Said], tmp_path: Path) -> None:
+def test_a_store_of_another_codebook(sft: Callable[..., CommandResult], tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "other", 4, codes=32768)
-    text = complaint(sft("--data", folder), 3)
+    text = error_message(sft("--data", folder), 3)
     assert str(folder) in text
     assert "32768" in text
     assert "512" in text
 
 
 @pytest.mark.parametrize("flag", ["--data", "--validation"])
-def test_data_that_are_not_there(flag: str, sft: Callable[..., Said], tmp_path: Path) -> None:
-    text = complaint(sft(flag, tmp_path / "nowhere"), 3)
+def test_data_that_are_not_there(flag: str, sft: Callable[..., CommandResult], tmp_path: Path) -> None:
+    text = error_message(sft(flag, tmp_path / "nowhere"), 3)
     assert str(tmp_path / "nowhere") in text
 
 
-def test_a_chain_of_thought_that_no_row_has(sft: Callable[..., Said], store: Path) -> None:
-    text = complaint(sft("--cot-keys", "plan,boxes"), 3)
+def test_a_chain_of_thought_that_no_row_has(sft: Callable[..., CommandResult], store: Path) -> None:
+    text = error_message(sft("--cot-keys", "plan,boxes"), 3)
     assert f"error: {store}: no row has a chain of thought 'boxes'" in text
     assert "hint: the CoT keys are plan" in text
 
@@ -97,60 +99,60 @@ def test_a_chain_of_thought_that_no_row_has(sft: Callable[..., Said], store: Pat
 # -- sequences that are too long -------------------------------------------------------------------------------------
 
 
-def test_too_long_sequences_are_trained_on_and_counted(sft: Callable[..., Said]) -> None:
-    said = sft("--max-length", 52, "--json", max_steps=1)  # every third example has 3 x 4 codes, the others fewer
-    assert said.code == 0, said.err
-    assert said.document["skipped"] == 0
-    assert "warning: 4 examples have more than 52 tokens, up to 57, and are trained on as they are" in said.err
+def test_too_long_sequences_are_trained_on_and_counted(sft: Callable[..., CommandResult]) -> None:
+    result = sft("--max-length", 52, "--json", max_steps=1)  # every third example has 3 x 4 codes, the others fewer
+    assert result.code == 0, result.err
+    assert result.document["skipped"] == 0
+    assert "warning: 4 examples have more than 52 tokens, up to 57, and are trained on as they are" in result.err
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
 def test_too_long_sequences_are_refused_with_too_long_stop(
-    more: tuple[str, ...], sft: Callable[..., Said], store: Path, tmp_path: Path
+    more: tuple[str, ...], sft: Callable[..., CommandResult], store: Path, tmp_path: Path
 ) -> None:
-    text = complaint(sft("--max-length", 52, *more, too_long="stop"), 3)
+    text = error_message(sft("--max-length", 52, *more, too_long="stop"), 3)
     assert f"error: {store}: 4 of 12 sequences are longer than 52 tokens: the first is '0-2', the longest has" in text
     assert "--set too_long=skip, or train on them as they are: --set too_long=keep" in text
     assert not (tmp_path / "out").exists()
 
 
 def test_beyond_the_model_s_positions_nothing_is_kept(
-    sft: Callable[..., Said], tiny_model_dir: Path, tmp_path: Path
+    sft: Callable[..., CommandResult], tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     small = shutil.copytree(tiny_model_dir, tmp_path / "small")
     config = json.loads((small / "config.json").read_text())
     (small / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 52}))
-    text = complaint(sft("--model", small), 3)
+    text = error_message(sft("--model", small), 3)
     assert "4 of 12 sequences are longer than the model's 52 positions: the first is '0-2'" in text
     assert "too_long=skip" in text
     assert "too_long=keep" not in text
 
 
-def test_too_long_sequences_are_left_out_with_too_long_skip(sft: Callable[..., Said], store: Path) -> None:
-    said = sft("--max-length", 52, "--json", "--validation", store, too_long="skip", max_steps=1)
-    assert said.code == 0, said.err
-    assert said.document["skipped"] == 4
-    assert "warning: 4 examples have more than 52 tokens and are left out" in said.err
-    assert "warning: 4 validation examples have too many tokens and are left out" in said.err
+def test_too_long_sequences_are_left_out_with_too_long_skip(sft: Callable[..., CommandResult], store: Path) -> None:
+    result = sft("--max-length", 52, "--json", "--validation", store, too_long="skip", max_steps=1)
+    assert result.code == 0, result.err
+    assert result.document["skipped"] == 4
+    assert "warning: 4 examples have more than 52 tokens and are left out" in result.err
+    assert "warning: 4 validation examples have too many tokens and are left out" in result.err
 
 
-def test_if_all_are_too_long_none_is_left_out(sft: Callable[..., Said]) -> None:
-    assert "12 of 12 sequences are longer than 5 tokens" in complaint(sft("--max-length", 5, too_long="skip"), 3)
+def test_if_all_are_too_long_none_is_left_out(sft: Callable[..., CommandResult]) -> None:
+    assert "12 of 12 sequences are longer than 5 tokens" in error_message(sft("--max-length", 5, too_long="skip"), 3)
 
 
 @pytest.mark.slow
-def test_if_all_of_a_sample_are_too_long_none_is_left_out(sft: Callable[..., Said]) -> None:
+def test_if_all_of_a_sample_are_too_long_none_is_left_out(sft: Callable[..., CommandResult]) -> None:
     """Of the two examples that a seed chooses, both are among the long ones now and then."""
     for seed in range(100):
-        said = sft("--max-length", 47, "--coefficients", "0.17", too_long="skip", seed=seed, max_steps=1)
-        if said.code:
-            assert "8 of 12 sequences are longer than 47 tokens" in complaint(said, 3)
+        result = sft("--max-length", 47, "--coefficients", "0.17", too_long="skip", seed=seed, max_steps=1)
+        if result.code:
+            assert "8 of 12 sequences are longer than 47 tokens" in error_message(result, 3)
             return
     raise AssertionError("no seed had only long ones")
 
 
-def test_a_length_beyond_the_models(sft: Callable[..., Said]) -> None:
-    text = complaint(sft("--max-length", 5000), 2)
+def test_a_length_beyond_the_models(sft: Callable[..., CommandResult]) -> None:
+    text = error_message(sft("--max-length", 5000), 2)
     assert "max_length is 5000, but the model has only 4096 positions" in text
     assert "hint: --max-length 4096" in text
 
@@ -184,9 +186,9 @@ def test_a_length_beyond_the_models(sft: Callable[..., Said]) -> None:
     ],
 )
 def test_wrong_values(
-    args: tuple[str, ...], values: dict[str, object], expected: str, sft: Callable[..., Said], tmp_path: Path
+    args: tuple[str, ...], values: dict[str, object], expected: str, sft: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
-    assert expected in complaint(sft(*args, **values), 2)
+    assert expected in error_message(sft(*args, **values), 2)
     assert not (tmp_path / "out").exists()
 
 
@@ -198,26 +200,26 @@ def test_missing_flags_are_named(args: list[str], flag: str, capsys: pytest.Capt
     assert f"give {flag}" in capsys.readouterr().err
 
 
-def test_a_model_that_is_not_there(sft: Callable[..., Said], tmp_path: Path) -> None:
+def test_a_model_that_is_not_there(sft: Callable[..., CommandResult], tmp_path: Path) -> None:
     (tmp_path / "no model").mkdir()
-    assert "an empty folder" in complaint(sft("--model", tmp_path / "no model"), 4)
+    assert "an empty folder" in error_message(sft("--model", tmp_path / "no model"), 4)
 
 
-def test_four_bits_need_a_gpu(sft: Callable[..., Said]) -> None:
-    assert "4-bit weights need an NVIDIA GPU" in complaint(sft(quantize="4bit", lora_rank=4), 5)
+def test_four_bits_need_a_gpu(sft: Callable[..., CommandResult]) -> None:
+    assert "4-bit weights need an NVIDIA GPU" in error_message(sft(quantize="4bit", lora_rank=4), 5)
 
 
-def test_an_output_that_is_a_file(sft: Callable[..., Said], tmp_path: Path) -> None:
+def test_an_output_that_is_a_file(sft: Callable[..., CommandResult], tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    assert str(tmp_path / "out") in complaint(sft(), 8)
+    assert str(tmp_path / "out") in error_message(sft(), 8)
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_a_tracker_that_is_not_installed(sft: Callable[..., Said], tmp_path: Path) -> None:
+def test_a_tracker_that_is_not_installed(sft: Callable[..., CommandResult], tmp_path: Path) -> None:
     missing = [name for name in ("wandb", "trackio") if find_spec(name) is None]
     if not missing:
         pytest.skip("every tracker is installed")
-    text = complaint(sft(trackers=json.dumps(["tensorboard", missing[0]])), 6)
+    text = error_message(sft(trackers=json.dumps(["tensorboard", missing[0]])), 6)
     assert f"the tracker {missing[0]} isn't installed" in text
     assert not (tmp_path / "out").exists()
 
@@ -227,7 +229,7 @@ def test_a_tracker_that_is_not_installed(sft: Callable[..., Said], tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_rows_and_keeps_the_last_good_checkpoint(
-    sft: Callable[..., Said], tmp_path: Path
+    sft: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
     fine = sft(checkpoint_every=2)
     assert fine.code == 0
@@ -235,13 +237,13 @@ def test_a_loss_that_is_not_finite_names_the_rows_and_keeps_the_last_good_checkp
     assert kept == ["checkpoint-2", "checkpoint-4"]
     for every, what in ((1, "the gradient norm is (nan|inf)"), (100, "a weight is not finite")):
         wild = sft(checkpoint_every=2, max_steps=8, learning_rate=1e30, max_grad_norm=1e30, log_every=every)
-        assert re.search(rf"error: .*{what} .* step \d, of the rows '0-\d+', '0-\d+'\nhint:", complaint(wild, 1)), (
+        assert re.search(rf"error: .*{what} .* step \d, of the rows '0-\d+', '0-\d+'\nhint:", error_message(wild, 1)), (
             wild.err
         )
         assert "the last checkpoint is kept" in wild.err
         assert [path.name for path in checkpoints(tmp_path / "out" / CHECKPOINTS)] == kept
     wild = sft(checkpoint_every=100, max_steps=8, learning_rate=1e30, max_grad_norm=1e30, log_every=100)
-    assert re.search(r"the loss is nan after step 6, in the batch of the rows '0-\d+', '0-\d+'", complaint(wild, 1))
+    assert re.search(r"the loss is nan after step 6, in the batch of the rows '0-\d+', '0-\d+'", error_message(wild, 1))
     assert load_model(str(tmp_path / "out"), device="cpu").language.lm_head.weight.isfinite().all()
     again = sft("--json", checkpoint_every=2, max_steps=8)
     assert again.code == 0, again.err
@@ -309,7 +311,7 @@ def test_the_plan_refuses_what_the_run_refuses_in_the_same_words(
     values: dict[str, object],
     code: int,
     expected: str,
-    sft: Callable[..., Said],
+    sft: Callable[..., CommandResult],
     tmp_path: Path,
 ) -> None:
     if values.get("device") == "cuda" and torch.cuda.is_available():
@@ -320,27 +322,27 @@ def test_the_plan_refuses_what_the_run_refuses_in_the_same_words(
 
 
 def test_the_plan_refuses_for_want_of_memory_and_disk(
-    sft: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    sft: Callable[..., CommandResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("earl_cli.training.common.memory.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-        text = complaint(sft("--dry-run"), 8)
+        text = error_message(sft("--dry-run"), 8)
         assert (
             "the run needs up to 11.6 MB: 1 complete checkpoint of 6.49 MB, 1 model of 5.11 MB; 1 MB are free" in text
         )
-        assert text[text.index("error: ") :] in complaint(sft(), 8)
+        assert text[text.index("error: ") :] in error_message(sft(), 8)
     monkeypatch.setattr("earl_cli.models.device.free_memory", lambda _: 1000)
-    text = complaint(sft("--dry-run"), 5)
+    text = error_message(sft("--dry-run"), 5)
     assert "the model needs" in text
-    assert text[text.index("error: ") :] in complaint(sft(), 5)
+    assert text[text.index("error: ") :] in error_message(sft(), 5)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_plan_that_refuses_is_still_one_document(sft: Callable[..., Said]) -> None:
-    said = sft("--dry-run", "--json", processes=4)
-    assert said.code == 2
-    assert said.document["steps"] == 4
-    assert said.document["error"]["what"] == "this config is for 4 processes, 1 run"
+def test_a_plan_that_refuses_is_still_one_document(sft: Callable[..., CommandResult]) -> None:
+    result = sft("--dry-run", "--json", processes=4)
+    assert result.code == 2
+    assert result.document["steps"] == 4
+    assert result.document["error"]["what"] == "this config is for 4 processes, 1 run"
 
 
 # -- settings that come out otherwise than one may think -------------------------------------------------------------
@@ -356,17 +358,19 @@ def test_a_plan_that_refuses_is_still_one_document(sft: Callable[..., Said]) -> 
         ({"lora_dropout": 0.1}, "lora_alpha and lora_dropout have no effect without lora_rank"),
     ],
 )
-def test_settings_without_effect_are_named(values: dict[str, object], expected: str, sft: Callable[..., Said]) -> None:
-    said = sft("--dry-run", **values)
-    assert said.code == 0
-    assert f"warning: {expected}" in said.err
+def test_settings_without_effect_are_named(
+    values: dict[str, object], expected: str, sft: Callable[..., CommandResult]
+) -> None:
+    result = sft("--dry-run", **values)
+    assert result.code == 0
+    assert f"warning: {expected}" in result.err
 
 
 # -- what is right ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_the_original_layout_loads_back(sft: Callable[..., Said], tmp_path: Path) -> None:
+def test_the_original_layout_loads_back(sft: Callable[..., CommandResult], tmp_path: Path) -> None:
     assert sft("-o", tmp_path / "native").code == 0
     assert sft("-o", tmp_path / "original", "--save-format", "original").code == 0
     stored = json.loads((tmp_path / "original" / "config.json").read_text())
@@ -377,10 +381,10 @@ def test_the_original_layout_loads_back(sft: Callable[..., Said], tmp_path: Path
     assert load_model(str(tmp_path / "original"), device="cpu").image_area == 32 * 32
 
 
-def test_a_plan_trains_nothing(sft: Callable[..., Said], tmp_path: Path, store: Path) -> None:
-    said = sft("--dry-run", "--json", "--data", store, "--data", store, "--coefficients", "1,0.5", epochs=3)
-    assert said.code == 0, said.err
-    plan = said.document
+def test_a_plan_trains_nothing(sft: Callable[..., CommandResult], tmp_path: Path, store: Path) -> None:
+    result = sft("--dry-run", "--json", "--data", store, "--data", store, "--coefficients", "1,0.5", epochs=3)
+    assert result.code == 0, result.err
+    plan = result.document
     assert plan["steps"] == 4
     assert [each["rows_an_epoch"] for each in plan["data"]] == [12, 6]
     assert (plan["validation_rows"], plan["thinking_rows"], plan["over_max_length"]) == (0, 0, 0)
@@ -390,7 +394,7 @@ def test_a_plan_trains_nothing(sft: Callable[..., Said], tmp_path: Path, store: 
     assert not (tmp_path / "out").exists()
 
 
-def test_the_plan_says_what_the_training_does(sft: Callable[..., Said], tmp_path: Path, store: Path) -> None:
+def test_the_plan_says_what_the_training_does(sft: Callable[..., CommandResult], tmp_path: Path, store: Path) -> None:
     values = {"max_steps": "null", "epochs": 1.5, "accumulation": 4}
     both = ["--data", store, "--data", store, "--coefficients", "1,0.4", "--json"]
     planned = sft(*both, "--dry-run", **values).document
@@ -398,7 +402,7 @@ def test_the_plan_says_what_the_training_does(sft: Callable[..., Said], tmp_path
     assert planned["steps"] == trained["steps"] == 3  # an epoch of 16 examples is two steps of eight
 
 
-def test_tensorboard_writes_into_the_folder_of_the_run(sft: Callable[..., Said], tmp_path: Path) -> None:
+def test_tensorboard_writes_into_the_folder_of_the_run(sft: Callable[..., CommandResult], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert sft(trackers='["tensorboard"]').code == 0
@@ -412,7 +416,7 @@ def test_tensorboard_writes_into_the_folder_of_the_run(sft: Callable[..., Said],
 
 
 @pytest.mark.slow
-def test_a_run_resumes_with_the_present_settings(sft: Callable[..., Said], tmp_path: Path) -> None:
+def test_a_run_resumes_with_the_present_settings(sft: Callable[..., CommandResult], tmp_path: Path) -> None:
     """The advice of the message about a loss that is not finite must help."""
     assert sft(min_learning_rate=0).code == 0
     assert sft(max_steps=8, learning_rate=1e-4, min_learning_rate=0).code == 0
@@ -449,19 +453,19 @@ def test_stdout_is_one_document_and_stderr_has_no_noise(tiny_model_dir: Path, st
 
 @pytest.mark.slow
 def test_checkpoints_are_models_of_which_the_best_is_named(
-    sft: Callable[..., Said], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sft: Callable[..., CommandResult], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    said = sft(
+    result = sft(
         "--json", "--validation", store, checkpoint_every=3, validate_every=2, keep_checkpoints=1, gallery_examples=0
     )
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["eval_loss"] for line in log if "eval_loss" in line}
     assert list(losses) == [2, 4]
     step = min(losses, key=lambda each: losses[each])
-    assert said.document["best"] == {"step": step, "validation_loss": losses[step]}
-    assert said.document["validation_loss"] == losses[4]
+    assert result.document["best"] == {"step": step, "validation_loss": losses[step]}
+    assert result.document["validation_loss"] == losses[4]
     assert (out / "best").resolve() == out / CHECKPOINTS / f"checkpoint-{step}"
     for name in ("best", f"{CHECKPOINTS}/checkpoint-4"):
         edited = tmp_path / f"{step}-{name.replace('/', '-')}.png"
@@ -478,7 +482,7 @@ def test_checkpoints_are_models_of_which_the_best_is_named(
 @pytest.mark.slow
 @pytest.mark.parametrize("values", [{}, {"lora_rank": 4}])
 def test_a_run_of_an_earlier_version_resumes(
-    values: dict[str, object], sft: Callable[..., Said], tmp_path: Path
+    values: dict[str, object], sft: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
     """Its checkpoints are transformers' own: weights or adapters, without what makes a folder edit."""
     whole = sft("--json", "-o", tmp_path / "whole", checkpoint_every=2, **values)
@@ -502,20 +506,22 @@ def test_a_run_of_an_earlier_version_resumes(
 
 
 def test_a_sharded_run_of_an_earlier_version_is_refused_with_the_reason(
-    sft: Callable[..., Said], tmp_path: Path
+    sft: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
     """Its optimizer has one group of weights; today those of norms are another."""
     old = tmp_path / "out" / CHECKPOINTS / "checkpoint-2"
     (old / "global_step2").mkdir(parents=True)
     (old / "global_step2/zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
     (old / "complete").touch()
-    text = complaint(sft(sharding="zero2"), 2)
+    text = error_message(sft(sharding="zero2"), 2)
     assert "this sharded run was started by an older earl, with weight decay for norms" in text
     assert "hint: resume with the version that started it, or start from its weights: choose another --output" in text
 
 
 @pytest.mark.slow
-def test_other_data_than_at_the_start_is_warned_about(sft: Callable[..., Said], store: Path, tmp_path: Path) -> None:
+def test_other_data_than_at_the_start_is_warned_about(
+    sft: Callable[..., CommandResult], store: Path, tmp_path: Path
+) -> None:
     assert sft().code == 0
     again = sft("--data", store, "--data", store, max_steps=5)
     assert again.code == 0, again.err

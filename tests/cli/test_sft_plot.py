@@ -38,8 +38,8 @@ def test_runs_are_plotted_and_listed(runs: list[str], capsys: pytest.CaptureFixt
         "plot in curves.png",
     ]
     assert captured.err == ""
-    with Image.open("curves.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open("curves.png") as image:
+        assert image.format == "PNG"
 
 
 def test_the_document(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +87,7 @@ def test_an_existing_image_is_kept(runs: list[str], capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "expected"),
     [
         (["missing"], 3, "error: missing: there is no such run"),
         (["."], 3, "error: .: there is no log.jsonl in this folder"),
@@ -101,7 +101,7 @@ def test_an_existing_image_is_kept(runs: list[str], capsys: pytest.CaptureFixtur
     ],
 )
 def test_what_can_not_be_plotted(
-    runs: list[str], capsys: pytest.CaptureFixture[str], args: list[str], code: int, said: str
+    runs: list[str], capsys: pytest.CaptureFixture[str], args: list[str], code: int, expected: str
 ) -> None:
     for name, content in (("empty", ""), ("damaged", '{"step": 1, "loss": 1}\n{"st\n{"step": 2, "loss": 1}\n')):
         Path(name).mkdir()
@@ -109,7 +109,7 @@ def test_what_can_not_be_plotted(
     Path("folder.png").mkdir()
     assert run(["sft", "plot", *args]) == code
     captured = capsys.readouterr()
-    assert said in captured.err
+    assert expected in captured.err
     assert captured.out == ""
     assert not Path("curves.png").exists()
 

@@ -66,8 +66,8 @@ def test_the_page_shows_what_the_codes_decode_to(
     chosen = sample_examples(store, 3, 5)
     codes = [side for pair in chosen for side in (pair.source, pair.target)]
     for image, expected in zip(shown, codes, strict=True):
-        drawn = images_of(decode(vision.model, torch.from_numpy(expected.astype(np.int64))[None]))[0]
-        assert np.array_equal(np.asarray(image), drawn)
+        generated = images_of(decode(vision.model, torch.from_numpy(expected.astype(np.int64))[None]))[0]
+        assert np.array_equal(np.asarray(image), generated)
     for pair in chosen:
         assert f">{pair.id}<" in text
         assert f"source, {pair.source.shape[0]} × {pair.source.shape[1]}" in text

@@ -35,13 +35,13 @@ def edit(output: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_both_engines_sample_the_same_image(tmp_path: Path) -> None:
-    pictures = []
+    images = []
     for engine, more in (("transformers", []), ("vllm", ["--engine-arg", "kv-cache-memory-bytes=200000000"])):
         done = edit(tmp_path / f"{engine}.png", "--engine", engine, *more)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["engine"] == engine
-        pictures.append(np.asarray(Image.open(tmp_path / f"{engine}.png"), dtype=np.int16))
-    assert np.abs(pictures[0] - pictures[1]).mean() < 1
+        images.append(np.asarray(Image.open(tmp_path / f"{engine}.png"), dtype=np.int16))
+    assert np.abs(images[0] - images[1]).mean() < 1
 
 
 def test_an_argument_that_vllm_does_not_have_is_one_message(tmp_path: Path) -> None:
@@ -77,7 +77,9 @@ def test_a_server_samples_what_the_command_samples(tmp_path: Path) -> None:
             answer = client.images.edit(image=PHOTO.read_bytes(), prompt="make it snowy", extra_body={"seed": 7})
         finally:
             server.terminate()
-    drawn = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
-    pixels = [np.asarray(each.convert("RGB"), dtype=np.int16) for each in (drawn, Image.open(tmp_path / "edited.png"))]
+    generated = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
+    pixels = [
+        np.asarray(each.convert("RGB"), dtype=np.int16) for each in (generated, Image.open(tmp_path / "edited.png"))
+    ]
     assert np.abs(pixels[0] - pixels[1]).mean() < 1
     assert server.returncode == 143

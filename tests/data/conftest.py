@@ -20,14 +20,14 @@ ROWS = 11
 Form = Callable[[Path, list[dict[str, Any]]], Path]
 
 
-def picture(seed: int, size: tuple[int, int]) -> bytes:
+def random_image(seed: int, size: tuple[int, int]) -> bytes:
     encoded = io.BytesIO()
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).save(encoded, "PNG")
     return encoded.getvalue()
 
 
-def rows_with_pictures(count: int = ROWS) -> list[dict[str, Any]]:
+def rows_with_images(count: int = ROWS) -> list[dict[str, Any]]:
     """Rows as they should be read: images as bytes; some sources occur twice."""
     rows = []
     for index in range(count):
@@ -35,8 +35,8 @@ def rows_with_pictures(count: int = ROWS) -> list[dict[str, Any]]:
         rows.append(
             {
                 "id": f"p{index}",
-                "source": picture(2 * (index if index != 2 else 0), size),
-                "edited": picture(2 * index + 1, size),
+                "source": random_image(2 * (index if index != 2 else 0), size),
+                "edited": random_image(2 * index + 1, size),
                 "instruction": f"make it snowy, {index}",
                 "plan": f"look\nat [{index}, 10, 20, 30], «there»",
             }

@@ -65,8 +65,8 @@ def test_captions_are_no_images_under_any_name(tmp_path: Path) -> None:
     (tmp_path / "lines" / "pictures" / "a").write_bytes(b"")
     broken = dict.fromkeys(row)  # a first row without anything says nothing
     assert find_columns(ExampleColumns(), listed(tmp_path / "lines", broken, *[row] * SAMPLED_ROWS)) == expected
-    pictures = listed(tmp_path / "lines", {**row, "edit_prompt": "sketch.png"})
-    assert find_columns(ExampleColumns(), pictures).instruction == "edit"
+    images = listed(tmp_path / "lines", {**row, "edit_prompt": "sketch.png"})
+    assert find_columns(ExampleColumns(), images).instruction == "edit"
 
 
 def test_a_column_of_origins_is_no_image(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.data.store import open_store
 from earl_cli.errors import EarlError, InputError, UsageError
 
-from .conftest import as_json_lines, as_parquet, as_tars, rows_with_pictures
+from .conftest import as_json_lines, as_parquet, as_tars, rows_with_images
 
 COLUMNS = ("id", "source", "edited", "instruction", "plan")
 
@@ -32,18 +32,18 @@ def read_all(source: Source) -> list[dict[str, Any]]:
     for chunk in RowOrder(source.bounds).chunks(0, row_count(source)):
         for row in source.read(chunk, COLUMNS):
             assert isinstance(row, Row), row
-            pictures = {name: image_bytes(row.values[name], source.base) for name in ("source", "edited")}
-            found.append({**row.values, **pictures})
+            images = {name: image_bytes(row.values[name], source.base) for name in ("source", "edited")}
+            found.append({**row.values, **images})
     return found
 
 
 @pytest.fixture
 def tables(tmp_path: Path) -> Path:
-    folder = as_parquet(tmp_path / "tables", rows_with_pictures())
+    folder = as_parquet(tmp_path / "tables", rows_with_images())
     (folder / "data").mkdir()
     for file in folder.glob("*.parquet"):
         file.rename(folder / "data" / f"train-0000{file.stem[-1]}-of-00002.parquet")
-    pq.write_table(pa.Table.from_pylist(rows_with_pictures(2)), folder / "data" / "test-00000-of-00001.parquet")
+    pq.write_table(pa.Table.from_pylist(rows_with_images(2)), folder / "data" / "test-00000-of-00001.parquet")
     return folder
 
 
@@ -52,7 +52,7 @@ def test_parquet_on_the_hub_streamed_or_cached(hub: Hub, tables: Path, streaming
     hub.add(Repository("org/pairs", {"main": tables}, kind="dataset"))
     source = open_source(DataLocation("org/pairs", split="train", streaming=streaming))
     assert (source.name, source.base, row_count(source)) == ("org/pairs", None, 11)
-    assert read_all(pickle.loads(pickle.dumps(source))) == rows_with_pictures()
+    assert read_all(pickle.loads(pickle.dumps(source))) == rows_with_images()
 
 
 def test_streaming_reads_only_what_it_needs(hub: Hub, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_streaming_reads_only_what_it_needs(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_revision_and_patterns_choose_the_files(hub: Hub, tables: Path, tmp_path: Path) -> None:
-    other = as_parquet(tmp_path / "other", rows_with_pictures(3))
+    other = as_parquet(tmp_path / "other", rows_with_images(3))
     hub.add(Repository("org/pairs", {"main": tables, "v2": other}, kind="dataset"))
     assert row_count(open_source(DataLocation("org/pairs@v2"))) == 3
     assert row_count(open_source(DataLocation("org/pairs", revision="v2"))) == 3
@@ -81,7 +81,7 @@ def test_a_revision_and_patterns_choose_the_files(hub: Hub, tables: Path, tmp_pa
 
 
 def test_other_kinds_of_data_on_the_hub(hub: Hub, tmp_path: Path) -> None:
-    rows = rows_with_pictures()
+    rows = rows_with_images()
     hub.add(Repository("org/tars", {"main": as_tars(tmp_path / "tars", rows)}, kind="dataset"))
     assert read_all(open_source(DataLocation("org/tars"))) == rows
     lines = as_json_lines(tmp_path / "lines", rows)
@@ -104,7 +104,7 @@ def test_splits_by_other_names_and_all_of_them(hub: Hub, tables: Path, tmp_path:
     hub.add(Repository("org/pairs", {"main": tables}, kind="dataset"))
     assert row_count(open_source(DataLocation("org/pairs", split="val"))) == 2
     assert row_count(open_source(DataLocation("org/pairs", split="all"))) == 13
-    lines = as_json_lines(tmp_path / "lines", rows_with_pictures(3))
+    lines = as_json_lines(tmp_path / "lines", rows_with_images(3))
     content = (lines / "pairs.jsonl").read_bytes().removeprefix(b"\xef\xbb\xbf")
     (lines / "pairs.jsonl").unlink()
     for split in ("train", "test"):
@@ -174,7 +174,7 @@ def test_a_truncated_file_stops_the_pass_and_finished_shards_stay(
     assert not store.exists() or not open_store(store).complete
     hub.heal()
     assert run(["tokenize", "org/pairs", *options, "-o", str(store)]) == 0
-    assert open_store(store).table()["id"].to_pylist() == [row["id"] for row in rows_with_pictures()]
+    assert open_store(store).table()["id"].to_pylist() == [row["id"] for row in rows_with_images()]
 
 
 def test_published_tokens_on_the_hub(hub: Hub, tmp_path: Path) -> None:

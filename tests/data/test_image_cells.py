@@ -1,4 +1,4 @@
-"""Images in every form in which data sets hold them; URLs only where they were asked for."""
+"""Images in every form in which data sets hold them; URLs only where they are allowed."""
 
 from __future__ import annotations
 
@@ -104,15 +104,15 @@ def test_values_that_are_no_image(value: Any, base: str | None, message: str) ->
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
-    """A server that is down for the first request of every path, and all the paths that it was asked for."""
-    asked: list[str] = []
+    """A server that is down for the first request of every path, and all the paths that were requested."""
+    requested: list[str] = []
     monkeypatch.setattr(pictures.time, "sleep", lambda _seconds: None)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             found = self.path == "/a.png"
-            self.send_response(503 if asked.count(self.path) == 1 else 200 if found else 404)
+            self.send_response(503 if requested.count(self.path) == 1 else 200 if found else 404)
             self.send_header("Content-Length", str(len(CONTENT)))
             self.end_headers()
             self.wfile.write(CONTENT)
@@ -122,21 +122,21 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
 
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{running.server_port}", asked
+    yield f"http://127.0.0.1:{running.server_port}", requested
     running.shutdown()
     running.server_close()
 
 
 def test_urls_are_fetched_only_on_request(server: tuple[str, list[str]]) -> None:
-    address, asked = server
+    address, requested = server
     with pytest.raises(BadRowError, match="--allow-urls"):
         image_bytes(f"{address}/a.png", None)
-    assert asked == []
+    assert requested == []
     assert image_bytes(f"{address}/a.png", None, urls=True) == CONTENT
-    assert asked == ["/a.png"] * 2
+    assert requested == ["/a.png"] * 2
     with pytest.raises(BadRowError, match="only http and https"):
         image_bytes("s3://bucket/a.png", ".", urls=True)
     with pytest.raises(BadRowError, match="404") as caught:
         image_bytes(f"{address}/gone.png", None, urls=True)
     assert caught.value.kind == "url"
-    assert asked.count("/gone.png") == 2
+    assert requested.count("/gone.png") == 2

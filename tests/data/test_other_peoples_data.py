@@ -26,11 +26,11 @@ from earl_cli.data.sources.parquet import ParquetSource
 from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.data.store import Reject, write_shard
 
-from .conftest import picture
+from .conftest import random_image
 
 Rows = list[dict[str, Any]]
 Kind = Callable[[Path, Rows], None]
-BEFORE, AFTER = picture(1, (8, 6)), picture(2, (8, 6))
+BEFORE, AFTER = random_image(1, (8, 6)), random_image(2, (8, 6))
 
 
 def json_lines(folder: Path, rows: Rows) -> None:
@@ -113,8 +113,8 @@ def examples(folder: Path) -> list[tuple[bytes, bytes, str] | str]:
                     raise row
                 assert isinstance(row, Row)
                 example = read_example(row, named)
-                pictures = (image_bytes(value, source.base) for value in (example.source, example.target))
-                found.append((*pictures, example.instruction))  # type: ignore[arg-type]
+                images = (image_bytes(value, source.base) for value in (example.source, example.target))
+                found.append((*images, example.instruction))  # type: ignore[arg-type]
             except BadRowError as error:
                 found.append(error.what)
     return found
@@ -190,7 +190,7 @@ def test_ids_may_repeat(kind: str, tmp_path: Path) -> None:
 
 
 def test_cells_with_invalid_utf8_reject_their_row(tmp_path: Path) -> None:
-    content = picture(0, (8, 8))
+    content = random_image(0, (8, 8))
     texts = pa.array([b"snow", b"\xff", b"fog"]).cast(pa.string(), safe=False)
     when = pa.array([0, 0, 2**62], pa.timestamp("us"))
     table = pa.table({"source": [content] * 3, "edited": [content] * 3, "instruction": texts, "id": when})

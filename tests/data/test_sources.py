@@ -20,7 +20,7 @@ from earl_cli.data.sources.base import BadRowError, Row, Source, row_count
 from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.errors import EarlError, InputError, UsageError
 
-from .conftest import ROWS, Form, as_json_lines, as_parquet, as_saved, as_table, as_tars, rows_with_pictures
+from .conftest import ROWS, Form, as_json_lines, as_parquet, as_saved, as_table, as_tars, rows_with_images
 
 COLUMNS = ("id", "source", "edited", "instruction", "plan")
 
@@ -38,7 +38,7 @@ def values(source: Source, rows: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def test_rows_are_the_same_in_every_form(form: Form, tmp_path: Path) -> None:
-    rows = rows_with_pictures()
+    rows = rows_with_images()
     source = open_source(DataLocation(str(form(tmp_path / "some data", rows))))
     assert row_count(source) == ROWS
     assert set(COLUMNS) <= set(source.columns)
@@ -47,7 +47,7 @@ def test_rows_are_the_same_in_every_form(form: Form, tmp_path: Path) -> None:
 
 
 def test_rows_can_be_read_in_any_order_in_another_process(form: Form, tmp_path: Path) -> None:
-    rows = rows_with_pictures()
+    rows = rows_with_images()
     source = pickle.loads(pickle.dumps(open_source(DataLocation(str(form(tmp_path / "data", rows))))))
     for number in (10, 0, 5):
         assert values(source, [number]) == [rows[number]]
@@ -59,7 +59,7 @@ def test_the_fingerprint_is_that_of_the_data(form: Form, tmp_path: Path) -> None
     def fingerprint(name: str, rows: list[dict[str, Any]]) -> str:
         return open_source(DataLocation(str(form(tmp_path / name / "data", rows)))).fingerprint
 
-    rows = rows_with_pictures()
+    rows = rows_with_images()
     if form is not as_saved:  # `datasets` gives each of its own a new one
         assert fingerprint("a", rows) == fingerprint("b", rows)
     assert fingerprint("c", rows) != fingerprint("d", rows[:-1])
@@ -84,7 +84,7 @@ def test_files_of_one_row_and_other_columns_are_read_together(tmp_path: Path) ->
 
 
 def test_damaged_lines_are_rejects(tmp_path: Path) -> None:
-    folder = as_json_lines(tmp_path / "lines", rows_with_pictures())
+    folder = as_json_lines(tmp_path / "lines", rows_with_images())
     lines = (folder / "pairs.jsonl").read_bytes().splitlines()
     lines[0], lines[4], lines[6] = b"[1]", b'{"id": ', b"\xff\xfe"
     (folder / "pairs.jsonl").write_bytes(b"\n".join(lines))
@@ -92,7 +92,7 @@ def test_damaged_lines_are_rejects(tmp_path: Path) -> None:
 
 
 def test_a_table_row_of_the_wrong_length_is_a_reject(tmp_path: Path) -> None:
-    path = as_table(tmp_path / "table", rows_with_pictures())
+    path = as_table(tmp_path / "table", rows_with_images())
     with path.open("a") as file:
         file.write('only,three,"fields"\n')
     source = open_source(DataLocation(str(path)))
@@ -103,7 +103,7 @@ def test_a_table_row_of_the_wrong_length_is_a_reject(tmp_path: Path) -> None:
 
 
 def test_a_damaged_row_group_rejects_its_rows(tmp_path: Path) -> None:
-    folder = as_parquet(tmp_path / "tables", rows_with_pictures())
+    folder = as_parquet(tmp_path / "tables", rows_with_images())
     file = folder / "train-0.parquet"
     column = pq.read_metadata(file).row_group(1).column(3)
     content = bytearray(file.read_bytes())
@@ -114,7 +114,7 @@ def test_a_damaged_row_group_rejects_its_rows(tmp_path: Path) -> None:
 
 
 def test_a_damaged_sample_is_a_reject(tmp_path: Path) -> None:
-    folder = as_tars(tmp_path / "tars", rows_with_pictures())
+    folder = as_tars(tmp_path / "tars", rows_with_images())
     file = folder / "shard-0.tar"
     content = file.read_bytes()
     file.write_bytes(content.replace(b'{"id": "p3"', b'{"id": "p3;'))
@@ -122,7 +122,7 @@ def test_a_damaged_sample_is_a_reject(tmp_path: Path) -> None:
 
 
 def test_only_files_of_the_split_are_read(tmp_path: Path) -> None:
-    rows = rows_with_pictures()
+    rows = rows_with_images()
     folder = as_parquet(tmp_path / "tables", rows)
     (folder / "train-1.parquet").rename(folder / "validation-0.parquet")
     assert row_count(open_source(DataLocation(str(folder), split="train"))) == 7
@@ -138,7 +138,7 @@ def test_only_files_of_the_split_are_read(tmp_path: Path) -> None:
 def test_a_split_of_a_saved_data_set(tmp_path: Path) -> None:
     from datasets import DatasetDict, load_from_disk
 
-    rows = rows_with_pictures()
+    rows = rows_with_images()
     part = load_from_disk(str(as_saved(tmp_path / "part", rows)))
     DatasetDict({"train": part, "test": part.select([1, 2])}).save_to_disk(str(tmp_path / "both"))
     assert values(open_source(DataLocation(str(tmp_path / "both"), split="test")), [0, 1]) == rows[1:3]

@@ -14,7 +14,7 @@ from earl_cli.data.sources.base import BadRowError, Row, row_count, split_of
 from earl_cli.data.sources.registry import DataLocation, open_source
 from earl_cli.errors import InputError, UsageError
 
-from .conftest import FORMS, as_json, as_json_lines, as_parquet, as_saved, as_table, as_tars, rows_with_pictures
+from .conftest import FORMS, as_json, as_json_lines, as_parquet, as_saved, as_table, as_tars, rows_with_images
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_the_split_of_a_file(file: str, split: str | None) -> None:
 
 def parts(folder: Path, write: Callable[[Path, list[dict[str, Any]]], Path], **counts: int) -> Path:
     """In ``folder`` a part for each name, of so many rows; ``__`` in a name is a slash."""
-    rows = rows_with_pictures(max(counts.values()))
+    rows = rows_with_images(max(counts.values()))
     for name, count in counts.items():
         write(folder / name.replace("__", "/"), rows[:count])
     return folder
@@ -115,7 +115,7 @@ def test_files_of_no_split_beside_those_of_one_are_named(tmp_path: Path) -> None
 
 
 def test_lists_named_as_splits(tmp_path: Path) -> None:
-    folder = as_json_lines(tmp_path / "data", rows_with_pictures(4))
+    folder = as_json_lines(tmp_path / "data", rows_with_images(4))
     lines = (folder / "pairs.jsonl").read_text().splitlines(keepends=True)
     (folder / "test.jsonl").write_text(lines[0])
     (folder / "pairs.jsonl").rename(folder / "train.jsonl")
@@ -132,7 +132,7 @@ def test_lists_named_as_splits(tmp_path: Path) -> None:
 
 
 def test_numbered_lists_are_one(tmp_path: Path) -> None:
-    rows = rows_with_pictures(5)
+    rows = rows_with_images(5)
     folder = as_json_lines(tmp_path / "data", rows)
     lines = [line for line in (folder / "pairs.jsonl").read_text("utf-8-sig").splitlines() if line]
     (folder / "pairs.jsonl").unlink()
@@ -154,31 +154,31 @@ def test_numbered_lists_are_one(tmp_path: Path) -> None:
 
 def test_a_split_is_never_ignored(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no split 'test'"):
-        open_source(DataLocation(str(as_json_lines(tmp_path / "lines", rows_with_pictures(2))), split="test"))
+        open_source(DataLocation(str(as_json_lines(tmp_path / "lines", rows_with_images(2))), split="test"))
     with pytest.raises(UsageError, match="no split 'test': this data set has none"):
-        open_source(DataLocation(str(as_saved(tmp_path / "saved", rows_with_pictures(2))), split="test"))
+        open_source(DataLocation(str(as_saved(tmp_path / "saved", rows_with_images(2))), split="test"))
 
 
 def test_several_kinds_of_data_are_named(tmp_path: Path) -> None:
-    folder = as_json_lines(tmp_path / "data", rows_with_pictures(2))
-    as_parquet(folder / "tables", rows_with_pictures(8))
+    folder = as_json_lines(tmp_path / "data", rows_with_images(2))
+    as_parquet(folder / "tables", rows_with_images(8))
     with pytest.raises(InputError, match=r"several kinds of data: lists: pairs\.jsonl; Parquet: tables/train-0\.p"):
         open_source(DataLocation(str(folder)))
     assert row_count(open_source(DataLocation(str(folder), data_files=("*.jsonl",)))) == 2
-    table = as_table(folder / "deeper", rows_with_pictures(3))
+    table = as_table(folder / "deeper", rows_with_images(3))
     with pytest.raises(InputError, match=r"several kinds of data: lists: deeper/pairs\.csv; Parquet: tables/train-0"):
         open_source(DataLocation(str(folder), data_files=("deeper/*.csv", "tables/*-0.parquet")))
     assert row_count(open_source(DataLocation(str(folder), data_files=(f"deeper/{table.name}",)))) == 3
 
 
 def test_a_list_beside_a_saved_data_set_is_ignored(tmp_path: Path) -> None:
-    folder = as_json_lines(tmp_path / "data", rows_with_pictures(2))
-    as_saved(folder / "old", rows_with_pictures(3))
+    folder = as_json_lines(tmp_path / "data", rows_with_images(2))
+    as_saved(folder / "old", rows_with_images(3))
     assert row_count(open_source(DataLocation(str(folder)))) == 2
 
 
 def test_tables_among_the_images_are_no_list(tmp_path: Path) -> None:
-    folder = as_json_lines(tmp_path / "data", rows_with_pictures(2))
+    folder = as_json_lines(tmp_path / "data", rows_with_images(2))
     (folder / "pictures" / "index.csv").write_text("a,b\n1,2\n")
     (folder / "._pairs.jsonl").write_bytes(b"\0\5\26\7")  # macOS leaves these on other disks
     (folder / "__MACOSX").mkdir()
@@ -190,7 +190,7 @@ def test_tables_among_the_images_are_no_list(tmp_path: Path) -> None:
     assert row_count(open_source(DataLocation(str(folder)))) == 2
     assert (
         row_count(
-            open_source(DataLocation(str(as_json_lines(tmp_path / "zip" / "unpacked", rows_with_pictures(3)).parent)))
+            open_source(DataLocation(str(as_json_lines(tmp_path / "zip" / "unpacked", rows_with_images(3)).parent)))
         )
         == 3
     )
@@ -198,7 +198,7 @@ def test_tables_among_the_images_are_no_list(tmp_path: Path) -> None:
 
 def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     folder = parts(tmp_path / "data", one_parquet, train=4)
-    (folder / "test").symlink_to(one_parquet(tmp_path / "elsewhere", rows_with_pictures(2)))
+    (folder / "test").symlink_to(one_parquet(tmp_path / "elsewhere", rows_with_images(2)))
     (folder / "train" / "again").symlink_to(folder)
     assert row_count(open_source(DataLocation(str(folder), split="test"))) == 2
     assert row_count(open_source(DataLocation(str(folder), split="train"))) == 4

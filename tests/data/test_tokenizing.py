@@ -28,7 +28,7 @@ from earl_cli.tokens.layout import SequenceLayout
 from earl_cli.tokens.text import load_text_tokenizer
 from earl_cli.tokens.vocabulary import Vocabulary
 
-from .conftest import Form, as_json_lines, rows_with_pictures
+from .conftest import Form, as_json_lines, rows_with_images
 
 SETTINGS = TokenizeSettings(image_area=32 * 32, rows_per_shard=4)
 ROWS = 10
@@ -91,7 +91,7 @@ def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
 
 def test_every_kind_of_source_gives_the_same_rows(form: Form, tiny_model_dir: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, columns=ExampleColumns(thoughts=("plan",)))
-    rows = rows_with_pictures(6)
+    rows = rows_with_images(6)
     found = tokenized(form(tmp_path / "this" / "data", rows), tiny_model_dir, tmp_path / "store", settings).table()
     lines = as_json_lines(tmp_path / "lines" / "data", rows)
     expected = tokenized(lines, tiny_model_dir, tmp_path / "expected", settings).table()

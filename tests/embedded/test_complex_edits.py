@@ -12,12 +12,12 @@ EVERY = complex_catalogue()
 GREY = np.full((100, 120, 3), 0.5, np.float32)
 
 
-def asked(phrase: str) -> Edit:
+def edit_of(phrase: str) -> Edit:
     return next(edit for edit in EVERY if phrase in edit.phrases)
 
 
 def done(phrase: str, pixels: Pixels = GREY) -> Pixels:
-    return asked(phrase).apply(pixels, np.random.default_rng(0))
+    return edit_of(phrase).apply(pixels, np.random.default_rng(0))
 
 
 def coloured(pixels: Pixels, name: str) -> np.ndarray:
@@ -102,12 +102,12 @@ def test_nothing_that_is_tested_is_trained() -> None:
 
 
 def test_the_test_set_has_every_column_once_an_image() -> None:
-    drawn = draw_edits(SETS["test"], 6, np.random.default_rng(0))
-    assert sorted(map(column, drawn)) == sorted((*COMPLEX, "global", "object"))
+    edits = draw_edits(SETS["test"], 6, np.random.default_rng(0))
+    assert sorted(map(column, edits)) == sorted((*COMPLEX, "global", "object"))
 
 
 def test_weights_decide_how_often_a_kind_is_sampled() -> None:
     chosen = Set(catalogue, {"mirror": 1e9})
-    drawn = [draw_edits(chosen, 1, np.random.default_rng(seed))[0].kind for seed in range(20)]
-    assert set(drawn) == {"mirror"}
+    generated = [draw_edits(chosen, 1, np.random.default_rng(seed))[0].kind for seed in range(20)]
+    assert set(generated) == {"mirror"}
     assert set(grouped(chosen)) == {edit.kind for edit in catalogue()}

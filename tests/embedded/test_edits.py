@@ -11,7 +11,7 @@ from earl_cli.models.abilities import expand_pattern
 CATALOGUE = catalogue()
 
 
-def picture(height: int, width: int) -> Pixels:
+def random_image(height: int, width: int) -> Pixels:
     down, across = np.mgrid[0:height, 0:width].astype(np.float32)
     checks = 0.2 * ((across + down) % 2)
     channels = (across / width, down / height, 0.3 + 0.4 * (across + down) / (width + height))
@@ -29,7 +29,7 @@ def done(kind: str, pixels: Pixels) -> Pixels:
 @pytest.mark.parametrize("kind", sorted({edit.kind for edit in CATALOGUE}))
 @pytest.mark.parametrize("size", [(96, 96), (64, 144), (40, 30)])
 def test_every_edit_keeps_size_and_type_and_changes_something(kind: str, size: tuple[int, int]) -> None:
-    pixels = picture(*size)
+    pixels = random_image(*size)
     edited = done(kind, pixels)
     assert edited.shape == pixels.shape
     assert edited.dtype == np.float32
@@ -38,7 +38,7 @@ def test_every_edit_keeps_size_and_type_and_changes_something(kind: str, size: t
 
 
 def test_edits_do_what_they_say() -> None:
-    pixels = picture(96, 96)
+    pixels = random_image(96, 96)
     mean = luma(pixels).mean()
     assert luma(done("brighter", pixels)).mean() > mean + 0.05
     assert luma(done("darker", pixels)).mean() < mean - 0.05
@@ -54,13 +54,13 @@ def test_edits_do_what_they_say() -> None:
 
 def test_a_shape_is_where_and_what_its_instruction_says() -> None:
     edit = next(e for e in CATALOGUE if e.kind == "circle" and "add a red circle in the top left" in e.phrases)
-    edited = edit.apply(picture(100, 200), np.random.default_rng(0))
+    edited = edit.apply(random_image(100, 200), np.random.default_rng(0))
     np.testing.assert_allclose(edited[22, 44], (0.86, 0.12, 0.12), atol=1e-5)
-    assert np.array_equal(edited[60:], picture(100, 200)[60:])
+    assert np.array_equal(edited[60:], random_image(100, 200)[60:])
 
 
 def test_only_flakes_and_drops_are_random() -> None:
-    pixels = picture(48, 48)
+    pixels = random_image(48, 48)
     random = set()
     for kind, apply, *_ in GLOBAL:
         if not np.array_equal(apply(pixels, np.random.default_rng(1)), apply(pixels, np.random.default_rng(2))):

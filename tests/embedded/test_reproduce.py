@@ -108,10 +108,10 @@ def test_a_step_that_fails_is_named_with_its_log(
 ) -> None:
     planned[1] = shell("two", "import sys; sys.exit('no more disk')", "one")
     assert reproduce.run(tmp_path, 2) == 1
-    said = capsys.readouterr().out
-    assert "two ended with 1" in said
-    assert "no more disk" in said
-    assert str(reproduce.root_of(tmp_path) / "logs/two.log") in said
+    result = capsys.readouterr().out
+    assert "two ended with 1" in result
+    assert "no more disk" in result
+    assert str(reproduce.root_of(tmp_path) / "logs/two.log") in result
     assert not (tmp_path / "t").exists()
 
 
@@ -143,9 +143,9 @@ def test_stopping_it_stops_what_runs(tmp_path: Path, sent: signal.Signals) -> No
     while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(sent)
-    said, _ = process.communicate(timeout=20)
+    result, _ = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "goes on" in said
+    assert "goes on" in result
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 
@@ -159,10 +159,10 @@ def test_the_makefile_runs_it() -> None:
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def evaluated(editor: str, gains: Mapping[str, float], pictures: int = 12) -> EvalRun:
+def evaluated(editor: str, gains: Mapping[str, float], images: int = 12) -> EvalRun:
     """A run with an edit of each kind of every image; images differ, and ``gains`` come on top by kind."""
     lines = []
-    for number in range(pictures * len(table.KINDS)):
+    for number in range(images * len(table.KINDS)):
         kind = table.KINDS[number % len(table.KINDS)]
         place = number // len(table.KINDS)
         base = np.random.default_rng(place).normal(0.5, 0.1) + gains.get(kind, 0.0)
@@ -233,8 +233,8 @@ def test_the_ceiling_is_what_codes_can_show(tmp_path: Path) -> None:
     spot = ramp.copy()
     spot[40:42, 40:42] = 255
     rows = []
-    for name, picture in (("source", ramp), ("negative", 255 - ramp), ("spot", spot)):
-        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    for name, image in (("source", ramp), ("negative", 255 - ramp), ("spot", spot)):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
         rows.append({"id": name, "source": "source.png", "edited": f"{name}.png", "instruction": name})
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     negative, small = table.ceiling(tmp_path).values()

@@ -13,7 +13,7 @@ pytest.register_assert_rewrite("killing")
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A disk of its own with so many bytes, and more when it is asked for again."""
+    """A disk of its own with so many bytes, and more at a later call."""
     place = tmp_path / "disk"
     place.mkdir()
 

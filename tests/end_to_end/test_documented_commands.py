@@ -73,8 +73,8 @@ def test_from_pairs_to_a_trained_model(typed: Typed, tmp_path: Path) -> None:
         rows.append({"id": str(index), **names, "instruction": "make it warmer", "plan": "red", "objects": "all"})
     (tmp_path / "pairs" / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "tables").mkdir()
-    pictures = [{name: (tmp_path / "pairs" / row[name]).read_bytes() for name in ("source", "edited")} for row in rows]
-    table = pa.Table.from_pylist([{**row, **found} for row, found in zip(rows, pictures, strict=True)])
+    images = [{name: (tmp_path / "pairs" / row[name]).read_bytes() for name in ("source", "edited")} for row in rows]
+    table = pa.Table.from_pylist([{**row, **found} for row, found in zip(rows, images, strict=True)])
     pq.write_table(table, tmp_path / "tables" / "train-0.parquet")
     (tmp_path / "my-model").symlink_to(ROOT / "earl_cli" / "models" / "embedded")
     for line in TRAINING:

@@ -1,4 +1,4 @@
-"""A person with a photo and the model inside the package: what they type, and that they get what they asked for."""
+"""A person with a photo and the model inside the package: what they type, and what they get."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NDArray[np.flo
     """One photo edited in several ways, by instruction, and itself under "source"; all by the same process."""
     folder = tmp_path_factory.mktemp("edits")
     photo = PHOTOS / "coffee.jpg"
-    pictures = {"source": pixels(photo)}
+    images = {"source": pixels(photo)}
     for index, words in enumerate(["turn it into night", "make it black and white", "invert the colors", "mirror it"]):
         output = folder / f"{index}.png"
         assert app.run(["edit", str(photo), words, "--seed", "7", "-o", str(output), "--quiet"]) == 0
-        pictures[words] = pixels(output)
-    return pictures
+        images[words] = pixels(output)
+    return images
 
 
 def test_night_is_dark(edited: dict[str, NDArray[np.float64]]) -> None:

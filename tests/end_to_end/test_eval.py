@@ -171,9 +171,9 @@ def test_the_embedded_model_on_the_embedded_benchmark_with_a_judge(
         assert line.missing == {}
     better = [a.scores["psnr"] > b.scores["psnr"] for a, b in zip(model.lines, floor.lines, strict=True)]
     assert np.mean(better) > 0.8
-    asked = len(judge.calls)
+    requested = len(judge.calls)
     assert earl(["eval", "score", str(tmp_path / "results"), "--judge", judge.api_base]) == 0
-    assert len(judge.calls) == asked
+    assert len(judge.calls) == requested
     capsys.readouterr()
     assert earl(["eval", "compare", str(floor.folder), str(model.folder), "--json"]) == 0
     psnr = json.loads(capsys.readouterr().out)["columns"]["psnr"]

@@ -144,8 +144,8 @@ def cases(request: pytest.FixtureRequest) -> dict[tuple[str, str, int], Case]:
     def take(number: int, drafts: list[SampledEdit]) -> None:
         source, before = jobs[number].image, decode_image(model, drafts[0].source)
         edited = render_edit(model, source, before, drafts[0], "source")
-        drawn = render_edit(model, source, before, drafts[0], "model").image
-        found[chosen[number]] = Case(source, edited.image, drawn, edited.problem)
+        generated = render_edit(model, source, before, drafts[0], "model").image
+        found[chosen[number]] = Case(source, edited.image, generated, edited.problem)
 
     sample_edits(model, engine, jobs, EditSettings(model.sampling), on_sampled=take)
     missed = [case for case in chosen if case[1] in CIRCLES and found[case].problem]

@@ -1,4 +1,4 @@
-"""``earl rl`` with a judge that misbehaves, goes down, or is asked again after a kill: the weights stay the same.
+"""``earl rl`` with a judge that misbehaves, goes down, or is needed again after a kill: the weights stay the same.
 
 The judge is a real server on this machine. It judges by content, so what it says depends on the images alone.
 """
@@ -72,7 +72,7 @@ def weights(output: Path) -> bytes:
 def contents(judge: JudgeServer) -> Counter[str]:
     """How often each question got an answer that can be read."""
     answered = [call for call in judge.calls if call.fault in (None, "slow")]
-    return Counter(hashlib.sha256(f"{call.text} {call.pictures}".encode()).hexdigest() for call in answered)
+    return Counter(hashlib.sha256(f"{call.text} {call.images}".encode()).hexdigest() for call in answered)
 
 
 def test_a_faulty_judge_makes_the_weights_of_a_healthy_one(
@@ -109,9 +109,9 @@ def test_killed_and_started_again_no_judged_prompt_is_sent_twice(
     runs = forked.ranks(sharing, *command)
     for each in runs:
         assert each.wait() == 0, each.output
-    asked = contents(judge)
-    assert len(asked) == ITERATIONS * EPISODES * 2
-    assert sum(asked.values()) - len(asked) <= lost
+    requested = contents(judge)
+    assert len(requested) == ITERATIONS * EPISODES * 2
+    assert sum(requested.values()) - len(requested) <= lost
     if sharing == 1:
         assert weights(output) == healthy
     made, before = weights(output), len(judge.calls)
@@ -124,7 +124,7 @@ def test_killed_and_started_again_no_judged_prompt_is_sent_twice(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is asked again for long in this process."""
+    """Retries of this process end soon."""
     monkeypatch.setattr(rl, "BACKOFF", (0.2, 0.2))
     monkeypatch.setattr(registry, "Judge", partial(Judge, backoff=Backoff(attempts=2, first_delay=0.01)))
 
@@ -149,11 +149,11 @@ def test_a_judge_that_goes_down_is_waited_for(
     beside.start()
     code = earl([*arguments, "--api-base", judge.api_base, "-o", str(output)])
     beside.join()
-    said = capsys.readouterr().err
-    assert code == 0, said
+    result = capsys.readouterr().err
+    assert code == 0, result
     assert weights(output) == healthy
-    assert said.count("the judge doesn't answer") == 1, said
-    assert "everything is saved, and the run continues when the judge is back" in said
+    assert result.count("the judge doesn't answer") == 1, result
+    assert "everything is saved, and the run continues when the judge is back" in result
     assert while_down == [["ckpt_000000"]]
 
 

@@ -66,7 +66,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run the command, and what it makes when nobody disturbs it in ``seconds``."""
+    """One way to run the command, and what it makes undisturbed, in ``seconds``."""
 
     launch: Launcher
     arguments: tuple[object, ...]

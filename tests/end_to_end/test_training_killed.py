@@ -92,7 +92,7 @@ WAYS: dict[str, tuple[int, Values]] = {
 
 @pytest.fixture(scope="module")
 def settings(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """The setting of that name, made when it is first asked for."""
+    """The setting of that name, made when it is first needed."""
     launch = Trainings(tmp_path_factory.mktemp("logs"))
     made: dict[str, Setting] = {}
     stores = {
@@ -113,7 +113,7 @@ def settings(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             found = make(command, launch, processes, (*given, *options(**{**common, **values})), all_kept, output)
             units = STEPS if name == "sft" else ITERATIONS
             assert len(set(found.undisturbed.saved.values())) == units
-            assert len(found.undisturbed.figures["grad_norm"]) == units
+            assert len(found.undisturbed.metrics["grad_norm"]) == units
             made[way] = found
         return made[way]
 

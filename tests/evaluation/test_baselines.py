@@ -123,15 +123,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def task(
-    seed: int = 0, instruction: str = "make it snowy", picture: int = 0, size: tuple[int, int] = (64, 64)
+    seed: int = 0, instruction: str = "make it snowy", image: int = 0, size: tuple[int, int] = (64, 64)
 ) -> EditTask:
-    noise = np.random.default_rng(picture).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    noise = np.random.default_rng(image).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     return EditTask("1", Image.fromarray(noise), instruction, seed)
 
 
-def pixels(drawn: list[EditorOutput]) -> list[bytes]:
-    assert all(each.image is not None and each.image.mode == "RGB" for each in drawn)
-    return [each.image.tobytes() for each in drawn if each.image is not None]
+def pixels(generated: list[EditorOutput]) -> list[bytes]:
+    assert all(each.image is not None and each.image.mode == "RGB" for each in generated)
+    return [each.image.tobytes() for each in generated if each.image is not None]
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +150,7 @@ def test_edits_depend_on_image_instruction_and_seed_and_on_nothing_else(
     if dtype == "published":
         monkeypatch.setattr(baselines, "dtype_on", lambda baseline, _: baseline.dtype)
     editor, shares = opened(name), list[float]()
-    tasks = [task(), task(seed=1), task(instruction="turn it into night"), task(picture=1)]
+    tasks = [task(), task(seed=1), task(instruction="turn it into night"), task(image=1)]
     together = pixels(editor.edit(tasks, shares.append))
     assert len(set(together)) == 4
     assert [pixels(editor.edit([each]))[0] for each in reversed(tasks)] == together[::-1]
@@ -159,7 +159,7 @@ def test_edits_depend_on_image_instruction_and_seed_and_on_nothing_else(
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "drawn"),
+    ("name", "size", "generated"),
     [
         ("aurora", (64, 64), (32, 32)),
         ("aurora", (300, 150), (40, 16)),
@@ -168,11 +168,11 @@ def test_edits_depend_on_image_instruction_and_seed_and_on_nothing_else(
     ],
 )
 def test_the_size_is_the_models_own(
-    name: str, size: tuple[int, int], drawn: tuple[int, int], opened: Callable[[str], BenchmarkEditor]
+    name: str, size: tuple[int, int], generated: tuple[int, int], opened: Callable[[str], BenchmarkEditor]
 ) -> None:
     (found,) = opened(name).edit([task(size=size)])
     assert found.image is not None
-    assert (found.image.size, found.seen) == (drawn, drawn)
+    assert (found.image.size, found.seen) == (generated, generated)
 
 
 def test_seeds_and_random_numbers_of_others_are_left_alone(opened: Callable[[str], BenchmarkEditor]) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from evaluations import inverted, pairs, picture
+from evaluations import inverted, pairs, random_image
 from hub_server import Hub, Repository
 
 from earl_cli.data.sources.base import BadRowError
@@ -32,7 +32,7 @@ columns = { image = "source", instruction = "instruction", task = "task" }
 
 def png(seed: int) -> dict[str, Any]:
     content = io.BytesIO()
-    picture(seed).save(content, "PNG")
+    random_image(seed).save(content, "PNG")
     return {"bytes": content.getvalue(), "path": None}
 
 
@@ -128,7 +128,9 @@ def test_a_published_benchmark_is_read_as_its_declaration_says(hub: Hub, tmp_pat
     found = all_samples(opened)
     assert [(each.id, each.instruction, each.target is not None, each.task) for each in found] == EXPECTED[name]
     assert [each.number for each in found] == list(range(len(found)))
-    assert np.array_equal(np.asarray(found[-1].image), np.asarray(picture(len(found) - 1 if name == "omniedit" else 1)))
+    assert np.array_equal(
+        np.asarray(found[-1].image), np.asarray(random_image(len(found) - 1 if name == "omniedit" else 1))
+    )
 
 
 def test_the_six_and_the_one_that_ships_with_the_package_are_known() -> None:
@@ -188,7 +190,7 @@ def test_data_of_ones_own_needs_no_declaration(tmp_path: Path) -> None:
     for path in (folder, folder / "pairs.jsonl"):
         found = all_samples(open_benchmark(find_benchmark(str(path))))
         assert [each.id for each in found] == [f"s{number}" for number in range(6)]
-        assert np.array_equal(np.asarray(found[3].target), np.asarray(inverted(picture(1))))
+        assert np.array_equal(np.asarray(found[3].target), np.asarray(inverted(random_image(1))))
         assert found[0].digest == found[1].digest != found[2].digest
 
 

@@ -74,20 +74,20 @@ def test_no_text_breaks_the_search(text: str) -> None:
 
 
 def test_marks_are_scaled_from_the_judged_size_to_the_images() -> None:
-    picture = plain(800, 400)
-    drawn = plot_marks(picture, [Mark("", (100, 100, 150, 150))], (200, 200))
-    left, top, right, bottom = changed(picture, drawn)
+    image = plain(800, 400)
+    rendered = plot_marks(image, [Mark("", (100, 100, 150, 150))], (200, 200))
+    left, top, right, bottom = changed(image, rendered)
     assert (left, right, bottom) == (400, 600, 300)
     assert top < 200  # the number stands above the box
-    assert changed(picture.crop((0, 200, 800, 400)), drawn.crop((0, 200, 800, 400))) == (400, 0, 600, 100)
-    assert drawn.getpixel((500, 250)) == picture.getpixel((500, 250))  # what is inside stays to be seen
+    assert changed(image.crop((0, 200, 800, 400)), rendered.crop((0, 200, 800, 400))) == (400, 0, 600, 100)
+    assert rendered.getpixel((500, 250)) == image.getpixel((500, 250))  # what is inside stays to be seen
 
 
 @pytest.mark.parametrize("color", ["black", "white", "#ff5252", "#808080"])
 def test_an_outline_stands_out_from_any_image(color: str) -> None:
-    picture = plain(300, 300, color)
-    drawn = np.asarray(plot_marks(picture, [Mark("", (100, 100, 200, 200))], (300, 300)).convert("L"), dtype=int)
-    side = drawn[150, 95:110]
+    image = plain(300, 300, color)
+    rendered = np.asarray(plot_marks(image, [Mark("", (100, 100, 200, 200))], (300, 300)).convert("L"), dtype=int)
+    side = rendered[150, 95:110]
     assert side.max() - side.min() > 200
 
 
@@ -106,32 +106,32 @@ def test_an_outline_stands_out_from_any_image(color: str) -> None:
     ids=str,
 )
 def test_marks_at_the_edge_stay_visible(place: tuple[float, ...]) -> None:
-    picture = plain(300, 200)
-    mark = plot_marks(picture, [Mark("here", place)], (300, 200))
-    difference = (np.asarray(mark) != np.asarray(picture)).any(-1)
+    image = plain(300, 200)
+    mark = plot_marks(image, [Mark("here", place)], (300, 200))
+    difference = (np.asarray(mark) != np.asarray(image)).any(-1)
     assert difference.sum() > 100
     near = difference[max(0, int(place[1]) - 12) : int(place[1]) + 12, max(0, int(place[0]) - 12) : int(place[0]) + 12]
     assert near.sum() > 20
 
 
 def test_a_mark_beyond_the_image_is_not_rendered_and_keeps_its_number() -> None:
-    picture = plain(300, 200)
+    image = plain(300, 200)
     beyond, inside = Mark("", (400, 300, 500, 400)), Mark("", (50, 50, 100, 100))
-    assert plot_marks(picture, [beyond, Mark("", (300, 10))], (300, 200)) == picture
-    assert plot_marks(picture, [beyond, inside], (300, 200)) != plot_marks(picture, [inside], (300, 200))
+    assert plot_marks(image, [beyond, Mark("", (300, 10))], (300, 200)) == image
+    assert plot_marks(image, [beyond, inside], (300, 200)) != plot_marks(image, [inside], (300, 200))
 
 
 def test_the_image_itself_stays_as_it_is() -> None:
-    picture, copy = plain(50, 50), plain(50, 50)
-    assert plot_marks(picture, [Mark("x", (10, 10))], (50, 50)) != picture
-    assert picture == copy
+    image, copy = plain(50, 50), plain(50, 50)
+    assert plot_marks(image, [Mark("x", (10, 10))], (50, 50)) != image
+    assert image == copy
     assert plot_marks(plain(50, 50).convert("RGBA"), [], (50, 50)).mode == "RGB"
 
 
 def test_labels_do_not_hide_each_other() -> None:
-    picture = plain(400, 400)
+    image = plain(400, 400)
     same = [Mark("", (100 + n, 100, 300, 300)) for n in range(4)]
-    counts = {color: count for count, color in plot_marks(picture, same, (400, 400)).getcolors(1000) or []}
+    counts = {color: count for count, color in plot_marks(image, same, (400, 400)).getcolors(1000) or []}
     fills = [color for color, count in counts.items() if count > 150 and max(color) - min(color) > 100]
     assert len(fills) == 4  # the last box hides the lines of the others, and no tag
 

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from evaluations import picture
+from evaluations import random_image
 
 from earl_cli.evaluation.editors import EarlEditor, EditTask
 from earl_cli.generation.editor import Editor, load_editor
@@ -21,10 +21,10 @@ def editor(folder: Path) -> EarlEditor:
 
 def test_a_prompt_written_otherwise_is_the_trained_one(tiny_model_dir: Path) -> None:
     prompts = ["make it snowy", "Make it snowy.", "“MAKE  IT SNOWY”", "make it"]
-    tasks = [EditTask(str(number), picture(1), prompt, seed=4) for number, prompt in enumerate(prompts)]
-    drawn = [each.image for each in editor(tiny_model_dir).edit(tasks)]
-    assert all(image is not None for image in drawn)
-    first, *same, other = [image.tobytes() for image in drawn if image]
+    tasks = [EditTask(str(number), random_image(1), prompt, seed=4) for number, prompt in enumerate(prompts)]
+    generated = [each.image for each in editor(tiny_model_dir).edit(tasks)]
+    assert all(image is not None for image in generated)
+    first, *same, other = [image.tobytes() for image in generated if image]
     assert same == [first, first]
     assert other != first
 

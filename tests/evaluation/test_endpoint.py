@@ -52,9 +52,9 @@ def some_tasks(count: int, instruction: str = "make it snowy") -> list[EditTask]
     return [EditTask(str(number), noise(number), f"{instruction} {number}", number) for number in range(count)]
 
 
-def pixels(drawn: list[EditorOutput]) -> list[tuple[tuple[int, int], bytes]]:
-    assert not any(each.problem for each in drawn), drawn
-    return [(each.image.size, each.image.tobytes()) for each in drawn if each.image is not None]
+def pixels(generated: list[EditorOutput]) -> list[tuple[tuple[int, int], bytes]]:
+    assert not any(each.problem for each in generated), generated
+    return [(each.image.size, each.image.tobytes()) for each in generated if each.image is not None]
 
 
 def expected(tasks: list[EditTask], seeds: bool = True) -> list[tuple[tuple[int, int], bytes]]:
@@ -82,9 +82,9 @@ def test_the_size_is_the_servers_choice_unless_given(images: ImagesServer, endpo
 def test_a_third_of_faults_changes_no_image(images: ImagesServer, endpoint: Open) -> None:
     images.faults = Faults(share=0.4, kinds=KINDS, slow=0.3)
     tasks, shares = some_tasks(24), list[float]()
-    drawn = endpoint(timeout=0.2).edit(tasks, shares.append)
+    generated = endpoint(timeout=0.2).edit(tasks, shares.append)
     assert {call.fault for call in images.calls} > {None, "limited", "error", "dropped", "partial"}
-    assert pixels(drawn) == expected(tasks)
+    assert pixels(generated) == expected(tasks)
     assert shares == [(number + 1) / 24 for number in range(24)]
 
 
@@ -96,15 +96,16 @@ def test_wherever_the_image_is_on_the_server(gives: str, images: ImagesServer, e
 
 
 @pytest.mark.parametrize(
-    ("gives", "said"), [("elsewhere", "on another server, 127.0.0.2"), ("redirect", "redirects to http://127.0.0.2:")]
+    ("gives", "message"),
+    [("elsewhere", "on another server, 127.0.0.2"), ("redirect", "redirects to http://127.0.0.2:")],
 )
-def test_an_image_elsewhere_is_not_fetched(gives: str, said: str, images: ImagesServer, endpoint: Open) -> None:
+def test_an_image_elsewhere_is_not_fetched(gives: str, message: str, images: ImagesServer, endpoint: Open) -> None:
     editor = endpoint()
     editor.edit(some_tasks(1))
     images.gives = gives
-    (drawn,) = editor.edit(some_tasks(1))
-    assert drawn.image is None
-    assert said in drawn.problem
+    (generated,) = editor.edit(some_tasks(1))
+    assert generated.image is None
+    assert message in generated.problem
 
 
 def test_no_more_at_once_than_allowed(images: ImagesServer, endpoint: Open) -> None:
@@ -132,9 +133,9 @@ def test_one_image_that_is_refused_fails_alone(
     images.refuses = {"a gun and a seed": status}
     bad, good = some_tasks(1, "add a gun and a seed")[0], some_tasks(2)
     tasks = [bad, *good] if first else [*good, bad]
-    drawn = endpoint(batch_size=1).edit(tasks)
-    refused = drawn.pop(0 if first else -1)
-    assert pixels(drawn) == expected(good)
+    generated = endpoint(batch_size=1).edit(tasks)
+    refused = generated.pop(0 if first else -1)
+    assert pixels(generated) == expected(good)
     assert refused.image is None
     assert f"the server refuses this: status {status}: Your request" in refused.problem
     assert KEY not in refused.problem
@@ -157,8 +158,8 @@ def test_a_server_that_refuses_everything_is_no_editor(
 def test_one_image_that_breaks_the_server_fails_alone(images: ImagesServer, endpoint: Open) -> None:
     images.refuses = {"break": 500}
     bad, *good = [*some_tasks(1, "break it"), *some_tasks(2)]
-    broken, *drawn = endpoint().edit([bad, *good])
-    assert pixels(drawn) == expected(good)
+    broken, *generated = endpoint().edit([bad, *good])
+    assert pixels(generated) == expected(good)
     assert broken.image is None
     assert "the server fails for this image alone: status 500" in broken.problem
 
@@ -186,8 +187,8 @@ def test_a_server_that_comes_back_during_retries_makes_every_edit(images: Images
         images.is_down = len(waits) < 2
 
     tasks = some_tasks(1)
-    drawn = endpoint(backoff=Backoff(attempts=2, first_delay=0.001, sleep=sleep)).edit(tasks)
-    assert pixels(drawn) == expected(tasks)
+    generated = endpoint(backoff=Backoff(attempts=2, first_delay=0.001, sleep=sleep)).edit(tasks)
+    assert pixels(generated) == expected(tasks)
 
 
 def test_a_wrong_key_is_a_mistake_and_stays_secret(
@@ -225,7 +226,7 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "message"),
     [
         (b"<html>Sorry</html>", "this is a web page"),
         (as_png(some_tasks(1)[0].image)[:100], "the image is"),
@@ -233,13 +234,15 @@ def bomb() -> bytes:
     ],
     ids=["html", "cut", "bomb"],
 )
-def test_a_response_that_is_no_image_is_a_problem(file: bytes, said: str, images: ImagesServer, endpoint: Open) -> None:
+def test_a_response_that_is_no_image_is_a_problem(
+    file: bytes, message: str, images: ImagesServer, endpoint: Open
+) -> None:
     images.draws = {"odd": file}
-    odd, *drawn = endpoint().edit([*some_tasks(1, "odd"), *some_tasks(2)])
+    odd, *generated = endpoint().edit([*some_tasks(1, "odd"), *some_tasks(2)])
     assert odd.image is None
     assert "the server's answer: " in odd.problem
-    assert said in odd.problem
-    assert pixels(drawn) == expected(some_tasks(2))
+    assert message in odd.problem
+    assert pixels(generated) == expected(some_tasks(2))
 
 
 def test_its_description_says_what_edits_depend_on_and_no_password(images: ImagesServer) -> None:

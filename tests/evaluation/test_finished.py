@@ -24,7 +24,7 @@ def task(id: str, seed: int = 0) -> EditTask:
     return EditTask(id, SOURCE, "make it red", seed)
 
 
-def drawn(folder: Path, *tasks: EditTask) -> list[EditorOutput]:
+def generated(folder: Path, *tasks: EditTask) -> list[EditorOutput]:
     return open_finished(folder).edit(tasks)
 
 
@@ -37,7 +37,7 @@ def test_an_image_is_found_by_the_id_of_its_sample(tmp_path: Path) -> None:
     colour("red").save(tmp_path / "17.png")
     colour("blue", (30, 20)).save(tmp_path / "18.webp", lossless=True)
     colour("lime").save(tmp_path / "task_obj.add-3.BMP")
-    found = drawn(tmp_path, task("17"), task("18"), task("task_obj.add-3"))
+    found = generated(tmp_path, task("17"), task("18"), task("task_obj.add-3"))
     assert colours(found) == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
     assert [each.image.size for each in found if each.image] == [(8, 8), (30, 20), (8, 8)]
 
@@ -45,13 +45,13 @@ def test_an_image_is_found_by_the_id_of_its_sample(tmp_path: Path) -> None:
 def test_an_image_for_this_seed_comes_before_one_for_all(tmp_path: Path) -> None:
     colour("red").save(tmp_path / "17.png")
     colour("blue").save(tmp_path / "17.5.png")
-    assert colours(drawn(tmp_path, task("17", 5), task("17", 6))) == [(0, 0, 255), (255, 0, 0)]
+    assert colours(generated(tmp_path, task("17", 5), task("17", 6))) == [(0, 0, 255), (255, 0, 0)]
 
 
 def test_png_comes_before_what_loses(tmp_path: Path) -> None:
     colour("red").save(tmp_path / "17.png")
     colour("blue").save(tmp_path / "17.jpg")
-    assert colours(drawn(tmp_path, task("17"))) == [(255, 0, 0)]
+    assert colours(generated(tmp_path, task("17"))) == [(255, 0, 0)]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_png_comes_before_what_loses(tmp_path: Path) -> None:
 )
 def test_odd_names(id: str, file: str, tmp_path: Path) -> None:
     colour("red").save(tmp_path / file)
-    assert colours(drawn(tmp_path, task(id, 7))) == [(255, 0, 0)]
+    assert colours(generated(tmp_path, task(id, 7))) == [(255, 0, 0)]
 
 
 def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "within.png").symlink_to(folder / "real.png")
     colour("blue").save(folder / "real.png")
-    asked = [task(id) for id in ("../secret", str(tmp_path / "secret"), "link")]
-    assert [each.image for each in drawn(folder, *asked)] == [None] * 3
-    assert colours(drawn(folder, task("within"))) == [(0, 0, 255)]
+    requested = [task(id) for id in ("../secret", str(tmp_path / "secret"), "link")]
+    assert [each.image for each in generated(folder, *requested)] == [None] * 3
+    assert colours(generated(folder, task("within"))) == [(0, 0, 255)]
 
 
 def test_one_that_is_missing_or_damaged_has_a_problem(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_one_that_is_missing_or_damaged_has_a_problem(tmp_path: Path) -> None:
     (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:45])
     (tmp_path / "3.png").write_text("not a picture")
     (tmp_path / "4.png").mkdir()
-    good, *bad = drawn(tmp_path, *(task(str(n)) for n in range(1, 5)))
+    good, *bad = generated(tmp_path, *(task(str(n)) for n in range(1, 5)))
     assert colours([good]) == [(255, 0, 0)]
     assert [each.image for each in bad] == [None] * 3
     assert "2.png: the image is" in bad[0].problem

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluations import Inverting, inverted, pairs, picture
+from evaluations import Inverting, inverted, pairs, random_image
 from PIL import Image
 
 from earl_cli.data.shard_plan import ShardShare
@@ -24,7 +24,7 @@ def opened(tmp_path: Path) -> OpenedBenchmark:
     return open_benchmark(find_benchmark(str(pairs(tmp_path / "pairs"))))
 
 
-def drawn(folder: Path, opened: OpenedBenchmark, editor: Inverting, wanted: Selection = Selection()) -> EvalRun:  # noqa: B008
+def generated(folder: Path, opened: OpenedBenchmark, editor: Inverting, wanted: Selection = Selection()) -> EvalRun:  # noqa: B008
     start_run(folder, opened, editor, {})
     generate(folder, opened, editor, wanted)
     return load_run(folder)
@@ -46,7 +46,7 @@ def content(run: EvalRun) -> list[tuple[object, ...]]:
 
 def test_a_line_names_images_that_are_there(tmp_path: Path, opened: OpenedBenchmark) -> None:
     editor = Inverting(reasoning="a roof [2, 2, 8, 6]")
-    run = drawn(tmp_path / "r" / "b" / "e", opened, editor)
+    run = generated(tmp_path / "r" / "b" / "e", opened, editor)
     assert [line.result.number for line in run.lines] == list(range(6))
     result = run.lines[3].result
     assert (result.id, result.edit_instruction, result.task, result.problem) == ("s3", "invert 3", "weather", "")
@@ -54,40 +54,40 @@ def test_a_line_names_images_that_are_there(tmp_path: Path, opened: OpenedBenchm
     shown = {}
     for name in ("original_image", "edited_image", "gt_edited_image", "overview", "grounding_image"):
         shown[name] = Image.open(run.folder / getattr(result, name)).convert("RGB")
-    assert np.array_equal(np.asarray(shown["original_image"]), np.asarray(picture(1)))
-    assert np.array_equal(np.asarray(shown["gt_edited_image"]), np.asarray(inverted(picture(1))))
+    assert np.array_equal(np.asarray(shown["original_image"]), np.asarray(random_image(1)))
+    assert np.array_equal(np.asarray(shown["gt_edited_image"]), np.asarray(inverted(random_image(1))))
     assert shown["grounding_image"].size == shown["original_image"].size
     assert np.any(np.asarray(shown["grounding_image"]) != np.asarray(shown["original_image"]))
     assert shown["overview"].width > 3 * 16
 
 
 def test_samples_of_one_image_share_its_file_and_its_cluster(tmp_path: Path, opened: OpenedBenchmark) -> None:
-    run = drawn(tmp_path / "r" / "b" / "e", opened, Inverting())
+    run = generated(tmp_path / "r" / "b" / "e", opened, Inverting())
     assert len({line.result.picture for line in run.lines}) == 3
-    other = drawn(tmp_path / "r" / "b" / "f", opened, Inverting("other"))
+    other = generated(tmp_path / "r" / "b" / "f", opened, Inverting("other"))
     assert other.lines[0].result.original_image == run.lines[0].result.original_image
 
 
 def test_the_seed_of_an_edit_is_its_own(tmp_path: Path, opened: OpenedBenchmark) -> None:
     editor = Inverting()
-    drawn(tmp_path / "r", opened, editor, Selection(seeds=(0, 1)))
+    generated(tmp_path / "r", opened, editor, Selection(seeds=(0, 1)))
     assert len({task.seed for task in editor.tasks}) == 12
     assert all(0 <= task.seed < 2**31 for task in editor.tasks)
 
 
 def test_what_has_a_line_isnt_generated_again(tmp_path: Path, opened: OpenedBenchmark) -> None:
-    drawn(tmp_path / "r", opened, Inverting(), Selection(limit=2))
+    generated(tmp_path / "r", opened, Inverting(), Selection(limit=2))
     again = Inverting()
-    drawn(tmp_path / "r", opened, again, Selection(seeds=(0, 1)))
+    generated(tmp_path / "r", opened, again, Selection(seeds=(0, 1)))
     assert len(again.tasks) == 12 - 2
     last = Inverting()
-    drawn(tmp_path / "r", opened, last, Selection(seeds=(0, 1)))
+    generated(tmp_path / "r", opened, last, Selection(seeds=(0, 1)))
     assert last.tasks == []
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 4, 5])
 def test_an_interruption_changes_nothing(tmp_path: Path, opened: OpenedBenchmark, stop: int) -> None:
-    at_once = drawn(tmp_path / "whole" / "e", opened, Inverting())
+    at_once = generated(tmp_path / "whole" / "e", opened, Inverting())
     folder = tmp_path / "parts" / "e"
     start_run(folder, opened, Inverting(), {})
     with pytest.raises(KeyboardInterrupt):
@@ -96,21 +96,21 @@ def test_an_interruption_changes_nothing(tmp_path: Path, opened: OpenedBenchmark
     with torn.open("a") as file:
         file.write('{"number": 5, "seed"')
     rest = Inverting()
-    resumed = drawn(folder, opened, rest)
+    resumed = generated(folder, opened, rest)
     assert len(rest.tasks) == 6 - stop // 2 * 2
     assert content(resumed) == content(at_once)
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_parts_add_up_to_the_whole(tmp_path: Path, opened: OpenedBenchmark, count: int) -> None:
-    whole = drawn(tmp_path / "whole" / "e", opened, Inverting(), Selection(seeds=(3, 4)))
-    folder, asked = tmp_path / "parts" / "e", 0
+    whole = generated(tmp_path / "whole" / "e", opened, Inverting(), Selection(seeds=(3, 4)))
+    folder, requested = tmp_path / "parts" / "e", 0
     for index in range(count):
         editor = Inverting()
         start_run(folder, opened, editor, {})
         generate(folder, opened, editor, Selection(seeds=(3, 4), share=ShardShare(index, count)))
-        asked += len(editor.tasks)
-    assert asked == 12
+        requested += len(editor.tasks)
+    assert requested == 12
     assert content(load_run(folder)) == content(whole)
     assert remaining(folder, opened, Selection(seeds=(3, 4))) == []
 
@@ -122,7 +122,7 @@ def test_keys_of_all_shares_are_all_keys(opened: OpenedBenchmark) -> None:
 
 
 def test_an_invalid_edit_is_noted_with_its_reason(tmp_path: Path, opened: OpenedBenchmark) -> None:
-    run = drawn(tmp_path / "r", opened, Inverting(refuses="invert 4"))
+    run = generated(tmp_path / "r", opened, Inverting(refuses="invert 4"))
     assert run.lines[4].result.edited_image is None
     assert run.lines[4].result.problem == "it didn't want to"
     assert run.lines[4].result.overview is not None
@@ -130,7 +130,7 @@ def test_an_invalid_edit_is_noted_with_its_reason(tmp_path: Path, opened: Opened
 
 def test_a_row_that_cant_be_read_costs_only_itself(tmp_path: Path, opened: OpenedBenchmark) -> None:
     (tmp_path / "pairs" / "1.png").write_bytes(b"no picture")
-    run = drawn(tmp_path / "r", opened, Inverting())
+    run = generated(tmp_path / "r", opened, Inverting())
     assert [line.result.number for line in run.lines] == [0, 1, 4, 5]
     assert [each.number for each in run.unreadable] == [2, 3]
     assert "1.png" in run.unreadable[0].problem or "line 3" in run.unreadable[0].problem
@@ -138,7 +138,7 @@ def test_a_row_that_cant_be_read_costs_only_itself(tmp_path: Path, opened: Opene
 
 
 def test_results_of_another_model_or_other_data_are_never_mixed(tmp_path: Path, opened: OpenedBenchmark) -> None:
-    drawn(tmp_path / "r", opened, Inverting())
+    generated(tmp_path / "r", opened, Inverting())
     with pytest.raises(UsageError, match="editor name 'inverting' there, 'other' now"):
         start_run(tmp_path / "r", opened, Inverting("other"), {})
     other = open_benchmark(find_benchmark(str(pairs(tmp_path / "other", 4))))
@@ -156,7 +156,7 @@ def test_folders_differ_where_edits_do() -> None:
 
 
 def test_lines_have_the_published_names(tmp_path: Path, opened: OpenedBenchmark) -> None:
-    drawn(tmp_path / "r", opened, Inverting())
+    generated(tmp_path / "r", opened, Inverting())
     line = json.loads((tmp_path / "r" / LINES / "0-of-1.jsonl").read_text().splitlines()[0])
     published = {"original_image", "edited_image", "gt_edited_image", "overview", "grounding_image"}
     published |= {"edit_instruction", "reasoning", "id", "task"}

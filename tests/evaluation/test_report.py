@@ -95,8 +95,8 @@ def run(
         }
         if change:
             change(n, line)
-        figures = [line.pop(name) for name in ("scores", "missing", "explanations")]
-        lines.append(ScoredResult(EditResult(**line), *figures))
+        metrics = [line.pop(name) for name in ("scores", "missing", "explanations")]
+        lines.append(ScoredResult(EditResult(**line), *metrics))
     about = {
         "benchmark": {"name": benchmark, "title": f"The {benchmark}", "fingerprint": "f00d"},
         "versions": {"x": "1"},
@@ -159,7 +159,7 @@ def test_tables_charts_and_samples_are_in_the_page_itself(html: str) -> None:
     words = " ".join(" ".join(read.words).split())
     assert len(read.all("article", "sample")) == 2 * SAMPLES
     assert len(read.all("section", "edit")) == 5 * SAMPLES
-    for said in (
+    for text in (
         "Editors & others",
         "2 benchmarks",
         "3 editors: a, b, copy",
@@ -172,7 +172,7 @@ def test_tables_charts_and_samples_are_in_the_page_itself(html: str) -> None:
         "of 10",
     ):
         words = words.replace(" missing:", " missing:")
-        assert said in words.replace("</b>", "")
+        assert text in words.replace("</b>", "")
     assert len(read.all("table", "sortable")) >= 2
     assert len([each for each in read.all("div", "chart") if "hidden" not in each]) == 2
 
@@ -194,13 +194,13 @@ def test_nothing_on_the_page_points_elsewhere_or_may_run_but_its_own_script(html
     assert not re.search(r"url\(|@import|fetch|XMLHttp|innerHTML|\beval\b", html.replace("data-", ""))
 
 
-def page_of(said: str) -> Read:
+def page_of(text: str) -> Read:
     """A page that has a text wherever one may come from outside."""
-    edit = EditResult(0, 0, said, said, said, said, said, None, said, said, task=said, source=said, problem=said)
-    line = ScoredResult(edit, {"l1": 0.5}, {"ssim": said, f"{said}!": said}, {"sc": said, f"{said}!": said})
-    about = {"benchmark": {"title": said}, "versions": {said: said}}
-    scoring = {"judge": {"model": said}, f"{said}!": said}
-    return Read(report([EvalRun(Path("nowhere"), said, f"{said} 1", about, scoring, (line,))], said))
+    edit = EditResult(0, 0, text, text, text, text, text, None, text, text, task=text, source=text, problem=text)
+    line = ScoredResult(edit, {"l1": 0.5}, {"ssim": text, f"{text}!": text}, {"sc": text, f"{text}!": text})
+    about = {"benchmark": {"title": text}, "versions": {text: text}}
+    scoring = {"judge": {"model": text}, f"{text}!": text}
+    return Read(report([EvalRun(Path("nowhere"), text, f"{text} 1", about, scoring, (line,))], text))
 
 
 @cache
@@ -210,11 +210,11 @@ def harmless_tags() -> list[tuple[str, list[str]]]:
 
 @given(st.text(max_size=40).filter(str.strip))
 @example(ATTACK)
-def test_a_text_from_outside_is_shown_and_is_never_a_tag(said: str) -> None:
-    read = page_of(said)
+def test_a_text_from_outside_is_shown_and_is_never_a_tag(text: str) -> None:
+    read = page_of(text)
     assert [(tag, [*found]) for tag, found in read.tags] == harmless_tags()
     (sample,) = read.all("article", "sample")
-    for shown, given_ in zip(str(sample["data-task"]), said.replace("\r\n", "\n").replace("\r", "\n"), strict=True):
+    for shown, given_ in zip(str(sample["data-task"]), text.replace("\r\n", "\n").replace("\r", "\n"), strict=True):
         assert shown == given_ or (shown == "\ufffd" and not given_.isprintable())
 
 
@@ -496,8 +496,8 @@ def test_without_scripts_tables_and_images_are_there(browser: Browser, file: Pat
         assert not page.locator("#filters").is_visible()
         sample = page.locator("#s-edits-7-0")
         sample.scroll_into_view_if_needed()
-        for picture in sample.locator(".image").all():
-            box = picture.bounding_box()
+        for image in sample.locator(".image").all():
+            box = image.bounding_box()
             assert box is not None
             assert box["height"] > 50
         for figure in ("source", "edited"):

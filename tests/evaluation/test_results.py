@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from evaluations import picture
+from evaluations import random_image
 
 from earl_cli.errors import InputError
 from earl_cli.evaluation.results import (
@@ -162,7 +162,7 @@ def test_results_are_found_at_any_depth(tmp_path: Path) -> None:
 def test_published_results_become_a_folder_of_ours_with_the_same_images(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "theirs" / "model.jsonl", PUBLISHED)
     (tmp_path / "theirs" / "images").mkdir()
-    picture(0).save(tmp_path / "theirs" / "images" / "0_edited.png")
+    random_image(0).save(tmp_path / "theirs" / "images" / "0_edited.png")
     folder = adopt(file)
     (line,) = load_run(folder).lines
     assert line.result.edited_image is not None

@@ -83,8 +83,8 @@ def test_what_the_judge_doesnt_say_is_missing_and_counted_never_zero(tmp_path: P
     judge.fails_on = "invert 3"
     run = results(tmp_path)
     lines = score(run, scoring(judge))
-    asked = {"vie_sc", "vie_all", "edit_success", "overedit"}
-    assert set(lines[3].missing) == asked
+    requested = {"vie_sc", "vie_all", "edit_success", "overedit"}
+    assert set(lines[3].missing) == requested
     assert all("judge" in why for why in lines[3].missing.values())
     assert "vie_pq" in lines[3].scores
     summary = summary_document(replace(run, lines=tuple(lines)))["overall"]["figures"]
@@ -128,7 +128,7 @@ def test_images_that_are_gone_are_missing_metrics_with_the_reason(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("area", "drawn", "seen"),
+    ("area", "generated", "seen"),
     [
         (None, (24, 16), (24, 16)),
         (None, (12, 8), (24, 16)),  # a model that draws small
@@ -140,14 +140,14 @@ def test_images_that_are_gone_are_missing_metrics_with_the_reason(tmp_path: Path
     ],
 )
 def test_the_judge_sees_every_editors_images_at_one_size(
-    area: int | None, drawn: tuple[int, int], seen: tuple[int, int], tmp_path: Path, judge: JudgeServer
+    area: int | None, generated: tuple[int, int], seen: tuple[int, int], tmp_path: Path, judge: JudgeServer
 ) -> None:
     run = results(tmp_path, count=2)
     for line in run.lines:
         edited = run.folder / str(line.result.edited_image)
-        Image.open(edited).resize(drawn).save(edited)
+        Image.open(edited).resize(generated).save(edited)
     score(run, scoring(judge, area=area, ground_score=True))
-    sizes = {tuple(digest.rpartition(" ")[0] for digest in call.pictures) for call in judge.calls}
+    sizes = {tuple(digest.rpartition(" ")[0] for digest in call.images) for call in judge.calls}
     source, edit = (f"{width} x {height}" for width, height in ((12, 8) if area == 96 else (24, 16), seen))
     assert sizes == {(source, edit), (edit,)}
 

@@ -54,13 +54,13 @@ def test_samples_of_one_image_count_as_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pictures", [6, 8, 25])
-def test_an_interval_holds_the_true_mean_as_often_as_it_claims(pictures: int) -> None:
+@pytest.mark.parametrize("images", [6, 8, 25])
+def test_an_interval_holds_the_true_mean_as_often_as_it_claims(images: int) -> None:
     rng = np.random.default_rng(3)
-    names = [str(number) for number in range(pictures)]
+    names = [str(number) for number in range(images)]
     hits = 0
     for _ in range(200):
-        found = estimate(rng.normal(1.0, 1.0, pictures), names)
+        found = estimate(rng.normal(1.0, 1.0, images), names)
         hits += found.low <= 1.0 <= found.high
     assert 180 <= hits <= 198
 
@@ -86,9 +86,9 @@ def test_nothing_to_count_is_no_number(values: list[float | None]) -> None:
     assert compare(run, run, "vie_all") is None
 
 
-@pytest.mark.parametrize(("pictures", "has_interval"), [(1, False), (4, False), (5, True)])
-def test_few_images_have_a_mean_and_no_interval(pictures: int, has_interval: bool) -> None:
-    found = estimate([float(number) for number in range(30)], [str(number % pictures) for number in range(30)])
+@pytest.mark.parametrize(("images", "has_interval"), [(1, False), (4, False), (5, True)])
+def test_few_images_have_a_mean_and_no_interval(images: int, has_interval: bool) -> None:
+    found = estimate([float(number) for number in range(30)], [str(number % images) for number in range(30)])
     assert found.mean == 14.5
     assert math.isnan(found.low) == math.isnan(found.high) == (not has_interval)
 

@@ -50,9 +50,9 @@ def run(
                 source=sources[n % len(sources)],
                 picture=f"p{n}",
             ),
-            figures,
+            metrics,
         )
-        for n, figures in enumerate(scores)
+        for n, metrics in enumerate(scores)
         for seed in seeds
     ]
     about = {"benchmark": {"name": benchmark, "title": f"The {benchmark}", "fingerprint": fingerprint}}
@@ -154,7 +154,7 @@ def test_runs_of_one_kind_can_be_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "expected"),
     [
         ({"fingerprint": "beef"}, "The edits: the benchmark's fingerprint differs: f00d (a), beef (b)."),
         ({"seeds": (0, 1)}, "The edits: the set of seeds differs: seed 0 (a), seeds 0 and 1 (b)."),
@@ -173,10 +173,10 @@ def test_runs_of_one_kind_can_be_compared() -> None:
         ({"scoring": {"published": "x.jsonl"}}, "it isn't known how b was scored."),
     ],
 )
-def test_each_reason_not_to_compare_is_shown_once(other: dict[str, Any], said: str) -> None:
+def test_each_reason_not_to_compare_is_shown_once(other: dict[str, Any], expected: str) -> None:
     runs = [run("a", vie(1, 2)), run("b", vie(1, 2), **other)]
     (reason,) = comparability(runs)
-    assert said in reason
+    assert expected in reason
     assert "Not comparable" in markdown(runs)
     assert f"% Not comparable: {reason}" in latex(runs)
 

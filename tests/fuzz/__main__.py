@@ -16,17 +16,17 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1200, help="inputs of each room")
     parser.add_argument("--only", type=int, help="one input, by its number")
     parser.add_argument("--keep", type=Path, default=Path("out/fuzz"), help="where inputs that fail are kept")
-    asked = parser.parse_args()
+    requested = parser.parse_args()
     total, failures = 0, 0
-    for name in asked.rooms:
-        numbers = range(asked.count) if asked.only is None else [asked.only]
-        report = fuzz(room_named(name), asked.seed, numbers, asked.keep)
+    for name in requested.rooms:
+        numbers = range(requested.count) if requested.only is None else [requested.only]
+        report = fuzz(room_named(name), requested.seed, numbers, requested.keep)
         print(summary(name, report), flush=True)
         for failure in report.failures:
             print(failure, flush=True)
         total += report.inputs
         failures += len(report.failures)
-    print(f"{total} inputs, seed {asked.seed}: {failures} failures")
+    print(f"{total} inputs, seed {requested.seed}: {failures} failures")
     return 1 if failures else 0
 
 

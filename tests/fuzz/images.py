@@ -68,9 +68,9 @@ HOSTILE = [
 
 
 def read(_name: str, content: bytes, _folder: Path) -> str:
-    picture = open_image(content, name="input")
-    if picture.pixels.width * picture.pixels.height < 1_000_000:
-        save_image(picture.rgb, io.BytesIO(), like=picture)
+    image = open_image(content, name="input")
+    if image.pixels.width * image.pixels.height < 1_000_000:
+        save_image(image.rgb, io.BytesIO(), like=image)
     return "read"
 
 

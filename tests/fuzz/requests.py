@@ -1,4 +1,4 @@
-"""HTTP requests as they come over a connection to `earl serve`, up to what a form asks for."""
+"""HTTP requests as they come over a connection to `earl serve`, up to the fields of a form."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def engine(model: EarlModel) -> TransformersEngine:
     return TransformersEngine(model.language, model.layout)
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def random_image(width: int, height: int, seed: int = 0) -> Image.Image:
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -54,7 +54,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 def test_the_edit_has_the_photos_size_and_its_grid_the_models_area(
     model: EarlModel, engine: TransformersEngine, width: int, height: int
 ) -> None:
-    photo = picture(width, height)
+    photo = random_image(width, height)
     ((variant,),) = sample_edits(model, engine, [EditJob(photo, "make it snowy", (1,))], EditSettings(GREEDY))
     assert variant.completion.problem is None
     assert variant.completion.codes is not None
@@ -73,19 +73,19 @@ def test_an_image_for_which_the_model_has_no_room_is_refused_before_it_is_encode
 ) -> None:
     monkeypatch.setattr("earl_cli.models.vision.encode", lambda *_: pytest.fail("it took the memory"))
     with pytest.raises(InputError, match=r"200\*300 codes and its edit are more than the model's \d+ positions"):
-        encode_image(model, picture(60, 40), 2400 * 1600)
+        encode_image(model, random_image(60, 40), 2400 * 1600)
 
 
 def test_sizes_that_a_model_never_saw_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    for area, said in [(None, False), (20_000, True)]:
+    for area, warned in [(None, False), (20_000, True)]:
         load_editor("embedded", device="cpu", engine="transformers", image_area=area)
-        assert ("embedded was trained on 9 shapes of about 9216 pixels" in caplog.text) == said
+        assert ("embedded was trained on 9 shapes of about 9216 pixels" in caplog.text) == warned
 
 
 def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
     model: EarlModel, engine: TransformersEngine, fine_vision: Emu3VQVAE
 ) -> None:
-    fine, photo = replace(model, vision=fine_vision), picture(72, 72)
+    fine, photo = replace(model, vision=fine_vision), random_image(72, 72)
     assert encode_image(fine, photo, 36 * 36).shape == (9, 9)
     ((variant,),) = sample_edits(fine, engine, [EditJob(photo, "x", (1,))], EditSettings(GREEDY, image_area=36 * 36))
     before = decode_image(fine, variant.source)
@@ -93,17 +93,17 @@ def test_the_vision_tokenizer_says_how_many_pixels_a_code_is(
     assert render_edit(fine, photo, before, variant, "model").image.size == (36, 36)
     assert render_edit(fine, photo, before, variant, "source").image.size == photo.size
     loaded = Editor(fine, engine, EditSettings(GREEDY, image_area=36 * 36))
-    (drawn,) = EarlEditor("fine", None, "model", lambda: loaded).edit([EditTask("a", photo, "x", 1)])
-    assert drawn.seen == (36, 36)
+    (generated,) = EarlEditor("fine", None, "model", lambda: loaded).edit([EditTask("a", photo, "x", 1)])
+    assert generated.seen == (36, 36)
 
 
 def test_a_larger_area_gives_more_codes(model: EarlModel) -> None:
-    assert encode_image(model, picture(64, 64), 64 * 64).shape == (8, 8)
-    assert encode_image(model, picture(64, 64)).shape == (4, 4)
+    assert encode_image(model, random_image(64, 64), 64 * 64).shape == (8, 8)
+    assert encode_image(model, random_image(64, 64)).shape == (4, 4)
 
 
 def test_a_draft_depends_on_its_photo_and_seed_alone(model: EarlModel, engine: TransformersEngine) -> None:
-    first, second = picture(60, 40, 1), picture(40, 60, 2)
+    first, second = random_image(60, 40, 1), random_image(40, 60, 2)
     jobs = [EditJob(first, "turn it into night", (1, 2)), EditJob(second, "make it snowy", (1, 2, 3))]
     together = sample_edits(model, engine, jobs, EditSettings(SamplingParams()))
     (alone,) = sample_edits(model, engine, [EditJob(second, "make it snowy", (3,))], EditSettings(SamplingParams()))
@@ -113,7 +113,7 @@ def test_a_draft_depends_on_its_photo_and_seed_alone(model: EarlModel, engine: T
 
 def test_a_jobs_drafts_are_given_out_as_soon_as_all_are_there(model: EarlModel) -> None:
     engine = TransformersEngine(model.language, model.layout, max_batch_tokens=200)  # some batches
-    jobs = [EditJob(picture(60, 40, number), "make it snowy", (1, 2)) for number in range(4)]
+    jobs = [EditJob(random_image(60, 40, number), "make it snowy", (1, 2)) for number in range(4)]
     given: list[tuple[int, list[SampledEdit]]] = []
     counts: list[int] = []
     drafts = sample_edits(
@@ -131,7 +131,7 @@ def test_a_jobs_drafts_are_given_out_as_soon_as_all_are_there(model: EarlModel) 
 
 
 def test_a_model_that_chose_another_grid_is_brought_to_the_photo(model: EarlModel) -> None:
-    photo = picture(50, 30)
+    photo = random_image(50, 30)
     source = encode_image(model, photo)
     answer = ParsedCompletion(np.zeros((3, 3), dtype=np.int64), None, "thoughts", True, None)
     assert render_edit(
@@ -150,7 +150,7 @@ def test_a_cut_out_stays_one_and_is_shown_on_white_in_a_sheet(model: EarlModel) 
 
 
 def test_no_image_is_an_error_that_says_why(model: EarlModel) -> None:
-    photo = picture(50, 30)
+    photo = random_image(50, 30)
     source = encode_image(model, photo)
     answer = ParsedCompletion(None, None, None, False, "stops after 3 of 16 codes")
     with pytest.raises(ModelError, match="stops after 3 of 16 codes") as caught:

@@ -181,10 +181,10 @@ def test_an_incomplete_variant_costs_the_others_nothing(editor: Editor, photo: P
 def test_progress_is_reported_and_nothing_is_printed(
     editor: Editor, photo: Path, tiny_model_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[tuple[int, int]] = []
-    load_editor(tiny_model_dir, device="cpu").edit(photo, SNOW, on_progress=lambda *counts: told.append(counts))
-    assert told == sorted(told)
-    assert told[-1][0] == told[-1][1] > 10
+    progress: list[tuple[int, int]] = []
+    load_editor(tiny_model_dir, device="cpu").edit(photo, SNOW, on_progress=lambda *counts: progress.append(counts))
+    assert progress == sorted(progress)
+    assert progress[-1][0] == progress[-1][1] > 10
     assert [bool(edited.error) for edited in editor.edit_many([tiny_model_dir, photo], "add a hat")] == [True, False]
     assert capfd.readouterr() == ("", "")
 

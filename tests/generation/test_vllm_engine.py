@@ -147,9 +147,9 @@ def test_log_probabilities_are_those_that_training_sees(
     embedded: EarlModel, engine: VllmEngine, temperature: float
 ) -> None:
     requests = prompts(embedded, 4, seeds=(1, 2)) + prompts(embedded, 2, "mixed", (1, 2))
-    drawn = engine.generate(requests, SamplingParams(temperature, 0))
+    generated = engine.generate(requests, SamplingParams(temperature, 0))
     policy = Policy(embedded.language, separate_vocabularies(embedded.layout.vocabulary), temperature)
-    for request, group in zip(requests, drawn, strict=True):
+    for request, group in zip(requests, generated, strict=True):
         ids, sampled = tuple(each.ids for each in group), tuple(each.sampled for each in group)
         batch = pack([SampledGroup(np.array(request.prompt), ids, sampled)], torch.device("cpu"))
         assert batch is not None
@@ -167,22 +167,24 @@ def test_progress_comes_by_tokens_and_in_large_batches_by_finished_images(
     embedded: EarlModel, engine: VllmEngine
 ) -> None:
     for seeds, jumps in (((1, 2), 1), (tuple(range(40)), 18)):
-        told: list[tuple[int, int]] = []
+        progress: list[tuple[int, int]] = []
         request = prompts(embedded, 1, seeds=seeds, grid=Grid(3, 4))[0]
-        engine.generate([request], SamplingParams(), lambda done, expected, told=told: told.append((done, expected)))
-        assert [done for done, _ in told] == sorted(done for done, _ in told)
-        assert told[-1] == (18 * len(seeds), 18 * len(seeds))
-        assert all(done % jumps == 0 and expected == 18 * len(seeds) for done, expected in told)
+        engine.generate([request], SamplingParams(), lambda *counts, progress=progress: progress.append(counts))
+        assert [done for done, _ in progress] == sorted(done for done, _ in progress)
+        assert progress[-1] == (18 * len(seeds), 18 * len(seeds))
+        assert all(done % jumps == 0 and expected == 18 * len(seeds) for done, expected in progress)
 
 
 def test_a_completion_is_given_out_while_others_are_sampled(embedded: EarlModel, engine: VllmEngine) -> None:
     small, large = (prompts(embedded, 1, seeds=(1, 2), grid=grid)[0] for grid in (Grid(2, 2), Grid(9, 9)))
     given: list[tuple[int, int, Completion]] = []
-    told: list[int] = []
-    drawn = engine.generate([large, small], GREEDY, lambda *_: told.append(len(given)), lambda *it: given.append(it))
+    progress: list[int] = []
+    generated = engine.generate(
+        [large, small], GREEDY, lambda *_: progress.append(len(given)), lambda *it: given.append(it)
+    )
     assert [request for request, _, _ in given] == [1, 1, 0, 0]
-    assert all(drawn[request][index] is completion for request, index, completion in given)
-    assert told.count(2) > 50
+    assert all(generated[request][index] is completion for request, index, completion in given)
+    assert progress.count(2) > 50
 
 
 def test_bad_requests_are_refused_before_anything_is_sampled(embedded: EarlModel, engine: VllmEngine) -> None:

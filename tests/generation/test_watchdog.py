@@ -28,8 +28,8 @@ def test_a_call_that_hangs_ends_in_an_error_that_names_it(tmp_path: Path) -> Non
     caller, over = EngineThread("the engine", log), threading.Event()
     with pytest.raises(EngineError, match=r"a step by the engine took longer than 0\.2 s") as caught:
         caller.call("a step", 0.2, over.wait)
-    told = str(caught.value)
-    assert "line 39" in told and "line 20\n" not in told and "x" * 300 not in told
+    message = str(caught.value)
+    assert "line 39" in message and "line 20\n" not in message and "x" * 300 not in message
     with pytest.raises(EngineError, match="an update can't be done: the engine is dead"):
         caller.call("an update", 5, list)
     ended = threading.Event()

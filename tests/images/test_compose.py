@@ -38,7 +38,7 @@ def scene() -> NDArray[np.uint8]:
 PHOTO = scene()
 
 
-def drawn(image: NDArray[np.uint8] | Pixels, noise: float = 0.0, seed: int = 0) -> Pixels:
+def as_generated(image: NDArray[np.uint8] | Pixels, noise: float = 0.0, seed: int = 0) -> Pixels:
     """What a model with 8 x 8 cells would show of it: small, soft, and every cell a little wrong."""
     if image.dtype != np.uint8:
         image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
@@ -82,21 +82,21 @@ EDITS: dict[str, Callable[[Pixels], Pixels]] = {
 @pytest.mark.parametrize(("noise", "least"), [(0.0, 0.95), (0.03, 0.9)])
 def test_edits_of_the_whole_image_are_found_through_noise(name: str, noise: float, least: float) -> None:
     target = EDITS[name](PHOTO.astype(np.float32) / 255).astype(np.float32)
-    assert removed(compose(PHOTO, drawn(PHOTO), drawn(target, noise)).pixels, target) > least
+    assert removed(compose(PHOTO, as_generated(PHOTO), as_generated(target, noise)).pixels, target) > least
 
 
 def test_detail_is_the_photos_own() -> None:
     """Enlarging what the model drew would lose the grain; the composition keeps it."""
     target = 1 - PHOTO.astype(np.float32) / 255
-    after = drawn(target)
+    after = as_generated(target)
     enlarged = Image.fromarray((after * 255).astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-    left = 1 - removed(compose(PHOTO, drawn(PHOTO), after).pixels, target)
+    left = 1 - removed(compose(PHOTO, as_generated(PHOTO), after).pixels, target)
     assert left < 0.1 * (1 - removed(np.asarray(enlarged), target))
 
 
 def test_blur_blurs_the_photo_too() -> None:
     target = np.asarray(Image.fromarray(PHOTO).filter(ImageFilter.GaussianBlur(7)), dtype=np.float32) / 255
-    assert removed(compose(PHOTO, drawn(PHOTO), drawn(target, 0.01)).pixels, target) > 0.8
+    assert removed(compose(PHOTO, as_generated(PHOTO), as_generated(target, 0.01)).pixels, target) > 0.8
 
 
 @pytest.mark.parametrize("kind", ["circle", "square"])
@@ -108,7 +108,7 @@ def test_a_flat_shape_gets_a_crisp_edge_and_leaves_the_rest_alone(kind: str, pla
     box = (x - 38, y - 38, x + 38, y + 38)
     (draw.ellipse if kind == "circle" else draw.rectangle)(box, fill=(220, 30, 30))
     target = np.asarray(image, dtype=np.float32) / 255
-    edited = compose(PHOTO, drawn(PHOTO), drawn(target, 0.02)).pixels
+    edited = compose(PHOTO, as_generated(PHOTO), as_generated(target, 0.02)).pixels
     assert removed(edited, target) > 0.85
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     far = np.maximum(abs(rows - y), abs(columns - x)) > 60
@@ -119,24 +119,24 @@ def test_new_content_is_taken_from_the_model() -> None:
     stripes = PHOTO.copy()
     stripes[60:180, 60:200] = np.where((np.arange(140) // 24 % 2)[None, :, None] == 1, [240, 230, 40], [120, 20, 160])
     target = stripes.astype(np.float32) / 255
-    edited = compose(PHOTO, drawn(PHOTO), drawn(target, 0.02)).pixels
+    edited = compose(PHOTO, as_generated(PHOTO), as_generated(target, 0.02)).pixels
     assert removed(edited, target) > 0.6
     assert np.abs(edited[200:, 240:].astype(int) - PHOTO[200:, 240:]).mean() < 2
 
 
 def test_equal_images_leave_the_photo_unchanged() -> None:
-    assert np.array_equal(compose(PHOTO, drawn(PHOTO), drawn(PHOTO)).pixels, PHOTO)
+    assert np.array_equal(compose(PHOTO, as_generated(PHOTO), as_generated(PHOTO)).pixels, PHOTO)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_noise_alone_changes_next_to_nothing(seed: int) -> None:
-    before = drawn(PHOTO)
-    edited = compose(PHOTO, before, drawn(PHOTO, 0.03, seed)).pixels
+    before = as_generated(PHOTO)
+    edited = compose(PHOTO, before, as_generated(PHOTO, 0.03, seed)).pixels
     assert np.abs(edited.astype(int) - PHOTO).mean() < 3
 
 
 def test_a_few_wrong_cells_are_ignored() -> None:
-    before = drawn(PHOTO)
+    before = as_generated(PHOTO)
     after = before.copy()
     for row, column in ((2, 3), (5, 9), (8, 1)):
         after[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = (0.9, 0.1, 0.5)
@@ -144,7 +144,7 @@ def test_a_few_wrong_cells_are_ignored() -> None:
 
 
 def test_the_same_images_give_the_same_edit() -> None:
-    before, after = drawn(PHOTO), drawn(fog(PHOTO.astype(np.float32) / 255), 0.03)
+    before, after = as_generated(PHOTO), as_generated(fog(PHOTO.astype(np.float32) / 255), 0.03)
     assert np.array_equal(compose(PHOTO, before, after).pixels, compose(PHOTO, before, after).pixels)
 
 
@@ -190,7 +190,7 @@ def flat(pixels: NDArray[np.uint8], ground: float = 1.0) -> Pixels:
 def test_the_colours_of_a_cut_out_change_without_the_white_behind_it(name: str) -> None:
     photo = cut_out()
     seen = flat(photo)
-    edited = compose(photo, drawn(seen), drawn(EDITS[name](seen))).pixels
+    edited = compose(photo, as_generated(seen), as_generated(EDITS[name](seen))).pixels
     assert np.array_equal(edited[..., 3], photo[..., 3])
     alpha = photo[..., 3:].astype(np.float32) / 255
     colors = photo[..., :3].astype(np.float32) / 255
@@ -201,14 +201,14 @@ def test_the_colours_of_a_cut_out_change_without_the_white_behind_it(name: str) 
 def test_a_mirrored_cut_out_has_its_outline_mirrored() -> None:
     photo = cut_out()
     seen = flat(photo)
-    edited = compose(photo, drawn(seen), drawn(seen[:, ::-1])).pixels
+    edited = compose(photo, as_generated(seen), as_generated(seen[:, ::-1])).pixels
     assert np.array_equal(edited, photo[:, ::-1])
 
 
 def test_a_blurred_cut_out_has_a_blurred_outline() -> None:
     photo = cut_out()
     seen = flat(photo)
-    edited = compose(photo, drawn(seen), drawn(gaussian_blur(np.ascontiguousarray(seen), 9))).pixels
+    edited = compose(photo, as_generated(seen), as_generated(gaussian_blur(np.ascontiguousarray(seen), 9))).pixels
     goal = np.asarray(Image.fromarray(photo[..., 3]).filter(ImageFilter.GaussianBlur(9))).astype(int)
     assert np.abs(edited[..., 3] - goal).mean() < 0.3 * np.abs(photo[..., 3] - goal).mean()
 
@@ -219,7 +219,7 @@ def test_a_shape_beside_a_cut_out_is_visible() -> None:
     rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
     disc = (columns - 290) ** 2 + (rows - 60) ** 2 < 28**2
     target[disc] = (0.9, 0.85, 0.1)
-    edited = compose(photo, drawn(flat(photo)), drawn(target)).pixels
+    edited = compose(photo, as_generated(flat(photo)), as_generated(target)).pixels
     assert (edited[..., 3][disc] > 250).mean() > 0.9
     assert np.abs(edited[60, 290, :3] / 255 - (0.9, 0.85, 0.1)).max() < 0.1
     far = (columns - 290) ** 2 + (rows - 60) ** 2 > 40**2
@@ -231,10 +231,12 @@ def test_new_content_makes_a_cut_out_no_more_opaque_than_it_takes() -> None:
     target = flat(photo).copy()
     rng = np.random.default_rng(5)
     target[140:220, 230:310] = np.repeat(np.repeat(rng.uniform(0, 0.7, (10, 10, 3)), 8, 0), 8, 1)
-    edited = compose(photo, drawn(flat(photo)), drawn(target)).pixels
+    edited = compose(photo, as_generated(flat(photo)), as_generated(target)).pixels
     assert np.median(edited[150:210, 290:305, 3]) > 90  # where nothing was
     on_white = (flat(photo) * 255 + 0.5).astype(np.uint8)
-    assert np.abs(flat(edited) * 255 - compose(on_white, drawn(flat(photo)), drawn(target)).pixels).max() < 4
+    assert (
+        np.abs(flat(edited) * 255 - compose(on_white, as_generated(flat(photo)), as_generated(target)).pixels).max() < 4
+    )
     assert np.array_equal(edited[:100, :, 3], photo[:100, :, 3])
 
 
@@ -262,8 +264,8 @@ def test_a_change_of_colours_adds_nothing(effects: list[str]) -> None:
     target = EDITS["darker"](PHOTO.astype(np.float32) / 255)
     after = wrong_patch(seen_small(target, 0.02))
     rows, columns = np.s_[90:150], np.s_[140:220]
-    free = compose(PHOTO, drawn(PHOTO), after).pixels[rows, columns].astype(float)
-    known = compose(PHOTO, drawn(PHOTO), after, effects).pixels[rows, columns].astype(float)
+    free = compose(PHOTO, as_generated(PHOTO), after).pixels[rows, columns].astype(float)
+    known = compose(PHOTO, as_generated(PHOTO), after, effects).pixels[rows, columns].astype(float)
     goal = target[rows, columns] * 255
     if effects in (["tone"], ["grey"]):
         goal = np.repeat(light(goal), 3, axis=2)
@@ -275,7 +277,7 @@ def test_black_and_white_has_no_colour_left(effects: list[str] | None) -> None:
     photo = PHOTO.copy()
     photo[30:80, 150:220] = (230, 20, 160)  # more saturated than anything else
     target = np.repeat(light(photo.astype(np.float32) / 255), 3, axis=2)
-    edited = compose(photo, drawn(photo), seen_small(target, 0.03), effects).pixels
+    edited = compose(photo, as_generated(photo), seen_small(target, 0.03), effects).pixels
     assert np.ptp(edited, axis=-1).max() <= 1
     assert removed(edited, target, photo) > 0.9
 
@@ -284,14 +286,14 @@ def test_black_and_white_has_no_colour_left(effects: list[str] | None) -> None:
 def test_greys_stay_grey_without_a_cast(name: str) -> None:
     grey = np.repeat(light(PHOTO.astype(np.float32)), 3, axis=2).astype(np.uint8)
     tinted = seen_small(EDITS[name](grey.astype(np.float32) / 255) * np.float32([1.05, 0.98, 1.0]), 0.02)
-    edited = compose(grey, drawn(grey), tinted, ["grade"]).pixels
+    edited = compose(grey, as_generated(grey), tinted, ["grade"]).pixels
     assert np.ptp(edited, axis=-1).max() <= 1
     assert removed(edited, EDITS[name](grey.astype(np.float32) / 255), grey) > 0.7
 
 
 def test_sepia_depends_on_lightness_alone() -> None:
     target = light(PHOTO.astype(np.float32) / 255) * np.float32([1.07, 0.86, 0.62]) + np.float32([0.06, 0.03, 0])
-    edited = compose(PHOTO, drawn(PHOTO), seen_small(target, 0.03), ["tone"]).pixels
+    edited = compose(PHOTO, as_generated(PHOTO), seen_small(target, 0.03), ["tone"]).pixels
     assert removed(edited, target) > 0.95
     lightness = light(edited.astype(np.float32)).ravel()
     assert np.polyfit(lightness, edited[..., 0].ravel(), 2, full=True)[1][0] / edited[..., 0].size < 2
@@ -299,21 +301,21 @@ def test_sepia_depends_on_lightness_alone() -> None:
 
 def test_a_mirrored_photo_is_its_own_mirror_image() -> None:
     cast = seen_small(PHOTO[:, ::-1].astype(np.float32) / 255 * np.float32([1.1, 1.0, 0.9]), 0.04)
-    assert np.array_equal(compose(PHOTO, drawn(PHOTO), cast, ["mirror"]).pixels, PHOTO[:, ::-1])
+    assert np.array_equal(compose(PHOTO, as_generated(PHOTO), cast, ["mirror"]).pixels, PHOTO[:, ::-1])
 
 
 def test_a_photo_that_is_nearly_symmetric_is_mirrored_too() -> None:
     photo = ((PHOTO[:, ::-1].astype(np.uint16) + PHOTO) // 2).astype(np.uint8)
     photo[150:200, 60:110] = (150, 60, 60)
-    drawn_mirrored = seen_small(photo[:, ::-1], 0.02)
-    assert np.array_equal(compose(photo, drawn(photo), drawn_mirrored, ["mirror"]).pixels, photo[:, ::-1])
+    mirrored = seen_small(photo[:, ::-1], 0.02)
+    assert np.array_equal(compose(photo, as_generated(photo), mirrored, ["mirror"]).pixels, photo[:, ::-1])
 
 
 def test_a_soft_photo_is_blurred_too() -> None:
-    """Where hardly anything can get softer, the blur that is asked for is looked for all the same."""
+    """Where hardly anything can get softer, the blur of the instruction is estimated all the same."""
     smooth = np.asarray(Image.fromarray(PHOTO).filter(ImageFilter.GaussianBlur(3)))
     target = np.asarray(Image.fromarray(smooth).filter(ImageFilter.GaussianBlur(10)), dtype=np.float32) / 255
-    edited = compose(smooth, drawn(smooth), seen_small(target, 0.02), ["blur"]).pixels
+    edited = compose(smooth, as_generated(smooth), seen_small(target, 0.02), ["blur"]).pixels
     assert removed(edited, target, smooth) > 0.7
 
 
@@ -328,7 +330,7 @@ def test_a_disc_is_a_disc_and_nothing_else_changes() -> None:
     target = with_disc((120, 60, 50), (200, 90, 280, 170))
     after = seen_small(target, 0.02)
     after[32:56, 68:92] = np.array((120, 60, 50), np.float32) / 255
-    edited = compose(PHOTO, drawn(PHOTO), wrong_patch(after, (0.5, 0.7, 0.9)), ["disc"])
+    edited = compose(PHOTO, as_generated(PHOTO), wrong_patch(after, (0.5, 0.7, 0.9)), ["disc"])
     assert edited.missing == ()
     changed = np.abs(edited.pixels.astype(int) - PHOTO).max(axis=-1) > 0
     rows, columns = np.nonzero(changed)
@@ -358,6 +360,6 @@ def test_a_disc_stays_round_in_a_photo_that_was_squeezed() -> None:
     ],
 )
 def test_missing_effects_are_named(effects: list[str], noise: float, missing: tuple[str, ...]) -> None:
-    edited = compose(PHOTO, drawn(PHOTO), drawn(PHOTO, noise), effects)
+    edited = compose(PHOTO, as_generated(PHOTO), as_generated(PHOTO, noise), effects)
     assert edited.missing == missing
     assert np.array_equal(edited.pixels, PHOTO)

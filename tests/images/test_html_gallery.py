@@ -61,7 +61,7 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def picture_in(uri: str | None) -> Image.Image:
+def image_in(uri: str | None) -> Image.Image:
     assert uri is not None
     head, _, content = uri.partition(",")
     image = Image.open(io.BytesIO(base64.b64decode(content, validate=True)))
@@ -85,9 +85,9 @@ def test_images_captions_and_texts_are_there_in_order() -> None:
     assert read.texts["a"] == ["edit 0", "edit 1", "edit 2"]
     assert (read.texts["dt"], read.texts["dd"]) == (["id"] * 3, ["0", "1", "2"])
     for index, image in enumerate(read.all("img")):
-        picture = picture_in(image["src"])
-        assert np.array_equal(np.asarray(picture), noise(8, 12 + index // 2, 3))
-        assert (image["width"], image["height"]) == (str(picture.width), str(picture.height))
+        photo = image_in(image["src"])
+        assert np.array_equal(np.asarray(photo), noise(8, 12 + index // 2, 3))
+        assert (image["width"], image["height"]) == (str(photo.width), str(photo.height))
         assert image["alt"] == f"{read.texts['figcaption'][index]}: edit {index // 2}"
 
 
@@ -127,17 +127,17 @@ def test_what_no_page_may_hold_is_replaced(tmp_path: Path, text: str) -> None:
 
 def test_small_images_are_exact_and_large_ones_small() -> None:
     small, large = noise(SMALL_SIDE, SMALL_SIDE, 3), np.full((SMALL_SIDE, SMALL_SIDE + 1, 3), 200, np.uint8)
-    assert picture_in(data_uri(small)).format == "PNG"
-    assert np.array_equal(np.asarray(picture_in(data_uri(small))), small)
-    encoded = picture_in(data_uri(large))
+    assert image_in(data_uri(small)).format == "PNG"
+    assert np.array_equal(np.asarray(image_in(data_uri(small))), small)
+    encoded = image_in(data_uri(large))
     assert (encoded.format, encoded.size) == ("JPEG", (SMALL_SIDE + 1, SMALL_SIDE))
     assert np.abs(np.asarray(encoded).astype(int) - large).max() <= 2
     assert large.shape[0] * large.shape[1] > PNG_PIXELS
 
 
 def test_only_small_images_are_enlarged_with_sharp_pixels() -> None:
-    figures = [ImageFigure(Image.new("RGB", size), str(size)) for size in [(96, 64), (256, 256), (257, 8), (900, 600)]]
-    read = Read(page("x", [], [Entry("x", figures)]))
+    metrics = [ImageFigure(Image.new("RGB", size), str(size)) for size in [(96, 64), (256, 256), (257, 8), (900, 600)]]
+    read = Read(page("x", [], [Entry("x", metrics)]))
     assert ["small" in str(image.get("class")) for image in read.all("img")] == [True, True, False, False]
     assert "img.small { image-rendering: pixelated; }" in read.texts["style"][0]
 
@@ -145,12 +145,12 @@ def test_only_small_images_are_enlarged_with_sharp_pixels() -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
 @pytest.mark.parametrize("side", [8, 300])
 def test_every_kind_of_image_is_shown(mode: str, side: int) -> None:
-    shown = picture_in(data_uri(Image.new(mode, (side, side))))
+    shown = image_in(data_uri(Image.new(mode, (side, side))))
     assert shown.size == (side, side)
     assert shown.mode in ("L", "RGB", "RGBA")
     if mode in ("LA", "RGBA"):
         assert np.asarray(shown)[..., 3].max() == 0
-    assert picture_in(data_uri(noise(side, side))).mode == "L"
+    assert image_in(data_uri(noise(side, side))).mode == "L"
 
 
 def test_a_page_is_readable_in_the_dark_on_a_phone_and_by_keyboard() -> None:

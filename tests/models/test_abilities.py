@@ -115,7 +115,7 @@ def test_the_fingerprint_is_that_of_the_content() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "expected"),
     [
         (["snow"], "must have kinds"),
         ({"kinds": ["snow"]}, "must have kinds"),
@@ -126,8 +126,8 @@ def test_the_fingerprint_is_that_of_the_content() -> None:
         ({"kinds": {"snow": {"example": "x", "effects": ["flakes"]}}}, "not flakes"),
     ],
 )
-def test_an_entry_that_can_not_be_used_is_described(entry: object, said: str) -> None:
-    assert said in (abilities_problem(entry) or "")
+def test_an_entry_that_can_not_be_used_is_described(entry: object, expected: str) -> None:
+    assert expected in (abilities_problem(entry) or "")
 
 
 def test_what_a_kind_does_to_a_photo_is_known_of_trained_wordings_alone() -> None:

@@ -75,7 +75,7 @@ def test_a_trained_model_is_a_whole_folder(tiny_model_dir: Path, tmp_path: Path)
     save_trained(base, language, tmp_path / "trained")
     model = load_model(str(tmp_path / "trained"))
     assert model.language.model.norm.weight[0].item() == 3
-    assert model.abilities is None  # what it can do now, nobody knows
+    assert model.abilities is None  # what it can do now is unknown
     assert load_vision_of(str(tmp_path / "trained")).fingerprint == load_vision_of(str(tiny_model_dir)).fingerprint
     assert sorted(file.name for file in (tmp_path / "trained").rglob("*") if file.name.startswith(".")) == []
 

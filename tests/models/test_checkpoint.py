@@ -1,4 +1,4 @@
-"""Folders that aren't what was asked for, or are damaged: each is named for what it is."""
+"""Folders that are no such model, or are damaged: each is named for what it is."""
 
 from __future__ import annotations
 

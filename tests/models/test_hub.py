@@ -57,13 +57,13 @@ def test_a_folder_called_embedded_is_named_by_its_path(
     monkeypatch.chdir(tmp_path)
     Path("embedded").mkdir()
     assert locate("embedded") == locate(None)
-    assert caplog.messages == []  # it is no model, so nobody can have meant it
+    assert caplog.messages == []  # it is no model, so it can't be what was meant
     shutil.copyfile(tiny_model_dir / "config.json", "embedded/config.json")
     for _ in range(2):
         assert locate("embedded") == locate(None)
-    (said,) = caplog.messages
-    assert said.startswith("embedded is the model that ships with earl")
-    assert "./embedded" in said
+    (result,) = caplog.messages
+    assert result.startswith("embedded is the model that ships with earl")
+    assert "./embedded" in result
     assert locate("./embedded").resolve() == tmp_path / "embedded"
     assert locate("embedded/").resolve() == tmp_path / "embedded"
 
@@ -168,11 +168,11 @@ def test_a_model_that_moves_on_is_fetched_again(
 
 def test_a_gated_model(hub: Hub, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(Repository("org/gated", {"main": tiny_model_dir}, gated=True))
-    said = complaint("org/gated")
-    assert said.startswith("org/gated: this model on the Hub is gated (")
-    assert LOG_IN in said
+    result = complaint("org/gated")
+    assert result.startswith("org/gated: this model on the Hub is gated (")
+    assert LOG_IN in result
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
-    assert complaint("org/gated") == said
+    assert complaint("org/gated") == result
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert "model.safetensors" in files(locate("org/gated"))
     monkeypatch.delenv("HF_TOKEN")
@@ -187,9 +187,11 @@ def test_an_unknown_or_private_model(
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     for source in ("org/nothing", "org/private"):
-        said = complaint(source)
-        assert said.startswith(f"{source}: no such folder here and no such public model on the Hub (check the spelling")
-        assert LOG_IN in said
+        result = complaint(source)
+        assert result.startswith(
+            f"{source}: no such folder here and no such public model on the Hub (check the spelling"
+        )
+        assert LOG_IN in result
 
 
 @pytest.mark.parametrize("source", ["org--tiny/x", "org/tiny.", "org/-tiny", "org/tiny.git"])
@@ -226,20 +228,20 @@ def test_half_a_model_in_the_cache_is_no_model(hub: Hub, tiny: Repository) -> No
     hub.break_off("org/tiny", "model.safetensors")
     complaint("org/tiny")
     hub.stop()
-    said = complaint("org/tiny")
-    assert "the model isn't in the Hub's cache, and the Hub can't be reached" in said
-    assert "check the network" in said
+    result = complaint("org/tiny")
+    assert "the model isn't in the Hub's cache, and the Hub can't be reached" in result
+    assert "check the network" in result
 
 
 def test_without_a_hub_and_without_a_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.stop()
-    said = complaint("org/tiny")
-    assert "the model isn't in the Hub's cache, and the Hub can't be reached" in said
-    assert "check the network" in said
+    result = complaint("org/tiny")
+    assert "the model isn't in the Hub's cache, and the Hub can't be reached" in result
+    assert "check the network" in result
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    said = complaint("org/tiny")
-    assert "HF_HUB_OFFLINE is set" in said
-    assert "unset HF_HUB_OFFLINE once" in said
+    result = complaint("org/tiny")
+    assert "HF_HUB_OFFLINE is set" in result
+    assert "unset HF_HUB_OFFLINE once" in result
 
 
 def test_a_proxy_that_refuses(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

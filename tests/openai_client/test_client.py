@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fixed_reply_server import FixedReplyServer
-from judge_server import MODEL, JudgeServer, picture
+from judge_server import MODEL, JudgeServer, random_image
 
 from earl_cli.errors import EarlError, UsageError
 from earl_cli.openai_client.retry import Backoff
@@ -20,7 +20,7 @@ from earl_cli.rewards.judge.client import Judge, JudgePrompt
 from earl_cli.rewards.reward import JudgeDownError
 
 Ask = Callable[..., Judge]
-PROMPT = JudgePrompt("Grade this.", (picture(1),))
+PROMPT = JudgePrompt("Grade this.", (random_image(1),))
 QUICK = Backoff(attempts=2, rate_limit_attempts=2, first_delay=0.001)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_server import MODEL, OPENAI, JudgeServer, picture, some_edits
+from judge_server import MODEL, OPENAI, JudgeServer, random_image, some_edits
 from PIL import Image
 
 from earl_cli.errors import UsageError
@@ -31,7 +31,7 @@ GOOGLE = '{{"message": "Invalid JSON payload received. Unknown name \\"{0}\\": C
 
 
 def some(count: int) -> list[JudgePrompt]:
-    return [JudgePrompt("Grade this.", (picture(seed),)) for seed in range(count)]
+    return [JudgePrompt("Grade this.", (random_image(seed),)) for seed in range(count)]
 
 
 def sent(judge: JudgeServer) -> list[set[str]]:
@@ -85,7 +85,7 @@ def test_other_refusals_dont_change_the_parameters(message: str, judge: JudgeSer
         ("seed",),
         json.dumps({"message": message}).replace("{", "{{").replace("}", "}}"),
     )
-    prompt = JudgePrompt('Grade this.\n"the temperature in it."', (picture(1),))
+    prompt = JudgePrompt('Grade this.\n"the temperature in it."', (random_image(1),))
     with pytest.raises(UsageError, match="refuses the prompts: status 400"):
         ask().ask_all([prompt])
     assert sent(judge) == [{"max_tokens", "temperature"}]
@@ -102,9 +102,13 @@ def test_the_default_declaration(judge: JudgeServer, ask: Ask) -> None:
 
 def test_the_published_declaration(judge: JudgeServer, ask: Ask) -> None:
     client = ask(declaration=load_declaration(PUBLISHED))
-    client.ask_all([JudgePrompt("SC", (picture(1, 64), picture(2, 64)))])
+    client.ask_all([JudgePrompt("SC", (random_image(1, 64), random_image(2, 64)))])
     client.ask_all(
-        [JudgePrompt("<score>", (picture(1), picture(2)), reply_format="tag", max_tokens=1300, temperature=0.3)]
+        [
+            JudgePrompt(
+                "<score>", (random_image(1), random_image(2)), reply_format="tag", max_tokens=1300, temperature=0.3
+            )
+        ]
     )
     first, second = (call.body for call in judge.calls)
     assert first.keys() == {"model", "messages", "max_tokens"}
@@ -112,7 +116,7 @@ def test_the_published_declaration(judge: JudgeServer, ask: Ask) -> None:
     assert first["messages"][0]["content"] == "SC"
     assert sampling(first["messages"][1]["content"][0]) == [(2, 2), (1, 1), (1, 1)]
     by_hand = io.BytesIO()
-    Image.fromarray(picture(1, 64)).save(by_hand, "JPEG")  # Pillow's own defaults, as published
+    Image.fromarray(random_image(1, 64)).save(by_hand, "JPEG")  # Pillow's own defaults, as published
     assert first["messages"][1]["content"][0]["image_url"]["url"].endswith(
         base64.b64encode(by_hand.getvalue()).decode()
     )
@@ -135,7 +139,7 @@ def test_replies_are_cached_by_declaration(judge: JudgeServer, ask: Ask, tmp_pat
 
 def test_cache_keys_of_earlier_versions_are_still_valid() -> None:
     """Nobody pays again for answers that an earlier version kept."""
-    key = JudgePrompt("Grade this.", (picture(1),)).key("a", load_declaration())
+    key = JudgePrompt("Grade this.", (random_image(1),)).key("a", load_declaration())
     assert key == "00fefc7532ea9a1d50843d5238879160b3cfc4d2a3c4574178c128a35e17ed9f"
 
 

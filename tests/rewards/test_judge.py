@@ -15,7 +15,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from judge_server import KINDS, MODEL, Faults, JudgeServer, picture
+from judge_server import KINDS, MODEL, Faults, JudgeServer, random_image
 
 from earl_cli.errors import UsageError
 from earl_cli.openai_client.retry import Backoff
@@ -30,26 +30,30 @@ KEY = "sk-very-secret"
 
 def prompts(count: int) -> list[JudgePrompt]:
     tag = JudgePrompt(
-        "Say <score>N</score>.", (picture(0), picture(1)), reply_format="tag", max_tokens=1300, temperature=0.3
+        "Say <score>N</score>.",
+        (random_image(0), random_image(1)),
+        reply_format="tag",
+        max_tokens=1300,
+        temperature=0.3,
     )
-    return [tag, *(JudgePrompt("Grade this.", (picture(seed),)) for seed in range(1, count))]
+    return [tag, *(JudgePrompt("Grade this.", (random_image(seed),)) for seed in range(1, count))]
 
 
 def test_the_request_of_a_prompt(judge: JudgeServer, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
     ask(api_key_variable="MY_KEY").ask_all(prompts(2))
-    tag, scores = sorted(judge.calls, key=lambda call: len(call.pictures), reverse=True)
+    tag, scores = sorted(judge.calls, key=lambda call: len(call.images), reverse=True)
     assert (tag.body["max_tokens"], tag.body["temperature"]) == (1300, 0.3)
     assert (scores.body["max_tokens"], scores.body["temperature"]) == (1400, 0)
     assert "seed" not in scores.body
-    assert [len(tag.pictures), len(scores.pictures)] == [2, 1]
+    assert [len(tag.images), len(scores.images)] == [2, 1]
     assert {call.key for call in judge.calls} == {f"Bearer {KEY}"}
 
 
 def test_equal_images_have_equal_data_urls() -> None:
     own = load_declaration()
-    assert data_url(picture(3), own) == data_url(picture(3).copy(), own)
-    assert data_url(picture(3), own) != data_url(picture(4), own)
+    assert data_url(random_image(3), own) == data_url(random_image(3).copy(), own)
+    assert data_url(random_image(3), own) != data_url(random_image(4), own)
 
 
 def test_transient_faults_change_no_judgement(judge: JudgeServer, ask: Ask) -> None:
@@ -86,16 +90,16 @@ def test_cached_replies_are_not_requested_again(judge: JudgeServer, ask: Ask, tm
     "change",
     [
         {"text": "Grade that."},
-        {"images": (picture(9),)},
-        {"images": (picture(1), picture(1))},
+        {"images": (random_image(9),)},
+        {"images": (random_image(1), random_image(1))},
         {"max_tokens": 5},
         {"temperature": 0.1},
         {"reply_format": "tag"},
     ],
 )
 def test_the_cache_key_depends_on_the_whole_prompt(change: dict[str, object]) -> None:
-    prompt, own = JudgePrompt("Grade this.", (picture(1),)), load_declaration()
-    assert prompt.key("a", own) == JudgePrompt("Grade this.", (picture(1),)).key("a", own)
+    prompt, own = JudgePrompt("Grade this.", (random_image(1),)), load_declaration()
+    assert prompt.key("a", own) == JudgePrompt("Grade this.", (random_image(1),)).key("a", own)
     assert prompt.key("a", own) != prompt.key("b", own)
     assert prompt.key("a", own) != replace(prompt, **change).key("a", own)  # type: ignore[arg-type]
 
@@ -167,27 +171,27 @@ def test_replies_before_a_failure_are_kept(judge: JudgeServer, ask: Ask, tmp_pat
 
 def test_a_prompt_that_alone_fails_affects_no_other(judge: JudgeServer, ask: Ask) -> None:
     judge.fails_on = "poison"
-    judgements = ask().ask_all([*prompts(3), JudgePrompt("poison", (picture(7),))])
+    judgements = ask().ask_all([*prompts(3), JudgePrompt("poison", (random_image(7),))])
     assert [judgement.scores is None for judgement in judgements] == [False, False, False, True]
     assert "this prompt alone: status 500: EngineCore" in judgements[-1].text
-    assert ask().ask_all([JudgePrompt("poison", (picture(7),))])[0].scores is None
+    assert ask().ask_all([JudgePrompt("poison", (random_image(7),))])[0].scores is None
 
 
 def test_a_prompt_that_alone_is_refused_affects_no_other(judge: JudgeServer, ask: Ask) -> None:
     judge.refuses_text = "forbidden"
-    judgements = ask().ask_all([*prompts(3), JudgePrompt("forbidden", (picture(7),))])
+    judgements = ask().ask_all([*prompts(3), JudgePrompt("forbidden", (random_image(7),))])
     assert [judgement.scores is None for judgement in judgements] == [False, False, False, True]
     assert "status 400: This content isn't judged" in judgements[-1].text
     judge.reset()
     with pytest.raises(UsageError, match=r"refuses the prompts: status 400: This content"):
-        ask().ask_all([JudgePrompt("forbidden", (picture(7),))])
+        ask().ask_all([JudgePrompt("forbidden", (random_image(7),))])
     assert len(judge.calls) == 1
 
 
 def test_a_refusal_after_cached_replies_affects_only_its_prompt(judge: JudgeServer, ask: Ask, tmp_path: Path) -> None:
     ask(tmp_path / "cache").ask_all(prompts(3))
     judge.refuses_text = "forbidden"
-    judgements = ask(tmp_path / "cache").ask_all([*prompts(3), JudgePrompt("forbidden", (picture(7),))])
+    judgements = ask(tmp_path / "cache").ask_all([*prompts(3), JudgePrompt("forbidden", (random_image(7),))])
     assert [judgement.scores is None for judgement in judgements] == [False, False, False, True]
 
 
@@ -195,9 +199,9 @@ def test_a_key_in_an_error_is_redacted(judge: JudgeServer, ask: Ask, monkeypatch
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     judge.refuses_text = "forbidden"
     with pytest.raises(UsageError, match=r"for Bearer \*\*\*") as caught:
-        ask().ask_all([JudgePrompt("forbidden", (picture(7),))])
+        ask().ask_all([JudgePrompt("forbidden", (random_image(7),))])
     assert KEY not in str(caught.value)
-    judgements = ask().ask_all([*prompts(2), JudgePrompt("forbidden", (picture(7),))])
+    judgements = ask().ask_all([*prompts(2), JudgePrompt("forbidden", (random_image(7),))])
     assert KEY not in judgements[-1].text
     assert "***" in judgements[-1].text
 
@@ -233,7 +237,7 @@ def test_a_password_in_a_reply_is_redacted(judge: JudgeServer) -> None:
 def test_a_prompt_that_is_too_large_names_the_image_sizes(judge: JudgeServer, ask: Ask) -> None:
     judge.refusal_status, judge.refusal_message = 413, '{{"message": "Request Entity Too Large"}}'
     judge.accepted_parameters = ("model",)
-    prompt = JudgePrompt("Grade this.", (picture(1, 40), picture(2, 16)))
+    prompt = JudgePrompt("Grade this.", (random_image(1, 40), random_image(2, 16)))
     with pytest.raises(UsageError, match=r"status 413: .*its images are 40 x 40 and 16 x 16, 0\.0 MB as sent"):
         ask().ask_all([prompt])
 
@@ -316,7 +320,7 @@ def test_back_off_doubles_with_full_jitter(judge: JudgeServer, ask: Ask) -> None
 
 
 def test_a_server_that_comes_back_during_the_health_check_answers_all(judge: JudgeServer, ask: Ask) -> None:
-    """The question has run out of tries by then, the easy one after it succeeds: it is asked again, and not lost."""
+    """The prompt has no attempts left by then, the easy one after it succeeds: it is sent again, and not lost."""
     pauses = 0
 
     async def sleep(_: float) -> None:

@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_server import Faults, JudgeServer, picture
+from judge_server import Faults, JudgeServer, random_image
 
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.rewards.judge.declarations import load_rubrics
@@ -31,7 +31,8 @@ WORDS = "Both have the snow, one has more."
 
 def some_pairs(count: int) -> list[EditPair]:
     return [
-        EditPair(f"row-{n}", "make it snowy", picture(n), picture(n + 1000), picture(n + 2000)) for n in range(count)
+        EditPair(f"row-{n}", "make it snowy", random_image(n), random_image(n + 1000), random_image(n + 2000))
+        for n in range(count)
     ]
 
 
@@ -42,7 +43,7 @@ def swapped(pair: EditPair) -> EditPair:
 def test_images_of_both_orders(judge: JudgeServer, ask: Ask) -> None:
     (preference,) = prefer(ask(), load_rubrics(), some_pairs(1))
     assert len(judge.calls) == 2
-    one, other = (call.pictures for call in judge.calls)
+    one, other = (call.images for call in judge.calls)
     assert one[0] == other[0]
     assert one[1:] == other[:0:-1]
     assert len(set(one)) == 3

@@ -67,9 +67,9 @@ def night(image: Image.Image, strength: float = 1.0) -> Image.Image:
 def with_ball(
     image: Image.Image, x: int = 30, y: int = 30, colour: tuple[int, int, int] = (220, 30, 30)
 ) -> Image.Image:
-    drawn = image.copy()
-    ImageDraw.Draw(drawn).ellipse([x - 12, y - 12, x + 12, y + 12], fill=colour)
-    return drawn
+    edited = image.copy()
+    ImageDraw.Draw(edited).ellipse([x - 12, y - 12, x + 12, y + 12], fill=colour)
+    return edited
 
 
 def mirrored(image: Image.Image) -> Image.Image:

@@ -23,9 +23,9 @@ def test_the_packages_rubrics_ask_for_parsable_replies() -> None:
     assert '{"score": [a, b], "reasoning"' in rubrics.perceptual_quality
     assert rubrics.ground_score.endswith("<score>N</score>")
     assert rubrics.pairwise.endswith("<choice>1</choice>\n<choice>2</choice>\n<choice>tie</choice>")
-    said = format_rubric(rubrics.semantic_consistency, ' make {it} "snowy" \n')
-    assert 'make {it} "snowy"' in said
-    assert "{instruction}" not in said
+    result = format_rubric(rubrics.semantic_consistency, ' make {it} "snowy" \n')
+    assert 'make {it} "snowy"' in result
+    assert "{instruction}" not in result
 
 
 def test_a_file_replaces_the_packages_rubrics(tmp_path: Path) -> None:

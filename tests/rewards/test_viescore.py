@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from judge_server import Faults, JudgeServer, picture, some_edits
+from judge_server import Faults, JudgeServer, random_image, some_edits
 
 from earl_cli.rewards.judge.client import Judge
 from earl_cli.rewards.judge.declarations import load_rubrics
@@ -35,7 +35,7 @@ def test_viescore_is_the_root_of_the_lesser_scores(judge: JudgeServer, ask: Ask)
 def test_images_of_each_task(judge: JudgeServer, ask: Ask) -> None:
     (edit,) = some_edits(1)
     judged_reward(ask(), load_rubrics(), MIXED_REWARD, ("viescore",))([edit])
-    seen = {call.text: call.pictures for call in judge.calls}
+    seen = {call.text: call.images for call in judge.calls}
     consistency = next(text for text in seen if "make it snowy" in text and "<score>" not in text)
     quality = next(text for text in seen if "make it snowy" not in text)
     ground = next(text for text in seen if "<score>" in text)
@@ -46,8 +46,8 @@ def test_images_of_each_task(judge: JudgeServer, ask: Ask) -> None:
     judge.reset()
     judged_reward(ask(), load_rubrics(), MIXED_REWARD)(
         [replace(edit, source=edit.target)]
-    )  # asks about the target as its source
-    assert seen[ground] in {call.pictures for call in judge.calls}
+    )  # the target is the source of this prompt
+    assert seen[ground] in {call.images for call in judge.calls}
     assert len(judge.calls) == 2
 
 
@@ -62,8 +62,8 @@ def test_the_ground_score_and_the_mix(judge: JudgeServer, ask: Ask) -> None:
 
 @pytest.mark.parametrize("name", JUDGED_REWARDS)
 def test_an_invalid_edit_scores_zero_without_a_prompt(name: str, judge: JudgeServer, ask: Ask) -> None:
-    drawn, empty = some_edits(2)
-    one, zero = judged_reward(ask(), load_rubrics(), name)([drawn, replace(empty, edited=None, target=None)])
+    complete, empty = some_edits(2)
+    one, zero = judged_reward(ask(), load_rubrics(), name)([complete, replace(empty, edited=None, target=None)])
     assert zero.value == 0
     assert zero.parts.keys() == one.parts.keys()
     assert set(zero.parts.values()) == {0}
@@ -101,7 +101,7 @@ def test_faults_change_no_score(judge: JudgeServer, ask: Ask) -> None:
 
 
 def test_the_sizes_of_edits_may_differ(judge: JudgeServer, ask: Ask) -> None:
-    edits = [replace(edit, edited=picture(1, side=40)) for edit in some_edits(1)]
+    edits = [replace(edit, edited=random_image(1, side=40)) for edit in some_edits(1)]
     assert judged_reward(ask(), load_rubrics(), "viescore")(edits)[0].value is not None
 
 
@@ -134,7 +134,7 @@ def test_an_invalid_edit_has_no_explanations(judge: JudgeServer, ask: Ask) -> No
 
 
 def test_a_weighted_sum_keeps_all_reasons(judge: JudgeServer, ask: Ask) -> None:
-    judge.fails_on = "show the"  # what the ground score alone asks
+    judge.fails_on = "show the"  # in the prompt of the ground score alone
     (score,) = load_reward({"viescore": 1, "ground_score": 1}, ask(), load_rubrics())(some_edits(1))
     assert score.value is None
     assert score.explanations.keys() == {"viescore.sc", "viescore.pq"}

@@ -75,8 +75,8 @@ def test_an_instruction_written_otherwise_is_the_trained_one_with_a_note(server:
     loud = server.post(prompt=" MAKE  IT SNOWY, please! ", seed=5)
     assert (pixels(files_of(loud)[0]) == pixels(files_of(server.post(seed=5))[0])).all()
     assert loud.json()["notes"] == ["understood as: make it snowy"]
-    with Image.open(io.BytesIO(files_of(loud)[0])) as picture:
-        assert picture.info["understood as"] == "make it snowy"
+    with Image.open(io.BytesIO(files_of(loud)[0])) as image:
+        assert image.info["understood as"] == "make it snowy"
 
 
 def test_transparency_is_kept_where_the_format_has_it_and_noted_where_not(server: Running) -> None:

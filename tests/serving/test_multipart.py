@@ -89,7 +89,7 @@ def test_heads_in_other_spellings(head: str, wanted: bool) -> None:
 
 
 def test_texts_have_a_length_and_an_encoding() -> None:
-    for content, said in ((b"x" * (MAX_TEXT + 1), "longer"), (b"\xff", "UTF-8")):
-        with pytest.raises(HttpError, match=said) as caught:
+    for content, message in ((b"x" * (MAX_TEXT + 1), "longer"), (b"\xff", "UTF-8")):
+        with pytest.raises(HttpError, match=message) as caught:
             text(Field("prompt", content, is_file=False))
         assert caught.value.param == "prompt"

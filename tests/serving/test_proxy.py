@@ -40,15 +40,15 @@ def proxied(tmp_path: Path) -> Proxied:
         public = public_url(f"https://localhost:{port}/earl")
         site = Site(is_local=True, public=public, proxies=trusted_proxies(["127.0.0.1"]))
         with running(work, ServerLimits(rate=rate), site=site) as server:
-            for said, meant in {
+            for found, meant in {
                 **(changes or {}),
                 "listen 443": f"listen 127.0.0.1:{port}",
                 "/etc/ssl/photos.example": f"{tmp_path}/localhost",
                 "photos.example": "localhost",
                 "127.0.0.1:8360": f"127.0.0.1:{server.server.port}",
             }.items():
-                assert said in block
-                block = block.replace(said, meant)
+                assert found in block
+                block = block.replace(found, meant)
             with proxying(tmp_path, block, port):
                 yield str(public)
 
@@ -61,8 +61,8 @@ def client(room: Path, address: str = "127.0.0.1") -> httpx.Client:
 
 
 def edit(client: httpx.Client, page: str, image: bytes, origin: str | None = None, **headers: str) -> httpx.Response:
-    said = {"Origin": origin or page.removesuffix("/earl/"), **headers}
-    return client.post(f"{page}v1/images/edits", data={"prompt": "x"}, files={"image": image}, headers=said)
+    all_headers = {"Origin": origin or page.removesuffix("/earl/"), **headers}
+    return client.post(f"{page}v1/images/edits", data={"prompt": "x"}, files={"image": image}, headers=all_headers)
 
 
 @pytest.mark.parametrize("host", [{}, {HOST: ""}], ids=["host kept", "host rewritten"])

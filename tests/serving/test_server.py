@@ -35,7 +35,7 @@ def gate() -> Gate:
     return Gate()
 
 
-def drawn(entry: object) -> np.ndarray:
+def decoded(entry: object) -> np.ndarray:
     return pixels(base64.b64decode(entry.b64_json))  # type: ignore[attr-defined]
 
 
@@ -47,7 +47,7 @@ def test_the_real_client_edits(server: Running) -> None:
         image=("a.png", png(1), "image/png"), prompt="make it snowy", model="tiny", n=2, extra_body={"seed": 7}
     )
     assert len(answer.data) == 2
-    assert (drawn(answer.data[0]) == 255 - pixels(png(1))).all()
+    assert (decoded(answer.data[0]) == 255 - pixels(png(1))).all()
     assert [entry.model_extra["seed"] for entry in answer.data] == [7, 8]
     assert abs(answer.created - time.time()) < 60
     assert (answer.output_format, answer.size) == ("png", "40x24")
@@ -64,7 +64,7 @@ def test_the_real_client_streams(server: Running) -> None:
     stream = server.client().images.edit(image=png(1), prompt="make it snowy", stream=True, n=2)
     events = list(stream)
     assert [event.type for event in events] == ["image_edit.completed"] * 2
-    assert (drawn(events[0]) == 255 - pixels(png(1))).all()
+    assert (decoded(events[0]) == 255 - pixels(png(1))).all()
 
 
 def test_the_real_client_understands_refusals(server: Running) -> None:
@@ -147,20 +147,20 @@ def test_formats(server: Running, source: str, wanted: str | None, comes: str) -
     image = saved(Image.new("RGB", (30, 20), "teal"), source)
     document = server.post(image=image, output_format=wanted).json()
     assert document["output_format"] == comes
-    with Image.open(io.BytesIO(base64.b64decode(document["data"][0]["b64_json"]))) as picture:
-        assert (picture.format, picture.size) == (comes.upper(), (30, 20))
+    with Image.open(io.BytesIO(base64.b64decode(document["data"][0]["b64_json"]))) as photo:
+        assert (photo.format, photo.size) == (comes.upper(), (30, 20))
 
 
 def test_a_png_remembers_how_it_was_made(server: Running) -> None:
     entry = server.post(seed=3, temperature=0.25, top_k=5).json()["data"][0]
-    with Image.open(io.BytesIO(base64.b64decode(entry["b64_json"]))) as picture:
-        assert picture.info["instruction"] == "make it snowy"
-        assert picture.info["seed"] == "3"
-        assert picture.info["model"] == "tiny"
-        assert picture.info["sampling"] == "temperature 0.25, top-k 5, top-p 1, mode edit"
+    with Image.open(io.BytesIO(base64.b64decode(entry["b64_json"]))) as image:
+        assert image.info["instruction"] == "make it snowy"
+        assert image.info["seed"] == "3"
+        assert image.info["model"] == "tiny"
+        assert image.info["sampling"] == "temperature 0.25, top-k 5, top-p 1, mode edit"
     entry = server.post(min_p=0.1).json()["data"][0]
-    with Image.open(io.BytesIO(base64.b64decode(entry["b64_json"]))) as picture:
-        assert picture.info["sampling"].endswith(", top-p 1, min-p 0.1, mode edit")
+    with Image.open(io.BytesIO(base64.b64decode(entry["b64_json"]))) as image:
+        assert image.info["sampling"].endswith(", top-p 1, min-p 0.1, mode edit")
 
 
 def test_progress_is_an_event(gate: Gate) -> None:
@@ -212,12 +212,12 @@ def animated() -> bytes:
 def test_odd_images_are_edited(server: Running, image: bytes, size: tuple[int, int]) -> None:
     answer = server.post(image=image)
     assert answer.status_code == 200, answer.text
-    with Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))) as picture:
-        assert picture.size == size
+    with Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))) as photo:
+        assert photo.size == size
 
 
 @pytest.mark.parametrize(
-    ("image", "said"),
+    ("image", "expected"),
     [
         (b"", "empty"),
         (b"just text, a long one" * 10, "isn't an image"),
@@ -226,9 +226,9 @@ def test_odd_images_are_edited(server: Running, image: bytes, size: tuple[int, i
         (b"/etc/passwd", "isn't an image"),
     ],
 )
-def test_what_is_no_image_is_refused(server: Running, image: bytes, said: str) -> None:
+def test_what_is_no_image_is_refused(server: Running, image: bytes, expected: str) -> None:
     error = error_of(server.post(image=image), 400)
-    assert any(each in str(error["message"]) for each in said.split("|")), error
+    assert any(each in str(error["message"]) for each in expected.split("|")), error
     assert error["param"] == "image"
 
 
@@ -351,7 +351,7 @@ def test_the_end_of_the_thread_is_503_and_in_health(gate: Gate) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "status", "said"),
+    ("failure", "status", "expected"),
     [
         (ZeroDivisionError("/home/me/secret.py"), 500, "unexpected"),
         (OSError(5, "Input/output error", "/home/me/weights"), 500, "unexpected"),
@@ -360,12 +360,12 @@ def test_the_end_of_the_thread_is_503_and_in_health(gate: Gate) -> None:
         (ModelError("the model drew no picture: 3 rows"), 500, "no picture"),
     ],
 )
-def test_failures_are_reported_without_internals(gate: Gate, failure: Exception, status: int, said: str) -> None:
+def test_failures_are_reported_without_internals(gate: Gate, failure: Exception, status: int, expected: str) -> None:
     gate.breaks = lambda _: failure
     gate.open.set()
     with running(gate) as server:
         message = str(error_of(server.post(), status)["message"])
-        assert said in message
+        assert expected in message
         assert "/home" not in message
 
 

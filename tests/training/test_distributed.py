@@ -82,7 +82,7 @@ def alone(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Together:
-    """What two processes make with a way of sharding, when it is first asked for, and what they said."""
+    """What two processes make with a way of sharding, once for all tests, and what they printed."""
 
     @cache
     def made(sharding: str) -> tuple[Path, list[Run]]:
@@ -225,8 +225,8 @@ def test_a_run_started_with_other_settings_is_one_message(
 def test_only_the_first_process_speaks(sharding: str, together: Together) -> None:
     output, (first, second) = together(sharding)
     assert second.output == ""
-    said = [line for line in first.output.splitlines() if not line.startswith("training ")]
-    warning, device, result = said
+    outcome = [line for line in first.output.splitlines() if not line.startswith("training ")]
+    warning, device, result = outcome
     assert warning == "warning: checkpoint_every 100: the only checkpoint is that of the end, 5"
     assert device.startswith("cpu · float32")
     assert result.startswith(f"{STEPS} steps; the model is in {output}")

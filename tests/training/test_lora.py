@@ -49,8 +49,8 @@ def train(
 ) -> tuple[nn.Module, Base, SftResult]:
     settings, base, data, adapted = prepare(model, store, output, **values)
 
-    def on_step(step: int, _steps: int, figures: Mapping[str, float]) -> None:
-        if step == stop_at and "loss" in figures:
+    def on_step(step: int, _steps: int, metrics: Mapping[str, float]) -> None:
+        if step == stop_at and "loss" in metrics:
             raise StoppedError
 
     return adapted, base, fine_tune(settings, adapted, base, data, on_step)

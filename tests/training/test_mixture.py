@@ -89,6 +89,6 @@ def test_validation_shares_its_rows_equally(sizes: list[int], budget: int, seed:
 
 
 def test_validation_rows_are_a_sample_and_not_the_first_ones() -> None:
-    drawn = [sample_rows([1000], 100, seed).rows for seed in range(20)]
-    assert len({tuple(rows) for rows in drawn}) == 20
-    assert 450 < np.mean(drawn) < 550
+    sampled = [sample_rows([1000], 100, seed).rows for seed in range(20)]
+    assert len({tuple(rows) for rows in sampled}) == 20
+    assert 450 < np.mean(sampled) < 550

@@ -45,10 +45,10 @@ def test_the_image_has_a_size_that_can_be_sent(tmp_path: Path) -> None:
     write_curves(tmp_path / "new" / "curves.PNG", runs, sheet)
     path = tmp_path / "new" / "curves.PNG"
     assert path.stat().st_size <= 300_000
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        assert picture.width >= 1200
-        colours = picture.convert("RGB").getcolors(1 << 20) or []
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.width >= 1200
+        colours = image.convert("RGB").getcolors(1 << 20) or []
     seen = [np.array(colour) for _, colour in colours]
     for i in range(3):
         wanted = np.array([int(COLORS[i][j : j + 2], 16) for j in (1, 3, 5)])

@@ -239,7 +239,7 @@ def test_as_published_thinking_that_leaves_no_room_gives_no_image(
     more = {"assistant_prefill": "reasoning", "overlong": "zero", "log_episodes_every_n_iterations": 1}
     callbacks, _ = train(settings(tiny_model_dir, store, tmp_path / "run", num_iterations=3, validation=[], **more))
     layout = open_base(str(tiny_model_dir)).layout
-    drawn = 0
+    generated = 0
     for group in callbacks.groups:
         rollout = group.rollout
         for completion, answer, score in zip(rollout.completions, rollout.parsed, group.scores, strict=True):
@@ -248,10 +248,10 @@ def test_as_published_thinking_that_leaves_no_room_gives_no_image(
             if answer.codes is None:
                 assert score.value == -1.0  # this test's reward of an invalid edit
                 continue
-            drawn += 1
+            generated += 1
             assert rollout.request.grid is not None
             assert answer.codes.shape == (rollout.request.grid.height, rollout.request.grid.width)
-    assert 0 < drawn < 36
+    assert 0 < generated < 36
 
 
 def test_a_judge_that_is_down_pauses_the_run(tiny_model_dir: Path, store: Path, tmp_path: Path) -> None:

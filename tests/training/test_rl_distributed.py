@@ -81,7 +81,7 @@ def alone(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Together:
-    """What two processes make with a way of sharding, when it is first asked for, and what they said."""
+    """What two processes make with a way of sharding, once for all tests, and what they printed."""
 
     @cache
     def made(sharding: str) -> tuple[Path, list[Run]]:
@@ -192,8 +192,8 @@ def test_prompts_that_two_processes_cannot_share_are_refused(setting: Setting, t
         2, *setting.arguments, *REFERENCE, *options(episodes_per_iteration=12), "-o", tmp_path / "out"
     )
     assert [run.wait() for run in runs] == [2, 2]
-    said = [line for line in runs[0].output.splitlines() if line.startswith(("error:", "hint:"))]
-    assert said == [
+    result = [line for line in runs[0].output.splitlines() if line.startswith(("error:", "hint:"))]
+    assert result == [
         "error: episodes_per_iteration: 3 prompts per iteration can't be divided equally among 2 processes",
         "hint: --set episodes_per_iteration=16",
     ]

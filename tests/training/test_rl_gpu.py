@@ -18,7 +18,7 @@ SMALL = {"episodes_per_iteration": 16, "generations_per_sample": 4, "learning_ra
 OTHER = {"max_length": 128, "num_iterations": 4, "precision": "bfloat16"}
 
 
-def figures(model: Path, folder: Path, **values: object) -> list[dict[str, float]]:
+def metrics(model: Path, folder: Path, **values: object) -> list[dict[str, float]]:
     """The log of a small run, after which the model is loaded."""
     store = write_pairs(folder / "store", 20)
     run = folder / "run"
@@ -34,7 +34,7 @@ def figures(model: Path, folder: Path, **values: object) -> list[dict[str, float
 
 @pytest.mark.parametrize("sharding", ["none", "zero2", "zero3", "zero3-offload"])
 def test_every_sharding_trains_in_bfloat16(sharding: str, tiny_model_dir: Path, tmp_path: Path) -> None:
-    found = figures(tiny_model_dir, tmp_path, sharding=sharding)
+    found = metrics(tiny_model_dir, tmp_path, sharding=sharding)
     assert len(found) == 4
     assert all(line["grad_norm"] > 0 for line in found)
     assert found[0]["sampler_mismatch"] < 0.1
@@ -43,7 +43,7 @@ def test_every_sharding_trains_in_bfloat16(sharding: str, tiny_model_dir: Path, 
 
 
 def test_adapters_train(tiny_model_dir: Path, tmp_path: Path) -> None:
-    found = figures(tiny_model_dir, tmp_path, lora_rank=8, gradient_checkpointing=True)
+    found = metrics(tiny_model_dir, tmp_path, lora_rank=8, gradient_checkpointing=True)
     assert all(line["grad_norm"] > 0 for line in found)
 
 

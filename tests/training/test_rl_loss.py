@@ -142,10 +142,10 @@ def test_a_table_of_probabilities_reaches_its_optimum(kl: float) -> None:
     optimizer = torch.optim.Adam([logits], lr=0.02)
     objective = Objective(kl_coeff=kl, clip_low=0.2, clip_high=0.2, entropy_coeff=0.0)
     for _ in range(600):
-        drawn = torch.multinomial(logits.detach().softmax(0), 512, replacement=True)
-        logprobs = logits.log_softmax(0)[drawn]
-        advantage = group_advantages(rewards[drawn], over_std=False).float()
-        losses = token_losses(objective, logprobs, advantage, reference=reference[drawn])
+        sampled = torch.multinomial(logits.detach().softmax(0), 512, replacement=True)
+        logprobs = logits.log_softmax(0)[sampled]
+        advantage = group_advantages(rewards[sampled], over_std=False).float()
+        losses = token_losses(objective, logprobs, advantage, reference=reference[sampled])
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()

@@ -71,10 +71,10 @@ def test_the_page_is_one_file_with_source_edit_and_target_of_the_first_rows(
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["step-000007.html"]
     assert page.outside == []
     assert len(page.images) == 2 * 3
-    for (source, drawn, target), row in zip((page.images[:3], page.images[3:]), (5, 1), strict=True):
+    for (source, generated, target), row in zip((page.images[:3], page.images[3:]), (5, 1), strict=True):
         assert np.array_equal(np.asarray(source), pixels(model, rows.source(row)))
         assert np.array_equal(np.asarray(target), pixels(model, rows.target(row)))
-        assert drawn.size == target.size
+        assert generated.size == target.size
         assert rows.id(row) in page.text
     assert rows.id(3) not in page.text
     assert page.text.count("make it snowy") == 2
@@ -113,8 +113,8 @@ def test_galleries_change_no_weight_of_the_training(store: Path, tiny_model_dir:
     }
     for name, more in ways.items():
         assert run([*command, *more, "-o", str(tmp_path / name)]) == 0
-    drawn, measured, neither = ((tmp_path / name / "model.safetensors").read_bytes() for name in ways)
-    assert drawn == measured == neither
+    with_gallery, measured, neither = ((tmp_path / name / "model.safetensors").read_bytes() for name in ways)
+    assert with_gallery == measured == neither
     pages = sorted(path.name for path in (tmp_path / "drawn" / "validation").iterdir())
     assert pages == [f"step-{step:06}.html" for step in (1, 2, 3, 4)]
     assert all(len(Page(tmp_path / "drawn" / "validation" / page).images) == 6 for page in pages)

@@ -65,8 +65,8 @@ def train(model: Path, settings: SftConfig, stop_at: int | None = None) -> tuple
     class StoppedError(Exception):
         pass
 
-    def on_step(step: int, _steps: int, figures: Mapping[str, float]) -> None:
-        if step == stop_at and "loss" in figures:
+    def on_step(step: int, _steps: int, metrics: Mapping[str, float]) -> None:
+        if step == stop_at and "loss" in metrics:
             raise StoppedError
 
     base = open_base(str(model))

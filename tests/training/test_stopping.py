@@ -34,23 +34,23 @@ def send(number: int) -> None:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_first_is_noted_and_answered(number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = StopSignal()
-    with asked.handling("after this step"):
-        assert asked.agreed_number() is None
+    stop = StopSignal()
+    with stop.handling("after this step"):
+        assert stop.agreed_number() is None
         send(number)
-        assert asked.agreed_number() == number
+        assert stop.agreed_number() == number
         end = time.monotonic() + 60
-        said = ""
-        while "stopping after this step, with a checkpoint to resume from" not in said and time.monotonic() < end:
-            said += capsys.readouterr().err
-    assert "a second signal stops at once" in said
+        result = ""
+        while "stopping after this step, with a checkpoint to resume from" not in result and time.monotonic() < end:
+            result += capsys.readouterr().err
+    assert "a second signal stops at once" in result
     assert TrainingStopped(number, 3).code == 128 + number
 
 
 def test_the_second_stops_at_once_unless_it_is_the_same_press(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a terminal sends to all processes of a group, a launcher may pass on once more."""
-    asked = StopSignal()
-    with asked.handling("soon"):
+    stop = StopSignal()
+    with stop.handling("soon"):
         send(signal.SIGINT)
         send(signal.SIGINT)
         monkeypatch.setattr(stopping, "REPEAT_SECONDS", 0.0)
@@ -59,29 +59,29 @@ def test_the_second_stops_at_once_unless_it_is_the_same_press(monkeypatch: pytes
 
 
 def test_afterwards_signals_do_as_before() -> None:
-    asked = StopSignal()
-    with asked.handling("soon"):
+    stop = StopSignal()
+    with stop.handling("soon"):
         pass
     with pytest.raises(Ended):
         send(signal.SIGTERM)
-    assert asked.agreed_number() is None
+    assert stop.agreed_number() is None
 
 
 def test_what_is_ignored_stays_ignored() -> None:
     """As with nohup."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asked = StopSignal()
-    with asked.handling("soon"):
+    stop = StopSignal()
+    with stop.handling("soon"):
         send(signal.SIGINT)
-        assert asked.agreed_number() is None
+        assert stop.agreed_number() is None
 
 
 def test_interruptible_work_is_interrupted() -> None:
-    asked = StopSignal()
-    with asked.handling("soon"):
-        assert asked.run_unless_stopped(lambda: 7) == 7
+    stop = StopSignal()
+    with stop.handling("soon"):
+        assert stop.run_unless_stopped(lambda: 7) == 7
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         signal.signal(signal.SIGALRM, lambda *_: send(signal.SIGTERM))
-        assert asked.run_unless_stopped(lambda: time.sleep(60) or "slept") is None
-        assert asked.agreed_number() == signal.SIGTERM
-        assert asked.run_unless_stopped(lambda: 7) is None  # it came before
+        assert stop.run_unless_stopped(lambda: time.sleep(60) or "slept") is None
+        assert stop.agreed_number() == signal.SIGTERM
+        assert stop.run_unless_stopped(lambda: 7) is None  # it came before

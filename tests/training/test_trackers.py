@@ -42,8 +42,8 @@ class Service:
             self.now += " again"
         self.runs.setdefault(self.now, [])
 
-    def log(self, figures: dict[str, float], step: int | None = None) -> None:
-        assert isinstance(figures, dict)
+    def log(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert isinstance(metrics, dict)
         assert step is not None
         self.runs[self.now].append(step)
 

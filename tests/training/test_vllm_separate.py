@@ -80,11 +80,14 @@ def ids(groups: Sequence[Sequence[Completion]]) -> list[list[int]]:
 
 
 def assert_logprobs(
-    language: torch.nn.Module, model: EarlModel, drawn: Sequence[Sequence[Completion]], asked: Sequence[SamplingRequest]
+    language: torch.nn.Module,
+    model: EarlModel,
+    generated: Sequence[Sequence[Completion]],
+    requested: Sequence[SamplingRequest],
 ) -> None:
     """The engine's are those that training computes."""
     policy = Policy(language, separate_vocabularies(model.layout.vocabulary), 1.0)
-    for request, group in zip(asked, drawn, strict=True):
+    for request, group in zip(requested, generated, strict=True):
         sampled = SampledGroup(np.array(request.prompt), tuple(e.ids for e in group), tuple(e.sampled for e in group))
         batch = pack([sampled], torch.device("cpu"))
         assert batch is not None
@@ -100,17 +103,17 @@ def test_it_samples_as_the_engine_in_this_process_after_new_weights_too(
     embedded: EarlModel, changed: torch.nn.Module, separate: ProcessEngine
 ) -> None:
     colocated = VllmEngine(embedded.folder, embedded.layout, device=embedded.device, dtype=embedded.dtype)
-    asked, seen = prompts(embedded, 4), []
+    requested, seen = prompts(embedded, 4), []
     try:
         for language in (embedded.language, changed, embedded.language):
             for engine in (colocated, separate):
                 engine.update_weights(language.state_dict().items())
-            ours, theirs = (engine.generate(asked, SamplingParams(1.0, 0)) for engine in (separate, colocated))
+            ours, theirs = (engine.generate(requested, SamplingParams(1.0, 0)) for engine in (separate, colocated))
             assert ids(ours) == ids(theirs)
             for one, other in zip(ours, theirs, strict=True):
                 for a, b in zip(one, other, strict=True):
                     assert np.abs(a.logprobs - b.logprobs).max() < 1e-5
-            assert_logprobs(language, embedded, ours, asked)
+            assert_logprobs(language, embedded, ours, requested)
             seen.append(ids(ours))
     finally:
         colocated.close()
@@ -121,15 +124,15 @@ def test_it_samples_as_the_engine_in_this_process_after_new_weights_too(
 def test_progress_and_completions_are_reported_and_bad_requests_refused(
     embedded: EarlModel, separate: ProcessEngine
 ) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     given: list[tuple[int, int, Completion]] = []
-    drawn = separate.generate(
-        prompts(embedded, 2, 3), SamplingParams(), lambda *it: told.append(it), lambda *it: given.append(it)
+    generated = separate.generate(
+        prompts(embedded, 2, 3), SamplingParams(), lambda *it: progress.append(it), lambda *it: given.append(it)
     )
-    assert told[-1][0] == told[-1][1] == sum(map(len, ids(drawn)))
-    assert len(told) > 10
+    assert progress[-1][0] == progress[-1][1] == sum(map(len, ids(generated)))
+    assert len(progress) > 10
     assert sorted((request, index) for request, index, _ in given) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert all(drawn[request][index].ids.tolist() == each.ids.tolist() for request, index, each in given)
+    assert all(generated[request][index].ids.tolist() == each.ids.tolist() for request, index, each in given)
     with pytest.raises(InputError, match="outside the vocabulary"):
         separate.generate([SamplingRequest((1, 99_999), "edit", Grid(2, 2), (0,))], SamplingParams())
     assert len(separate.generate(prompts(embedded, 1), SamplingParams())[0]) == 2
@@ -139,21 +142,21 @@ def test_progress_and_completions_are_reported_and_bad_requests_refused(
 def test_several_workers_get_the_weights(
     embedded: EarlModel, changed: torch.nn.Module, separate: ProcessEngine
 ) -> None:
-    asked = prompts(embedded, 2)
+    requested = prompts(embedded, 2)
     engine = a_process(embedded, engine_args={"tensor_parallel_size": 2}, timeouts=Timeouts(step=60))
     try:
         assert engine.workers == 2
-        drawn = engine.generate(asked, SamplingParams(0))
+        generated = engine.generate(requested, SamplingParams(0))
         engine.update_weights(changed.state_dict().items())
-        again = engine.generate(asked, SamplingParams(0))
-        assert_logprobs(changed, embedded, engine.generate(asked, SamplingParams(1.0, 0)), asked)
-        assert ids(drawn) != ids(again)
+        again = engine.generate(requested, SamplingParams(0))
+        assert_logprobs(changed, embedded, engine.generate(requested, SamplingParams(1.0, 0)), requested)
+        assert ids(generated) != ids(again)
         processes = family(engine)
         assert len(processes) > 2
         engine._process.kill()
         engine._process.wait()
         with pytest.raises(EngineError, match="sending requests by the vLLM engine failed: its process ended with -9"):
-            engine.generate(asked, SamplingParams(0))
+            engine.generate(requested, SamplingParams(0))
     finally:
         engine.close()
     assert not psutil.wait_procs(processes, timeout=30)[1]
@@ -282,12 +285,12 @@ def test_weights_come_by_nccl_to_another_gpu(changed: torch.nn.Module) -> None:
     language = copy.deepcopy(changed).to("cuda:0")
     engine = a_process(model, gpus=(1,))
     try:
-        asked = prompts(model, 4)
-        before = engine.generate(asked, SamplingParams(0))
+        requested = prompts(model, 4)
+        before = engine.generate(requested, SamplingParams(0))
         engine.update_weights(language.state_dict().items())
-        after = engine.generate(asked, SamplingParams(0))
+        after = engine.generate(requested, SamplingParams(0))
         engine.update_weights(model.language.state_dict().items())
-        assert ids(engine.generate(asked, SamplingParams(0))) == ids(before) != ids(after)
+        assert ids(engine.generate(requested, SamplingParams(0))) == ids(before) != ids(after)
     finally:
         engine.close()
 
