@@ -32,7 +32,7 @@ from earl_cli.rewards.reward import Score
 from earl_cli.tokens.layout import Grid, SequenceLayout
 from earl_cli.tokens.text import train_byte_bpe
 from earl_cli.tokens.vocabulary import CONTROLS, small_vocabulary
-from earl_cli.training.optimizer_backends import DataParallelLearner
+from earl_cli.training.optimizer_backends import DataParallelBackend
 from earl_cli.training.rl.policy import Policy
 from earl_cli.training.rl.rollouts import sample_prompts
 from earl_cli.training.rl.setup import FrozenReference, RlRun
@@ -141,7 +141,7 @@ def earl(size: Size) -> tuple[Any, Policy]:
         validation_data=None,
         validation_prompts=np.zeros(0, dtype=np.int64),
         vision=None,
-        learner=DataParallelLearner(policy, config, cpu),
+        backend=DataParallelBackend(policy, config, cpu),
         reference=reference,
         reward=lambda _: [],
         engine=lambda language: nullcontext(TransformersEngine(language, layout)),

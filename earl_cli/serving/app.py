@@ -1,4 +1,4 @@
-"""The HTTP side of ``earl serve``: routes, and the responses that they send.
+"""The HTTP side of ``earl serve``: routes and their responses, and the checks of host, origin, key and rate.
 
 Nothing that a client sends is ever opened as a path or an address, and no response holds a traceback.
 """

@@ -22,7 +22,7 @@ from earl_cli.training.rl.policy import Batch, Policy
 STATE = "optimizer.pt"
 
 
-class Learner(Protocol):
+class OptimizerBackend(Protocol):
     """A policy and its optimizer; if ``independent``, ranks may run different numbers of batches."""
 
     policy: Policy
@@ -51,14 +51,14 @@ class Learner(Protocol):
         """The inverse of `save`."""
 
 
-def make_learner(policy: Policy, config: RlConfig, device: torch.device) -> Learner:
-    """The learner for this config's sharding."""
+def make_backend(policy: Policy, config: RlConfig, device: torch.device) -> OptimizerBackend:
+    """The optimizer backend for this config's sharding."""
     if config.sharding == "none":
-        return DataParallelLearner(policy, config, device)
-    return DeepSpeedLearner(policy, config)
+        return DataParallelBackend(policy, config, device)
+    return DeepSpeedBackend(policy, config)
 
 
-class DataParallelLearner:
+class DataParallelBackend:
     """Data parallel: every rank holds all weights; gradients are summed over the ranks before the step."""
 
     independent = True
@@ -114,7 +114,7 @@ class DataParallelLearner:
                 weight.copy_(saved)
 
 
-class DeepSpeedLearner:
+class DeepSpeedBackend:
     """DeepSpeed: optimizer and gradients (ZeRO-2), and weights too (ZeRO-3), are sharded over the ranks."""
 
     independent = False

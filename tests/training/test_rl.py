@@ -20,7 +20,7 @@ from earl_cli.models.bundle import load_model, load_vision_of, open_base
 from earl_cli.rewards.reward import Edit, JudgeDownError, Reward, Score
 from earl_cli.training.common.checkpoints import CHECKPOINTS, checkpoints
 from earl_cli.training.common.trackers import is_logged, log_metrics
-from earl_cli.training.optimizer_backends import make_learner
+from earl_cli.training.optimizer_backends import make_backend
 from earl_cli.training.rl.rollouts import ScoredGroup
 from earl_cli.training.rl.setup import (
     AdapterFreeReference,
@@ -112,10 +112,10 @@ def train(
     base = open_base(config.model)
     data = load_data(config, base.layout, 128)
     policy, reference, place = load_policy(base, config, 64)
-    learner = make_learner(policy, config, place.device)
-    start = resume(config, learner)
-    callbacks = Recorder(partial(save_checkpoint, config, base, learner), stop_after)
-    without = AdapterFreeReference(learner) if policy.adapted else None
+    backend = make_backend(policy, config, place.device)
+    start = resume(config, backend)
+    callbacks = Recorder(partial(save_checkpoint, config, base, backend), stop_after)
+    without = AdapterFreeReference(backend) if policy.adapted else None
     run = RlRun(
         config,
         base.layout,
@@ -124,7 +124,7 @@ def train(
         data.validation_data,
         data.validation_prompts,
         load_vision_of(config.model, device="cpu").model,
-        learner,
+        backend,
         without or reference,
         reward,
         partial(make_engine, config, base.layout, data),
@@ -135,7 +135,7 @@ def train(
         train_policy(run, start, validated=start > 0)
     except KeyboardInterrupt:
         return callbacks, {}
-    save_model(config, base, learner, config.folder)
+    save_model(config, base, backend, config.folder)
     return callbacks, {name: weight.clone() for name, weight in policy.state_dict().items()}
 
 

@@ -65,7 +65,7 @@ from earl_cli.training.common.distributed import (
 from earl_cli.training.common.memory import check_disk_space, rl_disk, rl_memory
 from earl_cli.training.common.stopping import StopSignal
 from earl_cli.training.common.trackers import is_logged, log_metrics, peak_memory, start_trackers
-from earl_cli.training.optimizer_backends import Learner, make_learner
+from earl_cli.training.optimizer_backends import OptimizerBackend, make_backend
 from earl_cli.training.rl.rollout_log import write_gallery, write_rollouts
 from earl_cli.training.rl.rollouts import ScoredGroup, sequence_lengths
 from earl_cli.training.rl.setup import (
@@ -191,23 +191,23 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
     policy, reference, placement = load_policy(base, config, _longest(config, data))
     console.note(f"{placement} · disk: {rl_disk(config, base)}")
     vision = load_vision_of(config.model, device=config.device, revision=config.model_revision).model
-    learner = make_learner(policy, config, placement.device)
+    backend = make_backend(policy, config, placement.device)
     if rank() == 0:
         for left in filter(is_partial, config.folder.rglob("*")):  # by a process that was killed
             left.unlink()
         truncate_incomplete_line(config.folder / LOG)
         write_origin(config.folder, _origin(config))
-    start = resume(config, learner)
-    adapter_free = AdapterFreeReference(learner) if policy.adapted and config.kl_coeff else None
+    start = resume(config, backend)
+    adapter_free = AdapterFreeReference(backend) if policy.adapted and config.kl_coeff else None
     stop_signal = StopSignal()
     with (
         stopped("iteration", config.folder),
         redirect_stdout(sys.stderr),
-        _engine(config, base, data, learner, placement.device) as engine,
+        _engine(config, base, data, backend, placement.device) as engine,
         dashboard(f"improving {config.folder.name}", METRICS, unit="iterations") as board,
     ):
         board.update(start, config.num_iterations, {}, "starting")
-        recorder, callbacks = _ReasonRecorder(reward), _Callbacks(config, base, learner, data, vision, board, start)
+        recorder, callbacks = _ReasonRecorder(reward), _Callbacks(config, base, backend, data, vision, board, start)
         run = RlRun(
             config=config,
             layout=base.layout,
@@ -216,7 +216,7 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
             validation_data=data.validation_data,
             validation_prompts=data.validation_prompts,
             vision=vision,
-            learner=learner,
+            backend=backend,
             reference=adapter_free or reference,
             reward=recorder,
             engine=engine,
@@ -228,7 +228,7 @@ def _train(config: RlConfig, base: Base, data: RlData, reward: Reward) -> None:
         with stop_signal.handling("as soon as this iteration's weights are whole"):
             train_policy(run, start, validated=validated)
         with writing("the model", config.folder):
-            save_model(config, base, learner, config.folder)
+            save_model(config, base, backend, config.folder)
     failure = _nothing_learned(callbacks, recorder) if start < config.num_iterations else None
     if rank() > 0:
         if failure:
@@ -289,18 +289,18 @@ def _check_engine(config: RlConfig) -> None:
 
 @contextmanager
 def _engine(
-    config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device
+    config: RlConfig, base: Base, data: RlData, backend: OptimizerBackend, device: torch.device
 ) -> Iterator[Callable[[Any], AbstractContextManager[Engine]]]:
     """The engine of the rollouts, by the config and by what is installed."""
     if config.engine_place == "separate":
         from earl_cli.training.rl.rollout_engines import SeparateSampler
 
-        with closing(SeparateSampler(config, base, data, learner, device)) as sampler:
+        with closing(SeparateSampler(config, base, data, backend, device)) as sampler:
             yield sampler
     elif uses_vllm(config.engine, config.device, lambda: base.parameters):
         from earl_cli.training.rl.rollout_engines import ColocatedSampler
 
-        yield ColocatedSampler(config, base, data, learner, device)
+        yield ColocatedSampler(config, base, data, backend, device)
     else:
         yield partial(make_engine, config, base.layout, data)
 
@@ -309,9 +309,16 @@ class _Callbacks:
     """Shows the run, logs it, and writes its checkpoints, rollouts and galleries."""
 
     def __init__(
-        self, config: RlConfig, base: Base, learner: Learner, data: RlData, vision: Any, board: LiveTask, start: int
+        self,
+        config: RlConfig,
+        base: Base,
+        backend: OptimizerBackend,
+        data: RlData,
+        vision: Any,
+        board: LiveTask,
+        start: int,
     ) -> None:
-        self.config, self.base, self.learner, self.data, self.vision = config, base, learner, data, vision
+        self.config, self.base, self.backend, self.data, self.vision = config, base, backend, data, vision
         self.board = board
         self.had_reward = self.had_signal = False  # in any iteration
         self.folder = config.folder
@@ -342,7 +349,7 @@ class _Callbacks:
         return on_rank_zero(lambda: is_better(validation, self.folder / CHECKPOINTS, GOAL))
 
     def checkpoint(self, iteration: int, validation: float | None) -> None:
-        checkpoint = save_checkpoint(self.config, self.base, self.learner, iteration, validation)
+        checkpoint = save_checkpoint(self.config, self.base, self.backend, iteration, validation)
         repository = self.config.push_to_hub_repo_id
         if repository and rank() == 0 and (iteration + 1) % self.config.push_to_hub_every_n_iterations == 0:
             from earl_cli.models.hub import push_to_hub

@@ -21,7 +21,7 @@ from earl_cli.generation.vllm.process import ProcessEngine
 from earl_cli.models.bundle import Base
 from earl_cli.models.device import choose_device
 from earl_cli.training.common.distributed import all_gather, on_rank_zero, rank, uses_bfloat16, world_size
-from earl_cli.training.optimizer_backends import Learner
+from earl_cli.training.optimizer_backends import OptimizerBackend
 from earl_cli.training.rl.setup import RlData, max_text_tokens
 from earl_cli.training.sft.model import merged_weights
 
@@ -29,15 +29,17 @@ from earl_cli.training.sft.model import merged_weights
 class ColocatedSampler:
     """`RlRun.engine` with vLLM on the GPUs of the training. The first call raises what `VllmEngine` raises."""
 
-    def __init__(self, config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device) -> None:
-        self.config, self.base, self.data, self.learner, self.device = config, base, data, learner, device
+    def __init__(
+        self, config: RlConfig, base: Base, data: RlData, backend: OptimizerBackend, device: torch.device
+    ) -> None:
+        self.config, self.base, self.data, self.backend, self.device = config, base, data, backend, device
         self.engine: VllmEngine | None = None
 
     @contextmanager
-    def __call__(self, language: Any) -> Iterator[Engine]:  # noqa: ARG002 - adapters are merged from the learner's
+    def __call__(self, language: Any) -> Iterator[Engine]:  # noqa: ARG002 - adapters are merged from the backend's
         """Inside the context: the engine with the present weights of the policy."""
         engine = self.engine = self.engine or self._start()
-        with merged_weights(self.learner.policy.language) as weights:
+        with merged_weights(self.backend.policy.language) as weights:
             engine.update_weights(weights.items())
         shared = int(self.config.engine_args.get("tensor_parallel_size", 1))
         yield TensorParallelEngine(engine, shared) if shared > 1 and world_size() > 1 else engine
@@ -109,14 +111,16 @@ class TensorParallelEngine:
 class SeparateSampler:
     """`RlRun.engine` with vLLM on its own GPUs. The first call raises what `ProcessEngine` raises."""
 
-    def __init__(self, config: RlConfig, base: Base, data: RlData, learner: Learner, device: torch.device) -> None:
-        self.config, self.base, self.data, self.learner, self.device = config, base, data, learner, device
+    def __init__(
+        self, config: RlConfig, base: Base, data: RlData, backend: OptimizerBackend, device: torch.device
+    ) -> None:
+        self.config, self.base, self.data, self.backend, self.device = config, base, data, backend, device
         self.engine: ProcessEngine | None = None
 
     @contextmanager
-    def __call__(self, language: Any) -> Iterator[Engine]:  # noqa: ARG002 - adapters are merged from the learner's
+    def __call__(self, language: Any) -> Iterator[Engine]:  # noqa: ARG002 - adapters are merged from the backend's
         """Inside the context: the engine with the present weights of the policy."""
-        with merged_weights(self.learner.policy.language) as weights:
+        with merged_weights(self.backend.policy.language) as weights:
             on_rank_zero(lambda: self._started().update_weights(weights.items()))
         yield GatheringEngine(self.engine) if self.engine is None or world_size() > 1 else self.engine
 

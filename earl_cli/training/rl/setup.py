@@ -44,7 +44,7 @@ from earl_cli.training.common.checkpoints import (
 from earl_cli.training.common.distributed import all_gather, need_deepspeed, rank, uses_bfloat16, world_size
 from earl_cli.training.common.memory import SamplerMemory, rl_memory
 from earl_cli.training.common.stopping import StopSignal
-from earl_cli.training.optimizer_backends import Learner
+from earl_cli.training.optimizer_backends import OptimizerBackend
 from earl_cli.training.rl.policy import Batch, Policy
 from earl_cli.training.rl.rollouts import ScoredGroup, sequence_lengths
 from earl_cli.training.sft.loss import separate_vocabularies, whole_vocabulary
@@ -108,7 +108,7 @@ class RlRun:
     validation_data: DatasetRows | None
     validation_prompts: NDArray[np.int64]
     vision: Any
-    learner: Learner
+    backend: OptimizerBackend
     reference: ReferenceModel | None
     reward: Reward
     engine: Callable[[Any], AbstractContextManager[Engine]]
@@ -286,17 +286,17 @@ class FrozenReference:
 class AdapterFreeReference:
     """The policy without its adapters, which is the initial policy."""
 
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
+    def __init__(self, backend: OptimizerBackend) -> None:
+        self.backend = backend
 
     def logprobs(self, batch: Batch) -> Tensor:
         """As the policy's, Float32[N]."""
-        return self.learner.forward(batch, entropies=False)[0]
+        return self.backend.forward(batch, entropies=False)[0]
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
         """Inside the context the adapters are disabled."""
-        with self.learner.policy.language.disable_adapter():
+        with self.backend.policy.language.disable_adapter():
             yield
 
 
@@ -316,8 +316,8 @@ def max_text_tokens(config: RlConfig, data: RlData) -> int:
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
-def resume(config: RlConfig, learner: Learner) -> int:
-    """Load the latest checkpoint into the learner; returns the iteration to start with.
+def resume(config: RlConfig, backend: OptimizerBackend) -> int:
+    """Load the latest checkpoint into the backend; returns the iteration to start with.
 
     Raises UsageError as `check_resumable`.
     """
@@ -331,7 +331,7 @@ def resume(config: RlConfig, learner: Learner) -> int:
         link_best(config.folder, GOAL, MODEL)
     if found is None:
         return 0
-    learner.load(found)
+    backend.load(found)
     return int(_state(found)["iteration"]) + 1
 
 
@@ -364,7 +364,7 @@ def _way(config: RlConfig) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    config: RlConfig, base: Base, learner: Learner, iteration: int, validation: float | None = None
+    config: RlConfig, base: Base, backend: OptimizerBackend, iteration: int, validation: float | None = None
 ) -> Path:
     """Write the checkpoint of ``iteration``, unless it exists, and remove older ones. Called on every rank.
 
@@ -375,8 +375,8 @@ def save_checkpoint(
     exists = any(all_gather((checkpoint / MARK).is_file()))
     with writing(f"the checkpoint of iteration {iteration}", folder):
         if not exists:
-            save_model(config, base, learner, checkpoint / MODEL)
-            learner.save(checkpoint)
+            save_model(config, base, backend, checkpoint / MODEL)
+            backend.save(checkpoint)
             all_gather(None)  # every rank has written its part
         if rank() == 0:
             if validation is not None:
@@ -392,16 +392,16 @@ def save_checkpoint(
     return checkpoint
 
 
-def save_model(config: RlConfig, base: Base, learner: Learner, output: Path) -> None:
+def save_model(config: RlConfig, base: Base, backend: OptimizerBackend, output: Path) -> None:
     """Write the policy as a model folder, with adapters merged. Called on every rank."""
-    with learner.full_model() as language:
+    with backend.full_model() as language:
         if rank() > 0:
             return
-        if not learner.policy.adapted:
+        if not backend.policy.adapted:
             save_trained(base, language, output, config.save_format)
             return
-        with merged_weights(learner.policy.language) as weights:
-            save_trained(base, learner.policy.base, output, config.save_format, state=weights)
+        with merged_weights(backend.policy.language) as weights:
+            save_trained(base, backend.policy.base, output, config.save_format, state=weights)
 
 
 def _remove_old(config: RlConfig, folder: Path) -> None:

@@ -102,7 +102,7 @@ def sample_policy(
 ) -> list[Rollout] | None:
     """Sample from the policy with its present weights; None if this rank received a stop signal meanwhile."""
     config = run.config
-    with run.learner.full_model() as language, run.engine(language) as engine:
+    with run.backend.full_model() as language, run.engine(language) as engine:
         return run.stop_signal.run_unless_stopped(
             lambda: generate_rollouts(
                 engine,

@@ -16,7 +16,7 @@ from torch import Tensor
 from earl_cli.config.rl import RlConfig
 from earl_cli.errors import EarlError
 from earl_cli.training.common.distributed import all_gather
-from earl_cli.training.optimizer_backends import Learner
+from earl_cli.training.optimizer_backends import OptimizerBackend
 from earl_cli.training.rl.loss import Objective, TokenKind, k3, token_losses, trained_kind
 from earl_cli.training.rl.policy import Batch, SampledGroup, pack
 from earl_cli.training.rl.rollouts import ScoredGroup
@@ -104,7 +104,7 @@ def update(run: RlRun, iteration: int, groups: Sequence[ScoredGroup], timer: Pha
     total = sum(all_gather(sum(int(mask.sum()) for group in masks for mask in group)))
     if total == 0:
         return {}
-    device = next(run.learner.policy.parameters()).device
+    device = next(run.backend.policy.parameters()).device
     made = [_train_batch(run, part, device) for part in _batches(groups, masks, config.batch_size)]
     batches = [batch for batch in made if batch is not None]
     if run.reference is not None:
@@ -116,10 +116,10 @@ def update(run: RlRun, iteration: int, groups: Sequence[ScoredGroup], timer: Pha
     with timer.phase("update"):
         if config.updates_per_iteration > 1:
             with torch.no_grad():
-                batches = [replace(each, old=run.learner.forward(each.batch, entropies=False)[0]) for each in batches]
+                batches = [replace(each, old=run.backend.forward(each.batch, entropies=False)[0]) for each in batches]
         run.callbacks.phase(iteration, "update")
         for number in range(config.updates_per_iteration):
-            norm = _optimize(run.learner, config, batches, total, rate, sums if number == 0 else None)
+            norm = _optimize(run.backend, config, batches, total, rate, sums if number == 0 else None)
             if not math.isfinite(norm):
                 raise EarlError(
                     f"the gradient is not finite in iteration {iteration}",
@@ -130,7 +130,7 @@ def update(run: RlRun, iteration: int, groups: Sequence[ScoredGroup], timer: Pha
 
 
 def _optimize(
-    learner: Learner,
+    backend: OptimizerBackend,
     config: RlConfig,
     batches: Sequence[_TrainBatch],
     total: int,
@@ -140,14 +140,14 @@ def _optimize(
     """One optimizer step; returns the norm of the gradient before clipping. Adds its metrics to ``sums``."""
     objective = Objective.of(config)
     for each in batches:
-        logprobs, entropies = learner.forward(each.batch, entropies=config.entropy_coeff > 0)
+        logprobs, entropies = backend.forward(each.batch, entropies=config.entropy_coeff > 0)
         losses = token_losses(
             objective, logprobs, each.advantage, old=each.old, reference=each.reference, entropy=entropies
         )
-        learner.backward(losses.sum() * (each.weight / total))
+        backend.backward(losses.sum() * (each.weight / total))
         if sums is not None:
             sums.add(config, each, logprobs.detach(), losses.detach())
-    return learner.step(rate)
+    return backend.step(rate)
 
 
 def token_masks(run: RlRun, group: ScoredGroup, kind: TokenKind) -> list[NDArray[np.bool_]]:
@@ -197,7 +197,7 @@ def _train_batch(run: RlRun, part: Sequence[_GroupSlice], device: torch.device) 
         for piece in part
     ]
     weight, batch = 1.0, pack(_sampled(part, masks), device)
-    if batch is None and run.learner.independent:
+    if batch is None and run.backend.independent:
         return None
     if batch is None:  # the other ranks run a batch too
         masks = [[np.ones_like(mask) for mask in chosen] for chosen in masks]
