@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hub_server import Hub
     from judge_server import JudgeServer
     from playwright.sync_api import Browser
+    from trainings import Trainings
     from transformers import Emu3VQVAE
 
 TINY_AREA = 32 * 32
@@ -147,6 +148,16 @@ def own_environment() -> Iterator[None]:
         if os.environ.get(name) != before.get(name):
             os.environ.pop(name, None)
             os.environ |= {name: before[name]} if name in before else {}
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+    """Starts commands out of a process that has imported all that they need, the same one for all tests."""
+    from trainings import Trainings
+
+    program = Trainings(tmp_path_factory.mktemp("logs"))
+    yield program
+    program.close()
 
 
 @pytest.fixture

@@ -423,6 +423,7 @@ def test_the_documented_exit_codes_are_the_real_ones() -> None:
         assert f"| {code} | {meaning} |" in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "code", "says"),
     [

@@ -46,6 +46,7 @@ def test_the_table_has_the_rows_of_the_paper_and_three_seeds_of_the_headline() -
         assert rows.count(headline) == 3
 
 
+@pytest.mark.slow
 def test_every_training_is_one_that_the_product_takes(tmp_path: Path) -> None:
     """Recipes, settings and flags go through the product's own reader of configs."""
     for step in steps(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import finer_vision
+import pytest
 import torch
 import vision
 from torch import Tensor
@@ -32,6 +33,7 @@ def trained(state: Path, *stops: int) -> dict[str, Tensor]:
     return {name: weight.clone() for name, weight in model.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_ends_in_the_same_weights(tmp_path: Path) -> None:
     whole, torn = trained(tmp_path / "whole.pt"), trained(tmp_path / "torn.pt", 1, 3)
     assert all(torch.equal(whole[name], torn[name]) for name in whole)

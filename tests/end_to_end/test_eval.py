@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,9 @@ def words(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> tup
 
 
 @pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    program = Forks(tmp_path_factory.mktemp("logs"))
-    yield program
-    program.close()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(forks: Forks, words: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def undisturbed(launch: Forks, words: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("undisturbed") / "results"
-    run = forks(*words, "-o", output)
+    run = launch(*words, "-o", output)
     assert run.wait() == 0, run.output
     return made(output)
 
@@ -74,14 +67,14 @@ def undisturbed(forks: Forks, words: tuple[object, ...], tmp_path_factory: pytes
 def test_killed_at_any_operation_it_ends_as_if_nothing_had_happened(
     touches: tuple[int, ...],
     least: int,
-    forks: Forks,
+    launch: Forks,
     words: tuple[object, ...],
     undisturbed: dict[str, Any],
     tmp_path: Path,
 ) -> None:
     output, kills = tmp_path / "results", 0
     for each in touches:
-        run = forks(*words, "-o", output, touches=each)
+        run = launch(*words, "-o", output, touches=each)
         code = run.wait()
         if code == 0:
             break
@@ -92,7 +85,7 @@ def test_killed_at_any_operation_it_ends_as_if_nothing_had_happened(
                 for line in lines_of(folder):
                     assert (folder / str(line.result.edited_image)).is_file()
     assert kills >= least
-    run = forks(*words, "-o", output)
+    run = launch(*words, "-o", output)
     assert run.wait() == 0, run.output
     for left in filter(is_partial, output.rglob("*")):
         left.unlink()
@@ -115,33 +108,33 @@ def test_two_processes_share_the_work_and_the_last_one_scores(
 @linux
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_a_signal_stops_it_without_a_word_too_much(
-    forks: Forks,
+    launch: Forks,
     words: tuple[object, ...],
     undisturbed: dict[str, Any],
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
     output = tmp_path / "results"
-    run = forks(*words, "-o", output, freeze="after the first edit").frozen()
+    run = launch(*words, "-o", output, freeze="after the first edit").frozen()
     run.send(number)
     run.thaw()
     assert run.wait(60) == 128 + number, run.output
     assert "Traceback" not in run.output
-    run = forks(*words, "-o", output)
+    run = launch(*words, "-o", output)
     assert run.wait() == 0, run.output
     assert made(output) == undisturbed
 
 
 def test_a_full_disk_is_one_message_and_costs_nothing_written(
-    forks: Forks, words: tuple[object, ...], undisturbed: dict[str, Any], small_disk: Callable[[int], Path]
+    launch: Forks, words: tuple[object, ...], undisturbed: dict[str, Any], small_disk: Callable[[int], Path]
 ) -> None:
     output = small_disk(120_000) / "results"
-    run = forks(*words, "-o", output)
+    run = launch(*words, "-o", output)
     assert run.wait() == 8, run.output
     assert run.output.count("error:") == 1
     assert "disk is full" in run.output or "No space left" in run.output
     small_disk(20_000_000)
-    run = forks(*words, "-o", output)
+    run = launch(*words, "-o", output)
     assert run.wait() == 0, run.output
     assert made(output) == undisturbed
 

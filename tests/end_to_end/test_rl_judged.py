@@ -13,7 +13,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -46,18 +45,11 @@ def arguments(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
-    launch = Trainings(tmp_path_factory.mktemp("logs"), {"NO_PROXY": "127.0.0.1"})
-    yield launch
-    launch.close()
-
-
-@pytest.fixture(scope="module")
-def healthy(arguments: tuple[str, ...], forked: Trainings, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def healthy(arguments: tuple[str, ...], launch: Trainings, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The weights that a run makes whose judge is always well."""
     output = tmp_path_factory.mktemp("healthy") / "run"
     server = JudgeServer().start()
-    run = forked(*arguments, "--api-base", server.api_base, "-o", output)
+    run = launch(*arguments, "--api-base", server.api_base, "-o", output)
     assert run.wait() == 0, run.output
     server.stop()
     assert {call.fault for call in server.calls} == {None}
@@ -76,10 +68,10 @@ def contents(judge: JudgeServer) -> Counter[str]:
 
 
 def test_a_faulty_judge_makes_the_weights_of_a_healthy_one(
-    judge: JudgeServer, arguments: tuple[str, ...], forked: Trainings, healthy: bytes, tmp_path: Path
+    judge: JudgeServer, arguments: tuple[str, ...], launch: Trainings, healthy: bytes, tmp_path: Path
 ) -> None:
     judge.faults = FAULTY
-    run = forked(*arguments, "--api-base", judge.api_base, "-o", tmp_path / "run")
+    run = launch(*arguments, "--api-base", judge.api_base, "-o", tmp_path / "run")
     assert run.wait() == 0, run.output
     assert weights(tmp_path / "run") == healthy
     seen = Counter(call.fault for call in judge.calls)
@@ -91,14 +83,14 @@ def test_a_faulty_judge_makes_the_weights_of_a_healthy_one(
 
 @pytest.mark.parametrize("sharing", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_killed_and_started_again_no_judged_prompt_is_sent_twice(
-    sharing: int, judge: JudgeServer, arguments: tuple[str, ...], forked: Trainings, healthy: bytes, tmp_path: Path
+    sharing: int, judge: JudgeServer, arguments: tuple[str, ...], launch: Trainings, healthy: bytes, tmp_path: Path
 ) -> None:
     """While questions are under way: iterations whose checkpoint isn't there are judged from the cache."""
     output = tmp_path / "run"
     command = (*arguments, "--api-base", judge.api_base, "-o", output, *options(judge_concurrency=2))
     for answers in (10, 20, 40):
         judge.silent_after = answers
-        runs = forked.ranks(sharing, *command)
+        runs = launch.ranks(sharing, *command)
         while judge.answered < answers or not judge.concurrency:
             assert runs[0].wait_for_end(0.001) is None, runs[0].output
         for each in runs:
@@ -106,7 +98,7 @@ def test_killed_and_started_again_no_judged_prompt_is_sent_twice(
         assert [each.wait() for each in runs] == [-signal.SIGKILL] * sharing
     judge.silent_after = None
     lost = 3 * sharing * 2  # under way when it was killed: answered, and not yet in the cache
-    runs = forked.ranks(sharing, *command)
+    runs = launch.ranks(sharing, *command)
     for each in runs:
         assert each.wait() == 0, each.output
     requested = contents(judge)
@@ -116,7 +108,7 @@ def test_killed_and_started_again_no_judged_prompt_is_sent_twice(
         assert weights(output) == healthy
     made, before = weights(output), len(judge.calls)
     shutil.rmtree(output / CHECKPOINTS)
-    again = forked.ranks(sharing, *command)  # from the first iteration on
+    again = launch.ranks(sharing, *command)  # from the first iteration on
     assert [each.wait() for each in again] == [0] * sharing, again[0].output
     assert len(judge.calls) == before
     assert weights(output) == made

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,11 +123,9 @@ def arguments(data: Path, tiny_model_dir: Path) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def forks(arguments: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def forks(launch: Forks, arguments: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Setting:
     """Small shards, and starts that cost little."""
-    program = Forks(tmp_path_factory.mktemp("logs"))
-    yield undisturbed(program, (*arguments, "--limit", FEWER), tmp_path_factory.mktemp("undisturbed") / "store")
-    program.close()
+    return undisturbed(launch, (*arguments, "--limit", FEWER), tmp_path_factory.mktemp("undisturbed") / "store")
 
 
 @pytest.fixture(scope="module")

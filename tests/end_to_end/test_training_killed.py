@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -91,9 +91,8 @@ WAYS: dict[str, tuple[int, Values]] = {
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def settings(launch: Trainings, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """The setting of that name, made when it is first needed."""
-    launch = Trainings(tmp_path_factory.mktemp("logs"))
     made: dict[str, Setting] = {}
     stores = {
         name: write_pairs(tmp_path_factory.mktemp("data") / "store", pairs)
@@ -117,8 +116,7 @@ def settings(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             made[way] = found
         return made[way]
 
-    yield undisturbed
-    launch.close()
+    return undisturbed
 
 
 def long(*ways: object) -> list[ParameterSet]:

@@ -16,6 +16,7 @@ from earl_cli.models.bundle import load_model
 CODES = np.random.default_rng(0).integers(0, 512, (4, 9, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_it_gives_the_bits_that_this_thread_gives(threads: int, tiny_model_dir: Path) -> None:
     model = load_model(str(tiny_model_dir), device="cpu")

@@ -65,6 +65,7 @@ def edit(client: httpx.Client, page: str, image: bytes, origin: str | None = Non
     return client.post(f"{page}v1/images/edits", data={"prompt": "x"}, files={"image": image}, headers=all_headers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", [{}, {HOST: ""}], ids=["host kept", "host rewritten"])
 @pytest.mark.parametrize("prefix", [{}, {PASS: PASS.replace(";", "/;")}], ids=["prefix kept", "prefix taken away"])
 def test_the_page_and_its_edits(proxied: Proxied, tmp_path: Path, host: dict[str, str], prefix: dict[str, str]) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -63,13 +63,11 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def setting(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def setting(launch: Trainings, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     store = write_pairs(tmp_path_factory.mktemp("data") / "store", 16)
     values = {"max_steps": STEPS, "warmup_steps": 1, "learning_rate": 3e-3, "log_every": 1, "precision": "float32"}
-    start = Trainings(tmp_path_factory.mktemp("logs"))
     common = ("sft", "--model", tiny_model_dir, "--data", store, "--device", "cpu", *options(**values))
-    yield Setting(start, common)
-    start.close()
+    return Setting(launch, common)
 
 
 @pytest.fixture(scope="module")

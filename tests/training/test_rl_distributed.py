@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,17 +26,6 @@ Together: TypeAlias = Callable[[str], tuple[Path, list[Run]]]
 TOLERANCE = 1e-6
 """Of a weight, which the update moves by up to 1e-3: the sums are the same, in another order."""
 MEASURED = ("time/", "memory")
-REWARDS = '''
-import os
-
-def alike(edits):
-    """Without signal in the groups of the last process, whose prompts come last."""
-    if not edits:
-        raise ValueError("there is nothing to be judged")
-    if os.environ.get("RANK") == "1":
-        return [0.5] * len(edits)
-    return [edit.edited.mean() / 255 for edit in edits]
-'''
 
 
 @dataclass(frozen=True)
@@ -54,18 +43,15 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def setting(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+def setting(launch: Trainings, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     folder = tmp_path_factory.mktemp("data")
-    (folder / "rewards_of_ranks.py").write_text(REWARDS)
     store = write_pairs(folder / "store", 12)
     values: dict[str, object] = {"num_iterations": 1, "episodes_per_iteration": 16, "generations_per_sample": 4}
     values |= {"batch_size": 4, "learning_rate": 0.05, "epsilon": 0.01, "precision": "float32"}
     values |= {"max_response_tokens": 64, "max_length": 128, "kl_coeff": 0.1, "gradient_checkpointing": "false"}
     values |= {"validation_examples": 3, "log_episodes_every_n_iterations": 1}
-    start = Trainings(tmp_path_factory.mktemp("logs"), {"PYTHONPATH": str(folder)})
     common = ("rl", "--model", tiny_model_dir, "--data", store, "--device", "cpu", *options(**values))
-    yield Setting(start, (*common, "--validation", store))
-    start.close()
+    return Setting(launch, (*common, "--validation", store))
 
 
 REFERENCE = ("--reward", "reference")
@@ -154,7 +140,7 @@ def test_a_rank_with_nothing_to_learn_runs_along(
     sharding: str, recompute: str, setting: Setting, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     """Its batches count nothing: the update is that of the unsharded run, whose second process runs none."""
-    reward = ("--reward", "rewards_of_ranks:alike")
+    reward = ("--reward", "rank_rewards:alike")
     more = options(kl_coeff=0, gradient_checkpointing=recompute, updates_per_iteration=2)
     setting.run(tmp_path / "plain", 2, *reward, *more)
     setting.run(tmp_path / "sharded", 2, *reward, *more, *options(sharding=sharding))
@@ -178,7 +164,7 @@ def test_completions_of_any_length_are_sampled_side_by_side(setting: Setting, tm
 @pytest.mark.parametrize("sharding", ["none", pytest.param("zero3", marks=full)])
 def test_a_validation_with_nothing_for_the_second_process(sharding: str, setting: Setting, tmp_path: Path) -> None:
     """And its reward isn't called without edits."""
-    more = ("--reward", "rewards_of_ranks:alike", *options(validation_examples=1, sharding=sharding))
+    more = ("--reward", "rank_rewards:alike", *options(validation_examples=1, sharding=sharding))
     setting.run(tmp_path / "out", 2, *more)
     lines = [line for line in logged(tmp_path / "out") if "validation/reward/mean" in line]
     assert [line["validation/reward/frac_missing"] for line in lines] == [0, 0]
