@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import tomllib
@@ -12,7 +13,10 @@ import pytest
 import yaml
 from setuptools import Distribution
 
-from earl_cli.app import COMMANDS
+from earl_cli.app import COMMANDS, OPTION_ALIASES
+from earl_cli.config.keys import aliases_of
+from earl_cli.config.loader import training_configs
+from earl_cli.training.common.curves import RENAMED
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -94,6 +98,17 @@ def test_version_changelog_and_citation_agree() -> None:
     assert str(citation["date-released"]) == versions[0][1]
     assert citation["license"] == PROJECT["license"]
     assert "2508.01119" in citation["preferred-citation"]["doi"]
+
+
+def test_the_changelog_has_old_and_new_names_side_by_side() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    aliases = {old: new for table in OPTION_ALIASES.values() for old, new in table.items()}
+    old_configs = (ROOT / "tests/config/old_configs").glob("*.json")
+    old_keys = {key for path in old_configs for key in json.loads(path.read_text(encoding="utf-8"))}
+    keys = {old: new for kind in training_configs().values() for old, new in aliases_of(kind).items()}
+    names = aliases | {old: keys[old] for old in old_keys & keys.keys()} | RENAMED
+    assert len(names) > 30
+    assert [f"`{old}` → `{new}`" for old, new in names.items() if f"`{old}` → `{new}`" not in text] == []
 
 
 def test_what_the_pages_for_contributors_name_exists() -> None:
