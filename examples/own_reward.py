@@ -34,8 +34,11 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 2:
         sys.exit('usage: python examples/own_reward.py PHOTO "INSTRUCTION"')
     photo, instruction = arguments
-    with Image.open(photo) as image:
-        source = np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(photo) as image:
+            source = np.asarray(image.convert("RGB"))
+    except OSError as error:  # missing, or not an image
+        sys.exit(f"error: {error}")
     with load_editor() as editor:
         variants = editor.variants(source, instruction, 4, seed=0)
     edits = [

@@ -158,6 +158,8 @@ def test_a_reward_of_ones_own_scores_edits_and_trains(
     workplace: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert example("own_reward")(["photo.jpg", "make it warmer"]) == 0
+    with pytest.raises(SystemExit, match=r"error: .*missing\.jpg"):
+        example("own_reward")(["missing.jpg", "make it warmer"])
     printed = capsys.readouterr().out
     assert printed.count("seed ") == printed.count("brightness_change") == 4
     values = [float(value) for value in re.findall(r"seed \d: (\S+)", printed)]

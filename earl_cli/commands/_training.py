@@ -53,6 +53,11 @@ def shown(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
+def multiple(number: float) -> str:
+    """How many times something is seen, in three digits and never as a power of ten."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}" if number >= 0.001 else "less than 0.001"
+
+
 def show_config(resolved: Resolved[Any]) -> dict[str, Any]:
     """Print every value and its origin; returns the values, ready for JSON."""
     values: dict[str, Any] = resolved.config.model_dump(mode="json")
@@ -76,10 +81,11 @@ def show_memory(memory: Memory, base: Base, processes: int, sampler: SamplerMemo
         least = "" if sampler.gpu else "at least its weights, "
         rows.append([f"vLLM while it samples: {least}{sampler.share:.0%} of a GPU", f"{sampler.bytes / 1e9:.2f}"])
         found["vllm"] = sampler.bytes
+    devices = "1 device" if processes == 1 else f"{processes} devices"
     console.table(
         ["memory of one device", "GB"],
         rows,
-        title=f"Memory, {base.parameters / 1e6:.1f} M weights on {processes} device(s), by calculation",
+        title=f"Memory, {base.parameters / 1e6:.1f} M weights on {devices}, by calculation",
     )
     return found
 

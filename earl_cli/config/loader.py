@@ -78,7 +78,8 @@ def resolve(
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         missing = first["type"] == "missing"
-        what = (f"{key}: " if key else "") + first["msg"].removeprefix("Value error, ")
+        message = "a value is needed" if missing else first["msg"].removeprefix("Value error, ")
+        what = f"{key}: {message}" if key else message
         given_value = reprlib.repr(first["input"])
         hint = f"give {_option(key, options)}, or set it in a config" if missing else f"it is {given_value}"
         raise UsageError(what, where=origins.get(key.split(".")[0], name), hint=hint if key else None) from None

@@ -228,7 +228,8 @@ def test_a_plan_trains_nothing(rl: Callable[..., CommandResult], tmp_path: Path,
 def test_a_plan_for_people(rl: Callable[..., CommandResult], store: Path) -> None:
     result = rl("--dry-run")
     assert result.code == 0, result.err
-    assert "2 iterations of 3 prompts × 2 edits, 3 prompts in each of 1 processes" in result.out
+    assert "2 iterations of 3 prompts × 2 edits, 3 prompts in one process: each of 6 prompts 1 ×" in result.out
+    assert "weights on 1 device, by calculation" in result.out
     for value in ("kl_coeff", "0.0003", str(store), "float32"):
         assert value in result.out
 

@@ -394,6 +394,12 @@ def test_a_plan_trains_nothing(sft: Callable[..., CommandResult], tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_for_people_has_no_powers_of_ten(sft: Callable[..., CommandResult]) -> None:
+    result = sft("--dry-run", max_steps=24000)
+    assert "24000 steps of 2 examples: 4,000 epochs of 12 examples" in result.out
+    assert "weights on 1 device, by calculation" in result.out
+
+
 def test_the_plan_says_what_the_training_does(sft: Callable[..., CommandResult], tmp_path: Path, store: Path) -> None:
     values = {"max_steps": "null", "epochs": 1.5, "accumulation": 4}
     both = ["--data", store, "--data", store, "--coefficients", "1,0.4", "--json"]

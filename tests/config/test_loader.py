@@ -106,7 +106,7 @@ def test_every_value_knows_where_it_comes_from(tmp_path: Path) -> None:
         ({**NEEDED, "learning_rat": 1}, [], "did you mean 'learning_rate'"),
         ({**NEEDED, "epochs": 0}, [], "epochs: Input should be greater than 0"),
         ({**NEEDED, "batch_size": "many"}, [], "it is 'many'"),
-        ({"output": "o"}, [], "data: Field required .*give --data"),
+        ({"output": "o"}, [], "data: a value is needed .*give --data"),
         ({**NEEDED, "coefficients": [1, 2]}, [], "2 coefficients for 1 data sets"),
         ({**NEEDED, "quantize": "4bit"}, [], "set lora_rank as well"),
         ({**NEEDED, "lora_rank": 4, "sharding": "zero3"}, [], "use sharding none or zero2"),

@@ -14,6 +14,7 @@ import typer
 from earl_cli.commands._training import (
     check_before,
     ending,
+    multiple,
     positions,
     problem_of,
     refuse_after,
@@ -111,10 +112,11 @@ def show_plan(resolved: Resolved[RlConfig]) -> None:
     ]
     show_sets(sets)
     prompts = config.prompts_per_iteration
+    each = f"in each of {processes} processes" if processes > 1 else "in one process"
     console.say(
         f"{config.num_iterations} iterations of {prompts} prompts × {config.generations_per_sample} edits, "
-        f"{prompts // processes} prompts in each of {processes} processes: "
-        f"{config.num_iterations * prompts / len(data.prompts):.3g} times each of {len(data.prompts)} prompts"
+        f"{prompts // processes} prompts {each}: "
+        f"each of {len(data.prompts)} prompts {multiple(config.num_iterations * prompts / len(data.prompts))} ×"
     )
     memory = rl_memory(config, base, processes, _longest(config, data))
     parts = show_memory(memory, base, processes, sampler_memory(config, base))

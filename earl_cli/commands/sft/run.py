@@ -9,6 +9,7 @@ from contextlib import nullcontext, redirect_stdout
 from earl_cli.commands._training import (
     check_before,
     ending,
+    multiple,
     positions,
     problem_of,
     refuse_after,
@@ -75,7 +76,7 @@ def show_plan(resolved: Resolved[SftConfig]) -> None:
     examples = config.batch_size * config.accumulation * processes
     epochs = steps * examples / len(data.train)
     console.say(
-        f"{steps} steps of {examples} examples: {epochs:.3g} epochs of {len(data.train)} examples and "
+        f"{steps} steps of {examples} examples: {multiple(epochs)} epochs of {len(data.train)} examples and "
         f"{lengths.sum():,} tokens"
         + (f"; {rows.thinking} of {len(rows)} rows have a chain of thought" if config.cot_keys else "")
     )
