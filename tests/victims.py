@@ -56,6 +56,11 @@ class Run:
         wait_until_frozen(self.pid, lambda: self.output)
         return self
 
+    def wait_for_library(self, name: str) -> None:
+        """Until it has loaded this shared library: it imports things by then, for seconds."""
+        while name not in Path(f"/proc/{self.pid}/maps").read_text():
+            time.sleep(0.002)
+
     def thaw(self) -> None:
         self.send(signal.SIGCONT)
 

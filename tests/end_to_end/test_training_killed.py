@@ -200,7 +200,7 @@ def test_the_command_itself_killed_and_started_again(way: str, settings: Setting
     """Not forked: with all its imports, in which it is killed too."""
     setting, output = settings(way), tmp_path / "run"
     imports = own_program(tmp_path, *setting.arguments, "-o", output)
-    time.sleep(1)
+    imports.wait_for_library("libtorch")
     assert kill([imports]) == 1
     training = own_program(tmp_path, *setting.arguments, "-o", output, freeze="between checkpoints")
     assert kill([training.frozen()]) == 1
