@@ -68,7 +68,9 @@ class Trained:
 
 def root_of(work: Path) -> Path:
     """The folder of all results; other settings, edits, pairs or start have another one, so that none are mixed."""
-    settings = [json.dumps(read_config(f"miniature/{name}"), sort_keys=True) for name in ("sft", "sft-thinking", "rl")]
+    settings = [
+        json.dumps(read_config(f"miniature/{name}", {}), sort_keys=True) for name in ("sft", "sft-thinking", "rl")
+    ]
     sources = [HERE / name for name in ("photos.py", "edits.py", "complex_edits.py", "pairs.py", "noisy_reward.py")]
     content = "\0".join([*settings, *(path.read_text() for path in [*sources, START]), repr(PAIRS)])
     return work / f"reproduce-{hashlib.sha256(content.encode()).hexdigest()[:8]}"

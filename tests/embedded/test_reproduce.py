@@ -119,7 +119,7 @@ def test_a_step_that_fails_is_named_with_its_log(
 def test_other_settings_have_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = reproduce.root_of(tmp_path)
     assert first == reproduce.root_of(tmp_path)
-    monkeypatch.setattr(reproduce, "read_config", lambda name: {"name": name, "learning_rate": 1})
+    monkeypatch.setattr(reproduce, "read_config", lambda name, _: {"name": name, "learning_rate": 1})
     second = reproduce.root_of(tmp_path)
     monkeypatch.setattr(reproduce, "PAIRS", (("simple", 2, 1),))
     third = reproduce.root_of(tmp_path)

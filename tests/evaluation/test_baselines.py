@@ -295,7 +295,7 @@ def test_a_model_that_generates_from_text_alone(pix2pix: Path, tmp_path: Path) -
     folder = shutil.copytree(pix2pix, tmp_path / "drawing")
     config = json.loads((folder / "unet" / "config.json").read_text())
     (folder / "unet" / "config.json").write_text(json.dumps(config | {"in_channels": 4}))
-    with pytest.raises(ModelError, match="this model wasn't made to edit"):
+    with pytest.raises(ModelError, match="this is a text-to-image model, not an editor"):
         open_baseline("aurora", str(folder), "cpu").edit([task()])
 
 
