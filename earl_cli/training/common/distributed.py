@@ -61,7 +61,8 @@ def set_single_process_environment() -> None:
 def report_once() -> Iterator[None]:
     """Report an error of all ranks once, on rank 0: the others wait, and torchrun ends them meanwhile.
 
-    A rank that only lost the connection to another one waits longest, so that the rank with the cause reports it.
+    A rank that only lost the connection to another one waits longest, so that the rank with the cause reports it. After
+    a success all ranks leave their process group together.
     """
     from torch.distributed import DistError
 
@@ -75,6 +76,16 @@ def report_once() -> Iterator[None]:
         if rank() > 0:
             time.sleep(REPORT_DELAY)
         raise
+    _leave_processes()
+
+
+def _leave_processes() -> None:
+    """Close the connections between the ranks: a thread of theirs that is left at the end of a process may abort it."""
+    import torch.distributed as dist
+
+    if world_size() > 1 and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def rank() -> int:
