@@ -20,7 +20,7 @@ from typing import Any
 from earl_cli.data.store import MANIFEST
 from earl_cli.evaluation.results import LINES
 from earl_cli.files import LOCK_FILE, is_partial
-from earl_cli.training.common.checkpoints import CHECKPOINTS, MODEL_ONLY, STATE, TRAINING, checkpoints
+from earl_cli.training.common.checkpoints import CHECKPOINTS, MODEL_ONLY, STATE, checkpoints
 from earl_cli.training.common.curves import LOG
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree")
@@ -127,16 +127,11 @@ def of_results(results: Path) -> str:
     return "after the first edit" if written else "while starting"
 
 
-def own_phase(command: str, output: Path) -> str:
-    """How far this process has come, which runs the command of that name."""
+def phase(command: str, output: Path) -> str:
+    """How far the command of that name has come, by what it left there."""
     if command == "tokenize":
         return of_store(output)
-    if command == "eval":
-        return of_results(output)
-    lock = output / CHECKPOINTS / LOCK_FILE
-    if not lock.is_file() or lock.read_text(encoding="utf-8") != f"{os.getpid()} {TRAINING}":
-        return "while starting"  # what is there is of an earlier process
-    return of_training(SFT if command == "sft" else RL, output)
+    return of_results(output) if command == "eval" else of_training(SFT if command == "sft" else RL, output)
 
 
 # -- frozen --------------------------------------------------------------------------------------------------------
@@ -145,24 +140,26 @@ def own_phase(command: str, output: Path) -> str:
 def freeze_in(wanted: str, args: list[str]) -> None:
     """Make this process stop, once, right before an operation on its output's files, where that is in this phase.
 
-    Of several processes of a training it is the first.
+    Of several processes of a training it is the first. A training is starting until it has logged a step: then all its
+    processes are at work, and what is there isn't of an earlier run alone.
     """
     if os.environ.get("RANK", "0") == "0":
         sys.addaudithook(_watching(wanted, args[0], args[args.index("-o") + 1]))
 
 
 def _watching(wanted: str, command: str, output: str) -> Callable[[str, tuple[Any, ...]], None]:
-    over = False
+    over, logged = False, command in ("tokenize", "eval")
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal over
+        nonlocal over, logged
         if over or event not in OPERATIONS or not str(args[0]).startswith(output):
             return
         over = True  # to look at the output is an operation on it as well
         with suppress(FileNotFoundError):  # another process goes on
-            if own_phase(command, Path(output)) == wanted:
+            if (phase(command, Path(output)) if logged else "while starting") == wanted:
                 os.kill(os.getpid(), signal.SIGSTOP)
                 return
+        logged = logged or (event == "open" and args[:2] == (f"{output}/{LOG}", "a"))
         over = False
 
     return hook
