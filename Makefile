@@ -84,7 +84,7 @@ check: lint types ## every check, and every test that needs neither a GPU nor lo
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) -m "$(TESTS)"
 
 check-fast: lint types ## the checks, and the tests that take no more than seconds
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) -m "$(TESTS) and not slow" --ignore=tests/end_to_end
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "$(TESTS) and not slow" --ignore=tests/end_to_end
 
 browser: $(DEV) ## install a Chromium for the tests of pages, where none is there (Debian, as root or by sudo)
 	@$(HAS_BROWSER) || { $(DEBIAN) chromium >/dev/null && $(HAS_BROWSER); } \
